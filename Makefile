@@ -1,0 +1,40 @@
+# make quickstart | test | test-slow | lint | install.   PYTHON=python3.12 make ... chooses the interpreter.
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+CORPUS ?=
+WORK ?= work/quickstart
+
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# DeepSpeed compiles one small op for CPU ranks; it lives and goes with the environment.
+export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
+
+.PHONY: quickstart install test test-slow lint clean
+
+quickstart: $(INSTALLED)
+	python launch/quickstart.py --work $(WORK) $(if $(CORPUS),--corpus $(CORPUS))
+
+install: $(INSTALLED)
+
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "error: $(PYTHON) is older than 3.10; run PYTHON=python3.12 make install" >&2; exit 2; }
+	@command -v c++ >/dev/null || { echo "error: no C++ compiler (c++); install g++ or clang" >&2; exit 2; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	$(VENV)/bin/python -m recipe.run.cpu_op
+	@touch $@
+
+test: $(INSTALLED)
+	python -m pytest -m "not slow"
+
+test-slow: $(INSTALLED)
+	python -m pytest -m slow
+
+lint: $(INSTALLED)
+	ruff check .
+	ruff format --check .
+	mypy
+
+clean:
+	rm -rf $(VENV) work *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,210 @@
+"""The ds_config JSON, read strictly.
+
+DeepSpeed ignores unknown top-level keys and mistyped `expert_parallel` fields, and replaces or drops
+"auto". Here an unknown key, an "auto" or an option that ZeRO-3 with AutoEP refuses is an error before any
+process group exists. The keys below are the ones this recipe supports; their meaning is DeepSpeed's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from recipe.base.errors import ConfigError
+from recipe.base.model_shape import ModelShape
+from recipe.base.strict import load_json, strict_model
+
+_RUN_CONFIG_OWNS = "belongs to the run config ({}); remove it here"
+# Keys of DeepSpeed that have another owner or no place in this recipe, and where to go instead.
+REFUSED_KEYS = {
+    "optimizer": _RUN_CONFIG_OWNS.format("optimizer:"),
+    "scheduler": _RUN_CONFIG_OWNS.format("schedule:"),
+    "fp16": "is not supported: routers overflow in fp16; use bf16",
+    "amp": "is not supported; use bf16",
+    "tensorboard": _RUN_CONFIG_OWNS.format("the recipe writes TensorBoard logs into run_dir"),
+    "zero_allow_untested_optimizer": "is not needed: the recipe passes torch.optim.AdamW; remove it",
+    "sequence_parallel_size": "is refused by DeepSpeed for ZeRO-3 with AutoEP; remove it",
+    "pipeline": "is not supported: the recipe parallelises over data and experts; remove it",
+    "tensor_parallel": "is not supported: the recipe parallelises over data and experts; remove it",
+}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Bf16(_Section):
+    enabled: bool
+    immediate_grad_update: bool = False
+    check_grad_overflow: bool = True
+
+
+class Offload(_Section):
+    device: Literal["none", "cpu"]
+    pin_memory: bool = True
+    ratio: float = Field(1.0, ge=0, le=1)
+
+
+class ZeroOptimization(_Section):
+    stage: Literal[1, 2, 3]
+    contiguous_gradients: bool = True
+    overlap_comm: bool | None = None
+    reduce_scatter: bool = True
+    reduce_bucket_size: int = Field(500_000_000, gt=0)
+    allgather_bucket_size: int = Field(500_000_000, gt=0)
+    allgather_partitions: bool = True
+    round_robin_gradients: bool = False
+    sub_group_size: int = Field(1_000_000_000, gt=0)
+    offload_optimizer: Offload | None = None
+    stage3_prefetch_bucket_size: int = Field(50_000_000, ge=0)
+    stage3_param_persistence_threshold: int = Field(100_000, ge=0)
+    stage3_model_persistence_threshold: int | None = Field(None, ge=0)
+    stage3_max_live_parameters: int = Field(1_000_000_000, ge=0)
+    stage3_max_reuse_distance: int = Field(1_000_000_000, ge=0)
+    stage3_module_granularity_threshold: int = Field(0, ge=0)
+    zero_hpz_partition_size: int = Field(1, gt=0)
+    zero_quantized_weights: bool = False
+    zero_quantized_gradients: bool = False
+    enable_sanity_checks: bool = False
+    log_trace_cache_warnings: bool = False
+
+
+class ExpertParallel(_Section):
+    enabled: Literal[True]
+    autoep_size: int = Field(gt=0)  # ranks that share one set of experts; <= GPUs of a node keeps it on NVLink
+    preset_model: Literal["deepseek_v3"]  # the AutoEP preset whose module names and arithmetic ours follow
+    expert_tensor_parallel_size: int = Field(1, gt=0)
+    async_split_plan: bool = False
+    use_grouped_mm: bool = True
+    disable_triton_grouped_mm: bool = False
+    gate_up_impl: Literal["separate", "fused"] = "separate"
+    combine_impl: Literal["auto", "weighted_sum", "fused_weighted_sum", "legacy_bmm"] = "auto"
+
+
+class CommsLogger(_Section):
+    enabled: bool
+    verbose: bool = False
+    prof_all: bool = True
+    debug: bool = False
+    prof_ops: list[str] = []
+
+
+class DataTypes(_Section):
+    grad_accum_dtype: Literal["fp32", "bf16"]
+
+
+class CheckpointSection(_Section):
+    tag_validation: Literal["Ignore", "Warn", "Fail"] = "Warn"
+    use_node_local_storage: bool = False
+
+
+class DsConfig(_Section):
+    """One ds_config: batch, precision, ZeRO and expert parallelism of one cluster size."""
+
+    train_batch_size: int = Field(gt=0)  # sequences a step, over all ranks
+    train_micro_batch_size_per_gpu: int = Field(gt=0)
+    gradient_accumulation_steps: int = Field(gt=0)
+    gradient_clipping: float = Field(gt=0)
+    zero_optimization: ZeroOptimization
+    expert_parallel: ExpertParallel
+    bf16: Bf16 | None = None
+    data_types: DataTypes | None = None
+    communication_data_type: Literal["fp32", "bf16"] | None = None
+    steps_per_print: int = Field(1_000_000_000, gt=0)
+    wall_clock_breakdown: bool = False
+    memory_breakdown: bool = False
+    comms_logger: CommsLogger | None = None
+    checkpoint: CheckpointSection | None = None
+
+    @property
+    def bf16_enabled(self) -> bool:
+        return self.bf16 is not None and self.bf16.enabled
+
+    @property
+    def world_size(self) -> int:
+        """The number of ranks this file is written for."""
+        return self.train_batch_size // self._sequences_per_rank
+
+    @property
+    def _sequences_per_rank(self) -> int:
+        return self.train_micro_batch_size_per_gpu * self.gradient_accumulation_steps
+
+    def problems(self) -> list[str]:
+        """What this file alone shows to be impossible, one sentence each."""
+        found = []
+        zero, experts = self.zero_optimization, self.expert_parallel
+        if self.train_batch_size % self._sequences_per_rank:
+            found.append(
+                f"train_batch_size {self.train_batch_size} is not a multiple of train_micro_batch_size_per_gpu "
+                f"{self.train_micro_batch_size_per_gpu} * gradient_accumulation_steps {self.gradient_accumulation_steps}"
+            )
+        elif self.world_size % experts.autoep_size:
+            found.append(
+                f"expert_parallel.autoep_size {experts.autoep_size} does not divide the {self.world_size} ranks "
+                "that the batch sizes imply; choose a divisor"
+            )
+        if zero.stage == 3:
+            if zero.zero_hpz_partition_size > 1:
+                found.append("zero_hpz_partition_size > 1 is refused by DeepSpeed for ZeRO-3 with AutoEP; set it to 1")
+            if zero.zero_quantized_gradients:
+                found.append("zero_quantized_gradients is refused by DeepSpeed for ZeRO-3 with AutoEP; set it to false")
+            if experts.expert_tensor_parallel_size > 1:
+                found.append(
+                    "expert_tensor_parallel_size > 1 is refused by DeepSpeed for ZeRO-3 with AutoEP; set it to 1"
+                )
+        if experts.gate_up_impl == "fused" and not experts.use_grouped_mm:
+            found.append('gate_up_impl "fused" needs use_grouped_mm true')
+        return found
+
+    def problems_with(self, shape: ModelShape, world_size: int) -> list[str]:
+        """What does not fit the model or the number of ranks that were launched, one sentence each."""
+        found = []
+        if world_size != self.world_size:
+            found.append(
+                f"train_batch_size {self.train_batch_size} = {self.train_micro_batch_size_per_gpu} micro-batch * "
+                f"{self.gradient_accumulation_steps} accumulation * ranks is written for {self.world_size} ranks, but "
+                f"{world_size} were launched; launch {self.world_size} or use the ds_config for {world_size}"
+            )
+        if shape.n_routed_experts % self.expert_parallel.autoep_size:
+            found.append(
+                f"expert_parallel.autoep_size {self.expert_parallel.autoep_size} does not divide the model's "
+                f"{shape.n_routed_experts} routed experts; choose a divisor"
+            )
+        return found
+
+
+def load_ds_config(path: str | Path) -> tuple[DsConfig, dict[str, Any]]:
+    """Read a ds_config strictly.
+
+    Returns:
+        the checked view of it, and the JSON as it stands, which is what DeepSpeed is given.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    raw = load_json(path)
+    if not isinstance(raw, dict):
+        raise ConfigError(path, ["must hold a JSON object"])
+    found = [f"'{key}' {reason}" for key, reason in REFUSED_KEYS.items() if key in raw]
+    auto = _paths_of_auto(raw)
+    found += [f"'{name}' is \"auto\", which DeepSpeed does not resolve here; write the value" for name in auto]
+    try:
+        checked = strict_model(DsConfig, {k: v for k, v in raw.items() if k not in REFUSED_KEYS}, path)
+    except ConfigError as error:
+        others = [p for p in error.problems if not any(p.startswith(f"'{name}' is ") for name in auto)]
+        raise ConfigError(path, found + others) from None
+    if found:
+        raise ConfigError(path, found)
+    return checked, raw
+
+
+def _paths_of_auto(values: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key, value in values.items():
+        if value == "auto":
+            found.append(prefix + key)
+        elif isinstance(value, dict):
+            found += _paths_of_auto(value, f"{prefix}{key}.")
+    return found

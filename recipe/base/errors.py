@@ -1,0 +1,75 @@
+"""Errors that a user can act on, and how a script reports them.
+
+A `UserError` is one sentence that says what is wrong and what to do about it. Scripts print it without
+a traceback and exit with code 2; anything else is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import functools
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterable
+
+
+class UserError(ValueError):
+    """Something the user gave cannot work; the message says what to change."""
+
+
+class ConfigError(UserError):
+    """All the problems of one configuration file, found in one pass.
+
+    Args:
+        path: the file they were found in.
+        problems: one sentence each.
+    """
+
+    def __init__(self, path: object, problems: Iterable[str]):
+        self.problems = list(problems)
+        assert self.problems, "a ConfigError needs at least one problem"
+        if len(self.problems) == 1:
+            message = f"{path}: {self.problems[0]}"
+        else:
+            message = f"{path} has {len(self.problems)} problems:\n" + "\n".join(f"  - {p}" for p in self.problems)
+        super().__init__(message)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the known name closest to `name`, the known names if none is close."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; known here: {', '.join(known)}" if known else ""
+
+
+def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
+    """Wrap a script's main: a `UserError` becomes one message on standard error and exit code 2.
+
+    So does a disk that is full or a folder that may not be written: the user must act there too.
+    """
+
+    @functools.wraps(main)
+    def wrapped(*args, **kwargs) -> int:
+        try:
+            return main(*args, **kwargs) or 0
+        except UserError as error:
+            _print_once_per_host(str(error))
+            return 2
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+                raise
+            _print_once_per_host(f"{error.filename or 'output'}: {error.strerror}; free or permit it and run again")
+            return 2
+
+    return wrapped
+
+
+def _print_once_per_host(message: str) -> None:
+    """Under a launcher all ranks of a host meet the same error; its first rank speaks for them."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        host = "" if os.environ.get("RANK", "0") == "0" else f" ({socket.gethostname()})"
+        print(f"error{host}: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,119 @@
+"""The run config: everything of a training run that neither the model nor the cluster owns.
+
+One owner per number: model shape is in the model's config.json; micro-batch, accumulation, precision,
+clipping, ZeRO and expert parallelism are in the ds_config; the rest is here. Paths are relative to the
+folder the command is started in.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from recipe.base.errors import UserError
+from recipe.base.strict import load_yaml, parse_yaml_value, strict_model
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Mixture(_Section):
+    """How the sources are mixed: p proportional to tokens ** alpha, or explicit weights."""
+
+    alpha: float = Field(0.5, ge=0, le=1)  # 1: as they are; 0: equally; 0.5 lifts the smaller language
+    weights: dict[str, float] | None = None  # source -> weight, overrides alpha; must name every source
+
+
+class Data(_Section):
+    tokens: Path  # output folder of data_prep/tokenize_corpus.py
+    seq_length: int = Field(gt=1)  # tokens predicted per sequence
+    mixture: Mixture = Mixture()
+
+
+class Optimizer(_Section):
+    """AdamW. Decay touches matrices only: norms, biases and embeddings are left alone."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+
+
+class Schedule(_Section):
+    """Learning rate by tokens seen: linear warmup, then cosine, or WSD (stable, then linear decay)."""
+
+    total_tokens: int = Field(gt=0)
+    kind: Literal["cosine", "wsd"] = "cosine"
+    peak_lr: float = Field(gt=0)
+    min_lr: float = Field(ge=0)
+    warmup_tokens: int = Field(ge=0)
+    decay_tokens: int = Field(0, ge=0)  # WSD only: length of the final decay
+
+
+class Routing(_Section):
+    """Weights of the per-layer router losses, against a language-model loss of weight 1."""
+
+    aux_loss_coef: float = Field(0.01, ge=0)  # Switch Transformers, arXiv 2101.03961
+    z_loss_coef: float = Field(0.001, ge=0)  # ST-MoE, arXiv 2202.08906
+
+
+class Checkpoint(_Section):
+    every_steps: int = Field(gt=0)
+    keep_last: int = Field(2, gt=0)
+
+
+class Logging(_Section):
+    every_steps: int = Field(10, gt=0)
+
+
+class RunConfig(_Section):
+    """A training run."""
+
+    run_dir: Path
+    model: Path  # folder with config.json
+    tokenizer: Path  # folder written by data_prep/train_tokenizer.py
+    seed: int = 0
+    data: Data
+    schedule: Schedule
+    checkpoint: Checkpoint
+    optimizer: Optimizer = Optimizer()
+    routing: Routing = Routing()
+    logging: Logging = Logging()
+
+    def problems(self) -> list[str]:
+        schedule, found = self.schedule, []
+        if schedule.min_lr > schedule.peak_lr:
+            found.append(f"schedule.min_lr {schedule.min_lr} exceeds schedule.peak_lr {schedule.peak_lr}")
+        if schedule.kind == "wsd" and schedule.decay_tokens == 0:
+            found.append("schedule.kind wsd needs schedule.decay_tokens")
+        if schedule.kind == "cosine" and schedule.decay_tokens:
+            found.append("schedule.decay_tokens is for kind wsd; the cosine decays over all that follows the warmup")
+        if schedule.warmup_tokens + schedule.decay_tokens > schedule.total_tokens:
+            found.append("schedule.warmup_tokens + decay_tokens exceed schedule.total_tokens")
+        return found
+
+
+def load_run_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read a run config strictly, with `key.sub=value` overrides (values in YAML) applied first.
+
+    Raises:
+        UserError: unreadable file, malformed override; `ConfigError` with every problem of the content.
+    """
+    values = load_yaml(path)
+    for override in overrides or []:
+        _apply_override(values, override)
+    return strict_model(RunConfig, values, path if not overrides else f"{path} with --set")
+
+
+def _apply_override(values: Any, override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise UserError(f"--set takes key=value, such as --set schedule.peak_lr=3e-4; got '{override}'")
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {}) if isinstance(values, dict) else None
+    if not isinstance(values, dict):
+        raise UserError(f"--set {override}: '{'.'.join(parents)}' is not a section")
+    values[last] = parse_yaml_value(text)

@@ -1,0 +1,159 @@
+"""Which tokens training sees, as a pure function of one integer.
+
+`BatchOrder.sequence(i)` is the i-th training sequence of the run. It depends on the data, the mixture and
+the seed, and on nothing else: not on the number of ranks, the micro-batch, or what was read before. So the
+state of the loader is the number of sequences consumed, and a run resumed on other hardware reads on.
+
+ - mixture: indices come in cycles of `CYCLE`; within a cycle each source has a fixed number of places,
+   shuffled by seed and cycle.
+ - within a source: sequences are cut back to back from the shards and visited in the order of a
+   pseudorandom permutation, another one each epoch, computed without a table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from recipe.base.errors import UserError
+from recipe.data.token_folder import Source
+
+CYCLE = 4096  # places of the mixture's finest grain: weights are kept to 1/4096
+
+
+def mixture_weights(tokens: Mapping[str, int], alpha: float) -> dict[str, float]:
+    """Temperature sampling: p proportional to tokens ** alpha (arXiv 1907.05019 with alpha = 1/T)."""
+    powers = {name: count**alpha for name, count in tokens.items()}
+    total = sum(powers.values())
+    return {name: power / total for name, power in powers.items()}
+
+
+def cycle_places(weights: Mapping[str, float]) -> dict[str, int]:
+    """How many of the `CYCLE` places each source gets: largest remainders, at least one where the weight is positive."""
+    total = sum(weights.values())
+    exact = {name: CYCLE * weight / total for name, weight in weights.items()}
+    places = {name: max(int(share), 1 if share > 0 else 0) for name, share in exact.items()}
+    by_remainder = sorted(exact, key=lambda name: (places[name] - exact[name], name))
+    for step in range(abs(CYCLE - sum(places.values()))):
+        if sum(places.values()) < CYCLE:
+            places[by_remainder[step % len(by_remainder)]] += 1
+        else:  # more sources than remainders: the largest gives
+            places[max(places, key=lambda name: (places[name], name))] -= 1
+    return places
+
+
+class Permutation:
+    """A pseudorandom permutation of range(size) without a table: a 4-round Feistel network with cycle walking."""
+
+    def __init__(self, size: int, key: str):
+        self.size = size
+        half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
+        self._half_bits, self._mask = half_bits, (1 << half_bits) - 1
+        digest = hashlib.sha256(key.encode()).digest()
+        self._round_keys = [int.from_bytes(digest[8 * i : 8 * i + 8], "little") for i in range(4)]
+
+    def __call__(self, index: int) -> int:
+        assert 0 <= index < self.size
+        while True:  # at most 4 expected tries: the domain is less than 4 * size
+            index = self._encrypt(index)
+            if index < self.size:
+                return index
+
+    def _encrypt(self, index: int) -> int:
+        left, right = index >> self._half_bits, index & self._mask
+        for key in self._round_keys:
+            mixed = ((right ^ key) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+            mixed ^= mixed >> 29
+            mixed = (mixed * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+            left, right = right, left ^ ((mixed ^ (mixed >> 32)) & self._mask)
+        return (left << self._half_bits) | right
+
+
+class _SourceOrder:
+    """The sequences of one source, `seq_length + 1` tokens each, the last token shared with the next one."""
+
+    def __init__(self, source: Source, seq_length: int, seed: int):
+        self.source, self.seq_length, self.seed = source, seq_length, seed
+        per_shard = [max(0, (shard.num_tokens - 1) // seq_length) for shard in source.shards]
+        self._ends = np.cumsum(per_shard)
+        self.num_sequences = int(self._ends[-1])
+        if self.num_sequences == 0:
+            raise UserError(
+                f"source '{source.name}' has {source.num_tokens} tokens, too few for one sequence of {seq_length} + 1; "
+                "lower data.seq_length or add data"
+            )
+        self._permutation = lru_cache(maxsize=2)(self._permutation_of_epoch)
+
+    def _permutation_of_epoch(self, epoch: int) -> Permutation:
+        return Permutation(self.num_sequences, f"{self.seed}:{self.source.name}:{epoch}")
+
+    def sequence(self, index: int) -> np.ndarray:
+        epoch, place = divmod(index, self.num_sequences)
+        number = self._permutation(epoch)(place)
+        shard_index = int(np.searchsorted(self._ends, number, side="right"))
+        first = number - (int(self._ends[shard_index - 1]) if shard_index else 0)
+        start = first * self.seq_length
+        return self.source.shards[shard_index].tokens[start : start + self.seq_length + 1]
+
+
+class BatchOrder:
+    """The run's sequences in order; see the module's text.
+
+    Args:
+        sources: what to mix.
+        weights: share of each source by name; every source must be named.
+        seq_length: S, tokens predicted per sequence.
+        seed: of the order.
+    """
+
+    def __init__(self, sources: Sequence[Source], weights: Mapping[str, float], seq_length: int, seed: int):
+        names = {source.name for source in sources}
+        if set(weights) != names:
+            raise UserError(
+                f"the mixture names {sorted(weights)} but the tokens have {sorted(names)}; name each source once"
+            )
+        if sum(weights.values()) <= 0 or min(weights.values()) < 0:
+            raise UserError(f"mixture weights must not be negative and not all zero; got {dict(weights)}")
+        self.seed = seed
+        self.names = sorted(names)
+        self.places = cycle_places(weights)
+        self._orders = {s.name: _SourceOrder(s, seq_length, seed) for s in sources}
+        self._pattern = lru_cache(maxsize=2)(self._pattern_of_cycle)
+
+    def _pattern_of_cycle(self, cycle: int) -> tuple[np.ndarray, np.ndarray]:
+        """Source number of each place in a cycle, and how many places of that source come before it."""
+        ordered = np.repeat(np.arange(len(self.names)), [self.places[name] for name in self.names])
+        pattern = np.random.Generator(np.random.Philox(key=[self.seed, cycle])).permutation(ordered)
+        rank = np.empty(CYCLE, dtype=np.int64)
+        for number in range(len(self.names)):
+            where = np.flatnonzero(pattern == number)
+            rank[where] = np.arange(where.size)
+        return pattern, rank
+
+    def locate(self, index: int) -> tuple[str, int]:
+        """Source of the run's sequence `index`, and its number within that source."""
+        cycle, place = divmod(index, CYCLE)
+        pattern, rank = self._pattern(cycle)
+        name = self.names[pattern[place]]
+        return name, cycle * self.places[name] + int(rank[place])
+
+    def sequence(self, index: int) -> np.ndarray:
+        """Tokens [S + 1] of the run's sequence `index`."""
+        name, number = self.locate(index)
+        return self._orders[name].sequence(number)
+
+    def micro_batch(self, consumed: int, micro_step: int, rank: int, world_size: int, size: int) -> np.ndarray:
+        """Tokens [size, S + 1] int64 of one rank in one accumulation step after `consumed` sequences of the run.
+
+        Micro-batches are contiguous runs of the order, dealt to ranks in turn, so that the set of
+        micro-batches of a step is the same however many ranks share it.
+        """
+        start = consumed + (micro_step * world_size + rank) * size
+        return np.stack([self.sequence(index) for index in range(start, start + size)]).astype(np.int64)
+
+    def epochs(self, sequences: int) -> dict[str, float]:
+        """How often each source is repeated in a run of this many sequences."""
+        return {name: sequences * self.places[name] / CYCLE / self._orders[name].num_sequences for name in self.names}

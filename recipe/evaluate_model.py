@@ -1,0 +1,126 @@
+#!/usr/bin/env python3
+"""Held-out loss and bits per byte per source: of a run's checkpoint, or of an exported HuggingFace folder."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from recipe.base.errors import UserError, exit_on_user_error
+from recipe.base.files import sha256, write_json
+from recipe.data.token_folder import Source, TokenFolder
+
+EXAMPLE = """examples:
+  deepspeed --num_gpus 2 recipe/evaluate_model.py --run runs/a
+  python recipe/evaluate_model.py --model exports/a --tokens work/tokens --output eval.json"""
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--run", type=Path, help="run_dir of a training run; needs the launcher with the run's ranks")
+    what.add_argument("--model", type=Path, help="exported folder; one process")
+    parser.add_argument("--checkpoint", help="with --run: name such as step_00001000 (default: the newest)")
+    parser.add_argument("--tokens", type=Path, help="output of tokenize_corpus.py (default with --run: the run's own)")
+    parser.add_argument("--seq-length", type=int, help="tokens per window (default: the run's, or the model's maximum)")
+    parser.add_argument("--batch-size", type=int, default=8, help="windows per rank at a time (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="JSON for the results (default with --run: evaluation.json in it)")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def held_out_sources(folder: Path, tokenizer: Path) -> list[Source]:
+    tokens = TokenFolder(folder)
+    if sha256(tokenizer / "tokenizer.json") != tokens.tokenizer["sha256"]:
+        raise UserError(
+            f"{folder} was tokenized with another tokenizer than {tokenizer}; give tokens made with that one"
+        )
+    sources = tokens.sources("held_out")
+    if not sources:
+        raise UserError(f"{folder} has no held-out shards; tokenize with held_out above 0")
+    return sources
+
+
+def evaluate_run(args: argparse.Namespace) -> None:
+    import torch.distributed as dist
+    from torch.utils.tensorboard import SummaryWriter
+
+    from recipe.run.evaluation import evaluate_source
+    from recipe.run.restore import RestorableRun
+    from recipe.run.session import session
+
+    restorable = RestorableRun(args.run, args.checkpoint)
+    run = restorable.run
+    sources = held_out_sources(args.tokens or run.data.tokens, run.tokenizer)
+    with session():
+        engine, state = restorable.restore()
+        results = {
+            source.name: evaluate_source(
+                lambda tokens: engine(tokens).logits,
+                source,
+                seq_length=args.seq_length or run.data.seq_length,
+                batch_size=args.batch_size,
+                device=engine.device,
+                rank=dist.get_rank(),
+                world_size=dist.get_world_size(),
+            )
+            for source in sources
+        }
+        if dist.get_rank() == 0:
+            with SummaryWriter(str(args.run / "tensorboard")) as board:
+                for name, result in results.items():
+                    board.add_scalar(f"eval/{name}/loss", result["loss"], state.step)
+                    board.add_scalar(f"eval/{name}/bits_per_byte", result["bits_per_byte"], state.step)
+            report(results, args.output or args.run / "evaluation.json", {"step": state.step})
+
+
+def evaluate_export(args: argparse.Namespace) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from recipe.run.evaluation import evaluate_source
+
+    if not (args.model / "config.json").exists():
+        raise UserError(f"--model {args.model} holds no config.json; give a folder written by export.py")
+    if args.tokens is None:
+        raise UserError("--model needs --tokens, the output folder of tokenize_corpus.py")
+    sources = held_out_sources(args.tokens, args.model)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model: Any = AutoModelForCausalLM.from_pretrained(args.model)
+    model.to(device).eval()
+    results = {
+        source.name: evaluate_source(
+            lambda tokens: model(tokens, use_cache=False).logits,
+            source,
+            seq_length=args.seq_length or model.config.max_position_embeddings,
+            batch_size=args.batch_size,
+            device=device,
+        )
+        for source in sources
+    }
+    report(results, args.output, {"model": str(args.model)})
+
+
+def report(results: dict[str, dict[str, Any]], output: Path | None, facts: dict[str, Any]) -> None:
+    for name, result in results.items():
+        print(
+            f"held-out {name:<12} loss {result['loss']:.5f} nats/token  {result['bits_per_byte']:.4f} bits/byte  "
+            f"{result['tokens']:,} tokens",
+            flush=True,
+        )
+    if output is not None:
+        write_json(output, {**facts, "sources": results})
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    (evaluate_run if args.run else evaluate_export)(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

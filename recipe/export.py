@@ -1,0 +1,45 @@
+#!/usr/bin/env python3
+"""Export a training checkpoint as a HuggingFace folder, under the DeepSpeed launcher with the run's ranks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from recipe.base.errors import exit_on_user_error
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example:\n  deepspeed --num_gpus 2 recipe/export.py --run runs/a --output exports/a",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--run", required=True, type=Path, help="run_dir of a training run")
+    parser.add_argument("--output", required=True, type=Path, help="a new folder")
+    parser.add_argument("--checkpoint", help="name such as step_00001000 (default: the newest)")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    from recipe.model import RecipeMoeConfig
+    from recipe.run.export import check_exportable, export_hf
+    from recipe.run.restore import RestorableRun
+    from recipe.run.session import is_first_rank, session
+
+    source = RestorableRun(args.run, args.checkpoint)
+    config = RecipeMoeConfig.from_shape(source.shape)
+    check_exportable(config, args.output)
+    with session():
+        engine, state = source.restore()
+        export_hf(engine, config, source.run.tokenizer, args.output)
+        if is_first_rank():
+            print(f"exported step {state.step:,} as glm4_moe -> {args.output}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

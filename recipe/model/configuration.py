@@ -1,0 +1,85 @@
+"""The HuggingFace configuration of our MoE decoder.
+
+The fields and their meaning are those of transformers' `Glm4MoeConfig`, plus `scoring_func`. The strict
+reader of `config.json` is `recipe.base.model_shape.ModelShape`; a test keeps the two sets of fields equal.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+
+from recipe.base.errors import UserError
+from recipe.base.model_shape import MODEL_TYPE, ModelShape, load_model_shape
+
+
+@strict
+class RecipeMoeConfig(PreTrainedConfig):
+    """Shape of the decoder; see `ModelShape` for what each field means and which values fit together."""
+
+    model_type = MODEL_TYPE
+    keys_to_ignore_at_inference = ["past_key_values"]
+    attribute_map = {"num_local_experts": "n_routed_experts"}
+
+    vocab_size: int = 4096
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    moe_intermediate_size: int = 128
+    num_hidden_layers: int = 4
+    first_k_dense_replace: int = 1
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    head_dim: int = 32
+    use_qk_norm: bool = True
+    attention_bias: bool = False
+    attention_dropout: float | int = 0.0
+    n_routed_experts: int = 8
+    n_shared_experts: int = 1
+    num_experts_per_tok: int = 2
+    n_group: int = 1
+    topk_group: int = 1
+    scoring_func: str = "sigmoid"
+    norm_topk_prob: bool = True
+    routed_scaling_factor: float = 1.0
+    hidden_act: str = "silu"
+    rms_norm_eps: float = 1e-5
+    rope_parameters: Any = None
+    max_position_embeddings: int = 4096
+    initializer_range: float = 0.02
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+
+    @classmethod
+    def from_shape(cls, shape: ModelShape) -> RecipeMoeConfig:
+        values = shape.model_dump(exclude={"model_type"})
+        return cls(architectures=["RecipeMoeForCausalLM"], **values)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> RecipeMoeConfig:
+        """Read `folder/config.json` strictly; raises `ConfigError` on unknown keys or a shape that cannot work."""
+        return cls.from_shape(load_model_shape(folder))
+
+    def to_glm4_moe(self, **overrides: Any) -> dict[str, Any]:
+        """This shape as keyword arguments of `Glm4MoeConfig`; only sigmoid routing has an equal there.
+
+        Raises:
+            UserError: softmax routing, which `glm4_moe` cannot express.
+        """
+        if self.scoring_func != "sigmoid":
+            raise UserError(
+                f"scoring_func '{self.scoring_func}' has no equal in glm4_moe; train with 'sigmoid' to export"
+            )
+        names = set(ModelShape.model_fields) - {"model_type", "scoring_func"}
+        special = {name: getattr(self, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        values = {name: getattr(self, name) for name in sorted(names)}
+        # Our checkpoints carry no multi-token-prediction layer.
+        return {**values, **special, "num_nextn_predict_layers": 0, **overrides}
+
+
+AutoConfig.register(MODEL_TYPE, RecipeMoeConfig)

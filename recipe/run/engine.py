@@ -1,0 +1,70 @@
+"""From a checked run config and ds_config to a DeepSpeed engine with our model, optimizer and routers."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
+from torch import nn
+
+from recipe.base.settings import Optimizer, Routing
+from recipe.model import RecipeMoeConfig, RecipeMoeForCausalLM
+from recipe.model.modeling import initialize_parameter
+from recipe.run.autoep import configure_routing, recipe_router
+
+
+def build_model(config: RecipeMoeConfig, ds_raw: dict[str, Any], seed: int) -> RecipeMoeForCausalLM:
+    """The model with its initial weights; under ZeRO-3 each rank keeps its partition from the start."""
+    zero3 = ds_raw["zero_optimization"]["stage"] == 3
+    config._attn_implementation = "sdpa"
+    with deepspeed.zero.Init(config_dict_or_path=ds_raw) if zero3 else nullcontext():
+        model = RecipeMoeForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0, enabled=zero3):
+                if not zero3 or deepspeed.comm.get_rank() == 0:
+                    initialize_parameter(parameter, name, config, seed)
+    return model
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay on matrices; none on norms, biases and embeddings. Experts in groups of their own, as AutoEP needs."""
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        is_matrix = len(getattr(parameter, "ds_shape", parameter.shape)) >= 2
+        (decayed if is_matrix and "embed_tokens" not in name else spared).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay, "name": "decayed"},
+        {"params": spared, "weight_decay": 0.0, "name": "spared"},
+    ]
+    groups = split_params_into_different_moe_groups_for_optimizer(groups)
+    return [group for group in groups if group["params"]]
+
+
+def build_engine(
+    config: RecipeMoeConfig,
+    ds_raw: dict[str, Any],
+    *,
+    seed: int,
+    optimizer: Optimizer,
+    routing: Routing,
+    seq_length: int,
+) -> deepspeed.DeepSpeedEngine:
+    """Initialise DeepSpeed; the process group must exist."""
+    model = build_model(config, ds_raw, seed)
+
+    def adamw(_: Any) -> torch.optim.Optimizer:
+        # Called by the engine after AutoEP has replaced the MoE blocks, so the groups hold what is trained.
+        groups = parameter_groups(model, optimizer.weight_decay)
+        fused = torch.cuda.is_available()
+        return torch.optim.AdamW(groups, lr=0.0, betas=optimizer.betas, eps=optimizer.eps, fused=fused)
+
+    with recipe_router():
+        engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=ds_raw)
+    accumulation = engine.gradient_accumulation_steps()
+    configure_routing(engine.module, routing, seq_length=seq_length, gradient_accumulation_steps=accumulation)
+    return engine

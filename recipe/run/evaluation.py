@@ -1,0 +1,69 @@
+"""Held-out loss and bits per byte, per source, exactly weighted by tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from recipe.data.token_folder import Source
+from recipe.model.modeling import next_token_loss
+
+
+def windows(source: Source, seq_length: int) -> Iterator[np.ndarray]:
+    """Cut a source's shards into windows of at most seq_length + 1 tokens that share their ends.
+
+    Every token but a shard's first is predicted exactly once.
+    """
+    for shard in source.shards:
+        for start in range(0, shard.num_tokens - 1, seq_length):
+            yield shard.tokens[start : start + seq_length + 1]
+
+
+@torch.no_grad()
+def evaluate_source(
+    logits_of: Callable[[torch.Tensor], torch.Tensor],
+    source: Source,
+    *,
+    seq_length: int,
+    batch_size: int,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+) -> dict[str, Any]:
+    """Loss over all held-out tokens of one source.
+
+    Args:
+        logits_of: tokens [B, S] -> logits [B, S, V]; called the same number of times on every rank, since
+            an expert-parallel model needs all of its ranks in each call.
+
+    Returns:
+        tokens predicted, mean loss in nats per token, and bits per UTF-8 byte of the text: the sum of all
+        losses, end-of-document tokens included, over the bytes of the documents.
+    """
+    all_windows = list(windows(source, seq_length))
+    rounds = math.ceil(len(all_windows) / (batch_size * world_size))
+    total = torch.zeros(2, dtype=torch.float64, device=device)
+    for round_number in range(rounds):
+        start = (round_number * world_size + rank) * batch_size
+        batch = all_windows[start : start + batch_size]
+        tokens = np.zeros((batch_size, seq_length), np.int64)
+        targets = np.full((batch_size, seq_length), -100, np.int64)
+        for row, window in enumerate(batch):
+            tokens[row, : window.size - 1] = window[:-1]
+            targets[row, : window.size - 1] = window[1:]
+        targets_BS = torch.from_numpy(targets).to(device)
+        logits_BSV = logits_of(torch.from_numpy(tokens).to(device))
+        total[0] += next_token_loss(logits_BSV, targets_BS, reduction="sum").double()
+        total[1] += (targets_BS != -100).sum()
+    if world_size > 1:
+        torch.distributed.all_reduce(total)
+    nats, predicted = total.tolist()
+    return {
+        "tokens": int(predicted),
+        "loss": nats / predicted,
+        "bits_per_byte": nats / math.log(2) / source.text_bytes,
+    }

@@ -1,0 +1,133 @@
+"""What a run reports: metrics.jsonl, TensorBoard, and one console line per logging interval. Rank 0 only.
+
+metrics.jsonl has one JSON object per logged step. It is only ever appended to: after a resume the steps that
+were lost appear again, and `read_metrics` takes the last line of each step.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from recipe.base.hardware import accelerator_of
+from recipe.base.model_shape import ModelShape
+from recipe.run.autoep import moe_layers
+
+
+class RouterTotals:
+    """Expert loads and router losses of all layers since the last reading, summed over ranks in one all-reduce."""
+
+    def __init__(self, module: nn.Module):
+        self._layers = moe_layers(module)
+
+    @torch.no_grad()
+    def take(self) -> dict[str, Any]:
+        """Read and reset: `tokens_per_expert` [layers][E], mean `aux_loss` and `z_loss` over layers and micro-batches."""
+        counts = torch.stack([layer.tokens_per_expert for _, layer in self._layers]).double()
+        losses = torch.tensor(
+            [
+                [layer.router.aux_loss_sum, layer.router.z_loss_sum, layer.router.losses_counted]
+                for _, layer in self._layers
+            ]
+        )
+        totals = torch.cat((counts, losses.to(counts)), dim=1)
+        torch.distributed.all_reduce(totals)
+        for _, layer in self._layers:
+            layer.tokens_per_expert.zero_()
+            layer.router.reset_totals()
+        counts, (aux_loss, z_loss, counted) = totals[:, :-3], totals[:, -3:].T
+        imbalance = counts.max(dim=1).values / counts.mean(dim=1)
+        return {
+            "aux_loss": (aux_loss / counted).mean().item(),
+            "z_loss": (z_loss / counted).mean().item(),
+            "expert_load_max_over_mean": imbalance.max().item(),
+            "tokens_per_expert": counts.long().tolist(),
+        }
+
+
+class Throughput:
+    """Tokens per second between readings, and MFU where the GPU is a known one."""
+
+    def __init__(self, shape: ModelShape, seq_length: int, world_size: int):
+        known = accelerator_of(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+        self._flops_per_token = shape.training_flops_per_token(seq_length)
+        self._peak_flops = known.bf16_flops * world_size if known else None
+        self._since, self._tokens, self._steps = time.perf_counter(), 0, 0
+
+    def count(self, tokens: int) -> None:
+        self._tokens += tokens
+        self._steps += 1
+
+    def take(self) -> dict[str, float]:
+        now = time.perf_counter()
+        rate = self._tokens / (now - self._since)
+        found = {"tokens_per_s": rate, "step_time_s": (now - self._since) / self._steps}
+        if self._peak_flops is not None:
+            found["mfu"] = rate * self._flops_per_token / self._peak_flops
+        self._since, self._tokens, self._steps = now, 0, 0
+        return found
+
+
+class MetricsWriter:
+    """Appends to a run folder's metrics.jsonl and TensorBoard logs, and prints the console line."""
+
+    TAGS = {
+        "loss": "train/loss",
+        "lr": "train/lr",
+        "grad_norm": "train/grad_norm",
+        "tokens": "train/tokens",
+        "tokens_per_s": "perf/tokens_per_s",
+        "step_time_s": "perf/step_time_s",
+        "mfu": "perf/mfu",
+        "aux_loss": "moe/aux_loss",
+        "z_loss": "moe/z_loss",
+        "expert_load_max_over_mean": "moe/expert_load_max_over_mean",
+    }
+
+    def __init__(self, run_dir: Path, total_steps: int):
+        self._file = open(run_dir / "metrics.jsonl", "a", encoding="utf-8")
+        self._board = SummaryWriter(str(run_dir / "tensorboard"))
+        self._total_steps = total_steps
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        self._file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
+        self._file.flush()
+        for name, tag in self.TAGS.items():
+            if name in values:
+                self._board.add_scalar(tag, values[name], step)
+        for layer, counts in enumerate(values["tokens_per_expert"]):
+            shares = torch.tensor(counts, dtype=torch.float64)
+            self._board.add_scalar(
+                f"moe/load_max_over_mean/moe_layer_{layer:02d}", (shares.max() / shares.mean()).item(), step
+            )
+        print(self._console_line(step, values), flush=True)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+    def _console_line(self, step: int, values: dict[str, Any]) -> str:
+        left = (self._total_steps - step) * values["step_time_s"]
+        mfu = f"  mfu {values['mfu']:5.1%}" if "mfu" in values else ""
+        return (
+            f"step {step:>7,}/{self._total_steps:,}  loss {values['loss']:8.5f}  lr {values['lr']:.3e}  "
+            f"grad {values['grad_norm']:7.3f}  {values['tokens_per_s']:>10,.0f} tok/s{mfu}  "
+            f"load max/mean {values['expert_load_max_over_mean']:5.2f}  eta {left / 60:.1f} min"
+        )
+
+
+def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
+    """The logged steps of a run in order; of a step logged twice, the later line."""
+    by_step: dict[int, dict[str, Any]] = {}
+    with open(Path(run_dir) / "metrics.jsonl", encoding="utf-8") as handle:
+        for line in handle:
+            if line.endswith("\n"):  # the last line may be cut by a kill
+                values = json.loads(line)
+                by_step[values["step"]] = values
+    return [by_step[step] for step in sorted(by_step)]

@@ -1,0 +1,105 @@
+"""Everything that is checked before a process group exists, and what a run would do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipe.base.ds_config import DsConfig, load_ds_config
+from recipe.base.errors import ConfigError, UserError
+from recipe.base.files import sha256
+from recipe.base.model_shape import ModelShape, load_model_shape
+from recipe.base.settings import RunConfig
+from recipe.data.loader import BatchOrder, mixture_weights
+from recipe.data.token_folder import TokenFolder
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A run config, ds_config, model and data that fit together."""
+
+    run: RunConfig
+    ds: DsConfig
+    ds_raw: dict[str, Any]
+    shape: ModelShape
+    tokens: TokenFolder
+    order: BatchOrder
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.ds.train_batch_size * self.run.data.seq_length
+
+    @property
+    def total_steps(self) -> int:
+        """Steps to reach schedule.total_tokens; the last one may go beyond it."""
+        return -(-self.run.schedule.total_tokens // self.tokens_per_step)
+
+
+def check_launch(run: RunConfig, ds_path: str | Path, world_size: int | None) -> Launch:
+    """Read and cross-check all inputs of a run.
+
+    Args:
+        world_size: ranks launched; None in a dry run, where the ds_config's own number is taken.
+
+    Raises:
+        UserError: with every problem found, of each file in turn.
+    """
+    ds, ds_raw = load_ds_config(ds_path)
+    shape = load_model_shape(run.model)
+    found = ds.problems_with(shape, ds.world_size if world_size is None else world_size)
+    if run.data.seq_length > shape.max_position_embeddings:
+        found.append(
+            f"data.seq_length {run.data.seq_length} exceeds the model's max_position_embeddings "
+            f"{shape.max_position_embeddings}; lower it or choose another model"
+        )
+    if found:
+        raise ConfigError(f"{ds_path} with {run.model}", found)
+    tokens = TokenFolder(run.data.tokens)
+    _check_tokenizer(run, shape, tokens)
+    sources = tokens.sources("train")
+    if not sources:
+        raise UserError(f"{run.data.tokens} has no training shards; tokenize more documents")
+    weights = run.data.mixture.weights or mixture_weights(
+        {s.name: s.num_tokens for s in sources}, run.data.mixture.alpha
+    )
+    return Launch(run, ds, ds_raw, shape, tokens, BatchOrder(sources, weights, run.data.seq_length, run.seed))
+
+
+def describe(launch: Launch) -> str:
+    """What would run, for --dry-run and the head of the log."""
+    run, ds, shape = launch.run, launch.ds, launch.shape
+    total, active = sum(shape.parameters().values()), sum(shape.active_parameters().values())
+    sequences = launch.total_steps * ds.train_batch_size
+    epochs = launch.order.epochs(sequences)
+    lines = [
+        f"model       {total:,} parameters, {active:,} active; {shape.num_moe_layers} MoE layers of "
+        f"{shape.n_routed_experts} experts, top {shape.num_experts_per_tok}, {shape.n_shared_experts} shared",
+        f"parallel    {ds.world_size} ranks, ZeRO-{ds.zero_optimization.stage}, expert parallel size "
+        f"{ds.expert_parallel.autoep_size}, {'bf16' if ds.bf16_enabled else 'fp32'}",
+        f"batch       {ds.train_batch_size:,} sequences of {run.data.seq_length:,} = {launch.tokens_per_step:,} tokens a step",
+        f"schedule    {launch.total_steps:,} steps, {launch.total_steps * launch.tokens_per_step:,} tokens, {run.schedule.kind}, "
+        f"peak lr {run.schedule.peak_lr:g}",
+    ]
+    for name, places in launch.order.places.items():
+        share = places / sum(launch.order.places.values())
+        lines.append(f"mixture     {name:<12} {share:6.1%} of the sequences, {epochs[name]:.2f} epochs")
+    lines.append(f"run folder  {run.run_dir}, a checkpoint every {run.checkpoint.every_steps:,} steps")
+    return "\n".join(lines)
+
+
+def _check_tokenizer(run: RunConfig, shape: ModelShape, tokens: TokenFolder) -> None:
+    path = run.tokenizer / "tokenizer.json"
+    if not path.exists():
+        raise UserError(
+            f"tokenizer {run.tokenizer} holds no tokenizer.json; give the output folder of train_tokenizer.py"
+        )
+    if sha256(path) != tokens.tokenizer["sha256"]:
+        raise UserError(
+            f"{run.data.tokens} was tokenized with another tokenizer than {run.tokenizer}; name the one it was made with"
+        )
+    if tokens.tokenizer["vocab_size"] > shape.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokens.tokenizer['vocab_size']:,} tokens but the model's vocab_size is {shape.vocab_size:,}; "
+            "train a smaller tokenizer or choose another model"
+        )
