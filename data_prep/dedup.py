@@ -14,9 +14,9 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_prep.command import job_parser
-from data_prep.documents import Document, write_documents
+from data_prep.documents import Document, read_documents, write_documents
 from data_prep.minhash import MinHash, candidate_pairs, connected_components
-from data_prep.stage import Stage, documents_of, for_documents, merged_counts
+from data_prep.stage import Stage, for_documents, merged_counts
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import write_json
 from recipe.base.strict import load_yaml, strict_model
@@ -98,7 +98,8 @@ def write_survivors(file, number: int, *, drop: list[Any], output: Path) -> dict
     counts: dict[str, Any] = {"in": 0, "out": 0, "dropped": {}, "by_language": {}}
 
     def survivors():
-        for place, document in enumerate(documents_of(file.path)):
+        # Places count documents, so the records that the first pass set aside are passed over.
+        for place, document in enumerate(read_documents(file.path, lambda bad: None)):
             tally = counts["by_language"].setdefault(
                 document.get("lang", "unknown"), {"in": 0, "out": 0, "dropped": {}}
             )
@@ -149,6 +150,7 @@ def main(argv: list[str] | None = None) -> None:
         results = stage.run_tasks("survivors", survive, stage.inputs, args.workers)
         counts = merged_counts(results, "counts")
         counts["clusters"] = len(found["clusters"])
+        counts["bad_records"] = sum(result["bad_records"] for result in signed)
         stage.finish(counts=counts, files=sorted((stage.output / "documents").iterdir()))
     stage.report()
 

@@ -69,7 +69,8 @@ def read_documents(
         UserError: the file itself is damaged or unreadable (a truncated .gz, a parquet without footer).
     """
     renames = {theirs: ours for ours, theirs in (fields or {}).items() if theirs != ours}
-    for number, raw in enumerate(_records(path), start=1):
+    records = (raw for raw in _records(path) if isinstance(raw, dict) or raw.strip())
+    for number, raw in enumerate(records, start=1):
         record, reason = _parse(raw)
         if record is not None:
             for theirs, ours in renames.items():
@@ -117,9 +118,12 @@ def _records(path: Path) -> Iterator[bytes | Document]:
                 yield from batch.to_pylist()
             return
         with open(path, "rb") as raw:
+            # One line behind: a file that ends early ends in half a line, which is no record of its own.
+            before = b""
             for line in _decompressor(path.name, raw):
-                if line.strip():
-                    yield line
+                yield before
+                before = line
+            yield before
     except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError, pa.ArrowInvalid) as error:
         raise UserError(f"{damaged} ({error})") from None
     except OSError as error:

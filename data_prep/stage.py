@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 import recipe
-from data_prep.documents import BadRecord, Document, document_files, read_documents
+from data_prep.documents import BadRecord, document_files, read_documents
 from recipe.base.errors import UserError
 from recipe.base.files import sha256, write_json
 from recipe.base.strict import load_json
@@ -145,6 +144,35 @@ class Stage:
             )
 
 
+class BadRecords:
+    """Sets the records of one input file aside that are no documents, up to the stage's limit.
+
+    Raises:
+        UserError: from a call, at the first record beyond the limit.
+    """
+
+    def __init__(self, path: Path, number: int, output: Path, max_bad: int):
+        self._path, self._max_bad = path, max_bad
+        self._aside = output / "bad_records" / f"{number:05d}.json"
+        self._records: list[BadRecord] = []
+
+    def __call__(self, record: BadRecord) -> None:
+        self._records.append(record)
+        if len(self._records) > self._max_bad:
+            self.write()
+            raise UserError(
+                f"{self._path} record {record.record}: {record.reason}; {len(self._records)} records of it are no "
+                f"documents, more than --max-bad {self._max_bad}; see {self._aside}, mend the input or raise --max-bad"
+            )
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def write(self) -> None:
+        if self._records:
+            write_json(self._aside, [asdict(record) for record in self._records])
+
+
 def document_task(
     file: InputFile,
     number: int,
@@ -154,37 +182,16 @@ def document_task(
     max_bad: int,
     fields: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """One input file: read it, set bad records aside, hand the documents to `work(documents, number)`."""
-    bad: list[BadRecord] = []
-    aside = output / "bad_records" / f"{number:05d}.json"
-
-    def on_bad(record: BadRecord) -> None:
-        bad.append(record)
-        if len(bad) > max_bad:
-            write_json(aside, [asdict(b) for b in bad])
-            raise UserError(
-                f"{file.path} record {record.record}: {record.reason}; {len(bad)} records of it are no documents, "
-                f"more than --max-bad {max_bad}; see {aside}, mend the input or raise --max-bad"
-            )
-
-    result = work(read_documents(file.path, on_bad, fields), number)
-    if bad:
-        write_json(aside, [asdict(b) for b in bad])
-    return {**result, "bad_records": len(bad), "bad_reasons": dict(Counter(b.reason for b in bad))}
+    """One input file: hand its documents to `work(documents, number)`, its bad records to `BadRecords`."""
+    bad = BadRecords(file.path, number, output, max_bad)
+    result = work(read_documents(file.path, bad, fields), number)
+    bad.write()
+    return {**result, "bad_records": len(bad)}
 
 
 def for_documents(stage: Stage, **bound: Any) -> Callable[..., dict[str, Any]]:
     """`document_task` bound to a stage, to give to `Stage.run_tasks` with `stage.inputs`."""
     return partial(document_task, output=stage.output, max_bad=stage.max_bad, **bound)
-
-
-def documents_of(path: Path) -> Iterable[Document]:
-    """The documents of a file that an earlier stage wrote, where a bad record is damage."""
-
-    def refuse(bad: BadRecord) -> None:
-        raise UserError(f"{path} record {bad.record}: {bad.reason}; run the stage that wrote it again")
-
-    return read_documents(path, refuse)
 
 
 def merged_counts(results: Iterable[Mapping[str, Any]], key: str) -> dict[str, Any]:

@@ -60,9 +60,9 @@ def is_held_out(identity: str, share: float) -> bool:
 
 def source_name(document: Document, source_by: str) -> str:
     """Name of the shard series that a document goes to, safe as a folder name."""
-    lang, source = str(document.get("lang", "unknown")), str(document.get("source", "unknown"))
-    name = {"lang": lang, "source": source, "both": f"{lang}-{source}"}[source_by]
-    return re.sub(r"[^\w.-]+", "_", name).strip("._") or "unnamed"
+    fields = {"lang": ("lang",), "source": ("source",), "both": ("lang", "source")}[source_by]
+    names = (re.sub(r"[^\w.-]+", "_", str(document.get(field, "unknown"))).strip("._-") for field in fields)
+    return "-".join(name or "unnamed" for name in names)
 
 
 def tokenize_file(
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
         if documents == 0:
             raise UserError(f"--input {args.input} holds no documents; give files with at least one")
         bad = sum(result["bad_records"] for result in results)
-        counts = {"in": documents + bad, "out": documents, "bad_records": bad, "totals": _totals(shards)}
+        counts = {"in": documents, "out": documents, "bad_records": bad, "totals": _totals(shards)}
         stage.finish(counts=counts, files=[], results={"tokenizer": facts, "shards": shards})
     stage.report()
     for split, sources in load_json(stage.output / "manifest.json")["counts"]["totals"].items():

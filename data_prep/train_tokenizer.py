@@ -13,7 +13,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from data_prep.command import job_parser
-from data_prep.stage import Stage, documents_of
+from data_prep.documents import read_documents
+from data_prep.stage import BadRecords, Stage
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.strict import load_yaml, strict_model
 
@@ -89,19 +90,22 @@ class Sample:
 
     def __init__(self, stage: Stage, max_bytes_per_language: int):
         self._stage, self._limit = stage, max_bytes_per_language
-        self.read = 0
+        self.read = self.bad = 0
         self.used: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[str]:
-        for file in self._stage.inputs:
-            for document in documents_of(file.path):
+        for number, file in enumerate(self._stage.inputs):
+            bad = BadRecords(file.path, number, self._stage.output, self._stage.max_bad - self.bad)
+            for document in read_documents(file.path, bad):
                 self.read += 1
                 language = document.get("lang", "unknown")
                 if self.bytes[language] < self._limit:
                     self.used[language] += 1
                     self.bytes[language] += len(document["text"].encode())
                     yield document["text"]
+            bad.write()
+            self.bad += len(bad)
 
 
 @exit_on_user_error
@@ -118,7 +122,12 @@ def main(argv: list[str] | None = None) -> None:
         if not sample.used:
             raise UserError(f"--input {args.input} holds no documents; give files with at least one")
         written = tokenizer.save_pretrained(stage.output)
-        counts: dict[str, Any] = {"in": sample.read, "out": sum(sample.used.values()), "bytes": dict(sample.bytes)}
+        counts: dict[str, Any] = {
+            "in": sample.read,
+            "out": sum(sample.used.values()),
+            "bad_records": sample.bad,
+            "bytes": dict(sample.bytes),
+        }
         results = {"vocab_size": len(tokenizer), "requested": config.vocab_size}
         stage.finish(counts=counts, files=sorted({Path(f) for f in written if Path(f).exists()}), results=results)
         if len(tokenizer) < config.vocab_size:

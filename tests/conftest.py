@@ -1,0 +1,156 @@
+"""Shared fixtures: the shipped project, a small prepared corpus, and real launches of the deepspeed launcher."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="needs the sample corpora in ../shared")
+
+
+def run_command(
+    *words: object, timeout: int = 300, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in the project's folder on CPU, as a user would; output captured, exit code not checked."""
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", **(env or {})}
+    return subprocess.run(
+        [str(w) for w in words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def run_python(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    return run_command(sys.executable, *words, **options)
+
+
+def launch_words(ranks: int, script: object, *arguments: object) -> list[str]:
+    """The deepspeed launcher on a free port with so many local ranks."""
+    launcher = Path(sys.executable).with_name("deepspeed")
+    words = [launcher, "--quiet", "--num_gpus", ranks, "--master_port", free_port(), script, *arguments]
+    return [str(word) for word in words]
+
+
+def launch(ranks: int, script: object, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    return run_command(*launch_words(ranks, script, *arguments), **options)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def ds_config(
+    ranks: int, *, micro_batch: int, accumulation: int, autoep_size: int, stage: int = 3, **more: Any
+) -> dict[str, Any]:
+    """The shipped cpu_2.json with other sizes."""
+    config = json.loads((ROOT / "ds_configs" / "cpu_2.json").read_text())
+    config.update(
+        train_batch_size=ranks * micro_batch * accumulation,
+        train_micro_batch_size_per_gpu=micro_batch,
+        gradient_accumulation_steps=accumulation,
+        **more,
+    )
+    config["expert_parallel"]["autoep_size"] = autoep_size
+    config["zero_optimization"]["stage"] = stage
+    return config
+
+
+def documents_in(stage: Path) -> list[dict[str, Any]]:
+    """All documents that a data job wrote, in order."""
+    from data_prep.documents import read_documents
+
+    def refuse(bad: object) -> None:
+        raise AssertionError(bad)
+
+    return [d for file in sorted((stage / "documents").iterdir()) for d in read_documents(file, refuse)]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Folders that the data jobs made from a small synthetic corpus."""
+
+    raw: Path
+    curated: Path
+    deduped: Path
+    tokenizer: Path
+    tokens: Path
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    from data_prep import curate, dedup, synthetic_corpus, tokenize_corpus, train_tokenizer
+
+    base = tmp_path_factory.mktemp("prepared")
+    made = Prepared(*(base / name for name in ("raw", "curated", "deduped", "tokenizer", "tokens")))
+    shipped = yaml.safe_load((ROOT / "data_prep/configs/tokenizer.yaml").read_text(encoding="utf-8"))
+    small = {**shipped, "vocab_size": 1024, "reserved_tokens": 2}
+    (base / "tokenizer.yaml").write_text(yaml.safe_dump(small, allow_unicode=True), encoding="utf-8")
+    (base / "tokenize.yaml").write_text("source_by: lang\nheld_out: 0.05\n", encoding="utf-8")
+    jobs = (
+        (synthetic_corpus, "--output", made.raw, "--documents", 200),
+        (curate, "--input", made.raw, "--output", made.curated, "--workers", 1),
+        (dedup, "--input", made.curated, "--output", made.deduped, "--workers", 1),
+        (train_tokenizer, "--input", made.deduped, "--output", made.tokenizer, "--config", base / "tokenizer.yaml"),
+        (tokenize_corpus, "--input", made.deduped, "--tokenizer", made.tokenizer, "--output", made.tokens,
+         "--config", base / "tokenize.yaml", "--workers", 1),
+    )  # fmt: skip
+    for job, *arguments in jobs:
+        assert job.main([str(a) for a in arguments]) == 0
+    return made
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Paths of a run to launch: its config, and where it goes."""
+
+    config: Path
+    run_dir: Path
+
+    def arguments(self, ds_path: Path, *more: object) -> list[object]:
+        return ["--config", self.config, "--deepspeed_config", ds_path, *more]
+
+
+@pytest.fixture
+def new_run(prepared: Prepared, tmp_path: Path):
+    """A function that writes a small run's config: sequences of 32, 20 steps of 8 sequences, a checkpoint every 10."""
+
+    def make(name: str, **sections: Any) -> RunFiles:
+        values = {
+            "run_dir": str(tmp_path / name),
+            "model": "recipe/configs/models/tiny",
+            "tokenizer": str(prepared.tokenizer),
+            "data": {"tokens": str(prepared.tokens), "seq_length": 32},
+            "schedule": {"total_tokens": 20 * 8 * 32, "peak_lr": 1e-3, "min_lr": 1e-4, "warmup_tokens": 1024},
+            "checkpoint": {"every_steps": 10},
+            "logging": {"every_steps": 1},
+            **sections,
+        }
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
+        return RunFiles(path, tmp_path / name)
+
+    return make
+
+
+@pytest.fixture
+def write_ds(tmp_path: Path):
+    """A function that writes a ds_config JSON made by `ds_config` and returns its path."""
+
+    def write(ranks: int, **options: Any) -> Path:
+        path = tmp_path / f"ds_{ranks}_{len(list(tmp_path.glob('ds_*')))}.json"
+        path.write_text(json.dumps(ds_config(ranks, **options)))
+        return path
+
+    return write

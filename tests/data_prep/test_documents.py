@@ -1,0 +1,100 @@
+"""Document files: every format round-trips, and every defect is located."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+
+from data_prep.documents import BadRecord, document_files, read_documents, write_documents
+from recipe.base.errors import UserError
+
+DOCUMENTS = [
+    {"id": "a", "text": "one\ntwo", "lang": "en", "license": "CC0"},
+    {"id": "b", "text": "文本 🙂", "lang": "zh", "license": "MIT"},
+]
+FORMATS = ["x.jsonl", "x.jsonl.gz", "x.jsonl.zst", "x.parquet"]
+
+
+def refuse(bad: BadRecord) -> None:
+    raise AssertionError(bad)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_is_written_is_read(tmp_path, name):
+    assert write_documents(tmp_path / name, iter(DOCUMENTS)) == 2
+    assert list(read_documents(tmp_path / name, refuse)) == DOCUMENTS
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_equal_documents_give_equal_bytes(tmp_path, name):
+    for folder in ("one", "two"):
+        write_documents(tmp_path / folder / name, DOCUMENTS)
+    assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", FORMATS[1:])
+def test_a_truncated_file_is_refused_by_name(tmp_path, name):
+    path = tmp_path / name
+    write_documents(path, [{"id": str(i), "text": str(i) * i} for i in range(1, 2000)])
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match="damaged or truncated") as caught:
+        list(read_documents(path, refuse))
+    assert name in str(caught.value)
+
+
+def test_concatenated_zstd_frames_are_one_file(tmp_path):
+    write_documents(tmp_path / "a.jsonl.zst", DOCUMENTS[:1])
+    write_documents(tmp_path / "b.jsonl.zst", DOCUMENTS[1:])
+    both = tmp_path / "c.jsonl.zst"
+    both.write_bytes((tmp_path / "a.jsonl.zst").read_bytes() + (tmp_path / "b.jsonl.zst").read_bytes())
+    assert list(read_documents(both, refuse)) == DOCUMENTS
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"id": "x", "text": "half', "not JSON"),
+        (b'["x"]', "not a JSON object"),
+        (b'{"text": "t"}', "missing field 'id'"),
+        (b'{"id": "x"}', "missing field 'text'"),
+        (b'{"id": 3, "text": "t"}', "field 'id' is int, not a string"),
+        (b'{"id": "x", "text": "  "}', "field 'text' is empty"),
+        (b'{"id": "x", "text": "\xff\xfe"}', "not JSON"),
+    ],
+)
+def test_a_bad_record_is_set_aside_with_its_place_and_reason(tmp_path, line, reason):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"id": "a", "text": "t"}\n\n' + line + b'\n{"id": "b", "text": "t"}\n')
+    bad: list[BadRecord] = []
+    assert [d["id"] for d in read_documents(path, bad.append)] == ["a", "b"]
+    (only,) = bad
+    assert (only.file, only.record) == ("x.jsonl", 2)
+    assert only.reason.startswith(reason)
+
+
+def test_fields_may_have_other_names(tmp_path):
+    path = tmp_path / "x.jsonl.gz"
+    path.write_bytes(gzip.compress(json.dumps({"doc": "a", "content": "t", "k": 1}).encode()))
+    (document,) = read_documents(path, refuse, {"id": "doc", "text": "content"})
+    assert document == {"id": "a", "text": "t", "k": 1}
+
+
+def test_files_are_found_in_a_stable_order_and_others_are_left(tmp_path):
+    for name in ("b.jsonl", "sub/a.parquet", "manifest.json", "a.txt"):
+        write_documents(tmp_path / "sub" / "a.parquet", DOCUMENTS) if name.endswith("parquet") else (
+            tmp_path / name
+        ).touch()
+    assert [p.name for p in document_files(tmp_path)] == ["b.jsonl", "a.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("missing", "does not exist"), ("empty", "holds no"), ("a.txt", "is none of")]
+)
+def test_an_input_without_documents_is_refused(tmp_path, name, said):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(UserError, match=said):
+        document_files(tmp_path / name)

@@ -1,0 +1,153 @@
+"""All data jobs alike: help, bad input, resumption after a kill, and results that do not depend on workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from data_prep.documents import write_documents
+from recipe.base.strict import load_json
+from tests.conftest import ROOT, Prepared, documents_in, run_python
+
+JOBS = ["curate", "dedup", "train_tokenizer", "tokenize_corpus"]
+DOCUMENT = {"id": "a", "text": "The old ship of the harbour is to be moved. " * 10}
+
+
+def job_words(job: str, source: Path, output: Path, prepared: Prepared, *more: object) -> list[object]:
+    words: list[object] = [f"data_prep/{job}.py", "--input", source, "--output", output, "--workers", 1, *more]
+    if job == "tokenize_corpus":
+        words += ["--tokenizer", prepared.tokenizer]
+    if job == "train_tokenizer":
+        words += ["--config", prepared.tokenizer.parent / "tokenizer.yaml"]
+    return words
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("job", [*JOBS, "synthetic_corpus"])
+def test_help_shows_an_example(job):
+    done = run_python(f"data_prep/{job}.py", "--help")
+    assert done.returncode == 0
+    assert f"python data_prep/{job}.py --" in done.stdout
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_bad_input_ends_in_one_sentence_and_code_2(job, prepared, tmp_path):
+    empty = tmp_path / "blank.jsonl"
+    empty.write_text("\n")
+    occupied = tmp_path / "occupied"
+    occupied.mkdir()
+    (occupied / "thesis.tex").touch()
+    for number, (source, output, said) in enumerate(
+        (
+            (tmp_path / "missing", tmp_path / "out0", "does not exist"),
+            (empty, tmp_path / "out1", "holds no documents"),
+            (prepared.deduped, occupied, "holds files of something else"),
+            (prepared.deduped, "/proc/nowhere", "cannot be written"),
+        )
+    ):
+        done = run_python(*job_words(job, source, output, prepared))
+        assert done.returncode == 2, (number, done.stderr)
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_typo_in_the_config_is_named(job, prepared, tmp_path):
+    config = tmp_path / "x.yaml"
+    config.write_text("sede: 1\nvocab_size: 1024\nmax_bytes_per_language: 10\nlanguages: {}\n")
+    words = [*job_words(job, prepared.deduped, tmp_path / "out", prepared), "--config", config]
+    done = run_python(*words)
+    assert done.returncode == 2
+    assert "unknown key 'sede'" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_bad_records_are_set_aside_up_to_a_limit(job, prepared, tmp_path):
+    source = tmp_path / "in.jsonl"
+    write_documents(source, [DOCUMENT])
+    with open(source, "ab") as handle:
+        handle.write(b'{"id": "b"}\nnot json\n')
+    done = run_python(*job_words(job, source, tmp_path / "ok", prepared, "--max-bad", 2))
+    assert done.returncode == 0, done.stderr
+    aside = load_json(tmp_path / "ok" / "bad_records" / "00000.json")
+    assert (aside[0]["record"], aside[0]["reason"]) == (2, "missing field 'text'")
+    assert len(aside) == 2
+
+    done = run_python(*job_words(job, source, tmp_path / "strict", prepared, "--max-bad", 1))
+    assert done.returncode == 2
+    assert "more than --max-bad 1" in done.stderr
+    assert not (tmp_path / "strict" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_second_run_changes_nothing_and_other_parameters_are_refused(job, prepared, tmp_path):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out"
+    write_documents(source, [DOCUMENT])
+    words = job_words(job, source, output, prepared)
+    assert run_python(*words).returncode == 0
+    before = contents(output)
+    assert run_python(*words).returncode == 0
+    assert contents(output) == before
+
+    write_documents(source, [DOCUMENT, {**DOCUMENT, "id": "b"}])
+    done = run_python(*words)
+    assert done.returncode == 2
+    assert "was made with other inputs" in done.stderr
+    assert contents(output) == before
+
+
+def test_an_unfinished_stage_is_no_input(prepared, tmp_path):
+    unfinished = tmp_path / "unfinished"
+    (unfinished / "documents").mkdir(parents=True)
+    (unfinished / "stage.json").write_text("{}")
+    done = run_python(*job_words("dedup", unfinished, tmp_path / "out", prepared))
+    assert done.returncode == 2
+    assert "is an unfinished stage" in done.stderr
+
+
+def test_two_processes_may_not_write_one_output(prepared, tmp_path):
+    import fcntl
+
+    (tmp_path / "out").mkdir()
+    with open(tmp_path / "out" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = run_python(*job_words("dedup", prepared.curated, tmp_path / "out", prepared))
+    assert done.returncode == 2
+    assert "is being written by another process" in done.stderr
+
+
+@pytest.mark.parametrize("job", ["curate", "dedup", "tokenize_corpus"])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_killed_at_any_moment_and_run_again_gives_the_same_bytes(job, workers, prepared, tmp_path):
+    source = tmp_path / "in"
+    documents = documents_in(prepared.curated)
+    for part in range(8):
+        write_documents(source / f"{part}.jsonl.gz", documents[part::8])
+    reference = tmp_path / "reference"
+    assert run_python(*job_words(job, source, reference, prepared)).returncode == 0
+    output = tmp_path / "killed"
+    words = [sys.executable, *map(str, job_words(job, source, output, prepared, "--workers", workers))]
+    tasks, seen = output / "tasks", -1
+    for _ in range(20):
+        process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+        # Kill the whole group as soon as it has got further than the last time.
+        while process.poll() is None and len(list(tasks.rglob("*.json"))) <= seen:
+            time.sleep(0.002)
+        if process.poll() is not None:
+            break
+        seen = len(list(tasks.rglob("*.json")))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert seen > 0, "the job was never killed in its middle"
+    assert run_python(*words[1:]).returncode == 0
+    assert contents(output) == contents(reference)

@@ -1,0 +1,137 @@
+"""Tokenizer and packed shards: nothing of a document is lost, and held-out documents are kept apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from data_prep.tokenize_corpus import is_held_out, main, source_name
+from data_prep.train_tokenizer import TokenizerConfig, train
+from recipe.base.errors import UserError
+from recipe.base.files import sha256
+from recipe.base.strict import load_json
+from recipe.data.indexed import Shard
+from recipe.data.token_folder import TokenFolder
+from tests.conftest import documents_in
+
+TEXTS = [
+    "The old ship, don't you see?  Two  blanks,\ttabs\n\n\nand 2026 lines.",
+    "清晨，青石镇的船长看着潮水。Python 代码：\n    return x[1:]  # 注释",
+    "mixed中文English混排123 ¿ña? 🙂👩‍👩‍👧 \u200b end",
+    "<|endoftext|> is only text here",
+]
+
+
+@pytest.fixture(scope="module", params=["single", "triple"])
+def tokenizer(request):
+    config = TokenizerConfig(
+        vocab_size=600,
+        digits=request.param,
+        extra_special_tokens=["<|im_start|>"],
+        reserved_tokens=3,
+        max_bytes_per_language=10**6,
+    )
+    return train(iter(TEXTS * 3), config), config
+
+
+def test_every_text_comes_back_byte_for_byte(tokenizer):
+    for text in TEXTS:
+        ids = tokenizer[0].encode(text, split_special_tokens=True)
+        assert tokenizer[0].decode(ids) == text
+
+
+def test_digits_are_split_as_configured(tokenizer):
+    pieces = [p for p, _ in tokenizer[0].backend_tokenizer.pre_tokenizer.pre_tokenize_str("12345")]
+    assert pieces == (list("12345") if tokenizer[1].digits == "single" else ["123", "45"])
+
+
+def test_han_runs_stand_apart_from_latin_words(tokenizer):
+    splits = tokenizer[0].backend_tokenizer.pre_tokenizer.pre_tokenize_str("see中文here")
+    assert [span for _, span in splits] == [(0, 3), (3, 5), (5, 9)]
+
+
+def test_text_is_composed_to_nfc(tokenizer):
+    assert tokenizer[0].encode("e\u0301") == tokenizer[0].encode("é")
+
+
+def test_special_and_reserved_tokens_come_first(tokenizer):
+    assert tokenizer[0].convert_ids_to_tokens(range(6)) == tokenizer[1].special_tokens
+    assert tokenizer[0].eos_token_id == 0
+    assert tokenizer[0].pad_token_id == 1
+
+
+def test_a_vocabulary_too_small_or_a_repeated_special_token_is_refused():
+    config = TokenizerConfig(vocab_size=257, extra_special_tokens=["<|pad|>"], max_bytes_per_language=1)
+    assert len(config.problems()) == 2
+
+
+def test_shards_hold_every_document_once_as_transformers_tokenizes_it(prepared):
+    hf = AutoTokenizer.from_pretrained(prepared.tokenizer)
+    manifest = load_json(prepared.tokens / "manifest.json")
+    expected: dict[str, list[list[int]]] = {}
+    for document in documents_in(prepared.deduped):
+        split = "held_out" if is_held_out(document["id"], 0.05) else "train"
+        ids = [*hf.encode(document["text"], add_special_tokens=False), hf.eos_token_id]
+        expected.setdefault(f"{split}/{document['lang']}", []).append(ids)
+    found: dict[str, list[list[int]]] = {}
+    for entry in manifest["results"]["shards"]:
+        shard = Shard(prepared.tokens / entry["prefix"])
+        documents = [d.tolist() for d in shard.documents()]
+        assert (len(documents), sum(map(len, documents))) == (entry["documents"], entry["tokens"])
+        found.setdefault(f"{entry['split']}/{entry['source']}", []).extend(documents)
+        assert entry["sha256"][".bin"] == sha256(prepared.tokens / f"{entry['prefix']}.bin")
+    assert found == expected
+    assert set(found) == {"train/en", "train/zh", "held_out/en", "held_out/zh"}
+
+
+def test_megatrons_reader_gives_the_documents_back(prepared):
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    hf = AutoTokenizer.from_pretrained(prepared.tokenizer)
+    texts = {d["text"] for d in documents_in(prepared.deduped)}
+    read = set()
+    for entry in load_json(prepared.tokens / "manifest.json")["results"]["shards"]:
+        dataset = IndexedDataset(str(prepared.tokens / entry["prefix"]))
+        for i in range(len(dataset)):
+            assert dataset[i][-1] == hf.eos_token_id
+            read.add(hf.decode(dataset[i][:-1]))
+    assert read == texts
+
+
+def test_the_manifest_counts_text_bytes_for_bits_per_byte(prepared):
+    (english,) = [s for s in TokenFolder(prepared.tokens).sources("held_out") if s.name == "en"]
+    held = [d for d in documents_in(prepared.deduped) if d["lang"] == "en" and is_held_out(d["id"], 0.05)]
+    assert english.text_bytes == sum(len(d["text"].encode()) for d in held)
+
+
+def test_the_share_held_out_is_the_one_asked_for():
+    ids = [f"doc-{i}" for i in range(20_000)]
+    assert np.mean([is_held_out(i, 0.05) for i in ids]) == pytest.approx(0.05, abs=0.005)
+    assert not any(is_held_out(i, 0.0) for i in ids)
+    assert {i for i in ids if is_held_out(i, 0.01)} < {i for i in ids if is_held_out(i, 0.05)}
+
+
+@pytest.mark.parametrize(("by", "name"), [("lang", "en"), ("source", "my_web_2026"), ("both", "en-my_web_2026")])
+def test_sources_are_named_safely(by, name):
+    assert source_name({"lang": "en", "source": "../my/web 2026"}, by) == name
+
+
+def test_a_folder_without_a_tokenizer_is_refused(prepared, tmp_path, capsys):
+    words = ["--input", prepared.deduped, "--tokenizer", tmp_path, "--output", tmp_path / "out"]
+    assert main([str(w) for w in words]) == 2
+    assert "holds no tokenizer.json" in capsys.readouterr().err
+
+
+def test_a_token_folder_that_does_not_match_its_manifest_is_refused(prepared, tmp_path):
+    import shutil
+
+    copy = tmp_path / "tokens"
+    shutil.copytree(prepared.tokens, copy)
+    first = load_json(copy / "manifest.json")["results"]["shards"][0]
+    path = copy / f"{first['prefix']}.bin"
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(UserError, match="tokenize it again"):
+        TokenFolder(copy).sources(first["split"])
+    with pytest.raises(UserError, match=r"has no manifest\.json"):
+        TokenFolder(tmp_path)

@@ -1,0 +1,78 @@
+"""Parameter and FLOP counts against the real model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from recipe.base.errors import ConfigError
+from recipe.base.model_shape import ModelShape, load_model_shape
+from recipe.base.strict import load_json, strict_model
+from recipe.model import RecipeMoeConfig, RecipeMoeForCausalLM
+from tests.conftest import ROOT
+
+TINY = ROOT / "recipe/configs/models/tiny"
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[ModelShape, RecipeMoeForCausalLM]:
+    shape = load_model_shape(TINY)
+    config = RecipeMoeConfig.from_shape(shape)
+    config._attn_implementation = "sdpa"
+    return shape, RecipeMoeForCausalLM(config)
+
+
+def test_parameter_terms_sum_to_the_model(tiny):
+    shape, model = tiny
+    assert sum(shape.parameters().values()) == sum(p.numel() for p in model.parameters())
+
+
+def test_parameter_terms_are_those_of_the_modules(tiny):
+    shape, model = tiny
+    named = dict(model.named_parameters())
+    count = lambda part: sum(p.numel() for n, p in named.items() if part in n)  # noqa: E731
+    terms = shape.parameters()
+    assert terms["routed_experts"] == count(".experts.")
+    assert terms["shared_experts"] == count("shared_experts")
+    assert terms["router"] == count(".gate.weight")
+    assert terms["attention"] == count(".self_attn.") - count("q_norm") - count("k_norm")
+    assert terms["norm"] == count("norm")
+
+
+def test_training_flops_are_three_times_the_counted_forward(tiny):
+    shape, model = tiny
+    batch, seq = 2, 64
+    # The math kernel is made of matmuls, which the counter knows.
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        model(torch.randint(0, shape.vocab_size, (batch, seq)))
+    # The counter takes attention as full; ours counts the causal half.
+    causal_half = shape.num_hidden_layers * 2 * 2 * shape.num_attention_heads * shape.head_dim * seq / 2
+    assert counter.get_total_flops() == batch * seq * (shape.training_flops_per_token(seq) / 3 + causal_half)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"hidden_siz": 1}, "unknown key 'hidden_siz'; did you mean 'hidden_size'?"),
+        ({"first_k_dense_replace": 4}, "leaves no MoE layer"),
+        ({"num_key_value_heads": 3}, "is not a multiple of"),
+        ({"num_experts_per_tok": 9}, "exceeds n_routed_experts"),
+        ({"n_group": 3}, "does not divide n_routed_experts"),
+        ({"n_group": 8}, "needs at least 2 experts"),
+        ({"n_group": 2, "topk_group": 3}, "exceeds n_group"),
+        ({"n_group": 4, "topk_group": 1, "num_experts_per_tok": 3}, "fewer than num_experts_per_tok"),
+        ({"head_dim": 33}, "must be even"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "'rope_parameters.rope_type' is 'yarn'"),
+    ],
+)
+def test_shapes_that_cannot_work_are_refused(changes, said):
+    with pytest.raises(ConfigError) as caught:
+        strict_model(ModelShape, {**load_json(TINY / "config.json"), **changes}, "config.json")
+    assert said in str(caught.value)
+
+
+def test_the_strict_reader_and_the_hf_config_have_the_same_fields():
+    own = set(RecipeMoeConfig.__annotations__) - {"use_cache", "bos_token_id", "eos_token_id", "pad_token_id"}
+    assert own == set(ModelShape.model_fields) - {"model_type"}

@@ -1,0 +1,76 @@
+"""Packed shards, read and written, against Megatron-LM's own code."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from recipe.base.errors import UserError
+from recipe.data.indexed import Shard, ShardWriter, token_dtype
+
+DOCUMENTS = [[1, 2, 3], [60_000], [7] * 50, []]
+
+
+def write(prefix, vocab_size: int):
+    writer = ShardWriter(prefix, token_dtype(vocab_size))
+    for document in DOCUMENTS:
+        writer.add_document(document)
+    writer.close()
+    return Shard(prefix)
+
+
+@pytest.mark.parametrize("vocab_size", [65_499, 65_500])
+def test_what_is_written_is_read(tmp_path, vocab_size):
+    shard = write(tmp_path / "a", vocab_size)
+    assert [d.tolist() for d in shard.documents()] == DOCUMENTS
+    assert shard.num_tokens == 54
+    assert shard.num_documents == 4
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.bin", "a.idx"]
+
+
+@pytest.mark.parametrize("vocab_size", [65_499, 131_072])
+def test_megatron_reads_our_shards_and_we_read_megatrons(tmp_path, vocab_size):
+    from megatron.core.datasets import indexed_dataset as megatron
+
+    ours = write(tmp_path / "ours", vocab_size)
+    theirs = megatron.IndexedDataset(str(tmp_path / "ours"))
+    assert [theirs[i].tolist() for i in range(len(theirs))] == DOCUMENTS
+    assert theirs.document_indices.tolist() == [0, 1, 2, 3, 4]
+    assert theirs.index.dtype == ours.dtype == megatron.DType.optimal_dtype(vocab_size)
+
+    builder = megatron.IndexedDatasetBuilder(str(tmp_path / "m.bin"), dtype=megatron.DType.optimal_dtype(vocab_size))
+    for document in DOCUMENTS[:3]:
+        builder.add_document(np.array(document), [len(document)])
+    builder.finalize(str(tmp_path / "m.idx"))
+    assert [d.tolist() for d in Shard(tmp_path / "m").documents()] == DOCUMENTS[:3]
+
+
+def damage(path, how):
+    raw = path.read_bytes()
+    path.write_bytes({"truncated": raw[:-3], "empty": b"", "foreign": b"X" * len(raw)}[how])
+
+
+@pytest.mark.parametrize(
+    ("suffix", "how", "said"),
+    [
+        (".bin", "truncated", "not the 108 of its index"),
+        (".bin", "missing", "is missing"),
+        (".idx", "missing", "cannot be read"),
+        (".idx", "truncated", "does not have the size"),
+        (".idx", "empty", "is truncated"),
+        (".idx", "foreign", "is not an MMIDIDX"),
+    ],
+)
+def test_a_damaged_shard_is_named(tmp_path, suffix, how, said):
+    write(tmp_path / "a", 65_499)
+    path = tmp_path / f"a{suffix}"
+    path.unlink() if how == "missing" else damage(path, how)
+    with pytest.raises(UserError, match=said) as caught:
+        Shard(tmp_path / "a")
+    assert f"a{suffix}" in str(caught.value)
+
+
+def test_an_unfinished_shard_has_no_name(tmp_path):
+    writer = ShardWriter(tmp_path / "a", token_dtype(10))
+    writer.add_document([1, 2])
+    assert not (tmp_path / "a.bin").exists()

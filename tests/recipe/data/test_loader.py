@@ -1,0 +1,132 @@
+"""The order of training sequences: a function of one integer, the same for any number of ranks."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from recipe.base.errors import UserError
+from recipe.data.indexed import Shard, ShardWriter, token_dtype
+from recipe.data.loader import CYCLE, BatchOrder, Permutation, cycle_places, mixture_weights
+from recipe.data.token_folder import Source
+from recipe.data.unigram import unigram_entropy
+
+S = 8
+
+
+@pytest.fixture
+def sources(tmp_path) -> list[Source]:
+    """en: 40 + 20 sequences in two shards, zh: 15; token values tell where they come from."""
+
+    def source(name: str, first: int, sizes: list[int]) -> Source:
+        shards = []
+        for number, size in enumerate(sizes):
+            writer = ShardWriter(tmp_path / f"{name}{number}", token_dtype(60_000))
+            tokens = np.arange(first, first + size * S + 1)
+            writer.add_document(tokens[: len(tokens) // 3])
+            writer.add_document(tokens[len(tokens) // 3 :])
+            writer.close()
+            shards.append(Shard(writer.prefix))
+            first += 1000
+        return Source(name, tuple(shards), sum(s.num_tokens for s in shards), 1)
+
+    return [source("en", 0, [40, 20]), source("zh", 10_000, [15])]
+
+
+def order(sources, weights=None, seed=0) -> BatchOrder:
+    return BatchOrder(sources, weights or {"en": 0.75, "zh": 0.25}, S, seed)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 64, 1000, 4097])
+def test_a_permutation_visits_everything_once(size):
+    permutation = Permutation(size, "key")
+    assert sorted(permutation(i) for i in range(size)) == list(range(size))
+
+
+def test_permutations_differ_by_key_and_are_not_the_identity():
+    first, second = ([Permutation(1000, key)(i) for i in range(1000)] for key in ("a", "b"))
+    assert first != second
+    assert sum(a == i for i, a in enumerate(first)) < 20
+    assert abs(np.corrcoef(first, range(1000))[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_a_global_batch_is_the_same_for_any_number_of_ranks(sources, world_size):
+    batches = order(sources)
+    micro, batch = 2, 16
+    accumulation = batch // (micro * world_size)
+    for consumed in (0, 16, 4096 - 8):
+        read = [
+            batches.micro_batch(consumed, step, rank, world_size, micro)
+            for step in range(accumulation)
+            for rank in range(world_size)
+        ]
+        expected = np.stack([batches.sequence(i) for i in range(consumed, consumed + batch)])
+        assert np.array_equal(np.concatenate(read), expected)
+
+
+def test_an_epoch_reads_every_sequence_of_a_source_once(sources):
+    batches = order(sources, {"en": 1.0, "zh": 0.0})
+    starts = [int(batches.sequence(i)[0]) for i in range(60)]
+    assert sorted(starts) == sorted([i * S for i in range(40)] + [1000 + i * S for i in range(20)])
+    assert sorted(int(batches.sequence(i)[0]) for i in range(60, 120)) == sorted(starts)
+    assert [int(batches.sequence(i)[0]) for i in range(60, 120)] != starts
+
+
+def test_a_sequence_is_consecutive_tokens_with_its_last_target(sources):
+    for index in range(50):
+        sequence = order(sources).sequence(index)
+        assert sequence.tolist() == list(range(sequence[0], sequence[0] + S + 1))
+
+
+def test_each_cycle_holds_the_mixture_exactly(sources):
+    batches = order(sources)
+    for cycle in range(2):
+        names = Counter(batches.locate(cycle * CYCLE + i)[0] for i in range(CYCLE))
+        assert names == {"en": CYCLE * 3 // 4, "zh": CYCLE // 4}
+    numbers = [number for name, number in map(batches.locate, range(2 * CYCLE)) if name == "zh"]
+    assert numbers == list(range(CYCLE // 2))
+
+
+def test_the_seed_changes_the_order_and_nothing_else_does(sources):
+    first, again, other = order(sources), order(sources), order(sources, seed=1)
+    read = lambda o: [o.sequence(i).tolist() for i in range(64)]  # noqa: E731
+    assert read(first) == read(again)
+    assert read(first) != read(other)
+
+
+def test_temperature_lifts_the_smaller_source():
+    tokens = {"en": 900, "zh": 100}
+    assert mixture_weights(tokens, 1.0) == {"en": 0.9, "zh": 0.1}
+    assert mixture_weights(tokens, 0.5) == {"en": 0.75, "zh": 0.25}
+    assert mixture_weights(tokens, 0.0) == {"en": 0.5, "zh": 0.5}
+
+
+@pytest.mark.parametrize(
+    "weights", [{"a": 1.0}, {"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}, {"a": 1.0, "b": 1e-9}, {"a": 2.0, "b": 0.0}]
+)
+def test_places_fill_the_cycle_in_proportion(weights):
+    places = cycle_places(weights)
+    assert sum(places.values()) == CYCLE
+    for name, weight in weights.items():
+        assert abs(places[name] - CYCLE * weight / sum(weights.values())) <= 1
+        assert (places[name] > 0) == (weight > 0)
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"), [({"en": 1.0}, "name each source once"), ({"en": 1.0, "zh": -1.0}, "must not be negative")]
+)
+def test_weights_that_do_not_fit_the_sources_are_refused(sources, weights, said):
+    with pytest.raises(UserError, match=said):
+        order(sources, weights)
+
+
+def test_a_source_shorter_than_a_sequence_is_refused(sources):
+    with pytest.raises(UserError, match="source 'zh' has 121 tokens, too few"):
+        BatchOrder(sources, {"en": 0.5, "zh": 0.5}, 200, 0)
+
+
+def test_unigram_entropy_of_equally_frequent_tokens_is_the_log_of_their_number(sources):
+    assert unigram_entropy(sources[1:], {"zh": 1.0}) == pytest.approx(np.log(15 * S + 1))
