@@ -1,35 +1,52 @@
-"""Build DeepSpeed's shared-memory collective for CPU ranks once, before any rank needs it.
+"""Load DeepSpeed's shared-memory collective for CPU ranks, built once, under a lock that cannot be left behind.
 
-DeepSpeed compiles it at the first CPU start. A process killed meanwhile leaves torch's `lock` file in the
-extensions folder, and every later start waits for it without a word. So ranks build under a lock of ours
-that the kernel frees when its holder dies: whoever holds it knows that torch's lock is a leftover.
+DeepSpeed compiles it at the first CPU start, about a minute, under torch's `lock` file in the extensions
+folder. A process killed meanwhile leaves that file, and every later start waits for it without a word. Here
+ranks load the op under a lock of ours that the kernel frees when its holder dies, before DeepSpeed asks for
+it (which then finds it loaded). A holder that died while loading leaves its mark, and torch's file with it
+is removed at once; one of unknown origin is waited for, aloud.
 """
 
 from __future__ import annotations
 
 import fcntl
 import sys
+import time
 from pathlib import Path
 
 import torch
 from deepspeed.accelerator import get_accelerator
 from torch.utils.cpp_extension import _get_build_directory
 
+FOREIGN_BUILD_S = 180.0  # longer than the op takes to build anywhere
+
 
 def ensure_cpu_op() -> None:
-    """Return when the op is built; does nothing where the accelerator is no CPU."""
+    """Load the op into this process; does nothing where the accelerator is no CPU."""
     if torch.cuda.is_available() or get_accelerator().device_name() != "cpu":
         return
     builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
     folder = Path(_get_build_directory(builder.NAME, verbose=False))
-    with open(folder.parent / f"{builder.NAME}.recipe.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if (folder / f"{builder.NAME}.so").exists() and not (folder / "lock").exists():
-            return
-        if (folder / "lock").exists():
-            print(f"removing {folder / 'lock'}, left by a build that was killed", file=sys.stderr)
-            (folder / "lock").unlink()
+    with open(folder.parent / f"{builder.NAME}.recipe.lock", "a+") as ours:
+        fcntl.flock(ours, fcntl.LOCK_EX)
+        ours.seek(0)
+        clear_leftover(folder / "lock", holder_died=bool(ours.read()), patience_s=FOREIGN_BUILD_S)
+        ours.write("loading")
+        ours.flush()
         builder.load(verbose=False)
+        ours.truncate(0)
+
+
+def clear_leftover(lock: Path, *, holder_died: bool, patience_s: float) -> None:
+    """Remove torch's lock file if its owner is gone; wait for one that somebody else may hold."""
+    deadline = time.monotonic() + patience_s
+    if lock.exists() and not holder_died:
+        print(f"waiting for {lock}, another process builds; delete it if none does", file=sys.stderr, flush=True)
+        while lock.exists() and time.monotonic() < deadline:
+            time.sleep(0.2)
+    if lock.exists():
+        print(f"removing {lock}, left by a process that was killed", file=sys.stderr, flush=True)
+        lock.unlink()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,236 @@
+"""Training under the real launcher: resumption, equality over topologies, strictness, orderly stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from recipe.base.strict import load_json
+from recipe.run.metrics import read_metrics
+from tests.conftest import ROOT, launch, launch_words, run_python
+
+TRAIN = "recipe/train.py"
+pytestmark = pytest.mark.distributed
+
+
+def losses(run_dir: Path) -> dict[int, float]:
+    return {m["step"]: m["loss"] for m in read_metrics(run_dir)}
+
+
+def finish(ranks: int, run, ds_path, *more) -> dict[int, float]:
+    done = launch(ranks, TRAIN, *run.arguments(ds_path, *more))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return losses(run.run_dir)
+
+
+def start(ranks: int, run, ds_path, *more) -> subprocess.Popen:
+    words = launch_words(ranks, TRAIN, *run.arguments(ds_path, *more))
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def wait_for_step(run, step: int, process: subprocess.Popen, timeout: float = 120) -> None:
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if (run.run_dir / "metrics.jsonl").exists() and max(losses(run.run_dir), default=0) >= step:
+            return
+        if process.poll() is not None:
+            break
+        time.sleep(0.02)
+    raise AssertionError(f"no step {step}: {process.communicate()[0][-3000:]}")
+
+
+def ranks_of(process: subprocess.Popen) -> list[int]:
+    """Process ids of the training ranks below a launcher."""
+    found = subprocess.run(["ps", "-eo", "pid,sid,args"], capture_output=True, text=True, check=True).stdout
+    mine = [line.split(None, 2) for line in found.splitlines()[1:]]
+    return [int(pid) for pid, sid, args in mine if int(sid) == process.pid and "local_rank=" in args]
+
+
+def test_killed_and_resumed_equals_undisturbed_to_the_last_digit(new_run, write_ds):
+    ds_path = write_ds(2, micro_batch=4, accumulation=1, autoep_size=2)
+    whole = finish(2, new_run("whole"), ds_path)
+    assert sorted(whole) == list(range(1, 21))
+
+    run = new_run("killed")
+    process = start(2, run, ds_path)
+    wait_for_step(run, 13, process)
+    os.kill(ranks_of(process)[1], signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert [p.name for p in (run.run_dir / "checkpoints").glob("step_*")] == ["step_00000010"]
+    assert finish(2, run, ds_path, "--resume", "auto") == whole
+    assert (run.run_dir / "checkpoints" / "latest").read_text() == "step_00000020"
+
+
+def test_losses_do_not_depend_on_ranks_expert_parallelism_or_accumulation(new_run, write_ds):
+    topologies = {
+        "one": (1, {"micro_batch": 8, "accumulation": 1, "autoep_size": 1}),
+        "two": (2, {"micro_batch": 4, "accumulation": 1, "autoep_size": 2}),
+        "four": (4, {"micro_batch": 1, "accumulation": 2, "autoep_size": 2}),
+    }
+    found = {}
+    for name, (ranks, sizes) in topologies.items():
+        run = new_run(name)
+        found[name] = finish(ranks, run, write_ds(ranks, **sizes))
+        last = read_metrics(run.run_dir)[-1]
+        found[f"{name} aux"] = {0: last["aux_loss"]}
+        # Every token of the step is counted top-k times in every MoE layer, once.
+        assert [sum(counts) for counts in last["tokens_per_expert"]] == [8 * 32 * 2] * 3
+    for step, loss in found["one"].items():
+        assert found["two"][step] == pytest.approx(loss, rel=1e-5)
+        assert found["four"][step] == pytest.approx(loss, rel=1e-5)
+    assert found["two aux"][0] == pytest.approx(found["one aux"][0], rel=1e-4)
+    assert found["four aux"][0] == pytest.approx(found["one aux"][0], rel=1e-4)
+    assert found["one"][20] < found["one"][1] - 0.5
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_other_zero_stages_and_bf16_train(stage, new_run, write_ds):
+    ds_path = write_ds(2, micro_batch=4, accumulation=1, autoep_size=2, stage=stage, bf16={"enabled": True})
+    found = finish(2, new_run("stage"), ds_path)
+    assert found[20] < found[1] - 0.5
+
+
+def test_sigterm_saves_a_checkpoint_and_the_run_goes_on(new_run, write_ds):
+    ds_path = write_ds(2, micro_batch=4, accumulation=1, autoep_size=2)
+    run = new_run("stopped")
+    process = start(2, run, ds_path)
+    wait_for_step(run, 3, process)
+    os.kill(ranks_of(process)[1], signal.SIGTERM)  # one rank is enough: they stop together
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, output[-3000:]
+    assert "stopped by a signal after step" in output
+    stopped_at = max(losses(run.run_dir))
+    assert stopped_at < 20
+    assert [p.name for p in (run.run_dir / "checkpoints").glob("step_*")] == [f"step_{stopped_at:08d}"]
+    resumed = finish(2, run, ds_path, "--resume", "auto")
+    assert resumed == finish(2, new_run("whole"), ds_path)
+
+
+def test_a_signal_to_the_whole_job_also_saves(new_run, write_ds):
+    ds_path = write_ds(2, micro_batch=4, accumulation=1, autoep_size=2)
+    run = new_run("launcher", schedule={"total_tokens": 10**6, "peak_lr": 1e-3, "min_lr": 0, "warmup_tokens": 0})
+    process = start(2, run, ds_path)
+    wait_for_step(run, 3, process)
+    os.killpg(process.pid, signal.SIGTERM)  # as Slurm does, or ctrl-C: launcher and ranks alike
+    output = process.communicate(timeout=90)[0]
+    assert "stopped by a signal after step" in output, output[-3000:]
+    assert len(list((run.run_dir / "checkpoints").glob("step_*/manifest.json"))) == 1
+
+
+def test_a_damaged_checkpoint_is_named_and_not_loaded(new_run, write_ds):
+    ds_path = write_ds(2, micro_batch=4, accumulation=1, autoep_size=2)
+    run = new_run("damaged")
+    finish(2, run, ds_path)
+    (shard,) = (run.run_dir / "checkpoints" / "step_00000020").glob("*rank_1*optim_states.pt")
+    raw = bytearray(shard.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    shard.write_bytes(raw)
+    done = launch(2, TRAIN, *run.arguments(ds_path, "--resume", "auto"))
+    assert done.returncode == 2
+    assert f"{shard} does not have its checksum" in done.stderr
+    shard.unlink()
+    done = launch(2, TRAIN, *run.arguments(ds_path, "--resume", "auto"))
+    assert done.returncode == 2
+    assert f"{shard} is missing" in done.stderr
+
+
+def test_a_checkpoint_of_another_topology_is_refused(new_run, write_ds):
+    run = new_run("topology")
+    finish(2, run, write_ds(2, micro_batch=4, accumulation=1, autoep_size=2))
+    done = launch(2, TRAIN, *run.arguments(write_ds(2, micro_batch=4, accumulation=1, autoep_size=1), "--resume", "auto"))
+    assert done.returncode == 2
+    assert "'autoep_size': 2" in done.stderr
+
+
+def test_a_run_folder_is_not_mixed_with_another_run(new_run, write_ds):
+    ds_path = write_ds(2, micro_batch=4, accumulation=1, autoep_size=2)
+    run = new_run("mixed")
+    finish(2, run, ds_path)
+    before = sorted(p.name for p in run.run_dir.iterdir())
+    done = launch(2, TRAIN, *run.arguments(ds_path))
+    assert done.returncode == 2
+    assert "already holds a run; add --resume auto" in done.stderr
+    done = launch(2, TRAIN, *run.arguments(ds_path, "--resume", "auto", "--set", "seed=3"))
+    assert done.returncode == 2
+    assert "other settings in seed" in done.stderr
+    assert sorted(p.name for p in run.run_dir.iterdir()) == before
+
+
+def test_a_run_folder_says_how_it_was_made(new_run, write_ds):
+    ds_path = write_ds(2, micro_batch=4, accumulation=1, autoep_size=2)
+    run = new_run("recorded")
+    finish(2, run, ds_path, "--set", "seed=7")
+    record = load_json(run.run_dir / "run.json")
+    assert record["run_config"]["seed"] == 7
+    assert record["ds_config"] == json.loads(ds_path.read_text())
+    assert record["packages"]["deepspeed"]
+    assert "--set" in record["command"]
+    assert list((run.run_dir / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_typo_stops_all_ranks_before_any_process_group(ranks, new_run, tmp_path, write_ds):
+    run = new_run("typo")
+    ds_path = write_ds(2, micro_batch=4, accumulation=1, autoep_size=2)
+    text = ds_path.read_text().replace('"autoep_size"', '"autoep_sise"')
+    ds_path.write_text(text)
+    done = launch(ranks, TRAIN, *run.arguments(ds_path))
+    assert done.returncode == 2
+    assert done.stderr.count("unknown key 'expert_parallel.autoep_sise'; did you mean 'autoep_size'?") == 1
+    assert "Traceback" not in done.stderr
+    assert not run.run_dir.exists()
+
+
+def test_a_dry_run_needs_no_launcher_and_writes_nothing(new_run, write_ds):
+    run = new_run("dry")
+    ds_path = write_ds(4, micro_batch=4, accumulation=2, autoep_size=4)
+    done = run_python(TRAIN, *run.arguments(ds_path, "--dry-run"))
+    assert done.returncode == 0, done.stderr
+    for part in ("2,392,448 parameters", "4 ranks, ZeRO-3, expert parallel size 4", "32 sequences of 32", "mixture     zh"):
+        assert part in done.stdout
+    assert not run.run_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["data.seq_length=4096"], "exceeds the model's max_position_embeddings"),
+        (["tokenizer=/nonexistent"], "holds no tokenizer.json"),
+        (["data.tokens=/nonexistent"], "has no manifest.json"),
+        (["model=/nonexistent"], "/nonexistent/config.json does not exist"),
+        (["data.mixture.weights={en: 1}"], "name each source once"),
+        (["data.seq_lenght=3"], "did you mean 'seq_length'?"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused_in_a_dry_run(overrides, said, new_run, write_ds):
+    ds_path = write_ds(2, micro_batch=4, accumulation=1, autoep_size=2)
+    words = [word for override in overrides for word in ("--set", override)]
+    done = run_python(TRAIN, *new_run("unfit").arguments(ds_path, "--dry-run", *words))
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_the_launcher_the_command_is_told(new_run, write_ds):
+    ds_path = write_ds(2, micro_batch=4, accumulation=1, autoep_size=2)
+    done = run_python(TRAIN, *new_run("alone").arguments(ds_path))
+    assert done.returncode == 2
+    assert "start it with the launcher: deepspeed" in done.stderr
+
+
+def test_a_ds_config_for_other_ranks_is_refused(new_run, write_ds):
+    run = new_run("world")
+    done = launch(1, TRAIN, *run.arguments(write_ds(2, micro_batch=4, accumulation=1, autoep_size=1)))
+    assert done.returncode == 2
+    assert "is written for 2 ranks, but 1 were launched" in done.stderr
+    assert not run.run_dir.exists()
