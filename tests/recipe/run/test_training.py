@@ -33,7 +33,13 @@ def start(ranks: int, run, ds_path, *more) -> subprocess.Popen:
     words = launch_words(ranks, TRAIN, *run.arguments(ds_path, *more))
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        words,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -147,7 +153,9 @@ def test_a_damaged_checkpoint_is_named_and_not_loaded(new_run, write_ds):
 def test_a_checkpoint_of_another_topology_is_refused(new_run, write_ds):
     run = new_run("topology")
     finish(2, run, write_ds(2, micro_batch=4, accumulation=1, autoep_size=2))
-    done = launch(2, TRAIN, *run.arguments(write_ds(2, micro_batch=4, accumulation=1, autoep_size=1), "--resume", "auto"))
+    done = launch(
+        2, TRAIN, *run.arguments(write_ds(2, micro_batch=4, accumulation=1, autoep_size=1), "--resume", "auto")
+    )
     assert done.returncode == 2
     assert "'autoep_size': 2" in done.stderr
 
@@ -196,7 +204,12 @@ def test_a_dry_run_needs_no_launcher_and_writes_nothing(new_run, write_ds):
     ds_path = write_ds(4, micro_batch=4, accumulation=2, autoep_size=4)
     done = run_python(TRAIN, *run.arguments(ds_path, "--dry-run"))
     assert done.returncode == 0, done.stderr
-    for part in ("2,392,448 parameters", "4 ranks, ZeRO-3, expert parallel size 4", "32 sequences of 32", "mixture     zh"):
+    for part in (
+        "2,392,448 parameters",
+        "4 ranks, ZeRO-3, expert parallel size 4",
+        "32 sequences of 32",
+        "mixture     zh",
+    ):
         assert part in done.stdout
     assert not run.run_dir.exists()
 

@@ -1,0 +1,150 @@
+"""From a trained run to a folder that stock transformers serves: same logits, same held-out loss."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from recipe.base.strict import load_json
+from recipe.data.token_folder import TokenFolder
+from recipe.run.evaluation import evaluate_source
+from tests.conftest import launch, run_python
+
+pytestmark = pytest.mark.distributed
+
+# Stock transformers in a process where our packages cannot be imported.
+STOCK = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("recipe", "data_prep", "deepspeed"):
+            raise ImportError(f"{name} is blocked")
+sys.meta_path.insert(0, Block())
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder, batch, output = sys.argv[1:]
+model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, dtype="auto")
+assert not info["missing_keys"] and not info["unexpected_keys"], info
+tokens, _ = torch.load(batch)
+with torch.no_grad():
+    torch.save((type(model).__name__, model.dtype, model(tokens).logits), output)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+inputs = tokenizer("The old ship", return_tensors="pt", return_token_type_ids=False)
+text = tokenizer.decode(model.generate(**inputs, max_new_tokens=12, do_sample=False)[0])
+assert text.startswith("The old ship") and len(text) > len("The old ship"), text
+assert "recipe" not in sys.modules
+"""
+
+
+def train(ranks, run, ds_path):
+    done = launch(ranks, "recipe/train.py", *run.arguments(ds_path))
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "sizes"),
+    [
+        (4, {"micro_batch": 2, "accumulation": 1, "autoep_size": 2}),
+        (2, {"micro_batch": 4, "accumulation": 1, "autoep_size": 2, "stage": 1}),
+        (2, {"micro_batch": 4, "accumulation": 1, "autoep_size": 1, "bf16": {"enabled": True}}),
+    ],
+    ids=["4-ep2", "2-ep2-zero1", "2-ep1-bf16"],
+)
+def test_stock_transformers_gives_the_engines_logits(ranks, sizes, new_run, write_ds, tmp_path):
+    run = new_run("trained")
+    train(ranks, run, write_ds(ranks, **sizes))
+    done = launch(ranks, "tests/recipe/run/export_worker.py", run.run_dir, tmp_path / "export")
+    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_python("-c", STOCK, tmp_path / "export", tmp_path / "export.pt", tmp_path / "stock.pt")
+    assert done.returncode == 0, done.stderr[-3000:]
+    _, engine_logits = torch.load(tmp_path / "export.pt")
+    name, dtype, stock_logits = torch.load(tmp_path / "stock.pt")
+    bf16 = "bf16" in sizes
+    assert name == "Glm4MoeForCausalLM"
+    assert dtype == (torch.bfloat16 if bf16 else torch.float32)
+    tolerance = {"rtol": 0.05, "atol": 0.05} if bf16 else {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(stock_logits, engine_logits, **tolerance)
+
+
+@pytest.fixture
+def trained(new_run, write_ds):
+    run = new_run("trained")
+    train(2, run, write_ds(2, micro_batch=4, accumulation=1, autoep_size=2))
+    return run
+
+
+def test_the_run_and_its_export_have_the_same_held_out_loss(trained, prepared, tmp_path):
+    done = launch(2, "recipe/evaluate_model.py", "--run", trained.run_dir)
+    assert done.returncode == 0, done.stderr[-3000:]
+    of_run = load_json(trained.run_dir / "evaluation.json")
+    assert of_run["step"] == 20
+    done = launch(2, "recipe/export.py", "--run", trained.run_dir, "--output", tmp_path / "export")
+    assert done.returncode == 0, done.stderr[-3000:]
+    words = ["--model", tmp_path / "export", "--tokens", prepared.tokens, "--seq-length", 32, "--batch-size", 5]
+    done = run_python("recipe/evaluate_model.py", *words, "--output", tmp_path / "eval.json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    of_export = load_json(tmp_path / "eval.json")
+    assert set(of_run["sources"]) == set(of_export["sources"]) == {"en", "zh"}
+    for source, expected in of_run["sources"].items():
+        found = of_export["sources"][source]
+        assert found["tokens"] == expected["tokens"]
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+        assert found["bits_per_byte"] == pytest.approx(expected["bits_per_byte"], rel=1e-6)
+
+    done = run_python("launch/generate.py", "--model", tmp_path / "export", "--prompt", "清晨", "--max-new-tokens", 5)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "[Glm4MoeForCausalLM] 清晨" in done.stdout
+
+    index = json.loads((tmp_path / "export" / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) == 4 + 3  # a file per layer, embedding, norm, head
+
+    # Mistakes, on the same run: each ends in one sentence and code 2.
+    for script, ranks, words, said in (
+        (
+            "recipe/export.py",
+            2,
+            ["--run", trained.run_dir, "--output", tmp_path / "export"],
+            "exists; choose a new folder",
+        ),
+        ("recipe/export.py", 2, ["--run", tmp_path, "--output", tmp_path / "x"], "holds no run"),
+        ("recipe/export.py", 1, ["--run", trained.run_dir, "--output", tmp_path / "x"], "was trained on 2 ranks but 1"),
+        (
+            "recipe/evaluate_model.py",
+            2,
+            ["--run", trained.run_dir, "--checkpoint", "step_7"],
+            "has no checkpoint 'step_7'",
+        ),
+    ):
+        done = launch(ranks, script, *words)
+        assert done.returncode == 2, done.stderr[-3000:]
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+    for words, said in (
+        (["--model", tmp_path], "holds no config.json"),
+        (["--model", tmp_path / "export"], "needs --tokens"),
+        (["--run", trained.run_dir], "start it with the launcher"),
+    ):
+        done = run_python("recipe/evaluate_model.py", *words)
+        assert done.returncode == 2
+        assert said in done.stderr
+    done = run_python("launch/generate.py", "--model", tmp_path, "--prompt", "x")
+    assert (done.returncode, "holds no config.json" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_evaluation_predicts_every_token_but_a_shards_first_once(prepared, batch_size):
+    (english, _) = TokenFolder(prepared.tokens).sources("held_out")
+    asked = []
+
+    def uniform(tokens):
+        asked.append(tokens.numel())
+        return torch.zeros(*tokens.shape, 1024)
+
+    found = evaluate_source(uniform, english, seq_length=50, batch_size=batch_size, device=torch.device("cpu"))
+    assert found["tokens"] == english.num_tokens - len(english.shards)
+    assert found["loss"] == pytest.approx(math.log(1024))
+    assert found["bits_per_byte"] == pytest.approx(10 * found["tokens"] / english.text_bytes)
+    assert sum(asked) >= found["tokens"]

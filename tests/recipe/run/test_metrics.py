@@ -1,0 +1,55 @@
+"""What a run writes about itself."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from recipe.run.metrics import MetricsWriter, read_metrics
+
+VALUES = {
+    "tokens": 100,
+    "loss": 2.5,
+    "lr": 1e-3,
+    "grad_norm": 1.0,
+    "tokens_per_s": 1000.0,
+    "step_time_s": 0.5,
+    "aux_loss": 1.0,
+    "z_loss": 4.0,
+    "expert_load_max_over_mean": 1.5,
+    "tokens_per_expert": [[1, 3], [2, 2]],
+}
+
+
+def test_a_step_logged_twice_counts_once_and_a_cut_line_not_at_all(tmp_path):
+    for loss in (1.0, 2.0):
+        writer = MetricsWriter(tmp_path, total_steps=10)
+        writer.write(1, {**VALUES, "loss": loss})
+        writer.close()
+    with open(tmp_path / "metrics.jsonl", "a") as handle:
+        handle.write(json.dumps({"step": 2})[:-3])
+    (only,) = read_metrics(tmp_path)
+    assert only["loss"] == 2.0
+
+
+def test_tensorboard_has_the_scalars_and_the_load_of_each_layer(tmp_path, capsys):
+    writer = MetricsWriter(tmp_path, total_steps=10)
+    writer.write(3, {**VALUES, "mfu": 0.25})
+    writer.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    read = {tag: board.Scalars(tag)[0].value for tag in board.Tags()["scalars"]}
+    assert read["train/loss"] == 2.5
+    assert read["perf/mfu"] == 0.25
+    assert read["moe/load_max_over_mean/moe_layer_00"] == 1.5
+    assert read["moe/load_max_over_mean/moe_layer_01"] == 1.0
+    line = capsys.readouterr().out
+    for part in ("step       3/10", "loss  2.50000", "mfu 25.0%", "load max/mean  1.50"):
+        assert part in line
+
+
+def test_metrics_of_a_folder_without_a_run_do_not_exist(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_metrics(tmp_path)
