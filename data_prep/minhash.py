@@ -19,13 +19,16 @@ _CHUNK = 4096  # shingles hashed at a time: 4096 * 112 * 8 bytes = 3.7 MB
 
 
 class MinHash:
-    """Signatures with fixed, seeded hash functions: equal parameters give equal signatures on any machine."""
+    """Signatures by multiply-shift hash functions drawn from a seed.
+
+    Equal parameters give equal signatures on any machine and with any version of numpy.
+    """
 
     def __init__(self, ngram: int, num_hashes: int, seed: int):
         self.ngram = ngram
-        rng = np.random.Generator(np.random.PCG64(seed))
-        self._multipliers = rng.integers(1, 1 << 63, num_hashes, dtype=np.uint64) | np.uint64(1)
-        self._offsets = rng.integers(0, 1 << 63, num_hashes, dtype=np.uint64)
+        drawn = [xxhash.xxh3_64_intdigest(f"{place}".encode(), seed=seed) for place in range(2 * num_hashes)]
+        self._multipliers = np.array(drawn[:num_hashes], np.uint64) | np.uint64(1)
+        self._offsets = np.array(drawn[num_hashes:], np.uint64)
 
     def shingles(self, text: str) -> np.ndarray:
         """Unique uint64 hashes of the n-grams; of the whole token sequence where it is shorter than n."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,7 +74,7 @@ def train(texts: Iterator[str], config: TokenizerConfig) -> PreTrainedTokenizerF
         vocab_size=config.vocab_size,
         special_tokens=config.special_tokens,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
+        show_progress=sys.stderr.isatty(),
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(

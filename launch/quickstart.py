@@ -19,9 +19,11 @@ import yaml
 from data_prep.documents import read_documents
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.strict import load_json
+from recipe.data.loader import source_weights
 from recipe.data.token_folder import TokenFolder
 from recipe.data.unigram import unigram_entropy
 from recipe.run.metrics import read_metrics
+from recipe.run.run_folder import load_run_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN_CONFIG, DS_CONFIG, RANKS = "recipe/configs/runs/quickstart.yaml", "ds_configs/cpu_2.json", 2
@@ -94,7 +96,8 @@ def summary(raw: Path, work: Path, embedded: bool, seconds: float) -> str:
     evaluation = load_json(work / "run" / "evaluation.json")["sources"]
     dropped = {**curated["counts"]["dropped"], **deduped["counts"]["dropped"]}
     sources = TokenFolder(work / "tokens").sources("train")
-    entropy = unigram_entropy(sources, {source.name: source.num_tokens for source in sources})
+    run, _ = load_run_folder(work / "run")
+    entropy = unigram_entropy(sources, source_weights(sources, run.data.mixture))
     rates = sorted(step["tokens_per_s"] for step in steps)
     lines: list[tuple[str, Any]] = [
         ("documents", f"{curated['counts']['in']:,} in, {deduped['counts']['out']:,} kept"),
@@ -115,7 +118,10 @@ def summary(raw: Path, work: Path, embedded: bool, seconds: float) -> str:
             "loss",
             f"{steps[0]['loss']:.4f} at step {steps[0]['step']}, {steps[-1]['loss']:.4f} at step {steps[-1]['step']}",
         ),
-        ("unigram entropy", f"{entropy:.4f} nats/token, what token frequencies alone would reach"),
+        (
+            "unigram entropy",
+            f"{entropy:.4f} nats/token, the loss that the token frequencies of the mixture alone would reach",
+        ),
         *(
             (f"held-out {name}", f"{r['bits_per_byte']:.4f} bits/byte, loss {r['loss']:.4f}")
             for name, r in evaluation.items()

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from recipe.base.errors import exit_on_user_error
+from recipe.base.ranks import is_first_rank
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     from recipe.model import RecipeMoeConfig
     from recipe.run.export import check_exportable, export_hf
     from recipe.run.restore import RestorableRun
-    from recipe.run.session import is_first_rank, session
+    from recipe.run.session import session
 
     source = RestorableRun(args.run, args.checkpoint)
     config = RecipeMoeConfig.from_shape(source.shape)

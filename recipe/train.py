@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from recipe.base.errors import exit_on_user_error
+from recipe.base.ranks import is_first_rank, launched_world_size, required_world_size
 from recipe.base.settings import load_run_config
 from recipe.run.startup import check_launch, describe
 
@@ -38,7 +39,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     run = load_run_config(args.config, args.set)
     if args.dry_run:
-        print(describe(check_launch(run, args.deepspeed_config, world_size=None)))
+        launch = check_launch(run, args.deepspeed_config, launched_world_size())
+        if is_first_rank():
+            print(describe(launch))
         return
 
     # Imported late: nothing of torch or DeepSpeed is needed to refuse a configuration.
@@ -47,13 +50,15 @@ def main(argv: list[str] | None = None) -> None:
     from recipe.run.engine import build_engine
     from recipe.run.loop import train
     from recipe.run.run_folder import check_run_folder, record_start
-    from recipe.run.session import is_first_rank, launched_world_size, session
+    from recipe.run.session import session
 
-    launch = check_launch(run, args.deepspeed_config, launched_world_size())
-    check_run_folder(run, args.resume)
+    launch = check_launch(run, args.deepspeed_config, required_world_size())
+    changed = check_run_folder(run, args.resume)
     with session():
         if is_first_rank():
             print(describe(launch), flush=True)
+            if changed:
+                print(f"changed since the last start: {', '.join(changed)}", flush=True)
             record_start(run, launch.ds_raw)
         engine = build_engine(
             RecipeMoeConfig.from_shape(launch.shape),

@@ -75,33 +75,36 @@ class Shard:
 
     def __init__(self, prefix: str | Path):
         self.prefix = Path(prefix)
-        index = self._read_index(Path(f"{prefix}.idx"))
+        self._map_index(Path(f"{prefix}.idx"))
         bin_path = Path(f"{prefix}.bin")
-        expected = int(self.lengths.sum(dtype=np.int64)) * self.dtype.itemsize
+        # Documents lie back to back, so the last one's end is the size: nothing else of the index is read.
+        expected = int(self._pointers[-1]) + int(self.lengths[-1]) * self.dtype.itemsize if self.lengths.size else 0
         actual = bin_path.stat().st_size if bin_path.exists() else None
         if actual != expected:
             state = "is missing" if actual is None else f"holds {actual} bytes, not the {expected} of its index"
             raise UserError(f"{bin_path} {state}; tokenize it again")
         self.tokens = np.memmap(bin_path, dtype=self.dtype, mode="r") if expected else np.empty(0, self.dtype)
-        self._offsets = index // self.dtype.itemsize
 
-    def _read_index(self, path: Path) -> np.ndarray:
+    def _map_index(self, path: Path) -> None:
         try:
-            raw = path.read_bytes()
+            with open(path, "rb") as handle:
+                header = handle.read(_HEADER.size)
+            size = path.stat().st_size
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}); tokenize it again") from None
-        if len(raw) < _HEADER.size:
+        if len(header) < _HEADER.size:
             raise UserError(f"{path} is truncated; tokenize it again")
-        magic, version, code, sequences, documents = _HEADER.unpack_from(raw)
+        magic, version, code, sequences, documents = _HEADER.unpack(header)
         if magic != MAGIC or version != VERSION:
             raise UserError(f"{path} is not an MMIDIDX version {VERSION} index")
         if code not in DTYPE_CODES:
             raise UserError(f"{path} has dtype code {code}; token shards are uint16 (8) or int32 (4)")
-        if len(raw) != _HEADER.size + 12 * sequences + 8 * documents:
+        if size != _HEADER.size + 12 * sequences + 8 * documents:
             raise UserError(f"{path} does not have the size its header implies; tokenize it again")
         self.dtype = DTYPE_CODES[code]
+        raw = np.memmap(path, dtype=np.uint8, mode="r")
         self.lengths = np.frombuffer(raw, "<i4", sequences, _HEADER.size)
-        return np.frombuffer(raw, "<i8", sequences, _HEADER.size + 4 * sequences)
+        self._pointers = np.frombuffer(raw, "<i8", sequences, _HEADER.size + 4 * sequences)
 
     @property
     def num_tokens(self) -> int:
@@ -112,8 +115,9 @@ class Shard:
         return self.lengths.size
 
     def documents(self) -> Iterator[np.ndarray]:
-        for offset, length in zip(self._offsets.tolist(), self.lengths.tolist(), strict=True):
-            yield self.tokens[offset : offset + length]
+        for pointer, length in zip(self._pointers, self.lengths, strict=True):
+            start = int(pointer) // self.dtype.itemsize
+            yield self.tokens[start : start + int(length)]
 
 
 def _partial(prefix: Path, suffix: str) -> str:

@@ -19,6 +19,7 @@ from functools import lru_cache
 import numpy as np
 
 from recipe.base.errors import UserError
+from recipe.base.settings import Mixture
 from recipe.data.token_folder import Source
 
 CYCLE = 4096  # places of the mixture's finest grain: weights are kept to 1/4096
@@ -29,6 +30,11 @@ def mixture_weights(tokens: Mapping[str, int], alpha: float) -> dict[str, float]
     powers = {name: count**alpha for name, count in tokens.items()}
     total = sum(powers.values())
     return {name: power / total for name, power in powers.items()}
+
+
+def source_weights(sources: Sequence[Source], mixture: Mixture) -> dict[str, float]:
+    """The share of each source that a run config's mixture asks for."""
+    return mixture.weights or mixture_weights({s.name: s.num_tokens for s in sources}, mixture.alpha)
 
 
 def cycle_places(weights: Mapping[str, float]) -> dict[str, int]:
@@ -46,7 +52,10 @@ def cycle_places(weights: Mapping[str, float]) -> dict[str, int]:
 
 
 class Permutation:
-    """A pseudorandom permutation of range(size) without a table: a 4-round Feistel network with cycle walking."""
+    """A pseudorandom permutation of range(size) without a table: a 4-round Feistel network with cycle walking.
+
+    Integer arithmetic of our own, so that a run's order survives any upgrade of numpy or Python.
+    """
 
     def __init__(self, size: int, key: str):
         self.size = size
@@ -126,7 +135,8 @@ class BatchOrder:
     def _pattern_of_cycle(self, cycle: int) -> tuple[np.ndarray, np.ndarray]:
         """Source number of each place in a cycle, and how many places of that source come before it."""
         ordered = np.repeat(np.arange(len(self.names)), [self.places[name] for name in self.names])
-        pattern = np.random.Generator(np.random.Philox(key=[self.seed, cycle])).permutation(ordered)
+        shuffled = Permutation(CYCLE, f"{self.seed}:cycle:{cycle}")
+        pattern = ordered[[shuffled(place) for place in range(CYCLE)]]
         rank = np.empty(CYCLE, dtype=np.int64)
         for number in range(len(self.names)):
             where = np.flatnonzero(pattern == number)

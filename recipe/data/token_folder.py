@@ -24,7 +24,7 @@ class Source:
 
 
 class TokenFolder:
-    """Manifest and shards; sizes are checked when a shard is opened, checksums by `verify`.
+    """Manifest and shards; sizes are checked when a shard is opened.
 
     Raises:
         UserError: no manifest, a foreign one, or shards that do not match it.

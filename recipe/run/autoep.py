@@ -53,13 +53,8 @@ class RecipeRouter(TokenChoiceTopKRouter):
         super().__init__(dim, num_experts, *args, gate_bias=gate_bias, **kwargs)
         assert not gate_bias, "the recipe's routers have no gate bias"
         self.gate = Fp32Gate(dim, num_experts, bias=False)
-        self.reset_totals()
-
-    def reset_totals(self) -> None:
-        """Forget the losses summed so far; the metrics call it after each reading."""
-        self.aux_loss_sum: torch.Tensor | float = 0.0
-        self.z_loss_sum: torch.Tensor | float = 0.0
-        self.losses_counted = 0
+        # Sums of aux loss and z-loss, and how many were added, since the metrics last read and zeroed them.
+        self.loss_totals = torch.zeros(3)
 
     def forward(self, x_TD: torch.Tensor, expert_bias: torch.Tensor | None = None):
         """AutoEP's contract: weights [T, K], experts [T, K], assignments per expert [E] int32."""
@@ -83,9 +78,8 @@ class RecipeRouter(TokenChoiceTopKRouter):
     def _attach_losses(self, weights_TK, logits_TE, scores_TE, experts_TK) -> torch.Tensor:
         aux_loss = load_balancing_loss(scores_TE, experts_TK, self.seq_length)
         z_loss = router_z_loss(logits_TE)
-        self.aux_loss_sum = self.aux_loss_sum + aux_loss.detach()
-        self.z_loss_sum = self.z_loss_sum + z_loss.detach()
-        self.losses_counted += 1
+        losses = torch.stack((aux_loss, z_loss, torch.ones_like(z_loss))).detach()
+        self.loss_totals = self.loss_totals.to(losses.device) + losses
         assert self.routing is not None
         total = self.routing.aux_loss_coef * aux_loss + self.routing.z_loss_coef * z_loss
         return AttachLoss.apply(weights_TK, total, self.loss_scale)

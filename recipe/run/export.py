@@ -46,6 +46,7 @@ def export_hf(engine: deepspeed.DeepSpeedEngine, config: RecipeMoeConfig, tokeni
         if first:
             file = f"model-{number:05d}-of-{len(units):05d}.safetensors"
             save_file(tensors, partial / file, metadata={"format": "pt"})
+            (partial / file).chmod(0o644)  # safetensors writes for the owner alone
             weight_map.update(dict.fromkeys(tensors, file))
             total_bytes += sum(t.nbytes for t in tensors.values())
         del tensors

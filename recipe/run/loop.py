@@ -64,7 +64,7 @@ def train(engine: deepspeed.DeepSpeedEngine, launch: Launch, store: CheckpointSt
     stop = StopRequest()
     router_totals = RouterTotals(engine.module)
     throughput = Throughput(launch.shape, run.data.seq_length, dist.get_world_size())
-    writer = MetricsWriter(run.run_dir, total_steps) if dist.get_rank() == 0 else None
+    writer = MetricsWriter(run.run_dir, total_steps, state.step + 1) if dist.get_rank() == 0 else None
     engine.train()
     stopped = False
     while state.step < total_steps and not stopped:

@@ -30,17 +30,12 @@ class RouterTotals:
     def take(self) -> dict[str, Any]:
         """Read and reset: `tokens_per_expert` [layers][E], mean `aux_loss` and `z_loss` over layers and micro-batches."""
         counts = torch.stack([layer.tokens_per_expert for _, layer in self._layers]).double()
-        losses = torch.tensor(
-            [
-                [layer.router.aux_loss_sum, layer.router.z_loss_sum, layer.router.losses_counted]
-                for _, layer in self._layers
-            ]
-        )
+        losses = torch.stack([layer.router.loss_totals for _, layer in self._layers])
         totals = torch.cat((counts, losses.to(counts)), dim=1)
         torch.distributed.all_reduce(totals)
         for _, layer in self._layers:
             layer.tokens_per_expert.zero_()
-            layer.router.reset_totals()
+            layer.router.loss_totals.zero_()
         counts, (aux_loss, z_loss, counted) = totals[:, :-3], totals[:, -3:].T
         imbalance = counts.max(dim=1).values / counts.mean(dim=1)
         return {
@@ -90,9 +85,10 @@ class MetricsWriter:
         "expert_load_max_over_mean": "moe/expert_load_max_over_mean",
     }
 
-    def __init__(self, run_dir: Path, total_steps: int):
+    def __init__(self, run_dir: Path, total_steps: int, first_step: int):
         self._file = open(run_dir / "metrics.jsonl", "a", encoding="utf-8")
-        self._board = SummaryWriter(str(run_dir / "tensorboard"))
+        # TensorBoard then hides what an earlier incarnation logged from this step on.
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step)
         self._total_steps = total_steps
 
     def write(self, step: int, values: dict[str, Any]) -> None:

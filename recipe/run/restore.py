@@ -9,12 +9,12 @@ import deepspeed
 
 from recipe.base.errors import UserError
 from recipe.base.model_shape import ModelShape, load_model_shape
+from recipe.base.ranks import required_world_size
 from recipe.base.settings import RunConfig
 from recipe.model import RecipeMoeConfig
 from recipe.run.checkpoint import CheckpointStore, TrainState
 from recipe.run.engine import build_engine
 from recipe.run.run_folder import load_run_folder
-from recipe.run.session import launched_world_size
 
 
 class RestorableRun:
@@ -35,10 +35,9 @@ class RestorableRun:
         ranks = self.ds_raw["train_batch_size"] // (
             self.ds_raw["train_micro_batch_size_per_gpu"] * self.ds_raw["gradient_accumulation_steps"]
         )
-        if launched_world_size() != ranks:
-            raise UserError(
-                f"{folder} was trained on {ranks} ranks but {launched_world_size()} were launched; launch {ranks}"
-            )
+        launched = required_world_size()
+        if launched != ranks:
+            raise UserError(f"{folder} was trained on {ranks} ranks but {launched} were launched; launch {ranks}")
 
     def restore(self) -> tuple[deepspeed.DeepSpeedEngine, TrainState]:
         engine = build_engine(

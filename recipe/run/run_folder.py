@@ -11,42 +11,43 @@ from typing import Any, Literal
 
 import recipe
 from recipe.base.errors import UserError
-from recipe.base.files import write_json
 from recipe.base.settings import RunConfig
-from recipe.base.strict import load_json
 
 Resume = Literal["never", "auto"]
-# What a resumed run may change without becoming another run.
-_FREE_TO_CHANGE = {"logging", "checkpoint", "run_dir"}
+# What a resumed run may change and still be the same run. The optimizer's settings are not among them: the
+# checkpoint's would silently win.
+_FREE_TO_CHANGE = {"run_dir", "logging", "checkpoint", "schedule", "routing"}
 _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy", "pydantic")
 
 
-def check_run_folder(run: RunConfig, resume: Resume) -> None:
+def check_run_folder(run: RunConfig, resume: Resume) -> list[str]:
     """Refuse to mix two runs in one folder.
 
+    Returns:
+        the sections of the run config that differ from the run's last start, allowed ones.
+
     Raises:
-        UserError: the folder holds a run and `resume` is "never", or its run config differs in more than
-            logging and checkpoint cadence.
+        UserError: the folder holds a run and `resume` is "never", or what may not change differs.
     """
-    started = run.run_dir / "run.json"
-    if not started.exists():
-        return
+    if not _starts(run.run_dir).exists():
+        return []
     if resume == "never":
         raise UserError(
             f"{run.run_dir} already holds a run; add --resume auto to continue it or choose another run_dir"
         )
-    before, now = load_json(started)["run_config"], run.model_dump(mode="json")
-    changed = sorted(
-        key for key in now.keys() | before.keys() if key not in _FREE_TO_CHANGE and before.get(key) != now.get(key)
-    )
-    if changed:
+    before = load_run_folder(run.run_dir)[0].model_dump(mode="json")
+    changed = sorted(key for key, value in run.model_dump(mode="json").items() if before[key] != value)
+    forbidden = [key for key in changed if key not in _FREE_TO_CHANGE]
+    if forbidden:
         raise UserError(
-            f"{run.run_dir} holds a run with other settings in {', '.join(changed)}; restore them or choose another run_dir"
+            f"{run.run_dir} holds a run with other settings in {', '.join(forbidden)}; "
+            "restore them or choose another run_dir"
         )
+    return changed
 
 
 def record_start(run: RunConfig, ds_raw: dict[str, Any]) -> None:
-    """Write run.json at the first start, and one line of incarnations.jsonl at each."""
+    """Append this start to incarnations.jsonl: when, by which command, code, packages and configs."""
     run.run_dir.mkdir(parents=True, exist_ok=True)
     start = {
         "time": time.time(),
@@ -56,9 +57,7 @@ def record_start(run: RunConfig, ds_raw: dict[str, Any]) -> None:
         "run_config": run.model_dump(mode="json"),
         "ds_config": ds_raw,
     }
-    if not (run.run_dir / "run.json").exists():
-        write_json(run.run_dir / "run.json", start)
-    with open(run.run_dir / "incarnations.jsonl", "a", encoding="utf-8") as handle:
+    with open(_starts(run.run_dir), "a", encoding="utf-8") as handle:
         handle.write(json.dumps(start) + "\n")
 
 
@@ -68,8 +67,12 @@ def load_run_folder(folder: str | Path) -> tuple[RunConfig, dict[str, Any]]:
     Raises:
         UserError: not a run folder.
     """
-    path = Path(folder) / "incarnations.jsonl"
+    path = _starts(Path(folder))
     if not path.exists():
-        raise UserError(f"{folder} holds no run (no incarnations.jsonl); give the run_dir of a training run")
+        raise UserError(f"{folder} holds no run (no {path.name}); give the run_dir of a training run")
     last = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
     return RunConfig.model_validate(last["run_config"]), last["ds_config"]
+
+
+def _starts(folder: Path) -> Path:
+    return folder / "incarnations.jsonl"

@@ -13,23 +13,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-from recipe.base.errors import UserError
 from recipe.run.cpu_op import ensure_cpu_op
-
-
-def launched_world_size() -> int:
-    """Ranks that the launcher started.
-
-    Raises:
-        UserError: started without a launcher.
-    """
-    if "WORLD_SIZE" not in os.environ:
-        raise UserError(f"start it with the launcher: deepspeed [--hostfile H] {' '.join(sys.argv)}; or add --dry-run")
-    return int(os.environ["WORLD_SIZE"])
-
-
-def is_first_rank() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager

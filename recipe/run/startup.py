@@ -11,7 +11,7 @@ from recipe.base.errors import ConfigError, UserError
 from recipe.base.files import sha256
 from recipe.base.model_shape import ModelShape, load_model_shape
 from recipe.base.settings import RunConfig
-from recipe.data.loader import BatchOrder, mixture_weights
+from recipe.data.loader import BatchOrder, source_weights
 from recipe.data.token_folder import TokenFolder
 
 
@@ -60,9 +60,7 @@ def check_launch(run: RunConfig, ds_path: str | Path, world_size: int | None) ->
     sources = tokens.sources("train")
     if not sources:
         raise UserError(f"{run.data.tokens} has no training shards; tokenize more documents")
-    weights = run.data.mixture.weights or mixture_weights(
-        {s.name: s.num_tokens for s in sources}, run.data.mixture.alpha
-    )
+    weights = source_weights(sources, run.data.mixture)
     return Launch(run, ds, ds_raw, shape, tokens, BatchOrder(sources, weights, run.data.seq_length, run.seed))
 
 

@@ -35,6 +35,11 @@ def tokenizer(request):
     return train(iter(TEXTS * 3), config), config
 
 
+def test_training_twice_gives_the_same_tokenizer(tokenizer):
+    again = train(iter(TEXTS * 3), tokenizer[1])
+    assert again.backend_tokenizer.to_str() == tokenizer[0].backend_tokenizer.to_str()
+
+
 def test_every_text_comes_back_byte_for_byte(tokenizer):
     for text in TEXTS:
         ids = tokenizer[0].encode(text, split_special_tokens=True)

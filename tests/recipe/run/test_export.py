@@ -125,7 +125,7 @@ def test_the_run_and_its_export_have_the_same_held_out_loss(trained, prepared, t
     for words, said in (
         (["--model", tmp_path], "holds no config.json"),
         (["--model", tmp_path / "export"], "needs --tokens"),
-        (["--run", trained.run_dir], "start it with the launcher"),
+        (["--run", trained.run_dir], "this needs the launcher"),
     ):
         done = run_python("recipe/evaluate_model.py", *words)
         assert done.returncode == 2

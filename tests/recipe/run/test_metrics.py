@@ -25,7 +25,7 @@ VALUES = {
 
 def test_a_step_logged_twice_counts_once_and_a_cut_line_not_at_all(tmp_path):
     for loss in (1.0, 2.0):
-        writer = MetricsWriter(tmp_path, total_steps=10)
+        writer = MetricsWriter(tmp_path, total_steps=10, first_step=1)
         writer.write(1, {**VALUES, "loss": loss})
         writer.close()
     with open(tmp_path / "metrics.jsonl", "a") as handle:
@@ -35,7 +35,7 @@ def test_a_step_logged_twice_counts_once_and_a_cut_line_not_at_all(tmp_path):
 
 
 def test_tensorboard_has_the_scalars_and_the_load_of_each_layer(tmp_path, capsys):
-    writer = MetricsWriter(tmp_path, total_steps=10)
+    writer = MetricsWriter(tmp_path, total_steps=10, first_step=1)
     writer.write(3, {**VALUES, "mfu": 0.25})
     writer.close()
     board = EventAccumulator(str(tmp_path / "tensorboard"))

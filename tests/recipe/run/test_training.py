@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from recipe.base.strict import load_json
 from recipe.run.metrics import read_metrics
 from tests.conftest import ROOT, launch, launch_words, run_python
 
@@ -172,13 +171,18 @@ def test_a_run_folder_is_not_mixed_with_another_run(new_run, write_ds):
     assert done.returncode == 2
     assert "other settings in seed" in done.stderr
     assert sorted(p.name for p in run.run_dir.iterdir()) == before
+    # A longer schedule is the same run.
+    done = launch(2, TRAIN, *run.arguments(ds_path, "--resume", "auto", "--set", "schedule.total_tokens=5632"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "changed since the last start: schedule" in done.stdout
+    assert max(losses(run.run_dir)) == 22
 
 
 def test_a_run_folder_says_how_it_was_made(new_run, write_ds):
     ds_path = write_ds(2, micro_batch=4, accumulation=1, autoep_size=2)
     run = new_run("recorded")
     finish(2, run, ds_path, "--set", "seed=7")
-    record = load_json(run.run_dir / "run.json")
+    (record,) = map(json.loads, (run.run_dir / "incarnations.jsonl").read_text().splitlines())
     assert record["run_config"]["seed"] == 7
     assert record["ds_config"] == json.loads(ds_path.read_text())
     assert record["packages"]["deepspeed"]
@@ -238,7 +242,7 @@ def test_without_the_launcher_the_command_is_told(new_run, write_ds):
     ds_path = write_ds(2, micro_batch=4, accumulation=1, autoep_size=2)
     done = run_python(TRAIN, *new_run("alone").arguments(ds_path))
     assert done.returncode == 2
-    assert "start it with the launcher: deepspeed" in done.stderr
+    assert "this needs the launcher: deepspeed" in done.stderr
 
 
 def test_a_ds_config_for_other_ranks_is_refused(new_run, write_ds):
