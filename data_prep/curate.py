@@ -50,8 +50,8 @@ class CurateConfig(BaseModel):
 def judge(document: Document, config: CurateConfig, default_source: str) -> tuple[Document, str | None]:
     """The document normalised and labelled, and the reason to drop it (None: keep).
 
-    The language is detected, and a document that claims another one is dropped: its label, and with it
-    every count by language, would be wrong.
+    The language is the detected one. A document that claims another of the configured languages is dropped:
+    one of the two is wrong. Labels that the configuration does not know (zh-Hans, cmn_Hani) are replaced.
     """
     document = {**document, "text": normalize(document["text"])}
     document["source"] = str(document.get("source") or default_source)
@@ -61,7 +61,7 @@ def judge(document: Document, config: CurateConfig, default_source: str) -> tupl
     document["lang"] = language or claimed or "unknown"
     if language is None:
         return document, "other_language"
-    if claimed is not None and claimed != language:
+    if claimed in config.languages and claimed != language:
         return document, "language_mismatch"
     return document, reason_to_drop(document["text"], config.languages[language])
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from recipe.base.errors import exit_on_user_error
 from recipe.base.ranks import is_first_rank, launched_world_size, required_world_size
-from recipe.base.settings import load_run_config
 from recipe.run.startup import check_launch, describe
 
 EXAMPLE = """example:
@@ -37,14 +36,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    run = load_run_config(args.config, args.set)
+    world_size = launched_world_size() if args.dry_run else required_world_size()
+    launch = check_launch(args.config, args.set, args.deepspeed_config, world_size)
     if args.dry_run:
-        launch = check_launch(run, args.deepspeed_config, launched_world_size())
         if is_first_rank():
             print(describe(launch))
         return
 
-    # Imported late: nothing of torch or DeepSpeed is needed to refuse a configuration.
+    # Imported late: refusing a configuration or a dry run needs neither torch nor DeepSpeed.
     from recipe.model import RecipeMoeConfig
     from recipe.run.checkpoint import CheckpointStore, TrainState
     from recipe.run.engine import build_engine
@@ -52,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     from recipe.run.run_folder import check_run_folder, record_start
     from recipe.run.session import session
 
-    launch = check_launch(run, args.deepspeed_config, required_world_size())
+    run = launch.run
     changed = check_run_folder(run, args.resume)
     with session():
         if is_first_rank():

@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -35,6 +36,19 @@ class ConfigError(UserError):
         else:
             message = f"{path} has {len(self.problems)} problems:\n" + "\n".join(f"  - {p}" for p in self.problems)
         super().__init__(message)
+
+
+def read_all(*reads: Callable[[], Any]) -> list[Any]:
+    """The results of all `reads`; if any raise `UserError`, one that holds all their messages."""
+    results, messages = [], []
+    for read in reads:
+        try:
+            results.append(read())
+        except UserError as error:
+            messages.append(str(error))
+    if messages:
+        raise UserError("\n".join(messages))
+    return results
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

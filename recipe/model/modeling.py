@@ -44,8 +44,8 @@ class RMSNorm(nn.Module):
 def rotary_cos_sin(config: Any, position_ids: torch.Tensor, dtype: torch.dtype):
     """cos and sin, [B, S, rotary_dim], for half-split rotary embedding (arXiv 2104.09864).
 
-    The inverse frequencies are computed here and not kept as a buffer: an engine that casts the module to
-    bf16 would round them, and positions beyond a few hundred would blur.
+    The inverse frequencies are computed here and not kept as a buffer: `zero.Init` gives what a constructor
+    makes the training dtype, and rounded to bf16 they put position 1,000 radians off.
     """
     rope = config.rope_parameters
     rotary_dim = int(config.head_dim * rope["partial_rotary_factor"])

@@ -58,7 +58,7 @@ def train(engine: deepspeed.DeepSpeedEngine, launch: Launch, store: CheckpointSt
     """Train from `state` to the end of the schedule.
 
     Returns:
-        True at the end of the schedule; False when a signal asked to stop, after a checkpoint.
+        True at the end of the schedule; False when a signal asked to stop before it, after a checkpoint.
     """
     run, total_steps = launch.run, launch.total_steps
     stop = StopRequest()
@@ -94,4 +94,4 @@ def train(engine: deepspeed.DeepSpeedEngine, launch: Launch, store: CheckpointSt
                 print(f"checkpoint {path}", flush=True)
     if writer is not None:
         writer.close()
-    return not stopped
+    return state.step >= total_steps

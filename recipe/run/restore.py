@@ -7,10 +7,12 @@ from typing import Any
 
 import deepspeed
 
+from recipe.base.ds_config import DsConfig
 from recipe.base.errors import UserError
 from recipe.base.model_shape import ModelShape, load_model_shape
 from recipe.base.ranks import required_world_size
 from recipe.base.settings import RunConfig
+from recipe.base.strict import strict_model
 from recipe.model import RecipeMoeConfig
 from recipe.run.checkpoint import CheckpointStore, TrainState
 from recipe.run.engine import build_engine
@@ -32,9 +34,7 @@ class RestorableRun:
         self.shape: ModelShape = load_model_shape(self.run.model)
         self._store = CheckpointStore(folder / "checkpoints", self.run.checkpoint.keep_last)
         self._path = self._choose(folder, checkpoint)
-        ranks = self.ds_raw["train_batch_size"] // (
-            self.ds_raw["train_micro_batch_size_per_gpu"] * self.ds_raw["gradient_accumulation_steps"]
-        )
+        ranks = strict_model(DsConfig, self.ds_raw, f"ds_config of {folder}").world_size
         launched = required_world_size()
         if launched != ranks:
             raise UserError(f"{folder} was trained on {ranks} ranks but {launched} were launched; launch {ranks}")

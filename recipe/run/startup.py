@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from recipe.base.ds_config import DsConfig, load_ds_config
-from recipe.base.errors import ConfigError, UserError
+from recipe.base.errors import ConfigError, UserError, read_all
 from recipe.base.files import sha256
 from recipe.base.model_shape import ModelShape, load_model_shape
-from recipe.base.settings import RunConfig
+from recipe.base.settings import RunConfig, load_run_config
 from recipe.data.loader import BatchOrder, source_weights
 from recipe.data.token_folder import TokenFolder
 
@@ -36,16 +36,19 @@ class Launch:
         return -(-self.run.schedule.total_tokens // self.tokens_per_step)
 
 
-def check_launch(run: RunConfig, ds_path: str | Path, world_size: int | None) -> Launch:
+def check_launch(config_path: Path, overrides: list[str], ds_path: Path, world_size: int | None) -> Launch:
     """Read and cross-check all inputs of a run.
 
     Args:
+        config_path, overrides: the run config and the `key=value` changes to it.
+        ds_path: the ds_config.
         world_size: ranks launched; None in a dry run, where the ds_config's own number is taken.
 
     Raises:
-        UserError: with every problem found, of each file in turn.
+        UserError: with every problem of both configs; or of their fit with the model and the ranks; or the
+            first of the data.
     """
-    ds, ds_raw = load_ds_config(ds_path)
+    run, (ds, ds_raw) = read_all(lambda: load_run_config(config_path, overrides), lambda: load_ds_config(ds_path))
     shape = load_model_shape(run.model)
     found = ds.problems_with(shape, ds.world_size if world_size is None else world_size)
     if run.data.seq_length > shape.max_position_embeddings:

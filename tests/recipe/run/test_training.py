@@ -98,11 +98,14 @@ def test_losses_do_not_depend_on_ranks_expert_parallelism_or_accumulation(new_ru
     assert found["one"][20] < found["one"][1] - 0.5
 
 
-@pytest.mark.parametrize("stage", [1, 2])
-def test_other_zero_stages_and_bf16_train(stage, new_run, write_ds):
-    ds_path = write_ds(2, micro_batch=4, accumulation=1, autoep_size=2, stage=stage, bf16={"enabled": True})
-    found = finish(2, new_run("stage"), ds_path)
-    assert found[20] < found[1] - 0.5
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_every_zero_stage_trains_in_bf16_and_counts_tokens_exactly(stage, new_run, write_ds):
+    ds_path = write_ds(2, micro_batch=64, accumulation=1, autoep_size=2, stage=stage, bf16={"enabled": True})
+    run = new_run("stage", schedule={"total_tokens": 8 * 128 * 32, "peak_lr": 1e-3, "min_lr": 1e-4, "warmup_tokens": 0})
+    found = finish(2, run, ds_path)
+    assert found[8] < found[1] - 0.5
+    # bf16 counts would stand still at 256.
+    assert [sum(counts) for counts in read_metrics(run.run_dir)[-1]["tokens_per_expert"]] == [128 * 32 * 2] * 3
 
 
 def test_sigterm_saves_a_checkpoint_and_the_run_goes_on(new_run, write_ds):
@@ -236,6 +239,14 @@ def test_inputs_that_do_not_fit_are_refused_in_a_dry_run(overrides, said, new_ru
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_mistakes_in_both_configs_are_told_together(new_run, write_ds):
+    ds_path = write_ds(2, micro_batch=4, accumulation=1, autoep_size=2, gradient_clippin=1.0)
+    done = run_python(TRAIN, *new_run("both").arguments(ds_path, "--dry-run", "--set", "sede=1"))
+    assert done.returncode == 2
+    assert "did you mean 'seed'?" in done.stderr
+    assert "did you mean 'gradient_clipping'?" in done.stderr
 
 
 def test_without_the_launcher_the_command_is_told(new_run, write_ds):
