@@ -136,7 +136,7 @@ class _WholeFrames(io.RawIOBase):
     def __init__(self, raw):
         self._raw, self._decompressor = raw, zstandard.ZstdDecompressor()
         self._frame = self._decompressor.decompressobj()
-        self._pending, self._in_frame = b"", False
+        self._pending, self._in_frame = memoryview(b""), False
 
     def readable(self) -> bool:
         return True
@@ -148,7 +148,7 @@ class _WholeFrames(io.RawIOBase):
                 if self._in_frame:
                     raise EOFError("zstd frame ends early")
                 return 0
-            self._pending = self._feed(chunk)
+            self._pending = memoryview(self._feed(chunk))
         size = min(len(buffer), len(self._pending))
         buffer[:size], self._pending = self._pending[:size], self._pending[size:]
         return size

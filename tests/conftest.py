@@ -20,13 +20,22 @@ SHARED = ROOT.parent / "shared"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="needs the sample corpora in ../shared")
 
 
+# On CPU also where there are GPUs: gloo and real processes stand in for them.
+CPU = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+
+
 def run_command(
     *words: object, timeout: int = 300, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a command in the project's folder on CPU, as a user would; output captured, exit code not checked."""
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", **(env or {})}
     return subprocess.run(
-        [str(w) for w in words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+        [str(w) for w in words],
+        cwd=ROOT,
+        env={**CPU, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
 
 

@@ -1,6 +1,7 @@
 """Run under the launcher by test_engine.py: one global batch through the engine, gradients against the plain model.
 
-Arguments: ds_config path, output path. Rank 0 writes {"parameters": n, "worst": {...}, "dtypes": [...]}.
+Arguments: ds_config path, output path, JSON of changes to the tiny model. Rank 0 writes the worst relative
+error of each parameter's gradient, and the dtypes that the routers worked in.
 """
 
 from __future__ import annotations
@@ -25,9 +26,14 @@ SEED, SEQ = 5, 16
 ROUTING = Routing(aux_loss_coef=0.5, z_loss_coef=0.1)  # large, so that a wrong scale shows
 
 
+ARGUMENTS = [a for a in sys.argv[1:] if not a.startswith("--local_rank")]
+
+
 def tiny() -> RecipeMoeConfig:
     config = RecipeMoeConfig.from_folder("recipe/configs/models/tiny")
     config.vocab_size = 128
+    for name, value in json.loads(ARGUMENTS[2]).items():
+        setattr(config, name, value)
     return config
 
 
@@ -70,8 +76,7 @@ def expected_for(name: str, reference: dict[str, torch.Tensor], engine) -> torch
 
 
 def main() -> None:
-    arguments = [a for a in sys.argv[1:] if not a.startswith("--local_rank")]
-    ds_raw = load_json(arguments[0])
+    ds_raw = load_json(ARGUMENTS[0])
     with session():
         rank, world = dist.get_rank(), dist.get_world_size()
         engine = build_engine(tiny(), ds_raw, seed=SEED, optimizer=Optimizer(), routing=ROUTING, seq_length=SEQ)
@@ -103,7 +108,7 @@ def main() -> None:
         dist.all_gather_object(gathered, worst)
         if rank == 0:
             merged = {name: max(part[name] for part in gathered) for name in worst}
-            with open(arguments[1], "w") as handle:
+            with open(ARGUMENTS[1], "w") as handle:
                 json.dump({"worst": merged, "dtypes": sorted(dtypes)}, handle)
 
 

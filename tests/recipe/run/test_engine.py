@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 
 import pytest
@@ -16,8 +17,9 @@ from tests.conftest import launch
 WORKER = "tests/recipe/run/gradients_worker.py"
 
 
-def compare(ranks, tmp_path, write_ds, **sizes):
-    done = launch(ranks, WORKER, write_ds(ranks, **sizes), tmp_path / "out.json")
+def compare(ranks, tmp_path, write_ds, model_changes=None, **sizes):
+    changes = json.dumps(model_changes or {})
+    done = launch(ranks, WORKER, write_ds(ranks, **sizes), tmp_path / "out.json", changes)
     assert done.returncode == 0, done.stderr[-3000:]
     return load_json(tmp_path / "out.json")
 
@@ -37,6 +39,21 @@ def compare(ranks, tmp_path, write_ds, **sizes):
 def test_gradients_equal_the_plain_models(ranks, sizes, tmp_path, write_ds):
     found = compare(ranks, tmp_path, write_ds, **sizes)
     assert len([name for name in found["worst"] if name.endswith("router.gate.weight")]) == 3
+    assert {name: error for name, error in found["worst"].items() if error > 1e-4} == {}
+
+
+@pytest.mark.distributed
+def test_every_routing_setting_of_the_model_reaches_the_engines_routers(tmp_path, write_ds):
+    changes = {
+        "scoring_func": "softmax",
+        "n_group": 4,
+        "topk_group": 2,
+        "num_experts_per_tok": 3,
+        "norm_topk_prob": False,
+        "routed_scaling_factor": 2.5,
+        "n_shared_experts": 2,
+    }
+    found = compare(2, tmp_path, write_ds, changes, micro_batch=4, accumulation=1, autoep_size=2)
     assert {name: error for name, error in found["worst"].items() if error > 1e-4} == {}
 
 

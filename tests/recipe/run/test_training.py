@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from recipe.run.metrics import read_metrics
-from tests.conftest import ROOT, launch, launch_words, run_python
+from tests.conftest import CPU, ROOT, launch, launch_words, run_python
 
 TRAIN = "recipe/train.py"
 pytestmark = pytest.mark.distributed
@@ -30,11 +30,10 @@ def finish(ranks: int, run, ds_path, *more) -> dict[int, float]:
 
 def start(ranks: int, run, ds_path, *more) -> subprocess.Popen:
     words = launch_words(ranks, TRAIN, *run.arguments(ds_path, *more))
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         words,
         cwd=ROOT,
-        env=environment,
+        env=CPU,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
