@@ -13,6 +13,7 @@ import fcntl
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -48,6 +49,10 @@ class Stage:
         self, name: str, source: str | Path, output: str | Path, parameters: Mapping[str, Any], max_bad: int = 0
     ):
         self.name, self.output, self.max_bad = name, Path(output), max_bad
+        if self.output.resolve().is_relative_to(Path(source).resolve()):
+            raise UserError(
+                f"--output {output} lies in --input {source}, which would read what it wrote; choose another"
+            )
         self.inputs = [InputFile(path, path.stat().st_size) for path in _inputs(source)]
         self.parameters = json.loads(json.dumps(parameters))
         self.parent = _parent(source)
@@ -133,7 +138,8 @@ class Stage:
             ) from None
         path = self.output / "stage.json"
         if not path.exists():
-            if any(p.name != ".lock" for p in self.output.iterdir()):
+            # A kill may have come before the first file had its name.
+            if any(p.name not in (".lock", "stage.json.partial") for p in self.output.iterdir()):
                 raise UserError(f"--output {self.output} holds files of something else; choose an empty folder")
             write_json(path, identity)
             return
@@ -235,6 +241,10 @@ def _run(function, numbered: list[tuple[int, Any]], workers: int, title: str, to
                     for future in done:
                         yield pending.pop(future), future.result()
                         bar.update()
+            except BrokenProcessPool:
+                raise UserError(
+                    f"a worker of {title} was killed, by the system if memory ran out; run again with fewer --workers"
+                ) from None
             finally:
                 for future in pending:
                     future.cancel()

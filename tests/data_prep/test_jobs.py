@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from data_prep.documents import write_documents
+from data_prep.stage import Stage
+from recipe.base.errors import UserError
 from recipe.base.strict import load_json
 from tests.conftest import ROOT, Prepared, documents_in, run_python
 
@@ -104,6 +106,32 @@ def test_a_second_run_changes_nothing_and_other_parameters_are_refused(job, prep
     assert done.returncode == 2
     assert "was made with other inputs" in done.stderr
     assert contents(output) == before
+
+
+def test_an_output_inside_its_input_is_refused(prepared, tmp_path):
+    write_documents(tmp_path / "in.jsonl", [DOCUMENT])
+    for output in (tmp_path, tmp_path / "out"):
+        done = run_python(*job_words("curate", tmp_path, output, prepared))
+        assert done.returncode == 2
+        assert "which would read what it wrote" in done.stderr
+
+
+def test_a_kill_before_the_first_file_does_not_block_the_next_run(prepared, tmp_path):
+    write_documents(tmp_path / "in.jsonl", [DOCUMENT])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "stage.json.partial").write_text("{")
+    assert run_python(*job_words("curate", tmp_path / "in.jsonl", tmp_path / "out", prepared)).returncode == 0
+
+
+def die(task, number):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_told_in_one_sentence(tmp_path):
+    write_documents(tmp_path / "in.jsonl", [DOCUMENT])
+    stage = Stage("dedup", tmp_path / "in.jsonl", tmp_path / "out", {})
+    with pytest.raises(UserError, match="a worker of dedup: phase was killed"):
+        stage.run_tasks("phase", die, [1, 2], workers=2)
 
 
 def test_an_unfinished_stage_is_no_input(prepared, tmp_path):
