@@ -21,7 +21,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 		{ echo "error: $(PYTHON) is older than 3.10; run PYTHON=python3.12 make install" >&2; exit 2; }
 	@command -v c++ >/dev/null || { echo "error: no C++ compiler (c++); install g++ or clang" >&2; exit 2; }
 	$(PYTHON) -m venv --clear $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
 	$(VENV)/bin/python -m recipe.run.cpu_op
 	@touch $@
 

@@ -35,8 +35,9 @@ def command(*arguments: object) -> None:
     """Print and run one command of the road in the project's folder; stop with its exit code if it fails."""
     words = [str(a) for a in arguments]
     print(f"\n$ {shlex.join(words)}", flush=True)
-    # On CPU also where there are GPUs: the shipped ds_config is for two CPU ranks.
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    # On CPU also where there are GPUs: the shipped ds_config is for two CPU ranks, which share the cores.
+    threads = max(1, (os.cpu_count() or 1) // RANKS)
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     code = subprocess.run(words, cwd=ROOT, env=environment, check=False).returncode
     if code:
         raise SystemExit(code)

@@ -20,7 +20,7 @@ from recipe.run.cpu_op import ensure_cpu_op
 def session() -> Iterator[None]:
     """Process group up, and down again whatever happens; DeepSpeed's chatter kept to warnings."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    deepspeed.utils.logger.setLevel(logging.ERROR)
+    deepspeed.utils.logger.setLevel(logging.WARNING)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     with redirect_stdout(sys.stderr):  # the op builder and init print to standard output

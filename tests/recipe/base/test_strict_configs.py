@@ -5,13 +5,25 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from pydantic import BaseModel
 
-from recipe.base.ds_config import REFUSED_KEYS, DsConfig, ExpertParallel, ZeroOptimization, load_ds_config
+from recipe.base.ds_config import (
+    REFUSED_KEYS,
+    Bf16,
+    CheckpointSection,
+    CommsLogger,
+    DataTypes,
+    DsConfig,
+    ExpertParallel,
+    Offload,
+    ZeroOptimization,
+    load_ds_config,
+)
 from recipe.base.errors import ConfigError, UserError
 from recipe.base.model_shape import load_model_shape
 from recipe.base.settings import RunConfig, load_run_config
@@ -83,12 +95,26 @@ def test_a_typo_in_any_key_of_the_ds_config_names_the_nearest(key, tmp_path):
 
 
 def test_our_ds_config_keys_are_deepspeeds_own():
+    import deepspeed.runtime as runtime
+    from deepspeed.comm.config import CommsLoggerConfig
     from deepspeed.module_inject.auto_ep_config import AutoEPConfig
+    from deepspeed.runtime.precision_config import DeepSpeedBF16Config
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadOptimizerConfig
 
-    zero = {field.alias or name for name, field in DeepSpeedZeroConfig.model_fields.items()}
-    assert set(ZeroOptimization.model_fields) <= zero | {"stage3_model_persistence_threshold"}
+    for ours, theirs in (
+        (ZeroOptimization, DeepSpeedZeroConfig),
+        (Offload, DeepSpeedZeroOffloadOptimizerConfig),
+        (Bf16, DeepSpeedBF16Config),
+        (CommsLogger, CommsLoggerConfig),
+    ):
+        assert set(ours.model_fields) <= {field.alias or name for name, field in theirs.model_fields.items()}, ours
     assert set(ExpertParallel.model_fields) <= {field.name for field in dataclasses.fields(AutoEPConfig)}
+    # The top-level ones are read by name, here and there.
+    folder = Path(runtime.__file__).parent
+    read = "".join(path.read_text() for path in (*folder.glob("*.py"), *(folder.parent / "comm").glob("*.py")))
+    top = {*DsConfig.model_fields, *DataTypes.model_fields, *CheckpointSection.model_fields}
+    assert {key for key in top if f'"{key}"' not in read and f"'{key}'" not in read} == set()
 
 
 def ds_problems(tmp_path, **changes) -> str:

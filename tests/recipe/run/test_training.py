@@ -65,12 +65,16 @@ def test_killed_and_resumed_equals_undisturbed_to_the_last_digit(new_run, write_
     assert sorted(whole) == list(range(1, 21))
 
     run = new_run("killed")
+    leftover = run.run_dir / "checkpoints" / "step_00000010.partial"
+    leftover.mkdir(parents=True)
+    (leftover / "junk.pt").touch()  # as a kill during an earlier save leaves it
     process = start(2, run, ds_path)
     wait_for_step(run, 13, process)
     os.kill(ranks_of(process)[1], signal.SIGKILL)
     process.communicate(timeout=60)
     assert process.returncode != 0
     assert [p.name for p in (run.run_dir / "checkpoints").glob("step_*")] == ["step_00000010"]
+    assert not (run.run_dir / "checkpoints" / "step_00000010" / "junk.pt").exists()
     assert finish(2, run, ds_path, "--resume", "auto") == whole
     assert (run.run_dir / "checkpoints" / "latest").read_text() == "step_00000020"
 
@@ -183,7 +187,8 @@ def test_a_run_folder_is_not_mixed_with_another_run(new_run, write_ds):
 def test_a_run_folder_says_how_it_was_made(new_run, write_ds):
     ds_path = write_ds(2, micro_batch=4, accumulation=1, autoep_size=2)
     run = new_run("recorded")
-    finish(2, run, ds_path, "--set", "seed=7")
+    finish(2, run, ds_path, "--set", "seed=7", "--set", "checkpoint.keep_last=1")
+    assert [p.name for p in (run.run_dir / "checkpoints").iterdir() if p.is_dir()] == ["step_00000020"]
     (record,) = map(json.loads, (run.run_dir / "incarnations.jsonl").read_text().splitlines())
     assert record["run_config"]["seed"] == 7
     assert record["ds_config"] == json.loads(ds_path.read_text())
