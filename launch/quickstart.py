@@ -69,7 +69,7 @@ def prompts(work: Path) -> list[str]:
 
     tokenizer = Tokenizer.from_file(str(work / "tokenizer" / "tokenizer.json"))
     sources = TokenFolder(work / "tokens").sources("held_out")
-    return [tokenizer.decode(next(source.shards[0].documents())[:6].tolist()).strip() for source in sources]
+    return [tokenizer.decode(next(source.shards[0].documents())[:3].tolist()).strip() for source in sources]
 
 
 def caught_defects(raw: Path, work: Path) -> dict[str, tuple[int, int]]:

@@ -12,7 +12,8 @@ import torch.distributed as dist
 from recipe.base.schedule import learning_rate
 from recipe.model.modeling import next_token_loss
 from recipe.run.checkpoint import CheckpointStore, TrainState
-from recipe.run.metrics import MetricsWriter, RouterTotals, Throughput
+from recipe.run.metrics import MetricsWriter, Throughput
+from recipe.run.router_totals import RouterTotals
 from recipe.run.startup import Launch
 
 

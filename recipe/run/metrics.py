@@ -12,38 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from recipe.base.hardware import accelerator_of
 from recipe.base.model_shape import ModelShape
-from recipe.run.autoep import moe_layers
-
-
-class RouterTotals:
-    """Expert loads and router losses of all layers since the last reading, summed over ranks in one all-reduce."""
-
-    def __init__(self, module: nn.Module):
-        self._layers = moe_layers(module)
-
-    @torch.no_grad()
-    def take(self) -> dict[str, Any]:
-        """Read and reset: `tokens_per_expert` [layers][E], mean `aux_loss` and `z_loss` over layers and micro-batches."""
-        counts = torch.stack([layer.tokens_per_expert for _, layer in self._layers]).double()
-        losses = torch.stack([layer.router.loss_totals for _, layer in self._layers])
-        totals = torch.cat((counts, losses.to(counts)), dim=1)
-        torch.distributed.all_reduce(totals)
-        for _, layer in self._layers:
-            layer.tokens_per_expert.zero_()
-            layer.router.loss_totals.zero_()
-        counts, (aux_loss, z_loss, counted) = totals[:, :-3], totals[:, -3:].T
-        imbalance = counts.max(dim=1).values / counts.mean(dim=1)
-        return {
-            "aux_loss": (aux_loss / counted).mean().item(),
-            "z_loss": (z_loss / counted).mean().item(),
-            "expert_load_max_over_mean": imbalance.max().item(),
-            "tokens_per_expert": counts.long().tolist(),
-        }
 
 
 class Throughput:
@@ -97,11 +69,10 @@ class MetricsWriter:
         for name, tag in self.TAGS.items():
             if name in values:
                 self._board.add_scalar(tag, values[name], step)
-        for layer, counts in enumerate(values["tokens_per_expert"]):
-            shares = torch.tensor(counts, dtype=torch.float64)
-            self._board.add_scalar(
-                f"moe/load_max_over_mean/moe_layer_{layer:02d}", (shares.max() / shares.mean()).item(), step
-            )
+        load_LE = load_over_mean(values["tokens_per_expert"])
+        for layer, load_E in enumerate(load_LE):
+            self._board.add_scalar(f"moe/load_max_over_mean/moe_layer_{layer:02d}", load_E.max().item(), step)
+        self._board.add_image("moe/tokens_per_expert", load_image(load_LE), step, dataformats="HW")
         print(self._console_line(step, values), flush=True)
 
     def close(self) -> None:
@@ -116,6 +87,17 @@ class MetricsWriter:
             f"grad {values['grad_norm']:7.3f}  {values['tokens_per_s']:>10,.0f} tok/s{mfu}  "
             f"load max/mean {values['expert_load_max_over_mean']:5.2f}  eta {left / 60:.1f} min"
         )
+
+
+def load_over_mean(tokens_per_expert: list[list[int]]) -> torch.Tensor:
+    """Assignments of each expert over the mean of its layer, float64 [layers, E]."""
+    counts_LE = torch.tensor(tokens_per_expert, dtype=torch.float64)
+    return counts_LE / counts_LE.mean(dim=1, keepdim=True)
+
+
+def load_image(load_LE: torch.Tensor) -> torch.Tensor:
+    """Grey heatmap, a square per layer (down) and expert (across): black is idle, mid-grey the mean, white twice it."""
+    return (load_LE / 2).clamp(max=1.0).repeat_interleave(8, dim=0).repeat_interleave(8, dim=1)
 
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:

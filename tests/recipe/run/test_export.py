@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from recipe.base.strict import load_json
 from recipe.data.token_folder import TokenFolder
@@ -24,6 +25,7 @@ class Block:
             raise ImportError(f"{name} is blocked")
 sys.meta_path.insert(0, Block())
 import torch
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 folder, batch, output = sys.argv[1:]
 model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, dtype="auto")
@@ -62,6 +64,9 @@ def test_stock_transformers_gives_the_engines_logits(ranks, sizes, new_run, writ
     assert done.returncode == 0, done.stderr[-3000:]
     _, engine_logits = torch.load(tmp_path / "export.pt")
     name, dtype, stock_logits = torch.load(tmp_path / "stock.pt")
+    with safe_open(tmp_path / "export" / "model-00003-of-00007.safetensors", "pt") as layer_1:
+        bias = layer_1.get_tensor("model.layers.1.mlp.gate.e_score_correction_bias")
+    assert torch.equal(bias, torch.linspace(-0.1, 0.1, 8))
     bf16 = "bf16" in sizes
     assert name == "Glm4MoeForCausalLM"
     assert dtype == (torch.bfloat16 if bf16 else torch.float32)

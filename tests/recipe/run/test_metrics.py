@@ -7,7 +7,7 @@ import json
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from recipe.run.metrics import MetricsWriter, read_metrics
+from recipe.run.metrics import MetricsWriter, load_image, load_over_mean, read_metrics
 
 VALUES = {
     "tokens": 100,
@@ -45,9 +45,18 @@ def test_tensorboard_has_the_scalars_and_the_load_of_each_layer(tmp_path, capsys
     assert read["perf/mfu"] == 0.25
     assert read["moe/load_max_over_mean/moe_layer_00"] == 1.5
     assert read["moe/load_max_over_mean/moe_layer_01"] == 1.0
+    (image,) = board.Images("moe/tokens_per_expert")
+    assert (image.width, image.height) == (16, 16)
     line = capsys.readouterr().out
     for part in ("step       3/10", "loss  2.50000", "mfu 25.0%", "load max/mean  1.50"):
         assert part in line
+
+
+def test_the_load_image_shows_idle_mean_and_crowded_experts():
+    image = load_image(load_over_mean([[0, 2, 4], [1, 1, 1]]))
+    assert image.shape == (16, 24)
+    assert image[0, ::8].tolist() == [0.0, 0.5, 1.0]
+    assert image[8, ::8].tolist() == [0.5, 0.5, 0.5]
 
 
 def test_metrics_of_a_folder_without_a_run_do_not_exist(tmp_path):

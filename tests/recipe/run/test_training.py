@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -243,6 +244,26 @@ def test_inputs_that_do_not_fit_are_refused_in_a_dry_run(overrides, said, new_ru
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_tokenizer_that_is_not_the_shards_or_too_large_for_the_model_is_refused(
+    new_run, prepared, write_ds, tmp_path
+):
+    ds_path = write_ds(2, micro_batch=4, accumulation=1, autoep_size=2)
+    other = tmp_path / "other"
+    shutil.copytree(prepared.tokenizer, other)
+    (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text() + " ")
+    small = tmp_path / "small"
+    small.mkdir()
+    shape = json.loads((ROOT / "recipe/configs/models/tiny/config.json").read_text())
+    (small / "config.json").write_text(json.dumps({**shape, "vocab_size": 1000}))
+    for override, said in (
+        (f"tokenizer={other}", "was tokenized with another tokenizer than"),
+        (f"model={small}", "the tokenizer has 1,024 tokens but the model's vocab_size is 1,000"),
+    ):
+        done = run_python(TRAIN, *new_run("tokenizer").arguments(ds_path, "--dry-run", "--set", override))
+        assert done.returncode == 2
+        assert said in done.stderr
 
 
 def test_mistakes_in_both_configs_are_told_together(new_run, write_ds):
