@@ -28,11 +28,7 @@ from recipe.run.autoep import AutoEPMoELayer
 
 
 def export_hf(engine: deepspeed.DeepSpeedEngine, config: RecipeMoeConfig, tokenizer: Path, output: Path) -> None:
-    """Write `output`, which appears only when complete. Called by all ranks together.
-
-    Raises:
-        UserError: `output` exists, or the model's routing has no equal in `glm4_moe`.
-    """
+    """Write `output`, which appears only when complete. Called by all ranks together, after `check_exportable`."""
     partial = output.with_name(output.name + ".partial")
     first = dist.get_rank() == 0
     if first:
@@ -59,7 +55,11 @@ def export_hf(engine: deepspeed.DeepSpeedEngine, config: RecipeMoeConfig, tokeni
 
 
 def check_exportable(config: RecipeMoeConfig, output: Path) -> None:
-    """Raise `UserError` for what would make the export fail, before anything is gathered."""
+    """Refuse what would make the export fail, before anything is gathered.
+
+    Raises:
+        UserError: `output` exists, or the model's routing has no equal in `glm4_moe`.
+    """
     if output.exists():
         raise UserError(f"--output {output} exists; choose a new folder")
     config.to_glm4_moe()
