@@ -7,6 +7,8 @@ process group exists. The keys below are the ones this recipe supports; their me
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,17 +19,26 @@ from recipe.base.model_shape import ModelShape
 from recipe.base.strict import load_json, strict_model
 
 _RUN_CONFIG_OWNS = "belongs to the run config ({}); remove it here"
-# Keys of DeepSpeed that have another owner or no place in this recipe, and where to go instead.
+_ZERO3_REFUSES = "is refused by DeepSpeed for ZeRO-3 with AutoEP; remove it"
+_NO_OFFLOAD = "is not supported: the optimizer runs where the parameters are; remove it"
+_ONLY_DATA_AND_EXPERTS = "is not supported: the recipe parallelises over data and experts; remove it"
+# Keys of DeepSpeed that have another owner or no place in this recipe, and what to do instead.
 REFUSED_KEYS = {
     "optimizer": _RUN_CONFIG_OWNS.format("optimizer:"),
     "scheduler": _RUN_CONFIG_OWNS.format("schedule:"),
+    "tensorboard": _RUN_CONFIG_OWNS.format("the recipe writes TensorBoard logs into run_dir"),
     "fp16": "is not supported: routers overflow in fp16; use bf16",
     "amp": "is not supported; use bf16",
-    "tensorboard": _RUN_CONFIG_OWNS.format("the recipe writes TensorBoard logs into run_dir"),
     "zero_allow_untested_optimizer": "is not needed: the recipe passes torch.optim.AdamW; remove it",
-    "sequence_parallel_size": "is refused by DeepSpeed for ZeRO-3 with AutoEP; remove it",
-    "pipeline": "is not supported: the recipe parallelises over data and experts; remove it",
-    "tensor_parallel": "is not supported: the recipe parallelises over data and experts; remove it",
+    "pipeline": _ONLY_DATA_AND_EXPERTS,
+    "tensor_parallel": _ONLY_DATA_AND_EXPERTS,
+    "sequence_parallel_size": _ZERO3_REFUSES,
+    "zero_optimization.zero_hpz_partition_size": _ZERO3_REFUSES,
+    "zero_optimization.zero_quantized_gradients": _ZERO3_REFUSES,
+    "zero_optimization.offload_optimizer": _NO_OFFLOAD,
+    "zero_optimization.offload_param": _NO_OFFLOAD,
+    "expert_parallel.expert_tensor_parallel_size": _ZERO3_REFUSES,
+    "expert_parallel.load_balance_coeff": "is refused by AutoEP; balance belongs to the run config (routing:)",
 }
 
 
@@ -41,12 +52,6 @@ class Bf16(_Section):
     check_grad_overflow: bool = True
 
 
-class Offload(_Section):
-    device: Literal["none", "cpu"]
-    pin_memory: bool = True
-    ratio: float = Field(1.0, ge=0, le=1)
-
-
 class ZeroOptimization(_Section):
     stage: Literal[1, 2, 3]
     contiguous_gradients: bool = True
@@ -57,16 +62,12 @@ class ZeroOptimization(_Section):
     allgather_partitions: bool = True
     round_robin_gradients: bool = False
     sub_group_size: int = Field(1_000_000_000, gt=0)
-    offload_optimizer: Offload | None = None
     stage3_prefetch_bucket_size: int = Field(50_000_000, ge=0)
     stage3_param_persistence_threshold: int = Field(100_000, ge=0)
     stage3_model_persistence_threshold: int | None = Field(None, ge=0)
     stage3_max_live_parameters: int = Field(1_000_000_000, ge=0)
     stage3_max_reuse_distance: int = Field(1_000_000_000, ge=0)
     stage3_module_granularity_threshold: int = Field(0, ge=0)
-    zero_hpz_partition_size: int = Field(1, gt=0)
-    zero_quantized_weights: bool = False
-    zero_quantized_gradients: bool = False
     enable_sanity_checks: bool = False
     log_trace_cache_warnings: bool = False
 
@@ -75,12 +76,11 @@ class ExpertParallel(_Section):
     enabled: Literal[True]
     autoep_size: int = Field(gt=0)  # ranks that share one set of experts; <= GPUs of a node keeps it on NVLink
     preset_model: Literal["deepseek_v3"]  # the AutoEP preset whose module names and arithmetic ours follow
-    expert_tensor_parallel_size: int = Field(1, gt=0)
     async_split_plan: bool = False
     use_grouped_mm: bool = True
     disable_triton_grouped_mm: bool = False
     gate_up_impl: Literal["separate", "fused"] = "separate"
-    combine_impl: Literal["auto", "weighted_sum", "fused_weighted_sum", "legacy_bmm"] = "auto"
+    combine_impl: Literal["weighted_sum", "fused_weighted_sum", "legacy_bmm"] = "weighted_sum"
 
 
 class CommsLogger(_Section):
@@ -97,7 +97,6 @@ class DataTypes(_Section):
 
 class CheckpointSection(_Section):
     tag_validation: Literal["Ignore", "Warn", "Fail"] = "Warn"
-    use_node_local_storage: bool = False
 
 
 class DsConfig(_Section):
@@ -134,7 +133,7 @@ class DsConfig(_Section):
     def problems(self) -> list[str]:
         """What this file alone shows to be impossible, one sentence each."""
         found = []
-        zero, experts = self.zero_optimization, self.expert_parallel
+        experts = self.expert_parallel
         if self.train_batch_size % self._sequences_per_rank:
             found.append(
                 f"train_batch_size {self.train_batch_size} is not a multiple of train_micro_batch_size_per_gpu "
@@ -145,15 +144,6 @@ class DsConfig(_Section):
                 f"expert_parallel.autoep_size {experts.autoep_size} does not divide the {self.world_size} ranks "
                 "that the batch sizes imply; choose a divisor"
             )
-        if zero.stage == 3:
-            if zero.zero_hpz_partition_size > 1:
-                found.append("zero_hpz_partition_size > 1 is refused by DeepSpeed for ZeRO-3 with AutoEP; set it to 1")
-            if zero.zero_quantized_gradients:
-                found.append("zero_quantized_gradients is refused by DeepSpeed for ZeRO-3 with AutoEP; set it to false")
-            if experts.expert_tensor_parallel_size > 1:
-                found.append(
-                    "expert_tensor_parallel_size > 1 is refused by DeepSpeed for ZeRO-3 with AutoEP; set it to 1"
-                )
         if experts.gate_up_impl == "fused" and not experts.use_grouped_mm:
             found.append('gate_up_impl "fused" needs use_grouped_mm true')
         return found
@@ -187,17 +177,39 @@ def load_ds_config(path: str | Path) -> tuple[DsConfig, dict[str, Any]]:
     raw = load_json(path)
     if not isinstance(raw, dict):
         raise ConfigError(path, ["must hold a JSON object"])
-    found = [f"'{key}' {reason}" for key, reason in REFUSED_KEYS.items() if key in raw]
+    found = [f"'{key}' {reason}" for key, reason in REFUSED_KEYS.items() if _holds(raw, key)]
     auto = _paths_of_auto(raw)
     found += [f"'{name}' is \"auto\", which DeepSpeed does not resolve here; write the value" for name in auto]
     try:
-        checked = strict_model(DsConfig, {k: v for k, v in raw.items() if k not in REFUSED_KEYS}, path)
+        checked = strict_model(DsConfig, _without(raw, REFUSED_KEYS), path)
     except ConfigError as error:
         others = [p for p in error.problems if not any(p.startswith(f"'{name}' is ") for name in auto)]
         raise ConfigError(path, found + others) from None
     if found:
         raise ConfigError(path, found)
     return checked, raw
+
+
+def _holds(values: Any, key: str) -> bool:
+    """Whether the dotted `key` is in the nested dicts `values`."""
+    for name in key.split("."):
+        if not isinstance(values, dict) or name not in values:
+            return False
+        values = values[name]
+    return True
+
+
+def _without(values: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """A copy of the nested dicts without the dotted `keys`."""
+    values = copy.deepcopy(values)
+    for key in keys:
+        if _holds(values, key):
+            *sections, last = key.split(".")
+            section = values
+            for name in sections:
+                section = section[name]
+            del section[last]
+    return values
 
 
 def _paths_of_auto(values: dict[str, Any], prefix: str = "") -> list[str]:
