@@ -6,6 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
+from recipe.base.arguments import natural_int, positive_int
+
 CONFIGS = Path(__file__).parent / "configs"
 
 
@@ -19,22 +21,8 @@ def job_parser(description: str, example: str, default_config: str) -> argparse.
     )
     parser.add_argument("--output", required=True, type=Path, help="folder for the result; run again to resume")
     parser.add_argument("--config", type=Path, default=CONFIGS / default_config, help="YAML (default: %(default)s)")
-    parser.add_argument("--workers", type=_positive, default=os.cpu_count(), help="processes (default: %(default)s)")
+    parser.add_argument("--workers", type=positive_int, default=os.cpu_count(), help="processes (default: %(default)s)")
     parser.add_argument(
-        "--max-bad", type=_natural, default=100, help="records that may be no documents (default: %(default)s)"
+        "--max-bad", type=natural_int, default=100, help="records that may be no documents (default: %(default)s)"
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
-
-
-def _natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, got {value}")
-    return value

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.documents import Document, write_documents
+from recipe.base.arguments import positive_int
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import write_json
 
@@ -175,7 +176,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--output", required=True, type=Path, help="an empty or new folder")
     parser.add_argument(
-        "--documents", type=int, default=3000, help="sound documents per language (default: %(default)s)"
+        "--documents", type=positive_int, default=3000, help="sound documents per language (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the generator (default: %(default)s)")
     args = parser.parse_args(argv)

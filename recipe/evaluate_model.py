@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from recipe.base.arguments import positive_int
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import sha256, write_json
 from recipe.data.token_folder import Source, TokenFolder
@@ -26,11 +27,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--model", type=Path, help="exported folder; one process")
     parser.add_argument("--checkpoint", help="with --run: name such as step_00001000 (default: the newest)")
     parser.add_argument("--tokens", type=Path, help="output of tokenize_corpus.py (default with --run: the run's own)")
-    parser.add_argument("--seq-length", type=int, help="tokens per window (default: the run's, or the model's maximum)")
-    parser.add_argument("--batch-size", type=int, default=8, help="windows per rank at a time (default: %(default)s)")
+    parser.add_argument(
+        "--seq-length", type=positive_int, help="tokens per window (default: the run's, or the model's maximum)"
+    )
+    parser.add_argument(
+        "--batch-size", type=positive_int, default=8, help="windows per rank at a time (default: %(default)s)"
+    )
     parser.add_argument("--output", type=Path, help="JSON for the results (default with --run: evaluation.json in it)")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.model and args.checkpoint:
+        parser.error("--checkpoint goes with --run; an exported folder is one checkpoint already")
+    return args
 
 
 def held_out_sources(folder: Path, tokenizer: Path) -> list[Source]:
@@ -45,6 +53,13 @@ def held_out_sources(folder: Path, tokenizer: Path) -> list[Source]:
     return sources
 
 
+def window_length(asked: int | None, default: int, maximum: int) -> int:
+    """The tokens per window to evaluate with, refused beyond what the model's positions reach."""
+    if asked is not None and asked > maximum:
+        raise UserError(f"--seq-length {asked} exceeds the model's max_position_embeddings {maximum}; lower it")
+    return asked or default
+
+
 def evaluate_run(args: argparse.Namespace) -> None:
     import torch.distributed as dist
     from torch.utils.tensorboard import SummaryWriter
@@ -56,13 +71,14 @@ def evaluate_run(args: argparse.Namespace) -> None:
     restorable = RestorableRun(args.run, args.checkpoint)
     run = restorable.run
     sources = held_out_sources(args.tokens or run.data.tokens, run.tokenizer)
+    seq_length = window_length(args.seq_length, run.data.seq_length, restorable.shape.max_position_embeddings)
     with session():
         engine, state = restorable.restore()
         results = {
             source.name: evaluate_source(
                 lambda tokens: engine(tokens).logits,
                 source,
-                seq_length=args.seq_length or run.data.seq_length,
+                seq_length=seq_length,
                 batch_size=args.batch_size,
                 device=engine.device,
                 rank=dist.get_rank(),
@@ -80,7 +96,7 @@ def evaluate_run(args: argparse.Namespace) -> None:
 
 def evaluate_export(args: argparse.Namespace) -> None:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from recipe.run.evaluation import evaluate_source
 
@@ -89,6 +105,8 @@ def evaluate_export(args: argparse.Namespace) -> None:
     if args.tokens is None:
         raise UserError("--model needs --tokens, the output folder of tokenize_corpus.py")
     sources = held_out_sources(args.tokens, args.model)
+    maximum = AutoConfig.from_pretrained(args.model).max_position_embeddings
+    seq_length = window_length(args.seq_length, maximum, maximum)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model: Any = AutoModelForCausalLM.from_pretrained(args.model)
     model.to(device).eval()
@@ -96,7 +114,7 @@ def evaluate_export(args: argparse.Namespace) -> None:
         source.name: evaluate_source(
             lambda tokens: model(tokens, use_cache=False).logits,
             source,
-            seq_length=args.seq_length or model.config.max_position_embeddings,
+            seq_length=seq_length,
             batch_size=args.batch_size,
             device=device,
         )

@@ -54,10 +54,27 @@ def launch(ranks: int, script: object, *arguments: object, **options: Any) -> su
     return run_command(*launch_words(ranks, script, *arguments), **options)
 
 
+_ports: list[int] = []
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        _ports.append(probe.getsockname()[1])
+    return _ports[-1]
+
+
+def shared_memory(port: int) -> list[Path]:
+    """The buffers of ranks that were launched on this port; each is 66 MiB of memory."""
+    return list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"))
+
+
+@pytest.fixture(autouse=True)
+def _free_the_shared_memory_of_killed_ranks():
+    yield
+    while _ports:
+        for buffer in shared_memory(_ports.pop()):
+            buffer.unlink(missing_ok=True)
 
 
 def ds_config(

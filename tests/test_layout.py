@@ -17,7 +17,14 @@ MAY_IMPORT = {
     "recipe.model": {"recipe.base", "recipe.model"},
     "recipe.data": {"recipe.base", "recipe.data"},
     "recipe.run": {"recipe.base", "recipe.model", "recipe.data", "recipe.run"},
-    "data_prep": {"data_prep", "recipe.base.errors", "recipe.base.files", "recipe.base.strict", "recipe.data.indexed"},
+    "data_prep": {
+        "data_prep",
+        "recipe.base.arguments",
+        "recipe.base.errors",
+        "recipe.base.files",
+        "recipe.base.strict",
+        "recipe.data.indexed",
+    },
 }
 
 

@@ -10,6 +10,7 @@ is removed at once; one of unknown origin is waited for, aloud.
 from __future__ import annotations
 
 import fcntl
+import os
 import sys
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from torch.utils.cpp_extension import _get_build_directory
 
+SHM_BUFFER_NAME = "deepspeed_allreduce_buffer"  # of csrc/cpu/comm/shm.cpp
 FOREIGN_BUILD_S = 180.0  # longer than the op takes to build anywhere
 
 
@@ -35,6 +37,12 @@ def ensure_cpu_op() -> None:
         ours.flush()
         builder.load(verbose=False)
         ours.truncate(0)
+
+
+def remove_shared_memory() -> None:
+    """Unlink this rank's buffer of the collective (66 MiB in /dev/shm), which DeepSpeed leaves behind at exit."""
+    names = (os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "RANK"))
+    Path("/dev/shm", "_".join((SHM_BUFFER_NAME, str(os.getuid()), *names))).unlink(missing_ok=True)
 
 
 def clear_leftover(lock: Path, *, holder_died: bool, patience_s: float) -> None:

@@ -13,7 +13,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-from recipe.run.cpu_op import ensure_cpu_op
+from recipe.run.cpu_op import ensure_cpu_op, remove_shared_memory
 
 
 @contextmanager
@@ -31,3 +31,4 @@ def session() -> Iterator[None]:
         dist.barrier()
     finally:
         dist.destroy_process_group()
+        remove_shared_memory()

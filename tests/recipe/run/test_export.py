@@ -107,7 +107,7 @@ def test_the_run_and_its_export_have_the_same_held_out_loss(trained, prepared, t
     assert len(set(index["weight_map"].values())) == 4 + 3  # a file per layer, embedding, norm, head
 
     # Mistakes, on the same run: each ends in one sentence and code 2.
-    for script, ranks, words, said in (
+    for script, ranks, mistaken, said in (
         (
             "recipe/export.py",
             2,
@@ -123,16 +123,20 @@ def test_the_run_and_its_export_have_the_same_held_out_loss(trained, prepared, t
             "has no checkpoint 'step_7'",
         ),
     ):
-        done = launch(ranks, script, *words)
+        done = launch(ranks, script, *mistaken)
         assert done.returncode == 2, done.stderr[-3000:]
         assert said in done.stderr
         assert "Traceback" not in done.stderr
-    for words, said in (
+    for mistaken, said in (
         (["--model", tmp_path], "holds no config.json"),
         (["--model", tmp_path / "export"], "needs --tokens"),
+        ([*words, "--seq-length", 4096], "exceeds the model's max_position_embeddings 2048"),
+        ([*words, "--seq-length", 0], "must be at least 1, not 0"),
+        ([*words, "--batch-size", "many"], "'many' is not a whole number"),
+        ([*words, "--checkpoint", "step_1"], "--checkpoint goes with --run"),
         (["--run", trained.run_dir], "this needs the launcher"),
     ):
-        done = run_python("recipe/evaluate_model.py", *words)
+        done = run_python("recipe/evaluate_model.py", *mistaken)
         assert done.returncode == 2
         assert said in done.stderr
     done = run_python("launch/generate.py", "--model", tmp_path, "--prompt", "x")

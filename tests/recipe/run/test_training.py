@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from recipe.run.metrics import read_metrics
-from tests.conftest import CPU, ROOT, launch, launch_words, run_python
+from tests.conftest import CPU, ROOT, launch, launch_words, run_command, run_python, shared_memory
 
 TRAIN = "recipe/train.py"
 pytestmark = pytest.mark.distributed
@@ -183,6 +183,15 @@ def test_a_run_folder_is_not_mixed_with_another_run(new_run, write_ds):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "changed since the last start: schedule" in done.stdout
     assert max(losses(run.run_dir)) == 22
+
+
+def test_a_finished_run_leaves_no_shared_memory(new_run, write_ds):
+    words = launch_words(
+        2, TRAIN, *new_run("clean").arguments(write_ds(2, micro_batch=4, accumulation=1, autoep_size=2))
+    )
+    port = int(words[words.index("--master_port") + 1])
+    assert run_command(*words).returncode == 0
+    assert shared_memory(port) == []
 
 
 def test_a_run_folder_says_how_it_was_made(new_run, write_ds):
