@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -49,7 +50,10 @@ def python(script: str, *arguments: object) -> None:
 
 def deepspeed(script: str, *arguments: object) -> None:
     launcher = Path(sys.executable).with_name("deepspeed")
-    command(launcher, "--quiet", "--num_gpus", RANKS, script, *arguments)
+    with socket.socket() as probe:  # a free port, since another job may hold the launcher's default
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command(launcher, "--quiet", "--num_gpus", RANKS, "--master_port", port, script, *arguments)
 
 
 def write_configs(work: Path) -> None:

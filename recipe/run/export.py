@@ -93,23 +93,31 @@ def _units(model: Any) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _expert_tensors(layer: AutoEPMoELayer, name: str) -> dict[str, torch.Tensor]:
-    gate, down, up = (_all_experts(layer, getattr(layer.experts, weight)) for weight in ("w1", "w2", "w3"))
-    if gate is None or down is None or up is None:
-        return {}
-    return {f"{name}.experts.gate_up_proj": torch.cat((gate, up), dim=1), f"{name}.experts.down_proj": down}
+    first, experts = dist.get_rank() == 0, layer.experts
+    _, width, hidden = getattr(experts.w1, "ds_shape", experts.w1.shape)
+    place = {"dtype": experts.w1.dtype, "device": "cpu" if first else "meta"}
+    gate_up = torch.empty(layer.num_experts, 2 * width, hidden, **place)
+    down = torch.empty(layer.num_experts, hidden, width, **place)
+    for weight, target in ((experts.w1, gate_up[:, :width]), (experts.w3, gate_up[:, width:]), (experts.w2, down)):
+        _gather_experts(layer, weight, target)
+    return {f"{name}.experts.gate_up_proj": gate_up, f"{name}.experts.down_proj": down} if first else {}
 
 
-def _all_experts(layer: AutoEPMoELayer, weight: nn.Parameter) -> torch.Tensor | None:
-    """One expert weight of all experts, [E, ...] on CPU, on rank 0; None elsewhere."""
+def _gather_experts(layer: AutoEPMoELayer, weight: nn.Parameter, target: torch.Tensor) -> None:
+    """Fill `target` [E, ...] on rank 0 with one expert weight of all experts, from its expert-parallel group."""
+    first = dist.get_rank() == 0
     with deepspeed.zero.GatheredParameters([weight], enabled=_partitioned(weight)):
         local = weight.detach().contiguous()
         if layer.ep_size == 1:
-            return local.cpu().clone() if dist.get_rank() == 0 else None
-        if 0 not in dist.get_process_group_ranks(layer.ep_group):
-            return None
-        parts = [torch.empty_like(local) for _ in range(layer.ep_size)] if dist.get_rank() == 0 else None
-        dist.gather(local, parts, dst=0, group=layer.ep_group)
-        return torch.cat([part.cpu() for part in parts]) if parts is not None else None
+            parts = [local] if first else None
+        elif 0 in dist.get_process_group_ranks(layer.ep_group):
+            parts = [torch.empty_like(local) for _ in range(layer.ep_size)] if first else None
+            dist.gather(local, parts, dst=0, group=layer.ep_group)
+        else:
+            parts = None
+        if parts is not None:
+            for rows, part in zip(target.split(layer.num_local_experts), parts, strict=True):
+                rows.copy_(part)
 
 
 def _hf_name(name: str) -> str:
