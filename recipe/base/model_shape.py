@@ -141,5 +141,4 @@ class ModelShape(BaseModel):
 def load_model_shape(folder: str | Path) -> ModelShape:
     """Read `folder/config.json` strictly; raise `ConfigError` with every problem found."""
     path = Path(folder) / "config.json"
-    shape = strict_model(ModelShape, load_json(path), path)
-    return shape
+    return strict_model(ModelShape, load_json(path), path)

@@ -23,7 +23,6 @@ class Launch:
     ds: DsConfig
     ds_raw: dict[str, Any]
     shape: ModelShape
-    tokens: TokenFolder
     order: BatchOrder
 
     @property
@@ -64,7 +63,7 @@ def check_launch(config_path: Path, overrides: list[str], ds_path: Path, world_s
     if not sources:
         raise UserError(f"{run.data.tokens} has no training shards; tokenize more documents")
     weights = source_weights(sources, run.data.mixture)
-    return Launch(run, ds, ds_raw, shape, tokens, BatchOrder(sources, weights, run.data.seq_length, run.seed))
+    return Launch(run, ds, ds_raw, shape, BatchOrder(sources, weights, run.data.seq_length, run.seed))
 
 
 def describe(launch: Launch) -> str:
