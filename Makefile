@@ -16,7 +16,7 @@ quickstart: $(INSTALLED)
 
 install: $(INSTALLED)
 
-$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+$(INSTALLED): setup.cfg setup.py pyproject.toml constraints.txt $(wildcard data_prep/native/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "error: $(PYTHON) is older than 3.10; run PYTHON=python3.12 make install" >&2; exit 2; }
 	@command -v c++ >/dev/null || { echo "error: no C++ compiler (c++); install g++ or clang" >&2; exit 2; }
@@ -37,4 +37,4 @@ lint: $(INSTALLED)
 	mypy
 
 clean:
-	rm -rf $(VENV) work *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) work build data_prep/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,127 +1,270 @@
 #!/usr/bin/env python3
-"""Curate raw documents: normalise, identify the language, drop what the quality rules refuse."""
+"""Curate raw documents: repair and normalise, identify the language, drop what the rules refuse, mask personal data."""
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from data_prep import _native
+from data_prep.cleaning import Phrases, normalize, without_lines
 from data_prep.command import job_parser
-from data_prep.documents import Document, write_documents
-from data_prep.language import detect_script, normalize
-from data_prep.rules import Thresholds, reason_to_drop
-from data_prep.stage import Stage, for_documents, merged_counts
-from recipe.base.errors import UserError, exit_on_user_error
+from data_prep.documents import Document, Part, write_documents, write_part
+from data_prep.language import identify_language
+from data_prep.personal import Masks, mask_personal
+from data_prep.rules import Judge, LanguageRules
+from data_prep.stage import Stage, document_task
+from data_prep.tally import Tally, merged, with_totals
+from recipe.base.errors import ConfigError, UserError, exit_on_user_error
 from recipe.base.strict import load_yaml, strict_model
 
 
-class Fields(BaseModel):
-    """Our name of a field -> its name in the input."""
-
+class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Fields(_Strict):
+    """Our name of a field -> its name in the input."""
 
     id: str = "id"
     text: str = "text"
     lang: str = "lang"
     source: str = "source"
+    url: str = "url"
 
 
-class CurateConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Quality(_Strict):
+    """A score of a model of yours, `function(text, lang) -> float`, written to the field `quality`."""
 
+    function: str = Field(pattern=r"^[\w.]+:\w+$")  # package.module:function, importable by every worker
+    min: float
+
+
+class CurateConfig(_Strict):
     fields: Fields = Fields()
-    keep_dropped: bool = True
-    languages: dict[str, Thresholds]
+    languages: dict[str, LanguageRules]
+    min_language_share: float = Field(0.5, ge=0, le=1)
+    max_characters: int = Field(5_000_000, gt=0)
+    personal_data: Masks | None = Masks()
+    blocked_urls: list[str] = []
+    blocked_words: dict[str, list[str]] = {}  # by language
+    quality: Quality | None = None
+    dropped_samples: int | None = Field(20, ge=0)
 
     def problems(self) -> list[str]:
-        scripts = Counter(limits.script for limits in self.languages.values())
-        return [
-            f"languages has {n} of script '{script}', which the detection by script cannot tell apart; keep one"
-            for script, n in scripts.items()
-            if n > 1
-        ] + ([] if self.languages else ["languages is empty; name at least one"])
+        return [] if self.languages else ["languages is empty; name at least one"]
 
 
-def judge(document: Document, config: CurateConfig, default_source: str) -> tuple[Document, str | None]:
-    """The document normalised and labelled, and the reason to drop it (None: keep).
+def load_curate_config(path: Path) -> CurateConfig:
+    """Read the config with the files that it names, each relative to the one that names it.
 
-    The language is the detected one. A document that claims another of the configured languages is dropped:
-    one of the two is wrong. Labels that the configuration does not know (zh-Hans, cmn_Hani) are replaced.
+    Raises:
+        UserError: a file is missing or wrong; `ConfigError` with every problem of one.
     """
-    document = {**document, "text": normalize(document["text"])}
-    document["source"] = str(document.get("source") or default_source)
-    script = detect_script(document["text"])
-    language = next((name for name, limits in config.languages.items() if limits.script == script), None)
-    claimed = document.get("lang")
-    document["lang"] = language or claimed or "unknown"
-    if language is None:
-        return document, "other_language"
-    if claimed in config.languages and claimed != language:
-        return document, "language_mismatch"
-    return document, reason_to_drop(document["text"], config.languages[language])
+    values = load_yaml(path)
+    languages, blocked = {}, {}
+    if isinstance(values, dict) and isinstance(values.get("languages"), dict):
+        for name, file in values["languages"].items():
+            if not isinstance(file, str):
+                raise ConfigError(path, [f"'languages.{name}' is {file!r}: give the file of its rules"])
+            rules = strict_model(LanguageRules, load_yaml(path.parent / file), path.parent / file)
+            languages[name] = rules
+            if rules.blocked_words:
+                blocked[name] = _lines_of((path.parent / file).parent / rules.blocked_words)
+        values = {
+            **values,
+            "languages": {name: rules.model_dump() for name, rules in languages.items()},
+            "blocked_words": blocked,
+        }
+        if isinstance(values.get("blocked_urls"), str):
+            values["blocked_urls"] = _lines_of(path.parent / values["blocked_urls"])
+        elif values.get("blocked_urls", "") is None:
+            values["blocked_urls"] = []
+    return strict_model(CurateConfig, values, path)
 
 
-def curate_file(
+def _lines_of(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    return sorted({line.strip() for line in lines if line.strip() and not line.startswith("#")})
+
+
+class Verdict(NamedTuple):
+    document: Document
+    reason: str | None  # None: stays
+    confidence: float  # of the language
+    lines_dropped: int
+    masked: Counter[str]
+
+
+class Curator:
+    """Judges documents, one at a time.
+
+    The language is the detected one. A document that claims another of the configured languages is dropped: one of
+    the two is wrong. Labels that the configuration does not know (zh-Hans, cmn_Hani) are replaced.
+    """
+
+    def __init__(self, config: CurateConfig):
+        self._config = config
+        self._judges = {name: Judge(rules) for name, rules in config.languages.items()}
+        self._line_phrases = {name: Phrases(rules.lines.phrases) for name, rules in config.languages.items()}
+        self._document_phrases = {name: Phrases(rules.document_phrases) for name, rules in config.languages.items()}
+        self._blocked = {name: Phrases(words, whole_words=True) for name, words in config.blocked_words.items()}
+        self._blocked_urls = frozenset(config.blocked_urls)
+        self._score = _scorer(config.quality)
+        self._simplify = {name: _simplifier() for name, rules in config.languages.items() if rules.simplify}
+
+    def judge(self, document: Document, default_source: str) -> Verdict:
+        """The document repaired, labelled and masked, and the reason to drop it."""
+        document = {**document, "source": str(document.get("source") or default_source)}
+        claimed, masked = document.get("lang"), Counter[str]()
+        if len(document["text"]) > self._config.max_characters:
+            return Verdict({**document, "lang": str(claimed or "unknown")}, "too_large", 0.0, 0, masked)
+        document["text"] = normalize(document["text"])
+        language, confidence = identify_language(document["text"])
+        document["lang"] = language
+        reason, lines_dropped = self._label_reason(document, claimed, confidence), 0
+        if reason is None:
+            document["text"], lines_dropped = self._content_lines(document["text"], language)
+            reason = self._text_reason(document)
+        if reason is None and self._config.personal_data is not None:
+            document["text"] = mask_personal(document["text"], self._config.personal_data, masked)
+        return Verdict(document, reason, confidence, lines_dropped, masked)
+
+    def _label_reason(self, document: Document, claimed: Any, confidence: float) -> str | None:
+        if self._is_blocked(document.get("url")):
+            return "blocked_url"
+        if document["lang"] not in self._config.languages:
+            return "other_language"
+        if claimed in self._config.languages and claimed != document["lang"]:
+            return "language_mismatch"
+        return "mixed_language" if confidence < self._config.min_language_share else None
+
+    def _is_blocked(self, url: Any) -> bool:
+        """Whether the host, a domain above it, or the host with the start of its path is on the list."""
+        if not self._blocked_urls or not isinstance(url, str):
+            return False
+        host, _, path = url.split("://", 1)[-1].partition("/")
+        labels = host.split("@")[-1].split(":")[0].lower().split(".")
+        hosts = [".".join(labels[i:]) for i in range(len(labels))]
+        steps = path.split("?")[0].split("/")
+        paths = ["/" + "/".join(steps[: i + 1]) for i in range(len(steps))] if path else []
+        return any(host + path in self._blocked_urls for host in hosts for path in ("", *paths))
+
+    def _content_lines(self, text: str, language: str) -> tuple[str, int]:
+        rules = self._config.languages[language].lines
+        dropped = 0
+        if rules.min_words or rules.max_word_length < len(text):
+            text, dropped = _native.keep_lines(text, rules.min_words, rules.max_word_length)
+        places = self._line_phrases[language].places(text)
+        if places:
+            text, more = without_lines(text, places)
+            dropped += more
+        text = _native.normalize_layout(text) if dropped else text
+        return (self._simplify[language](text) if language in self._simplify else text), dropped
+
+    def _text_reason(self, document: Document) -> str | None:
+        text, language = document["text"], document["lang"]
+        reason = self._judges[language].reason(text)
+        if reason is not None:
+            return reason
+        if self._document_phrases[language].places(text):
+            return "document_phrase"
+        allowed = self._config.languages[language].max_blocked_words
+        if language in self._blocked and len(self._blocked[language].places(text)) > allowed:
+            return "blocked_words"
+        if self._config.quality is None:
+            return None
+        document["quality"] = float(self._score(text, language))
+        return "quality_low" if document["quality"] < self._config.quality.min else None
+
+
+def _scorer(quality: Quality | None) -> Callable[[str, str], float]:
+    if quality is None:
+        return lambda text, lang: 0.0
+    module, name = quality.function.split(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"quality.function {quality.function} cannot be imported ({error}); put it on PYTHONPATH"
+        ) from None
+
+
+def _simplifier() -> Callable[[str], str]:
+    import opencc
+
+    return opencc.OpenCC("t2s").convert
+
+
+def curate_documents(
     documents: Iterable[Document], number: int, *, config: CurateConfig, output: Path, source: str
 ) -> dict[str, Any]:
-    """Judge one file's documents; write the kept and, if asked, the dropped with their reason."""
-    counts: dict[str, Any] = {"in": 0, "out": 0, "dropped": Counter(), "by_language": {}, "by_source": {}}
+    """Judge one part's documents; write the kept, and samples of the dropped with their reason."""
+    curator, tally = Curator(config), Tally()
+    numbers: dict[str, Any] = {"lines_dropped": Counter(), "masked": {}, "confidence": {}, "log2_characters": {}}
     dropped: list[Document] = []
+    samples: Counter[str] = Counter()
 
-    def kept():
-        for document in documents:
-            document, reason = judge(document, config, source)
-            counts["in"] += 1
-            for kind, name in (("by_language", document["lang"]), ("by_source", document["source"])):
-                tally = counts[kind].setdefault(name, {"in": 0, "out": 0, "dropped": Counter()})
-                tally["in"] += 1
-                tally["out"] += reason is None
-                if reason is not None:
-                    tally["dropped"][reason] += 1
+    def kept() -> Iterator[Document]:
+        for raw in documents:
+            document, reason, confidence, lines, masked = curator.judge(raw, source)
+            language, text_bytes = document["lang"], len(raw["text"].encode())
+            tally.add(
+                language,
+                document["source"],
+                text_bytes,
+                reason,
+                len(document["text"].encode()) if reason is None else 0,
+            )
+            numbers["confidence"].setdefault(language, Counter())[f"{int(confidence * 20) / 20:.2f}"] += 1
             if reason is None:
-                counts["out"] += 1
+                numbers["log2_characters"].setdefault(language, Counter())[str(len(document["text"]).bit_length())] += 1
+                numbers["lines_dropped"][language] += lines
+                numbers["masked"].setdefault(language, Counter()).update(masked)
                 yield document
             else:
-                counts["dropped"][reason] += 1
-                if config.keep_dropped:
+                samples[reason] += 1
+                if config.dropped_samples is None or samples[reason] <= config.dropped_samples:
                     dropped.append({**document, "dropped": reason})
 
-    write_documents(output / "documents" / f"{number:05d}.jsonl.zst", kept())
-    if config.keep_dropped:
-        write_documents(output / "dropped" / f"{number:05d}.jsonl.zst", dropped)
-    return {"counts": counts}
+    write_part(output / "documents", number, kept())
+    write_documents(output / "dropped" / f"{number:05d}.jsonl.zst", dropped)
+    return {"groups": tally.groups(), "numbers": numbers}
 
 
-def curate_task(file, number: int, *, stage_task: Any, config: CurateConfig, output: Path) -> dict[str, Any]:
-    source = file.path.name.split(".")[0]
-    return stage_task(file, number, work=partial(curate_file, config=config, output=output, source=source))
+def curate_part(part: Part, number: int, *, config: CurateConfig, output: Path, max_bad: int) -> dict[str, Any]:
+    work = partial(curate_documents, config=config, output=output, source=part.path.name.split(".")[0])
+    return document_task(part, number, work=work, output=output, max_bad=max_bad, fields=config.fields.model_dump())
 
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     parser = job_parser(__doc__, "python data_prep/curate.py --input raw/ --output work/curated", "curate.yaml")
     args = parser.parse_args(argv)
-    config = strict_model(CurateConfig, load_yaml(args.config), args.config)
-    stage = Stage("curate", args.input, args.output, config.model_dump(mode="json"), args.max_bad)
+    config = load_curate_config(args.config)
+    Curator(config)  # what the config names can be loaded
+    stage = Stage.of("curate", args, config.model_dump(mode="json"))
     if not stage.finished:
-        task = partial(
-            curate_task,
-            stage_task=for_documents(stage, fields=config.fields.model_dump()),
-            config=config,
-            output=stage.output,
-        )
-        results = stage.run_tasks("curate", task, stage.inputs, args.workers)
-        counts = merged_counts(results, "counts")
+        task = partial(curate_part, config=config, output=stage.output, max_bad=stage.max_bad)
+        results = stage.run_tasks("curate", task, stage.parts)
+        counts = with_totals(merged(result["groups"] for result in results))
         counts["bad_records"] = sum(result["bad_records"] for result in results)
         if counts["in"] == 0:
             raise UserError(f"--input {args.input} holds no documents; give files with at least one")
-        files = sorted((stage.output / "documents").iterdir())
-        stage.finish(counts=counts, files=files)
+        stage.finish(
+            counts=counts,
+            files=sorted((stage.output / "documents").iterdir()),
+            results=merged(result["numbers"] for result in results),
+        )
     stage.report()
 
 

@@ -1,158 +1,225 @@
 #!/usr/bin/env python3
-"""Remove exact and near duplicates; of each cluster the longest document stays, then the smallest id."""
+"""Remove exact and near duplicates; of each cluster the best document stays.
+
+  signatures   each part of the input: hashes, MinHash signature and rank of every document
+  candidates   each range of band keys: documents that share a band are compared by their signatures
+  components   duplicates of duplicates are duplicates: clusters, by connected components
+  clusters     each range of clusters: which document stays
+  lines        optional: lines that many documents have
+  survivors    each part: the documents that stay, as they came
+
+No step needs more memory than one part or one range takes. What stays depends on the documents alone, not on
+workers, files or their order. With --against, documents that an older run kept stay, and the new ones yield.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
+from data_prep import _native
 from data_prep.command import job_parser
-from data_prep.documents import Document, read_documents, write_documents
-from data_prep.minhash import MinHash, candidate_pairs, connected_components
-from data_prep.stage import Stage, for_documents, merged_counts
+from data_prep.components import find_components
+from data_prep.documents import Document, Part, records, write_part
+from data_prep.duplicate_clusters import REASONS, choose, members
+from data_prep.duplicate_links import candidates, spread_bands
+from data_prep.exchange import Exchange, column, grouped
+from data_prep.repeated_lines import LineFilter, RepeatedLines, count_lines, find_repeated
+from data_prep.signatures import Catalog, Ranking, sign_part
+from data_prep.stage import Stage, for_documents
+from data_prep.tally import Tally, merged, with_totals
 from recipe.base.errors import UserError, exit_on_user_error
-from recipe.base.files import write_json
-from recipe.base.strict import load_yaml, strict_model
+from recipe.base.strict import load_json, load_yaml, strict_model
 
 
 class DedupConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     ngram: int = Field(5, gt=0)
-    bands: int = Field(14, gt=0)
+    bands: int = Field(32, gt=0)
     rows: int = Field(8, gt=0)
-    threshold: float = Field(0.72, gt=0, le=1)
-    seed: int = 1
+    threshold: float = Field(0.7, gt=0, le=1)
+    seed: int = Field(1, ge=0)
+    priority: list[str] = []
+    quality_field: str = "quality"
+    repeated_lines: RepeatedLines | None = None
+
+    @property
+    def minhash(self) -> tuple[int, int, int, int]:
+        return self.ngram, self.bands, self.rows, self.seed
 
 
-def exact_key(text: str) -> bytes:
-    """Equal for texts that differ in case and blanks only."""
-    return xxhash.xxh3_128_digest(re.sub(r"\s+", " ", text.lower()).strip().encode())
-
-
-def sign_file(documents: Iterable[Document], number: int, *, config: DedupConfig, output: Path) -> dict[str, Any]:
-    """Signatures, lengths and ids of one file's documents, as tasks/signatures/NNNNN.npz."""
-    minhash = MinHash(config.ngram, config.bands * config.rows, config.seed)
-    signatures, exact, lengths, ids = [], [], [], []
-    for document in documents:
-        signatures.append(minhash.signature(document["text"]))
-        exact.append(exact_key(document["text"]))
-        lengths.append(len(document["text"]))
-        ids.append(document["id"])
-    path = _signature_path(output, number)
-    partial_path = path.with_suffix(".partial.npz")
-    np.savez(
-        partial_path,
-        signatures=np.array(signatures, np.uint32).reshape(len(ids), config.bands * config.rows),
-        exact=np.array(exact, "V16"),
-        lengths=np.array(lengths, np.int64),
-        ids=np.array(ids, dtype=object).astype("U") if ids else np.empty(0, "U1"),
-    )
-    partial_path.replace(path)
-    return {"documents": len(ids)}
-
-
-def find_duplicates(output: Path, files: int, config: DedupConfig) -> dict[str, Any]:
-    """Clusters over all files.
+def dropped_of(number: int, catalog: Catalog) -> tuple[pa.Table, np.ndarray]:
+    """Labels of one part's documents in the order of their records, and each one's fate.
 
     Returns:
-        `drop`: for each file, a list of [place, reason]; `clusters`: kept id and dropped ids of each.
+        table of record, lang, source, bytes, id; int8 [N]: -1 stays, 0 near duplicate, 1 exact duplicate.
     """
-    parts = [np.load(_signature_path(output, number)) for number in range(files)]
-    signatures = np.concatenate([part["signatures"] for part in parts])
-    exact = np.concatenate([part["exact"] for part in parts])
-    lengths = np.concatenate([part["lengths"] for part in parts])
-    ids = np.concatenate([part["ids"] for part in parts])
-    file_of = np.repeat(np.arange(files), [part["lengths"].size for part in parts])
-    place_of = np.concatenate([np.arange(part["lengths"].size) for part in parts])
-
-    _, exact_group = np.unique(exact, return_inverse=True)
-    component = connected_components(ids.size, _duplicate_pairs(signatures, exact_group, config))
-    # Best first within a component: longest, then smallest id, then first read.
-    order = np.lexsort((np.arange(ids.size), ids, -lengths, component))
-    keeper_of = {int(component[i]): int(i) for i in reversed(order.tolist())}
-
-    drop: list[list[Any]] = [[] for _ in range(files)]
-    clusters: dict[int, dict[str, Any]] = {}
-    for i in order.tolist():
-        keeper = keeper_of[int(component[i])]
-        if i == keeper:
-            continue
-        reason = "exact_duplicate" if exact_group[i] == exact_group[keeper] else "near_duplicate"
-        drop[int(file_of[i])].append([int(place_of[i]), reason])
-        cluster = clusters.setdefault(keeper, {"kept": str(ids[keeper]), "dropped": []})
-        cluster["dropped"].append([str(ids[i]), reason])
-    return {"drop": drop, "clusters": [clusters[keeper] for keeper in sorted(clusters)]}
+    labels = pa.concat_tables(
+        [table.select(("record", "lang", "source", "bytes", "id")) for table in catalog.part(number)]
+    )
+    fate = np.full(labels.num_rows, -1, np.int8)
+    gone = catalog.drops(number)
+    fate[np.searchsorted(column(labels, "record"), column(gone, "record"))] = column(gone, "exact")
+    return labels, fate
 
 
-def write_survivors(file, number: int, *, drop: list[Any], output: Path) -> dict[str, Any]:
-    """Copy one file without the documents that `drop` names by place."""
-    reasons = dict(map(tuple, drop[number]))
-    counts: dict[str, Any] = {"in": 0, "out": 0, "dropped": {}, "by_language": {}}
+def write_survivors(
+    part: Part, number: int, *, catalog: Catalog, output: Path, lines: LineFilter | None
+) -> dict[str, Any]:
+    """Copy one part without the documents that go; records that are no documents were set aside before."""
+    labels, fate = dropped_of(number, catalog)
+    kept = iter(column(labels, "record")[fate < 0].tolist())
+    changed = Counter({"lines": 0, "documents": 0})
 
-    def survivors():
-        # Places count documents, so the records that the first pass set aside are passed over.
-        for place, document in enumerate(read_documents(file.path, lambda bad: None)):
-            tally = counts["by_language"].setdefault(
-                document.get("lang", "unknown"), {"in": 0, "out": 0, "dropped": {}}
+    def survivors() -> Iterator[Document | bytes]:
+        following = next(kept, None)
+        for place, raw in enumerate(records(part)):
+            if place == following:
+                following = next(kept, None)
+                document = raw if lines is None else lines.apply(raw, changed)
+                if document is not None:
+                    yield document
+
+    written = write_part(output / "documents", number, survivors())
+    return {"groups": _groups(labels, fate), "written": written, "repeated_lines": dict(changed)}
+
+
+def _groups(labels: pa.Table, fate: np.ndarray) -> dict[str, Any]:
+    """Documents and bytes of one part by language, source and fate, as `Tally` counts them."""
+    tally = Tally()
+    table = labels.append_column("fate", pa.array(fate)).group_by(["lang", "source", "fate"])
+    for row in table.aggregate([("bytes", "sum"), ("bytes", "count")]).to_pylist():
+        reason = None if row["fate"] < 0 else REASONS[row["fate"]]
+        tally.add(row["lang"], row["source"], row["bytes_sum"], reason, row["bytes_sum"], row["bytes_count"])
+    return tally.groups()
+
+
+def repeated_ids(partition: int, number: int, *, source: Exchange, partitions: int) -> dict[str, Any]:
+    """How many documents that stay carry an id that another one has, and a few of those ids."""
+    table = source.read(partition, partitions)
+    starts, ends = grouped(column(table, "key"))
+    several = (ends - starts) > 1
+    examples = sorted(table["id"].take(pa.array(starts[several][:5])).to_pylist())
+    return {"repeated": int((ends - starts)[several].sum()), "examples": examples}
+
+
+def spread_ids(number: int, task: int, *, catalog: Catalog, target: Exchange) -> dict[str, Any]:
+    """The ids of one part's surviving documents."""
+    labels, fate = dropped_of(number, catalog)
+    ids = labels["id"].filter(pa.array(fate < 0)).combine_chunks()
+    keys = np.fromiter((_native.exact_hash(i)[0] for i in ids.to_pylist()), np.uint64, len(ids))
+    target.write(task, keys, {"id": ids})
+    return {}
+
+
+def older_runs(folders: list[Path], config: DedupConfig) -> tuple[Path, ...]:
+    """Checks that the signatures of older runs can be compared with ours."""
+    for folder in folders:
+        manifest = folder / "manifest.json"
+        if not manifest.exists() or load_json(manifest)["stage"] != "dedup":
+            raise UserError(f"--against {folder} is not the output of a finished dedup.py; give one that is")
+        theirs = load_json(manifest)["parameters"]
+        different = [key for key in ("ngram", "bands", "rows", "seed") if theirs[key] != getattr(config, key)]
+        if different:
+            raise UserError(
+                f"--against {folder} was signed with other {', '.join(different)}; give the same in --config or sign it again"
             )
-            for count in (counts, tally):
-                count["in"] += 1
-                if place in reasons:
-                    count["dropped"][reasons[place]] = count["dropped"].get(reasons[place], 0) + 1
-                else:
-                    count["out"] += 1
-            if place not in reasons:
-                yield document
-
-    write_documents(output / "documents" / f"{number:05d}.jsonl.zst", survivors())
-    return {"counts": counts}
+    return tuple(folders)
 
 
-def _duplicate_pairs(signatures: np.ndarray, exact_group: np.ndarray, config: DedupConfig):
-    order = np.argsort(exact_group, kind="stable")
-    same = exact_group[order[1:]] == exact_group[order[:-1]]
-    yield order[:-1][same], order[1:][same]
-    for left, right in candidate_pairs(signatures, config.bands):
-        alike = np.array(
-            [(signatures[i] == signatures[j]).mean() >= config.threshold for i, j in zip(left, right, strict=True)],
-            bool,
-        )
-        yield left[alike], right[alike]
+def find_duplicates(stage: Stage, config: DedupConfig, older: tuple[Path, ...]) -> tuple[Catalog, dict[str, Any]]:
+    """The phases up to which documents go. Returns the catalog and the clusters by size."""
+    run, exchange = stage.run_tasks, stage.exchange
+    catalog = Catalog(stage.output, older)
+    numbers = catalog.numbers()
+    bands, exact, edges = exchange("bands"), exchange("exact"), exchange("edges")
+    run("bands", partial(spread_bands, catalog=catalog, bands=bands, exact=exact), numbers)
+    ranges = [
+        (kind, i, n) for kind, n in (("exact", exact.partitions()), ("bands", bands.partitions())) for i in range(n)
+    ]
+    link = partial(candidates, bands=bands, exact=exact, catalog=catalog, threshold=config.threshold, edges=edges)
+    run("candidates", link, ranges)
+    found, parts = find_components(run, edges, exchange)
+    sent = exchange("members")
+    run("members", partial(members, found=found, partitions=parts, catalog=catalog, target=sent), list(range(parts)))
+    drops, parts = Exchange(stage.output / "drops"), sent.partitions()
+    chosen = run(
+        "clusters", partial(choose, source=sent, partitions=parts, drops=drops, output=stage.output), list(range(parts))
+    )
+    return catalog, merged(result["clusters"] for result in chosen)
 
 
-def _signature_path(output: Path, number: int) -> Path:
-    return output / "signatures" / f"{number:05d}.npz"
+def find_repeated_lines(stage: Stage, config: RepeatedLines, catalog: Catalog) -> LineFilter:
+    counted, target = stage.exchange("lines"), stage.output / "repeated_lines"
+    count = partial(count_lines, config=config, target=counted, fate=partial(dropped_of, catalog=catalog))
+    stage.run_tasks("lines", count, stage.parts)
+    parts = counted.partitions()
+    find = partial(find_repeated, config=config, source=counted, partitions=parts, target=target)
+    stage.run_tasks("repeated", find, list(range(parts)))
+    return LineFilter(target, parts)
+
+
+def finish(
+    stage: Stage, survivors: list[dict[str, Any]], clusters: dict[str, int], repeated: list[dict[str, Any]], bad: int
+) -> None:
+    counts = with_totals(merged(result["groups"] for result in survivors))
+    counts["repeated_lines"] = merged(result["repeated_lines"] for result in survivors)
+    # a document whose every line is repeated is none any more
+    empty = counts["out"] - sum(result["written"] for result in survivors)
+    if empty:
+        counts["out"] -= empty
+        counts["dropped"]["repeated_lines"] = empty
+    counts["clusters"] = sum(clusters.values())
+    counts["clusters_by_size"] = dict(sorted(clusters.items(), key=lambda item: int(item[0])))
+    counts["bad_records"] = bad
+    counts["repeated_ids"] = sum(r["repeated"] for r in repeated)
+    examples = sorted(i for r in repeated for i in r["examples"])[:5]
+    stage.finish(
+        counts=counts, files=sorted((stage.output / "documents").iterdir()), results={"repeated_ids": examples}
+    )
 
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     parser = job_parser(__doc__, "python data_prep/dedup.py --input work/curated --output work/deduped", "dedup.yaml")
+    parser.add_argument(
+        "--against", type=Path, action="append", default=[], metavar="DIR",
+        help="output of an earlier dedup.py, whose documents stay; may be repeated",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     config = strict_model(DedupConfig, load_yaml(args.config), args.config)
-    stage = Stage("dedup", args.input, args.output, config.model_dump(mode="json"), args.max_bad)
+    older = older_runs(args.against, config)
+    against = [load_json(folder / "manifest.json")["files"] for folder in older]
+    stage = Stage.of("dedup", args, {**config.model_dump(mode="json"), "against": against})
     if not stage.finished:
-        (stage.output / "signatures").mkdir(exist_ok=True)
-        sign = for_documents(stage, work=partial(sign_file, config=config, output=stage.output))
-        signed = stage.run_tasks("signatures", sign, stage.inputs, args.workers)
+        ranking = Ranking(tuple(config.priority), config.quality_field)
+        sign = partial(sign_part, minhash=config.minhash, ranking=ranking, output=stage.output)
+        signed = stage.run_tasks("signatures", for_documents(stage, work=sign, numbered=True), stage.parts)
         if sum(result["documents"] for result in signed) == 0:
             raise UserError(f"--input {args.input} holds no documents; give files with at least one")
-        found = find_duplicates(stage.output, len(stage.inputs), config)
-        write_json(stage.output / "clusters.json", found["clusters"])
-        survive = partial(write_survivors, drop=found["drop"], output=stage.output)
-        results = stage.run_tasks("survivors", survive, stage.inputs, args.workers)
-        counts = merged_counts(results, "counts")
-        counts["clusters"] = len(found["clusters"])
-        counts["bad_records"] = sum(result["bad_records"] for result in signed)
-        stage.finish(counts=counts, files=sorted((stage.output / "documents").iterdir()))
+        catalog, clusters = find_duplicates(stage, config, older)
+        lines = find_repeated_lines(stage, config.repeated_lines, catalog) if config.repeated_lines else None
+        ids = stage.exchange("ids")
+        stage.run_tasks("ids", partial(spread_ids, catalog=catalog, target=ids), range(len(stage.parts)))
+        parts = ids.partitions()
+        repeated = stage.run_tasks(
+            "repeated_ids", partial(repeated_ids, source=ids, partitions=parts), list(range(parts))
+        )
+        survive = partial(write_survivors, catalog=catalog, output=stage.output, lines=lines)
+        survivors = stage.run_tasks("survivors", survive, stage.parts)
+        finish(stage, survivors, clusters, repeated, sum(result["bad_records"] for result in signed))
     stage.report()
+    repeated_count = load_json(stage.output / "manifest.json")["counts"]["repeated_ids"]
+    if repeated_count:
+        print(f"  note: {repeated_count:,} kept documents share their id with another of other text; see the manifest")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Documents on disk: jsonl (plain, .gz, .zst) and parquet, read record by record with every defect located.
 
 A document is a dict with `id` and `text` (both non-empty strings) and whatever else it came with; `lang`,
-`source`, `url` and `license` have meaning to later stages.
+`source`, `url` and `license` have meaning to later stages. A large file is cut into parts that tasks read
+side by side: plain jsonl by bytes, parquet by row groups. A compressed stream has no middle to start from.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import io
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 import pyarrow as pa
@@ -23,7 +26,21 @@ import zstandard
 from recipe.base.errors import UserError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+PART_BYTES = 256 * 1024**2  # of a file, for one task: about a minute of curation
 Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one task reads: a file, or some of it.
+
+    `start` and `stop` are bytes of plain jsonl (a line belongs to the part in which it starts) or row groups of
+    parquet; `stop` None is the end of the file.
+    """
+
+    path: Path
+    start: int = 0
+    stop: int | None = None
 
 
 @dataclass(frozen=True)
@@ -31,9 +48,10 @@ class BadRecord:
     """A record that is no document, set aside with its place and reason."""
 
     file: str
-    record: int  # line or row, from 1
+    record: int  # line or row, from 1 at the start of the part
     reason: str
     start: str  # how it begins, for a human to recognise it
+    part_start: int = 0  # where the part starts: a byte of jsonl, a row group of parquet
 
 
 def document_files(path: str | Path) -> list[Path]:
@@ -55,34 +73,71 @@ def document_files(path: str | Path) -> list[Path]:
     return found
 
 
+def parts_of(path: Path, part_bytes: int = PART_BYTES) -> list[Part]:
+    """Parts of about `part_bytes` that together are the file."""
+    if path.name.endswith(".jsonl"):
+        starts = list(range(0, max(1, path.stat().st_size), part_bytes))
+    elif path.name.endswith(".parquet"):
+        with _damage_named(path), pq.ParquetFile(path) as file:
+            ends = [file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)]
+        starts, filled = [0], 0
+        for group, size in enumerate(ends):
+            if filled and filled + size > part_bytes:
+                starts.append(group)
+                filled = 0
+            filled += size
+    else:
+        starts = [0]
+    return [Part(path, start, stop) for start, stop in zip(starts, [*starts[1:], None], strict=True)]
+
+
 def read_documents(
-    path: Path, on_bad: Callable[[BadRecord], None], fields: dict[str, str] | None = None
+    source: Path | Part, on_bad: Callable[[BadRecord], None], fields: dict[str, str] | None = None
 ) -> Iterator[Document]:
-    """Yield the documents of one file; `on_bad` gets each record that is none.
+    """Yield the documents of one file or part; `on_bad` gets each record that is none.
 
     Args:
-        path: the file.
+        source: the file or part.
         on_bad: called with each broken or incomplete record; raises to stop the reading.
         fields: our name -> the file's name, for files that call them otherwise.
 
     Raises:
         UserError: the file itself is damaged or unreadable (a truncated .gz, a parquet without footer).
     """
+    for _, document in numbered_documents(source, on_bad, fields):
+        yield document
+
+
+def numbered_documents(
+    source: Path | Part, on_bad: Callable[[BadRecord], None], fields: dict[str, str] | None = None
+) -> Iterator[tuple[int, Document]]:
+    """Like `read_documents`, each document with its record's number, from 0 at the start of the part."""
+    part = source if isinstance(source, Part) else Part(source)
     renames = {theirs: ours for ours, theirs in (fields or {}).items() if theirs != ours}
-    records = (raw for raw in _records(path) if isinstance(raw, dict) or raw.strip())
-    for number, raw in enumerate(records, start=1):
+    for number, raw in enumerate(records(part)):
         record, reason = _parse(raw)
         if record is not None:
             for theirs, ours in renames.items():
                 if theirs in record:
                     record[ours] = record.pop(theirs)
-            reason = _defect(record)
+            reason = defect(record)
         if reason is None:
             assert record is not None
-            yield record
+            yield number, record
         else:
             start = raw[:200].decode("utf-8", "replace") if isinstance(raw, bytes) else repr(raw)[:200]
-            on_bad(BadRecord(path.name, number, reason, start))
+            on_bad(BadRecord(part.path.name, number + 1, reason, start, part.start))
+
+
+def records(part: Part) -> Iterator[bytes | Document]:
+    """The records of a part as they are: lines of jsonl that are not blank, rows of parquet."""
+    with _damage_named(part.path):
+        if part.path.name.endswith(".parquet"):
+            yield from _rows(part)
+            return
+        with open(part.path, "rb") as raw:
+            lines = _lines_between(raw, part) if part.path.name.endswith(".jsonl") else _lines(part.path.name, raw)
+            yield from (line for line in lines if line.strip())
 
 
 def write_documents(path: Path, documents: Iterable[Document]) -> int:
@@ -91,43 +146,109 @@ def write_documents(path: Path, documents: Iterable[Document]) -> int:
     Returns:
         how many were written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    count = 0
     if path.name.endswith(".parquet"):
         rows = list(documents)
-        count = len(rows)
-        pq.write_table(pa.Table.from_pylist(rows), partial, compression="zstd")
-    else:
-        with open(partial, "wb") as raw:
-            with _compressor(path.name, raw) as handle:
-                for document in documents:
-                    handle.write(orjson.dumps(document) + b"\n")
-                    count += 1
-            raw.flush()
-            os.fsync(raw.fileno())
-    os.replace(partial, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(rows), _partial(path), compression="zstd")
+        os.replace(_partial(path), path)
+        return len(rows)
+    count = 0
+    with _WholeFile(path) as file:
+        for document in documents:
+            file.write(document)
+            count += 1
     return count
 
 
-def _records(path: Path) -> Iterator[bytes | Document]:
-    damaged = f"{path} is damaged or truncated; fetch it again or remove it"
+def write_part(folder: Path, number: int, documents: Iterable[Document | bytes], part_bytes: int = PART_BYTES) -> int:
+    """Write what one task keeps as `folder/NNNNN.jsonl.zst`, and `NNNNN-001` and so on beyond `part_bytes` of jsonl.
+
+    So what one large file became is again several tasks for the next stage. Lines of jsonl pass as they are.
+
+    Returns:
+        how many documents were written.
+    """
+    documents, count = iter(documents), 0
+    for name in chain([f"{number:05d}"], (f"{number:05d}-{i:03d}" for i in range(1, 1000))):
+        with _WholeFile(folder / f"{name}.jsonl.zst") as file:
+            for document in documents:
+                file.write(document)
+                count += 1
+                if file.size >= part_bytes:
+                    break
+            else:
+                return count
+    raise UserError(f"{folder} would need more than 1,000 files for one input; split the input")
+
+
+class _WholeFile:
+    """A jsonl file, compressed by its suffix, that has its name only when it was closed without an error."""
+
+    def __init__(self, path: Path):
+        self.path, self.size = path, 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._raw = open(_partial(path), "wb")
+        self._handle = _compressor(path.name, self._raw)
+
+    def write(self, document: Document | bytes) -> None:
+        line = document if isinstance(document, bytes) else orjson.dumps(document)
+        self.size += self._handle.write(line if line.endswith(b"\n") else line + b"\n")
+
+    def __enter__(self) -> _WholeFile:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        with self._raw:
+            if kind is None:
+                self._handle.close()
+                self._raw.flush()
+                os.fsync(self._raw.fileno())
+        if kind is None:
+            os.replace(_partial(self.path), self.path)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Errors of reading `path` as one sentence that names it."""
     try:
-        if path.name.endswith(".parquet"):
-            for batch in pq.ParquetFile(path).iter_batches(batch_size=256):
-                yield from batch.to_pylist()
-            return
-        with open(path, "rb") as raw:
-            # One line behind: a file that ends early ends in half a line, which is no record of its own.
-            before = b""
-            for line in _decompressor(path.name, raw):
-                yield before
-                before = line
-            yield before
+        yield
     except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError, pa.ArrowInvalid) as error:
-        raise UserError(f"{damaged} ({error})") from None
+        raise UserError(f"{path} is damaged or truncated; fetch it again or remove it ({error})") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _rows(part: Part) -> Iterator[Document]:
+    with pq.ParquetFile(part.path) as file:
+        groups = range(part.start, file.num_row_groups if part.stop is None else part.stop)
+        for batch in file.iter_batches(batch_size=256, row_groups=list(groups)):
+            yield from batch.to_pylist()
+
+
+def _lines_between(raw: BinaryIO, part: Part) -> Iterator[bytes]:
+    if part.start:
+        raw.seek(part.start - 1)
+        raw.readline()
+    at = raw.tell()
+    while part.stop is None or at < part.stop:
+        line = raw.readline()
+        if not line:
+            return
+        at += len(line)
+        yield line
+
+
+def _lines(name: str, raw: BinaryIO) -> Iterator[bytes]:
+    # One line behind: a file that ends early ends in half a line, which is no record of its own.
+    before = b""
+    for line in _decompressor(name, raw):
+        yield before
+        before = line
+    yield before
 
 
 class _WholeFrames(io.RawIOBase):
@@ -169,10 +290,8 @@ class _WholeFrames(io.RawIOBase):
 
 def _decompressor(name: str, raw):
     if name.endswith(".gz"):
-        return gzip.GzipFile(fileobj=raw)
-    if name.endswith(".zst"):
-        return io.BufferedReader(_WholeFrames(raw), 1 << 20)
-    return raw
+        return io.BufferedReader(gzip.GzipFile(fileobj=raw), 1 << 20)
+    return io.BufferedReader(_WholeFrames(raw), 1 << 20)
 
 
 def _compressor(name: str, raw):
@@ -193,7 +312,7 @@ def _parse(raw: bytes | Document) -> tuple[Document | None, str | None]:
     return (record, None) if isinstance(record, dict) else (None, "not a JSON object")
 
 
-def _defect(record: Document) -> str | None:
+def defect(record: Document) -> str | None:
     for name in ("id", "text"):
         value = record.get(name)
         if value is None:

@@ -1,113 +1,98 @@
-"""Quality rules: each looks at one document and returns the reason to drop it, or None.
+"""Quality rules: bounds on the statistics of a text; the reason to drop it is the first that it breaks.
 
-English rules follow Gopher (arXiv 2112.11446, appendix A.1.1); the Chinese ones are their equivalents by
-characters instead of words. Thresholds come from the curate configuration.
+A rule is a statistic of native/statistics.hpp with a smallest and a largest value, and where they come from; its
+reasons are the statistic's name with `_low` or `_high`. Each language has its own file of them, since lengths,
+repetition and punctuation are not the same in all; which names there are, `STATISTICS` tells.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+from functools import cache
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_prep.language import HAN, WORD
+from data_prep import (
+    _native,
+    characters,  # noqa: F401  sets the character table
+)
+from recipe.base.errors import nearest
+
+STATISTICS: tuple[str, ...] = tuple(_native.STATISTICS)
+_PLACE = {name: place for place, name in enumerate(STATISTICS)}
 
 
-class Thresholds(BaseModel):
-    """The thresholds of one language; a rule whose threshold is null is off."""
+class Bound(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min: float | None = None
+    max: float | None = None
+    source: str = Field(min_length=1)  # who uses this value, or why it was chosen
+
+
+class LineRules(BaseModel):
+    """Lines that go before the document is judged."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    script: str = Field(pattern="^(latin|han)$")
-    min_words: int | None = None  # latin: words; han: Han characters
-    max_words: int | None = None
-    min_mean_word_length: float | None = None  # latin only, characters
-    max_mean_word_length: float | None = None
-    min_word_share: float | None = None  # latin: words with a letter; han: Han among non-blank characters
-    max_symbol_share: float | None = None  # '#' and '...' per word (latin) or per Han character
-    max_duplicate_line_share: float | None = None  # characters in repeated lines
-    max_top_bigram_share: float | None = None  # characters in the commonest pair of words / Han characters
-    stop_words: list[str] = []  # at least `min_stop_words` different ones must occur
-    min_stop_words: int = 0
+    min_words: int = Field(0, ge=0)
+    max_word_length: int = Field(1000, gt=0)
+    phrases: list[str] = []  # a line with one of them goes
+    source: str = ""
 
 
-class Text:
-    """A document's text with the counts that several rules use."""
+class LanguageRules(BaseModel):
+    """Everything that curation asks of the documents of one language."""
 
-    def __init__(self, text: str, thresholds: Thresholds):
-        self.text = text
-        self.words = WORD.findall(text) if thresholds.script == "latin" else HAN.findall(text)
-        self.lines = [line.strip() for line in text.split("\n") if line.strip()]
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
+    stop_words: list[str] = []
+    lines: LineRules = LineRules()
+    document_phrases: list[str] = []  # a document with one of them goes
+    blocked_words: str | None = None  # file, relative to this one: a word or phrase a line
+    max_blocked_words: int = Field(0, ge=0)
+    simplify: bool = False  # traditional Chinese characters written as simplified ones, by OpenCC
+    rules: dict[str, Bound]
 
-def too_short(doc: Text, limits: Thresholds) -> bool:
-    return limits.min_words is not None and len(doc.words) < limits.min_words
-
-
-def too_long(doc: Text, limits: Thresholds) -> bool:
-    return limits.max_words is not None and len(doc.words) > limits.max_words
-
-
-def word_length(doc: Text, limits: Thresholds) -> bool:
-    mean = sum(map(len, doc.words)) / max(1, len(doc.words))
-    low, high = limits.min_mean_word_length, limits.max_mean_word_length
-    return (low is not None and mean < low) or (high is not None and mean > high)
-
-
-def too_few_words(doc: Text, limits: Thresholds) -> bool:
-    if limits.min_word_share is None:
-        return False
-    if limits.script == "han":
-        share = len(doc.words) / max(1, len("".join(doc.text.split())))
-    else:
-        share = sum(any(ch.isalpha() for ch in word) for word in doc.words) / max(1, len(doc.words))
-    return share < limits.min_word_share
+    def problems(self) -> list[str]:
+        unknown = [name for name in self.rules if name not in _PLACE]
+        empty = [name for name, bound in self.rules.items() if bound.min is None and bound.max is None]
+        long = [word for word in self.stop_words if len(word) > 1 and _is_han(word)]
+        return (
+            [f"rules: unknown statistic '{name}'{nearest(name, STATISTICS)}" for name in unknown]
+            + [f"rules.{name} has neither min nor max; give one or remove it" for name in empty]
+            + [f"stop_words: '{word}' has several Chinese characters, which are words each; give one" for word in long]
+        )
 
 
-def symbols(doc: Text, limits: Thresholds) -> bool:
-    if limits.max_symbol_share is None:
-        return False
-    count = doc.text.count("#") + doc.text.count("...") + doc.text.count("…")
-    return count / max(1, len(doc.words)) > limits.max_symbol_share
+class Judge:
+    """Measures texts of one language and says which rule they break."""
+
+    def __init__(self, rules: LanguageRules):
+        stop_words = {_native.word_hash(word) for word in rules.stop_words}
+        asks_traditional = "traditional_share" in rules.rules
+        self._meter = _native.Meter(stop_words, traditional_characters() if asks_traditional else set())
+        self._bounds = [(_PLACE[name], name, bound.min, bound.max) for name, bound in rules.rules.items()]
+
+    def reason(self, text: str) -> str | None:
+        """Name of the first rule that drops this text, None to keep it."""
+        values = self._meter.measure(text)
+        for place, name, low, high in self._bounds:
+            if low is not None and values[place] < low:
+                return f"{name}_low"
+            if high is not None and values[place] > high:
+                return f"{name}_high"
+        return None
 
 
-def duplicate_lines(doc: Text, limits: Thresholds) -> bool:
-    if limits.max_duplicate_line_share is None:
-        return False
-    repeated = sum(len(line) * (n - 1) for line, n in Counter(doc.lines).items())
-    return repeated / max(1, sum(map(len, doc.lines))) > limits.max_duplicate_line_share
+@cache
+def traditional_characters() -> frozenset[int]:
+    """Code points that OpenCC writes otherwise in simplified Chinese."""
+    import opencc
+
+    han = [chr(code) for code in (*range(0x3400, 0x4DC0), *range(0x4E00, 0xA000))]
+    simplified = opencc.OpenCC("t2s").convert("\n".join(han)).split("\n")
+    return frozenset(ord(char) for char, other in zip(han, simplified, strict=True) if char != other)
 
 
-def repeated_bigram(doc: Text, limits: Thresholds) -> bool:
-    if limits.max_top_bigram_share is None or len(doc.words) < 2:
-        return False
-    (pair, count), *_ = Counter(zip(doc.words, doc.words[1:], strict=False)).most_common(1)
-    return count * sum(map(len, pair)) / sum(map(len, doc.words)) > limits.max_top_bigram_share
-
-
-def too_few_stop_words(doc: Text, limits: Thresholds) -> bool:
-    if limits.script == "han":
-        found = sum(word in doc.text for word in limits.stop_words)
-    else:
-        found = len({word.lower() for word in doc.words} & set(limits.stop_words))
-    return found < limits.min_stop_words
-
-
-# In the order they are asked; a document's reason is the first that applies. Cheap ones first.
-RULES: tuple[Callable[[Text, Thresholds], bool], ...] = (
-    too_short,
-    too_long,
-    word_length,
-    too_few_words,
-    symbols,
-    too_few_stop_words,
-    duplicate_lines,
-    repeated_bigram,
-)
-
-
-def reason_to_drop(text: str, limits: Thresholds) -> str | None:
-    """Name of the first rule that drops this text, or None to keep it."""
-    doc = Text(text, limits)
-    return next((rule.__name__ for rule in RULES if rule(doc, limits)), None)
+def _is_han(word: str) -> bool:
+    return _native.script_counts(word)[0] > 0

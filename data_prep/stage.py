@@ -3,38 +3,35 @@
 A stage's output folder holds
   stage.json     written first: the stage, its parameters and inputs; a rerun must give the same
   tasks/         one small JSON per finished task; a rerun skips those
+  exchange/      rows on their way between two phases; gone when the stage is done
   manifest.json  written last, when all is done: counts in, out and dropped by reason, files with checksums
-so a stage can be killed at any moment and run again, and ends in the same bytes.
+so a stage can be killed at any moment and run again, and ends in the same bytes. Its work is a list of
+independent tasks over parts of the input, and small merges, which any engine can run.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+import shutil
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
-from functools import partial
-from multiprocessing import get_context
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 import recipe
-from data_prep.documents import BadRecord, document_files, read_documents
+from data_prep.bad_records import BadRecords
+from data_prep.documents import Part, document_files, numbered_documents, parts_of, read_documents
+from data_prep.engines import Engine, LocalEngine, make_engine
+from data_prep.exchange import Exchange
 from recipe.base.errors import UserError
 from recipe.base.files import sha256, write_json
 from recipe.base.strict import load_json
 
-SCHEMA, VERSION = "data_prep.stage", 1
-
-
-@dataclass(frozen=True)
-class InputFile:
-    path: Path
-    size: int
+SCHEMA, VERSION = "data_prep.stage", 2
 
 
 class Stage:
@@ -46,41 +43,64 @@ class Stage:
     """
 
     def __init__(
-        self, name: str, source: str | Path, output: str | Path, parameters: Mapping[str, Any], max_bad: int = 0
+        self,
+        name: str,
+        source: str | Path | None,
+        output: str | Path,
+        parameters: Mapping[str, Any],
+        max_bad: int = 0,
+        workers: int = 1,
+        engine: Engine | None = None,
     ):
-        self.name, self.output, self.max_bad = name, Path(output), max_bad
-        if self.output.resolve().is_relative_to(Path(source).resolve()):
+        self.name, self.output, self.max_bad, self.workers = name, Path(output), max_bad, workers
+        self.engine = engine or LocalEngine()
+        if source is not None and self.output.resolve().is_relative_to(Path(source).resolve()):
             raise UserError(
                 f"--output {output} lies in --input {source}, which would read what it wrote; choose another"
             )
-        self.inputs = [InputFile(path, path.stat().st_size) for path in _inputs(source)]
+        self.files = _inputs(source) if source is not None else []
         self.parameters = json.loads(json.dumps(parameters))
-        self.parent = _parent(source)
+        self.parent = _parent(source) if source is not None else None
         self._claim()
+
+    @classmethod
+    def of(cls, name: str, args: Namespace, parameters: Mapping[str, Any]) -> Stage:
+        """The stage that the arguments of `job_parser` describe."""
+        engine = make_engine(args.engine, args.engine_option, args.output / ".engine")
+        return cls(name, getattr(args, "input", None), args.output, parameters, args.max_bad, args.workers, engine)
 
     @property
     def finished(self) -> bool:
         return (self.output / "manifest.json").exists()
 
+    @cached_property
+    def parts(self) -> list[Part]:
+        """The input as tasks: files, large ones cut where they can be."""
+        return [part for file in self.files for part in parts_of(file)]
+
+    def exchange(self, name: str) -> Exchange:
+        return Exchange(self.output / "exchange" / name)
+
     def run_tasks(
-        self, phase: str, function: Callable[..., dict[str, Any]], tasks: Sequence[Any], workers: int
+        self, phase: str, function: Callable[..., dict[str, Any]], tasks: Sequence[Any], workers: int | None = None
     ) -> list[dict]:
         """Run `function(task, number)` for every task that is not done yet; returns all results in task order."""
         folder = self.output / "tasks" / phase
         folder.mkdir(parents=True, exist_ok=True)
         markers = [folder / f"{number:05d}.json" for number in range(len(tasks))]
-        todo = [number for number, marker in enumerate(markers) if not marker.exists()]
+        todo = [(number, tasks[number]) for number, marker in enumerate(markers) if not marker.exists()]
         bad = sum(load_json(m).get("bad_records", 0) for m in markers if m.exists())
-        for number, result in _run(
-            function, [(n, tasks[n]) for n in todo], workers, f"{self.name}: {phase}", len(tasks)
-        ):
-            bad += result.get("bad_records", 0)
-            if bad > self.max_bad:
-                raise UserError(
-                    f"{bad} records of the input are no documents, more than --max-bad {self.max_bad}; "
-                    f"see {self.output / 'bad_records'}, mend the input or raise --max-bad"
-                )
-            write_json(markers[number], result)
+        title = f"{self.name}: {phase}"
+        with tqdm(total=len(tasks), initial=len(tasks) - len(todo), desc=title, unit="task", disable=None) as bar:
+            for number, result in self.engine.run(function, todo, workers or self.workers, title):
+                bad += result.get("bad_records", 0)
+                if bad > self.max_bad:
+                    raise UserError(
+                        f"{bad} records of the input are no documents, more than --max-bad {self.max_bad}; "
+                        f"see {self.output / 'bad_records'}, mend the input or raise --max-bad"
+                    )
+                write_json(markers[number], result)
+                bar.update()
         return [load_json(marker) for marker in markers]
 
     def finish(
@@ -104,6 +124,7 @@ class Stage:
                 "results": results or {},
             },
         )
+        self._remove_scratch()
 
     def report(self) -> None:
         """Print what the manifest says of this stage, in a few lines."""
@@ -116,6 +137,10 @@ class Stage:
                 f"  set aside {counts['bad_records']:,} records that are no documents, see {self.output / 'bad_records'}"
             )
 
+    def _remove_scratch(self) -> None:
+        for name in ("exchange", ".engine"):
+            shutil.rmtree(self.output / name, ignore_errors=True)
+
     def _claim(self) -> None:
         identity = {
             "schema": SCHEMA,
@@ -123,7 +148,7 @@ class Stage:
             "stage": self.name,
             "parameters": self.parameters,
             "parent": self.parent,
-            "inputs": [{"file": f.path.name, "bytes": f.size} for f in self.inputs],
+            "inputs": [{"file": f.name, "bytes": f.stat().st_size} for f in self.files],
         }
         try:
             self.output.mkdir(parents=True, exist_ok=True)
@@ -148,64 +173,33 @@ class Stage:
             raise UserError(
                 f"--output {self.output} was made with other {', '.join(different)}; choose another folder or delete it"
             )
-
-
-class BadRecords:
-    """Sets the records of one input file aside that are no documents, up to the stage's limit.
-
-    Raises:
-        UserError: from a call, at the first record beyond the limit.
-    """
-
-    def __init__(self, path: Path, number: int, output: Path, max_bad: int):
-        self._path, self._max_bad = path, max_bad
-        self._aside = output / "bad_records" / f"{number:05d}.json"
-        self._records: list[BadRecord] = []
-
-    def __call__(self, record: BadRecord) -> None:
-        self._records.append(record)
-        if len(self._records) > self._max_bad:
-            self.write()
-            raise UserError(
-                f"{self._path} record {record.record}: {record.reason}; {len(self._records)} records of it are no "
-                f"documents, more than --max-bad {self._max_bad}; see {self._aside}, mend the input or raise --max-bad"
-            )
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def write(self) -> None:
-        if self._records:
-            write_json(self._aside, [asdict(record) for record in self._records])
+        if self.finished:  # a kill may have come between the manifest and this
+            self._remove_scratch()
 
 
 def document_task(
-    file: InputFile,
+    part: Part,
     number: int,
     *,
     work: Callable[..., dict[str, Any]],
     output: Path,
     max_bad: int,
+    numbered: bool = False,
     fields: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """One input file: hand its documents to `work(documents, number)`, its bad records to `BadRecords`."""
-    bad = BadRecords(file.path, number, output, max_bad)
-    result = work(read_documents(file.path, bad, fields), number)
+    """One part of the input: hand its documents to `work(documents, number)`, its bad records to `BadRecords`.
+
+    With `numbered` the documents come as (record number, document).
+    """
+    bad = BadRecords(part.path, number, output, max_bad)
+    result = work((numbered_documents if numbered else read_documents)(part, bad, fields), number)
     bad.write()
     return {**result, "bad_records": len(bad)}
 
 
 def for_documents(stage: Stage, **bound: Any) -> Callable[..., dict[str, Any]]:
-    """`document_task` bound to a stage, to give to `Stage.run_tasks` with `stage.inputs`."""
+    """`document_task` bound to a stage, to give to `Stage.run_tasks` with `stage.parts`."""
     return partial(document_task, output=stage.output, max_bad=stage.max_bad, **bound)
-
-
-def merged_counts(results: Iterable[Mapping[str, Any]], key: str) -> dict[str, Any]:
-    """Sum of the nested counters that tasks returned under `key`."""
-    total: dict[str, Any] = {}
-    for result in results:
-        _add(total, result[key])
-    return total
 
 
 def _inputs(source: str | Path) -> list[Path]:
@@ -223,36 +217,3 @@ def _parent(source: str | Path) -> dict[str, str] | None:
     if not (Path(source) / "stage.json").exists():
         return None
     return {"stage": load_json(manifest)["stage"], "manifest_sha256": sha256(manifest)}
-
-
-def _run(function, numbered: list[tuple[int, Any]], workers: int, title: str, total: int):
-    """Yield (number, result) as tasks finish, in this process when one worker is enough."""
-    with tqdm(total=total, initial=total - len(numbered), desc=title, unit="task", disable=None) as bar:
-        if workers == 1 or len(numbered) <= 1:
-            for number, task in numbered:
-                yield number, function(task, number)
-                bar.update()
-            return
-        with ProcessPoolExecutor(min(workers, len(numbered)), mp_context=get_context("spawn")) as pool:
-            pending = {pool.submit(function, task, number): number for number, task in numbered}
-            try:
-                while pending:
-                    done, _ = wait(pending, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        yield pending.pop(future), future.result()
-                        bar.update()
-            except BrokenProcessPool:
-                raise UserError(
-                    f"a worker of {title} was killed, by the system if memory ran out; run again with fewer --workers"
-                ) from None
-            finally:
-                for future in pending:
-                    future.cancel()
-
-
-def _add(total: dict[str, Any], part: Mapping[str, Any]) -> None:
-    for key, value in part.items():
-        if isinstance(value, Mapping):
-            _add(total.setdefault(key, {}), value)
-        else:
-            total[key] = total.get(key, 0) + value

@@ -1,30 +1,36 @@
 #!/usr/bin/env python3
-"""Tokenize documents into packed .bin/.idx shards (Megatron IndexedDataset), one series per source and split."""
+"""Tokenize documents into packed .bin/.idx shards (Megatron IndexedDataset), one series per source and split.
+
+Documents come shuffled, by a hash of their id and text: the shards do not depend on the input's files.
+"""
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterable
-from functools import cache, partial
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field
-from tokenizers import Tokenizer
 
 from data_prep.command import job_parser
-from data_prep.documents import Document
-from data_prep.stage import Stage, for_documents
+from data_prep.documents import Document, Part
+from data_prep.encoder import Encoder, EncoderMismatch, ReferenceEncoder, load_encoder
+from data_prep.exchange import Exchange, list_value
+from data_prep.stage import Stage, document_task
+from data_prep.tally import merged
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import sha256
 from recipe.base.strict import load_json, load_yaml, strict_model
 from recipe.data.indexed import ShardWriter, token_dtype
 
-BATCH = 256  # documents encoded together
+BATCH, BATCH_CHARACTERS = 256, 4_000_000  # documents encoded together
+CHUNK_TOKENS = 32_000_000  # of one series in memory at a time: 128 MB
+SHUFFLE_SEED = 20_260_102
 
 
 class TokenizeConfig(BaseModel):
@@ -32,6 +38,7 @@ class TokenizeConfig(BaseModel):
 
     source_by: Literal["lang", "source", "both"] = "lang"
     held_out: float = Field(0.005, ge=0, lt=1)
+    max_shard_tokens: int = Field(100_000_000, gt=0)
 
 
 def tokenizer_facts(folder: Path) -> dict[str, Any]:
@@ -43,14 +50,15 @@ def tokenizer_facts(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer.json"
     if not path.exists():
         raise UserError(f"--tokenizer {folder} holds no tokenizer.json; give the output folder of train_tokenizer.py")
-    tokenizer = _load(folder)
+    tokenizer = load_json(path)
+    vocabulary = {**tokenizer["model"]["vocab"], **{t["content"]: t["id"] for t in tokenizer["added_tokens"]}}
     eod = load_json(folder / "tokenizer_config.json").get("eos_token")
     if isinstance(eod, dict):
         eod = eod["content"]
-    eod_id = tokenizer.token_to_id(eod) if eod else None
+    eod_id = vocabulary.get(eod)
     if eod_id is None:
         raise UserError(f"--tokenizer {folder} names no eos_token in its vocabulary; documents could not be told apart")
-    return {"sha256": sha256(path), "vocab_size": tokenizer.get_vocab_size(), "eod_id": eod_id}
+    return {"sha256": sha256(path), "vocab_size": len(vocabulary), "eod_id": eod_id}
 
 
 def is_held_out(identity: str, share: float) -> bool:
@@ -65,62 +73,132 @@ def source_name(document: Document, source_by: str) -> str:
     return "-".join(name or "unnamed" for name in names)
 
 
-def tokenize_file(
-    documents: Iterable[Document],
+def tokenize_part(
+    part: Part,
     number: int,
     *,
     config: TokenizeConfig,
-    facts: dict[str, Any],
+    eod: int,
     tokenizer: Path,
+    exchange: Path,
     output: Path,
+    max_bad: int,
 ) -> dict[str, Any]:
-    """One input file into one shard per source and split."""
-    encoder = _load(tokenizer)
-    shards: dict[tuple[str, str], dict[str, Any]] = {}
-    writers: dict[tuple[str, str], ShardWriter] = {}
-    documents = iter(documents)
-    while batch := list(islice(documents, BATCH)):
-        for document, encoding in zip(batch, encoder.encode_batch_fast([d["text"] for d in batch]), strict=True):
+    """Token rows of one part, by split and source, under keys that will shuffle them.
+
+    If a check finds that the fast encoder differs, the whole part is encoded again by the reference.
+    """
+    encoder, why = load_encoder(tokenizer)
+
+    def encode(documents: Iterable[Document], number: int) -> dict[str, Any]:
+        return {"series": encode_documents(documents, number, config, eod, encoder, exchange)}
+
+    try:
+        result = document_task(part, number, work=encode, output=output, max_bad=max_bad)
+    except EncoderMismatch as error:
+        encoder, why = ReferenceEncoder(tokenizer), str(error)
+        result = document_task(part, number, work=encode, output=output, max_bad=max_bad)
+    return {**result, "encoder": encoder.name, "fell_back": why}
+
+
+def encode_documents(
+    documents: Iterable[Document], number: int, config: TokenizeConfig, eod: int, encoder: Encoder, exchange: Path
+) -> dict[str, Any]:
+    rows: dict[tuple[str, str], Rows] = {}
+    for batch in batches(documents):
+        ids, ends = encoder.encode([document["text"] for document in batch])
+        starts = np.concatenate(([0], ends[:-1]))
+        for document, start, end in zip(batch, starts.tolist(), ends.tolist(), strict=True):
             split = "held_out" if is_held_out(document["id"], config.held_out) else "train"
             key = (split, source_name(document, config.source_by))
-            if key not in writers:
-                prefix = Path("shards") / split / key[1] / f"{number:05d}"
-                writers[key] = ShardWriter(output / prefix, token_dtype(facts["vocab_size"]))
-                shards[key] = {
-                    "prefix": str(prefix),
-                    "split": split,
-                    "source": key[1],
-                    "documents": 0,
-                    "tokens": 0,
-                    "text_bytes": 0,
-                }
-            ids = np.array([*encoding.ids, facts["eod_id"]])
-            writers[key].add_document(ids)
-            shards[key]["documents"] += 1
-            shards[key]["tokens"] += ids.size
-            shards[key]["text_bytes"] += len(document["text"].encode())
-    for key, writer in writers.items():
-        writer.close()
-        shards[key]["sha256"] = {suffix: sha256(Path(f"{writer.prefix}{suffix}")) for suffix in (".bin", ".idx")}
-    return {"shards": [shards[key] for key in sorted(shards)]}
+            if key not in rows:
+                rows[key] = Rows(Exchange(exchange / "-".join(key)), number)
+            rows[key].add(document, ids[start:end], eod)
+    return {"-".join(key): {"split": key[0], "source": key[1], **rows[key].close()} for key in sorted(rows)}
 
 
-@cache
-def _load(folder: Path) -> Tokenizer:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the processes are the parallelism
-    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Documents to encode together: `BATCH` of them, or as many as have `BATCH_CHARACTERS`."""
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document["text"])
+        if len(batch) == BATCH or size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
-def _totals(shards: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, int]]]:
+class Rows:
+    """Token rows of one part for one series of shards, sent in pieces of bounded size."""
+
+    def __init__(self, target: Exchange, number: int):
+        self._target, self._number, self._chunk = target, number, 0
+        self._totals = {"documents": 0, "tokens": 0, "text_bytes": 0}
+        self._clear()
+
+    def _clear(self) -> None:
+        self._keys: list[int] = []
+        self._bytes: list[int] = []
+        self._tokens: list[np.ndarray] = []
+        self._size = 0
+
+    def add(self, document: Document, ids: np.ndarray, eod: int) -> None:
+        text = document["text"].encode()
+        self._keys.append(xxhash.xxh3_64_intdigest(document["id"].encode() + b"\0" + text, seed=SHUFFLE_SEED))
+        self._bytes.append(len(text))
+        self._tokens.append(np.append(ids, np.uint32(eod)))
+        self._size += ids.size + 1
+        if self._size >= CHUNK_TOKENS:
+            self._flush()
+
+    def close(self) -> dict[str, int]:
+        self._flush()
+        return self._totals
+
+    def _flush(self) -> None:
+        ends = np.cumsum([0, *(tokens.size for tokens in self._tokens)], dtype=np.int64)
+        flat = pa.array(np.concatenate([np.zeros(0, np.uint32), *self._tokens]))
+        tokens = pa.LargeListArray.from_arrays(pa.array(ends), flat)
+        columns = {"text_bytes": np.array(self._bytes, np.int64), "tokens": tokens}
+        self._target.write(self._number * 1000 + self._chunk, np.array(self._keys, np.uint64), columns)
+        for name, size in (("documents", len(self._keys)), ("tokens", self._size), ("text_bytes", sum(self._bytes))):
+            self._totals[name] += size
+        self._chunk += 1
+        self._clear()
+
+
+def write_shard(task: dict[str, Any], number: int, *, exchange: Path, output: Path, vocab_size: int) -> dict[str, Any]:
+    """One shard: the rows of one range of keys, in their order."""
+    rows = Exchange(exchange / f"{task['split']}-{task['source']}").ordered(task["partition"], task["partitions"])
+    prefix = Path("shards") / task["split"] / task["source"] / f"{task['partition']:05d}"
+    entry = {"prefix": str(prefix), "split": task["split"], "source": task["source"], "documents": 0, "text_bytes": 0}
+    writer = ShardWriter(output / prefix, token_dtype(vocab_size))
+    for table, row in rows:
+        writer.add_document(list_value(table, "tokens", row))
+        entry["text_bytes"] += table["text_bytes"][row].as_py()
+        entry["documents"] += 1
+    writer.close()
+    hashes = {suffix: sha256(output / f"{prefix}{suffix}") for suffix in (".bin", ".idx")}
+    return {**entry, "tokens": writer.num_tokens, "sha256": hashes}
+
+
+def shard_tasks(series: dict[str, Any], max_shard_tokens: int) -> list[dict[str, Any]]:
+    """The shards of every series, each about equally large and none much larger than `max_shard_tokens`."""
+    tasks = []
+    for _, entry in sorted(series.items()):
+        shards = max(1, -(-entry["tokens"] // max_shard_tokens))
+        for i in range(shards):
+            tasks.append({"split": entry["split"], "source": entry["source"], "partition": i, "partitions": shards})
+    return tasks
+
+
+def _totals(shards: list[dict[str, Any]]) -> dict[str, Any]:
     """Documents, tokens and text bytes by split and source."""
-    totals: dict[str, dict[str, dict[str, int]]] = {}
-    for shard in shards:
-        entry = totals.setdefault(shard["split"], {}).setdefault(
-            shard["source"], {"documents": 0, "tokens": 0, "text_bytes": 0}
-        )
-        for name in entry:
-            entry[name] += shard[name]
-    return totals
+    names = ("documents", "tokens", "text_bytes")
+    return merged({shard["split"]: {shard["source"]: {name: shard[name] for name in names}}} for shard in shards)
 
 
 @exit_on_user_error
@@ -134,21 +212,35 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     config = strict_model(TokenizeConfig, load_yaml(args.config), args.config)
     facts = tokenizer_facts(args.tokenizer)
-    stage = Stage(
-        "tokenize", args.input, args.output, {**config.model_dump(mode="json"), "tokenizer": facts}, args.max_bad
-    )
+    stage = Stage.of("tokenize", args, {**config.model_dump(mode="json"), "tokenizer": facts})
     if not stage.finished:
-        work = partial(tokenize_file, config=config, facts=facts, tokenizer=args.tokenizer, output=stage.output)
-        results = stage.run_tasks("shards", for_documents(stage, work=work), stage.inputs, args.workers)
-        shards = [shard for result in results for shard in result["shards"]]
-        documents = sum(shard["documents"] for shard in shards)
-        if documents == 0:
+        exchange = stage.exchange("tokens").folder
+        encode = partial(
+            tokenize_part, config=config, eod=facts["eod_id"], tokenizer=args.tokenizer, exchange=exchange,
+            output=stage.output, max_bad=stage.max_bad,
+        )  # fmt: skip
+        encoded = stage.run_tasks("encode", encode, stage.parts)
+        series = {name: entry for result in encoded for name, entry in result["series"].items()}
+        totals = merged({name: {"tokens": e["tokens"]} for name, e in result["series"].items()} for result in encoded)
+        if not series:
             raise UserError(f"--input {args.input} holds no documents; give files with at least one")
-        bad = sum(result["bad_records"] for result in results)
+        tasks = shard_tasks({name: {**series[name], **totals[name]} for name in series}, config.max_shard_tokens)
+        write = partial(write_shard, exchange=exchange, output=stage.output, vocab_size=facts["vocab_size"])
+        shards = stage.run_tasks("shards", write, tasks)
+        documents = sum(shard["documents"] for shard in shards)
+        bad = sum(result["bad_records"] for result in encoded)
         counts = {"in": documents, "out": documents, "bad_records": bad, "totals": _totals(shards)}
-        stage.finish(counts=counts, files=[], results={"tokenizer": facts, "shards": shards})
+        results = {
+            "tokenizer": facts,
+            "shards": shards,
+            "fell_back": [r["fell_back"] for r in encoded if r["fell_back"]],
+        }
+        stage.finish(counts=counts, files=[], results=results)
     stage.report()
-    for split, sources in load_json(stage.output / "manifest.json")["counts"]["totals"].items():
+    manifest = load_json(stage.output / "manifest.json")
+    for why in sorted(set(manifest["results"]["fell_back"])):
+        print(f"  note: encoded by `tokenizers`, slower, since fastokens gave {why}")
+    for split, sources in manifest["counts"]["totals"].items():
         for source, total in sources.items():
             rate = total["text_bytes"] / max(1, total["tokens"])
             print(f"  {split:<9} {source:<12} {total['tokens']:>12,} tokens  {rate:.2f} bytes/token")

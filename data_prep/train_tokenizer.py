@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import xxhash
 from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from data_prep.bad_records import BadRecords
 from data_prep.command import job_parser
-from data_prep.documents import read_documents
-from data_prep.stage import BadRecords, Stage
+from data_prep.documents import Document, read_documents
+from data_prep.stage import Stage
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.strict import load_yaml, strict_model
 
@@ -25,6 +27,7 @@ PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{Han}+|[^\r\n\p{L}\p{N}]?[\p{L}&&[^\p{Han}]]+|%s"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+SAMPLE_SEED = 20_260_103
 DIGITS = {"single": r"\p{N}", "triple": r"\p{N}{1,3}"}
 
 
@@ -37,7 +40,8 @@ class TokenizerConfig(BaseModel):
     pad_token: str = "<|pad|>"
     extra_special_tokens: list[str] = []
     reserved_tokens: int = Field(0, ge=0)
-    max_bytes_per_language: int = Field(gt=0)
+    sample_bytes: int = Field(gt=0)
+    alpha: float = Field(0.5, ge=0, le=1)
 
     @property
     def special_tokens(self) -> list[str]:
@@ -86,25 +90,56 @@ def train(texts: Iterator[str], config: TokenizerConfig) -> PreTrainedTokenizerF
     )
 
 
-class Sample:
-    """The texts of a stage's input, up to a number of bytes per language, counted as they pass."""
+def language_budgets(text_bytes: dict[str, int], sample_bytes: int, alpha: float) -> dict[str, float]:
+    """How many bytes of each language to read: proportional to its bytes ** alpha, none beyond what it has.
 
-    def __init__(self, stage: Stage, max_bytes_per_language: int):
-        self._stage, self._limit = stage, max_bytes_per_language
+    What a small language cannot fill goes to the others.
+    """
+    budgets: dict[str, float] = {}
+    left, open_ = float(min(sample_bytes, sum(text_bytes.values()))), dict(text_bytes)
+    while open_:
+        powers = {name: size**alpha for name, size in open_.items()}
+        shares = {name: left * power / sum(powers.values()) for name, power in powers.items()}
+        full = [name for name, size in open_.items() if shares[name] >= size]
+        if not full:
+            return {**budgets, **shares}
+        for name in full:
+            budgets[name] = open_.pop(name)
+            left -= budgets[name]
+    return budgets
+
+
+class Sample:
+    """Texts of a stage's input in the shares that `language_budgets` gives, chosen by a hash of the id.
+
+    So they come from the whole input, and the same whatever the files. Read once to count, once to train.
+    """
+
+    def __init__(self, stage: Stage, config: TokenizerConfig):
+        self._stage, self._config = stage, config
         self.read = self.bad = 0
         self.used: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[str]:
-        for number, file in enumerate(self._stage.inputs):
-            bad = BadRecords(file.path, number, self._stage.output, self._stage.max_bad - self.bad)
-            for document in read_documents(file.path, bad):
-                self.read += 1
-                language = document.get("lang", "unknown")
-                if self.bytes[language] < self._limit:
-                    self.used[language] += 1
-                    self.bytes[language] += len(document["text"].encode())
-                    yield document["text"]
+        totals: Counter[str] = Counter()
+        for document in self._documents():
+            self.read += 1
+            totals[document.get("lang", "unknown")] += len(document["text"].encode())
+        budgets = language_budgets(dict(totals), self._config.sample_bytes, self._config.alpha)
+        for document in self._documents():
+            language = document.get("lang", "unknown")
+            share = budgets[language] / totals[language]
+            if xxhash.xxh3_64_intdigest(document["id"].encode(), seed=SAMPLE_SEED) < share * 2**64:
+                self.used[language] += 1
+                self.bytes[language] += len(document["text"].encode())
+                yield document["text"]
+
+    def _documents(self) -> Iterator[Document]:
+        self.bad = 0
+        for number, part in enumerate(self._stage.parts):
+            bad = BadRecords(part.path, number, self._stage.output, self._stage.max_bad - self.bad)
+            yield from read_documents(part, bad)
             bad.write()
             self.bad += len(bad)
 
@@ -116,9 +151,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     config = strict_model(TokenizerConfig, load_yaml(args.config), args.config)
-    stage = Stage("train_tokenizer", args.input, args.output, config.model_dump(mode="json"), args.max_bad)
+    stage = Stage.of("train_tokenizer", args, config.model_dump(mode="json"))
     if not stage.finished:
-        sample = Sample(stage, config.max_bytes_per_language)
+        sample = Sample(stage, config)
         tokenizer = train(iter(sample), config)
         if not sample.used:
             raise UserError(f"--input {args.input} holds no documents; give files with at least one")

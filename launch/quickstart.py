@@ -20,7 +20,7 @@ import yaml
 from data_prep.documents import read_documents
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.strict import load_json
-from recipe.data.loader import source_weights
+from recipe.data.mixture import CYCLE, plan_mixture
 from recipe.data.token_folder import TokenFolder
 from recipe.data.unigram import unigram_entropy
 from recipe.run.metrics import read_metrics
@@ -102,7 +102,9 @@ def summary(raw: Path, work: Path, embedded: bool, seconds: float) -> str:
     dropped = {**curated["counts"]["dropped"], **deduped["counts"]["dropped"]}
     sources = TokenFolder(work / "tokens").sources("train")
     run, _ = load_run_folder(work / "run")
-    entropy = unigram_entropy(sources, source_weights(sources, run.data.mixture))
+    sizes = {source.name: float(source.num_tokens) for source in sources}
+    mixture = plan_mixture(sizes, run.data.mixture, run.schedule.total_tokens, CYCLE * run.data.seq_length)
+    entropy = unigram_entropy(sources, mixture[0].weights)
     rates = sorted(step["tokens_per_s"] for step in steps)
     lines: list[tuple[str, Any]] = [
         ("documents", f"{curated['counts']['in']:,} in, {deduped['counts']['out']:,} kept"),

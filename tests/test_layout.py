@@ -22,8 +22,11 @@ MAY_IMPORT = {
         "recipe.base.arguments",
         "recipe.base.errors",
         "recipe.base.files",
+        "recipe.base.settings",
         "recipe.base.strict",
         "recipe.data.indexed",
+        "recipe.data.mixture",
+        "recipe.data.token_folder",
     },
 }
 

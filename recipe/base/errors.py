@@ -60,23 +60,30 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; known here: {', '.join(known)}" if known else ""
 
 
-def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
-    """Wrap a script's main: a `UserError` becomes one message on standard error and exit code 2.
+def what_to_do(error: BaseException) -> str | None:
+    """The sentence for the user if `error` is one that they can act on, else None (a defect of ours).
 
-    So does a disk that is full or a folder that may not be written: the user must act there too.
+    Besides `UserError` those are a disk that is full and a folder that may not be written.
     """
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        return f"{error.filename or 'output'}: {os.strerror(error.errno)}; free or permit it and run again"
+    return None
+
+
+def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
+    """Wrap a script's main: an error that the user can act on becomes one message and exit code 2."""
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs) -> int:
         try:
             return main(*args, **kwargs) or 0
-        except UserError as error:
-            _print_once_per_host(str(error))
-            return 2
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        except (UserError, OSError) as error:
+            message = what_to_do(error)
+            if message is None:
                 raise
-            _print_once_per_host(f"{error.filename or 'output'}: {error.strerror}; free or permit it and run again")
+            _print_once_per_host(message)
             return 2
 
     return wrapped

@@ -20,11 +20,37 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Anneal(_Section):
+    """The last part of training, with more of the better sources (as Llama 3, arXiv 2407.21783, section 3.1.3)."""
+
+    share: float = Field(gt=0, lt=1)  # of the run's sequences, from the end
+    tier_weights: dict[int, float]  # tier -> factor on the weights of its sources
+
+    def problems(self) -> list[str]:
+        negative = [tier for tier, weight in self.tier_weights.items() if weight < 0]
+        return [f"data.mixture.anneal.tier_weights: {tier} has a negative weight" for tier in negative]
+
+
 class Mixture(_Section):
-    """How the sources are mixed: p proportional to tokens ** alpha, or explicit weights."""
+    """How the sources are mixed: p proportional to factor * tokens ** alpha, or explicit weights."""
 
     alpha: float = Field(0.5, ge=0, le=1)  # 1: as they are; 0: equally; 0.5 lifts the smaller language
-    weights: dict[str, float] | None = None  # source -> weight, overrides alpha; must name every source
+    weights: dict[str, float] | None = None  # source -> weight, overrides alpha and factors; must name every source
+    factors: dict[str, float] = {}  # source -> factor on its share
+    max_epochs: float | None = Field(None, gt=0)  # of any source; what it cannot fill goes to the others
+    tiers: dict[str, int] = {}  # source -> quality tier, 1 the best
+    anneal: Anneal | None = None
+
+    def problems(self) -> list[str]:
+        found = [] if self.anneal is None else self.anneal.problems()
+        if self.anneal is not None:
+            unknown = sorted({str(t) for t in self.tiers.values()} - {str(t) for t in self.anneal.tier_weights})
+            found += [
+                f"data.mixture.tiers names tier {t}, which anneal.tier_weights has no weight for" for t in unknown
+            ]
+        if self.weights is not None and self.factors:
+            found.append("data.mixture.weights overrides factors; keep one")
+        return found
 
 
 class Data(_Section):
@@ -83,7 +109,7 @@ class RunConfig(_Section):
     logging: Logging = Logging()
 
     def problems(self) -> list[str]:
-        schedule, found = self.schedule, []
+        schedule, found = self.schedule, self.data.mixture.problems()
         if schedule.min_lr > schedule.peak_lr:
             found.append(f"schedule.min_lr {schedule.min_lr} exceeds schedule.peak_lr {schedule.peak_lr}")
         if schedule.kind == "wsd" and schedule.decay_tokens == 0:

@@ -101,11 +101,12 @@ class _RepeatedKey(Exception):
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
+    unique: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in unique:
             raise _RepeatedKey(f"the key '{key}' stands twice; keep one")
-    return dict(pairs)
+        unique[key] = value
+    return unique
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -5,7 +5,7 @@ the seed, and on nothing else: not on the number of ranks, the micro-batch, or w
 state of the loader is the number of sequences consumed, and a run resumed on other hardware reads on.
 
  - mixture: indices come in cycles of `CYCLE`; within a cycle each source has a fixed number of places,
-   shuffled by seed and cycle.
+   shuffled by seed and cycle. The numbers change where a phase of the mixture begins.
  - within a source: sequences are cut back to back from the shards and visited in the order of a
    pseudorandom permutation, another one each epoch, computed without a table.
 """
@@ -19,22 +19,8 @@ from functools import lru_cache
 import numpy as np
 
 from recipe.base.errors import UserError
-from recipe.base.settings import Mixture
+from recipe.data.mixture import CYCLE, Phase
 from recipe.data.token_folder import Source
-
-CYCLE = 4096  # places of the mixture's finest grain: weights are kept to 1/4096
-
-
-def mixture_weights(tokens: Mapping[str, int], alpha: float) -> dict[str, float]:
-    """Temperature sampling: p proportional to tokens ** alpha (arXiv 1907.05019 with alpha = 1/T)."""
-    powers = {name: count**alpha for name, count in tokens.items()}
-    total = sum(powers.values())
-    return {name: power / total for name, power in powers.items()}
-
-
-def source_weights(sources: Sequence[Source], mixture: Mixture) -> dict[str, float]:
-    """The share of each source that a run config's mixture asks for."""
-    return mixture.weights or mixture_weights({s.name: s.num_tokens for s in sources}, mixture.alpha)
 
 
 def cycle_places(weights: Mapping[str, float]) -> dict[str, int]:
@@ -113,42 +99,48 @@ class BatchOrder:
 
     Args:
         sources: what to mix.
-        weights: share of each source by name; every source must be named.
+        phases: from which cycle on each source has which share; every source must be named.
         seq_length: S, tokens predicted per sequence.
         seed: of the order.
     """
 
-    def __init__(self, sources: Sequence[Source], weights: Mapping[str, float], seq_length: int, seed: int):
-        names = {source.name for source in sources}
-        if set(weights) != names:
-            raise UserError(
-                f"the mixture names {sorted(weights)} but the tokens have {sorted(names)}; name each source once"
-            )
-        if sum(weights.values()) <= 0 or min(weights.values()) < 0:
-            raise UserError(f"mixture weights must not be negative and not all zero; got {dict(weights)}")
+    def __init__(self, sources: Sequence[Source], phases: Sequence[Phase], seq_length: int, seed: int):
+        assert phases[0].first_cycle == 0
+        assert all(set(phase.weights) == {source.name for source in sources} for phase in phases)
         self.seed = seed
-        self.names = sorted(names)
-        self.places = cycle_places(weights)
+        self.names = sorted(source.name for source in sources)
+        self.phases = [(phase.first_cycle, cycle_places(phase.weights)) for phase in phases]
         self._orders = {s.name: _SourceOrder(s, seq_length, seed) for s in sources}
         self._pattern = lru_cache(maxsize=2)(self._pattern_of_cycle)
 
+    def _places(self, cycle: int) -> tuple[dict[str, int], dict[str, int]]:
+        """Places of each source in a cycle, and how many of its sequences come before that cycle."""
+        before = dict.fromkeys(self.names, 0)
+        for (first, places), following in zip(self.phases, [*self.phases[1:], None], strict=True):
+            last = cycle if following is None else min(cycle, following[0])
+            for name in self.names:
+                before[name] += (last - first) * places[name]
+            if following is None or cycle < following[0]:
+                return places, before
+        raise AssertionError("the last phase has no end")
+
     def _pattern_of_cycle(self, cycle: int) -> tuple[np.ndarray, np.ndarray]:
-        """Source number of each place in a cycle, and how many places of that source come before it."""
-        ordered = np.repeat(np.arange(len(self.names)), [self.places[name] for name in self.names])
+        """Source number of each place in a cycle, and which sequence of that source stands there."""
+        places, before = self._places(cycle)
+        ordered = np.repeat(np.arange(len(self.names)), [places[name] for name in self.names])
         shuffled = Permutation(CYCLE, f"{self.seed}:cycle:{cycle}")
         pattern = ordered[[shuffled(place) for place in range(CYCLE)]]
-        rank = np.empty(CYCLE, dtype=np.int64)
-        for number in range(len(self.names)):
+        numbers = np.empty(CYCLE, dtype=np.int64)
+        for number, name in enumerate(self.names):
             where = np.flatnonzero(pattern == number)
-            rank[where] = np.arange(where.size)
-        return pattern, rank
+            numbers[where] = before[name] + np.arange(where.size)
+        return pattern, numbers
 
     def locate(self, index: int) -> tuple[str, int]:
         """Source of the run's sequence `index`, and its number within that source."""
         cycle, place = divmod(index, CYCLE)
-        pattern, rank = self._pattern(cycle)
-        name = self.names[pattern[place]]
-        return name, cycle * self.places[name] + int(rank[place])
+        pattern, numbers = self._pattern(cycle)
+        return self.names[pattern[place]], int(numbers[place])
 
     def sequence(self, index: int) -> np.ndarray:
         """Tokens [S + 1] of the run's sequence `index`."""
@@ -164,6 +156,12 @@ class BatchOrder:
         start = consumed + (micro_step * world_size + rank) * size
         return np.stack([self.sequence(index) for index in range(start, start + size)]).astype(np.int64)
 
+    def read(self, sequences: int) -> dict[str, float]:
+        """How many sequences of each source a run of this many reads (a last part of a cycle by its shares)."""
+        cycle, rest = divmod(sequences, CYCLE)
+        places, before = self._places(cycle)
+        return {name: before[name] + rest * places[name] / CYCLE for name in self.names}
+
     def epochs(self, sequences: int) -> dict[str, float]:
         """How often each source is repeated in a run of this many sequences."""
-        return {name: sequences * self.places[name] / CYCLE / self._orders[name].num_sequences for name in self.names}
+        return {name: count / self._orders[name].num_sequences for name, count in self.read(sequences).items()}

@@ -11,7 +11,8 @@ from recipe.base.errors import ConfigError, UserError, read_all
 from recipe.base.files import sha256
 from recipe.base.model_shape import ModelShape, load_model_shape
 from recipe.base.settings import RunConfig, load_run_config
-from recipe.data.loader import BatchOrder, source_weights
+from recipe.data.loader import BatchOrder
+from recipe.data.mixture import CYCLE, plan_mixture
 from recipe.data.token_folder import TokenFolder
 
 
@@ -62,8 +63,9 @@ def check_launch(config_path: Path, overrides: list[str], ds_path: Path, world_s
     sources = tokens.sources("train")
     if not sources:
         raise UserError(f"{run.data.tokens} has no training shards; tokenize more documents")
-    weights = source_weights(sources, run.data.mixture)
-    return Launch(run, ds, ds_raw, shape, BatchOrder(sources, weights, run.data.seq_length, run.seed))
+    sizes = {source.name: float(source.num_tokens) for source in sources}
+    phases = plan_mixture(sizes, run.data.mixture, run.schedule.total_tokens, CYCLE * run.data.seq_length)
+    return Launch(run, ds, ds_raw, shape, BatchOrder(sources, phases, run.data.seq_length, run.seed))
 
 
 def describe(launch: Launch) -> str:
@@ -81,9 +83,13 @@ def describe(launch: Launch) -> str:
         f"schedule    {launch.total_steps:,} steps, {launch.total_steps * launch.tokens_per_step:,} tokens, {run.schedule.kind}, "
         f"peak lr {run.schedule.peak_lr:g}",
     ]
-    for name, places in launch.order.places.items():
-        share = places / sum(launch.order.places.values())
-        lines.append(f"mixture     {name:<12} {share:6.1%} of the sequences, {epochs[name]:.2f} epochs")
+    for name, count in launch.order.read(sequences).items():
+        lines.append(
+            f"mixture     {name:<12} {count / sequences:6.1%} of the sequences, "
+            f"{count * run.data.seq_length:,.0f} tokens, {epochs[name]:.2f} epochs"
+        )
+    for first, _ in launch.order.phases[1:]:
+        lines.append(f"mixture     anneals from step {first * CYCLE // ds.train_batch_size + 1:,}")
     lines.append(f"run folder  {run.run_dir}, a checkpoint every {run.checkpoint.every_steps:,} steps")
     return "\n".join(lines)
 

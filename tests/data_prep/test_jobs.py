@@ -65,7 +65,7 @@ def test_bad_input_ends_in_one_sentence_and_code_2(job, prepared, tmp_path):
 @pytest.mark.parametrize("job", JOBS)
 def test_a_typo_in_the_config_is_named(job, prepared, tmp_path):
     config = tmp_path / "x.yaml"
-    config.write_text("sede: 1\nvocab_size: 1024\nmax_bytes_per_language: 10\nlanguages: {}\n")
+    config.write_text("sede: 1\nvocab_size: 1024\nsample_bytes: 10\nlanguages: {}\n")
     words = [*job_words(job, prepared.deduped, tmp_path / "out", prepared), "--config", config]
     done = run_python(*words)
     assert done.returncode == 2

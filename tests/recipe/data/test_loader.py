@@ -9,7 +9,8 @@ import pytest
 
 from recipe.base.errors import UserError
 from recipe.data.indexed import Shard, ShardWriter, token_dtype
-from recipe.data.loader import CYCLE, BatchOrder, Permutation, cycle_places, mixture_weights
+from recipe.data.loader import BatchOrder, Permutation, cycle_places
+from recipe.data.mixture import CYCLE, Phase
 from recipe.data.token_folder import Source
 from recipe.data.unigram import unigram_entropy
 
@@ -36,7 +37,7 @@ def sources(tmp_path) -> list[Source]:
 
 
 def order(sources, weights=None, seed=0) -> BatchOrder:
-    return BatchOrder(sources, weights or {"en": 0.75, "zh": 0.25}, S, seed)
+    return BatchOrder(sources, [Phase(0, weights or {"en": 0.75, "zh": 0.25})], S, seed)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 64, 1000, 4097])
@@ -90,18 +91,21 @@ def test_each_cycle_holds_the_mixture_exactly(sources):
     assert numbers == list(range(CYCLE // 2))
 
 
+def test_a_phase_changes_the_shares_and_goes_on_where_the_last_one_stopped(sources):
+    batches = BatchOrder(sources, [Phase(0, {"en": 0.75, "zh": 0.25}), Phase(2, {"en": 0.25, "zh": 0.75})], S, 0)
+    for cycle, chinese in ((0, CYCLE // 4), (1, CYCLE // 4), (2, CYCLE * 3 // 4), (5, CYCLE * 3 // 4)):
+        names = Counter(batches.locate(cycle * CYCLE + i)[0] for i in range(CYCLE))
+        assert names["zh"] == chinese
+    numbers = [number for name, number in map(batches.locate, range(4 * CYCLE)) if name == "zh"]
+    assert numbers == list(range(CYCLE // 2 + CYCLE * 3 // 2))
+    assert batches.read(3 * CYCLE) == {"en": CYCLE * 1.75, "zh": CYCLE * 1.25}
+
+
 def test_the_seed_changes_the_order_and_nothing_else_does(sources):
     first, again, other = order(sources), order(sources), order(sources, seed=1)
     read = lambda o: [o.sequence(i).tolist() for i in range(64)]  # noqa: E731
     assert read(first) == read(again)
     assert read(first) != read(other)
-
-
-def test_temperature_lifts_the_smaller_source():
-    tokens = {"en": 900, "zh": 100}
-    assert mixture_weights(tokens, 1.0) == {"en": 0.9, "zh": 0.1}
-    assert mixture_weights(tokens, 0.5) == {"en": 0.75, "zh": 0.25}
-    assert mixture_weights(tokens, 0.0) == {"en": 0.5, "zh": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -115,17 +119,9 @@ def test_places_fill_the_cycle_in_proportion(weights):
         assert (places[name] > 0) == (weight > 0)
 
 
-@pytest.mark.parametrize(
-    ("weights", "said"), [({"en": 1.0}, "name each source once"), ({"en": 1.0, "zh": -1.0}, "must not be negative")]
-)
-def test_weights_that_do_not_fit_the_sources_are_refused(sources, weights, said):
-    with pytest.raises(UserError, match=said):
-        order(sources, weights)
-
-
 def test_a_source_shorter_than_a_sequence_is_refused(sources):
     with pytest.raises(UserError, match="source 'zh' has 121 tokens, too few"):
-        BatchOrder(sources, {"en": 0.5, "zh": 0.5}, 200, 0)
+        BatchOrder(sources, [Phase(0, {"en": 0.5, "zh": 0.5})], 200, 0)
 
 
 def test_unigram_entropy_of_equally_frequent_tokens_is_the_log_of_their_number(sources):

@@ -1,0 +1,182 @@
+#!/usr/bin/env python3
+"""Measure a tokenizer on documents: fertility per language and source, unused tokens, round trips; beside others.
+
+--compare takes folders of other tokenizers (Qwen, Llama, GPT classes) that transformers loads from disk.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterable, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep import _native
+from data_prep.command import job_parser
+from data_prep.documents import Document
+from data_prep.encoder import Encoder, load_encoder
+from data_prep.stage import Stage, for_documents
+from data_prep.tally import merged
+from data_prep.tokenize_corpus import batches
+from recipe.base.errors import UserError, exit_on_user_error
+from recipe.base.files import sha256, write_text
+
+
+class OtherTokenizer:
+    """A tokenizer that transformers loads, for those without a tokenizer.json as well."""
+
+    name = "transformers"
+
+    def __init__(self, folder: Path):
+        from transformers import AutoTokenizer
+
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        encoded = [self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        return np.concatenate([np.asarray(ids, np.uint32) for ids in encoded]), np.cumsum([len(ids) for ids in encoded])
+
+
+@cache
+def load_tokenizer(folder: Path) -> Encoder:
+    return load_encoder(folder)[0] if (folder / "tokenizer.json").exists() else OtherTokenizer(folder)
+
+
+@cache
+def _decoder(folder: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def measure_part(documents: Iterable[Document], number: int, *, folders: list[Path], output: Path) -> dict[str, Any]:
+    """Counts per tokenizer, language and source; ids that our tokenizer used, as used/NNNNN.npy."""
+    counts: dict[str, Any] = {}
+    used = np.zeros(0, np.uint32)
+    for batch in batches(documents):
+        texts = [unicodedata.normalize("NFC", document["text"]) for document in batch]
+        for place, folder in enumerate(folders):
+            ids, ends = load_tokenizer(folder).encode(texts)
+            starts = np.concatenate(([0], ends[:-1]))
+            for document, text, start, end in zip(batch, texts, starts.tolist(), ends.tolist(), strict=True):
+                group = counts.setdefault(str(folder), {}).setdefault(str(document.get("lang", "unknown")), {})
+                group = group.setdefault(
+                    str(document.get("source", "unknown")),
+                    {"documents": 0, "bytes": 0, "characters": 0, "tokens": 0, "round_trip_failures": 0},
+                )
+                for name, value in (
+                    ("documents", 1),
+                    ("bytes", len(text.encode())),
+                    ("characters", len(text)),
+                    ("tokens", end - start),
+                ):
+                    group[name] += value
+                if place == 0:
+                    back = _decoder(folder).decode(ids[start:end].tolist(), skip_special_tokens=False)
+                    group["round_trip_failures"] += back != text
+            if place == 0:
+                used = np.union1d(used, ids)
+    path = output / "used" / f"{number:05d}.npy"
+    path.parent.mkdir(exist_ok=True)
+    np.save(path.with_suffix(".partial.npy"), used)
+    path.with_suffix(".partial.npy").replace(path)
+    return {"counts": counts}
+
+
+def vocabulary_facts(folder: Path, used: np.ndarray) -> dict[str, Any]:
+    """Share of the vocabulary per script, and the tokens that no document used."""
+    tokenizer = _decoder(folder)
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    scripts: dict[str, int] = {}
+    for token, number in tokenizer.get_vocab().items():
+        script = "special" if token in special else _script(tokenizer.decode([number], skip_special_tokens=False))
+        scripts[script] = scripts.get(script, 0) + 1
+    unused = (
+        tokenizer.get_vocab_size()
+        - len(special)
+        - int(np.isin(used, [tokenizer.token_to_id(t) for t in special], invert=True).sum())
+    )
+    return {"vocab_size": tokenizer.get_vocab_size(), "by_script": dict(sorted(scripts.items())), "unused": unused}
+
+
+def _script(text: str) -> str:
+    if "\ufffd" in text:
+        return "bytes"
+    han, kana, latin, letters = _native.script_counts(text)
+    if letters == 0:
+        return "number" if any(c.isdigit() for c in text) else "blank" if text.isspace() else "punctuation"
+    return "han" if han else "kana" if kana else "latin" if latin == letters else "other_letters"
+
+
+def table(counts: dict[str, Any]) -> str:
+    lines = [f"{'tokenizer':<28} {'lang':<8} {'source':<18} {'bytes/token':>11} {'tokens/char':>11} {'documents':>10}"]
+    for name, languages in counts.items():
+        for lang, sources in languages.items():
+            for source, n in {"(all)": merged(sources.values()), **sources}.items():
+                rate, fertility = n["bytes"] / max(1, n["tokens"]), n["tokens"] / max(1, n["characters"])
+                lines.append(
+                    f"{name[-28:]:<28} {lang:<8} {source:<18} {rate:>11.3f} {fertility:>11.4f} {n['documents']:>10,}"
+                )
+    return "\n".join(lines)
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    parser = job_parser(
+        __doc__,
+        "python data_prep/evaluate_tokenizer.py --input work/deduped --tokenizer work/tokenizer --output work/fertility",
+    )
+    parser.add_argument("--tokenizer", required=True, type=Path, help="folder written by train_tokenizer.py")
+    parser.add_argument(
+        "--compare", action="append", default=[], type=Path, metavar="DIR", help="another one; may be repeated"
+    )
+    args = parser.parse_args(argv)
+    for folder in (args.tokenizer, *args.compare):
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no folder of a tokenizer; give one that holds tokenizer.json")
+    if not (args.tokenizer / "tokenizer.json").exists():
+        raise UserError(
+            f"--tokenizer {args.tokenizer} holds no tokenizer.json; give the output folder of train_tokenizer.py"
+        )
+    folders = [args.tokenizer, *args.compare]
+    parameters = {"tokenizer": sha256(args.tokenizer / "tokenizer.json"), "compare": [str(f) for f in args.compare]}
+    stage = Stage.of("evaluate_tokenizer", args, parameters)
+    if not stage.finished:
+        work = partial(measure_part, folders=folders, output=stage.output)
+        results = stage.run_tasks("measure", for_documents(stage, work=work), stage.parts)
+        found = merged(result["counts"] for result in results)
+        if not found:
+            raise UserError(f"--input {args.input} holds no documents; give files with at least one")
+        used = np.unique(np.concatenate([np.load(p) for p in sorted((stage.output / "used").glob("?????.npy"))]))
+        ours = merged(group for sources in found[str(args.tokenizer)].values() for group in sources.values())
+        bad = sum(result["bad_records"] for result in results)
+        counts = {
+            "in": ours["documents"],
+            "out": ours["documents"],
+            "bad_records": bad,
+            "round_trip_failures": ours["round_trip_failures"],
+        }
+        write_text(stage.output / "table.txt", table(found) + "\n")
+        stage.finish(
+            counts=counts,
+            files=[stage.output / "table.txt"],
+            results={"fertility": found, "vocabulary": vocabulary_facts(args.tokenizer, used)},
+        )
+    stage.report()
+    manifest = json.loads((stage.output / "manifest.json").read_text(encoding="utf-8"))
+    vocabulary = manifest["results"]["vocabulary"]
+    print((stage.output / "table.txt").read_text(encoding="utf-8"), end="")
+    print(
+        "vocabulary "
+        + ", ".join(f"{n / vocabulary['vocab_size']:.1%} {name}" for name, n in vocabulary["by_script"].items())
+    )
+    print(f"unused     {vocabulary['unused']:,} of {vocabulary['vocab_size']:,} tokens")
+    print(f"round trip {manifest['counts']['round_trip_failures']:,} documents come back changed")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

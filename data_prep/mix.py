@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""Print what a run would read of each source: share, tokens and epochs, for each phase; write it as YAML.
+
+Reads a finished tokenize_corpus.py folder, or the expected tokens of sources.yaml before anything is tokenized.
+The run config's `data.mixture` takes the same keys, and the loader follows the same plan.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_prep.ingest import load_sources
+from recipe.base.errors import UserError, exit_on_user_error
+from recipe.base.files import write_text
+from recipe.base.settings import Mixture
+from recipe.base.strict import load_yaml, parse_yaml_value, strict_model
+from recipe.data.mixture import CYCLE, Phase, plan_mixture
+from recipe.data.token_folder import TokenFolder
+
+
+def read_mixture(path: Path | None, overrides: list[str]) -> Mixture:
+    """The `data.mixture` of a run config, or the defaults, with `key=value` changes."""
+    values: dict[str, Any] = {}
+    if path is not None:
+        config = load_yaml(path)
+        data = config.get("data") if isinstance(config, dict) else None
+        values = dict((data or {}).get("mixture") or {}) if isinstance(data, dict) else {}
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise UserError(f"--set takes key=value, such as --set alpha=0.3; got '{override}'")
+        values[key] = parse_yaml_value(text)
+    return strict_model(Mixture, values, path or "--set")
+
+
+def table(sizes: dict[str, float], phases: list[Phase], run_tokens: float, cycle_tokens: float) -> str:
+    """Share, tokens and epochs of every source in each phase and in all."""
+    ends = [phase.first_cycle * cycle_tokens for phase in phases[1:]] + [run_tokens]
+    starts = [phase.first_cycle * cycle_tokens for phase in phases]
+    lines = [
+        f"{'source':<24} {'one epoch':>10}"
+        + "".join(f"  {'phase ' + str(i + 1):>9}" for i in range(len(phases)))
+        + f" {'tokens':>10} {'share':>7} {'epochs':>7}"
+    ]
+    for name, size in sorted(sizes.items()):
+        read = sum(phase.weights[name] * (end - start) for phase, start, end in zip(phases, starts, ends, strict=True))
+        shares = "".join(f"  {phase.weights[name]:>9.2%}" for phase in phases)
+        lines.append(f"{name:<24} {size:>10.3g}{shares} {read:>10.3g} {read / run_tokens:>7.2%} {read / size:>7.2f}")
+    spans = "".join(f"  {end - start:>9.3g}" for start, end in zip(starts, ends, strict=True))
+    lines.append(f"{'tokens of the phase':<24} {sum(sizes.values()):>10.3g}{spans} {run_tokens:>10.3g}")
+    return "\n".join(lines)
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="examples:\n  python data_prep/mix.py --tokens work/tokens --run-tokens 1e12 --config recipe/configs/runs/X.yaml\n"
+        "  python data_prep/mix.py --sources data_prep/configs/sources.yaml --run-tokens 1e12 --set max_epochs=4",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--tokens", type=Path, help="output of tokenize_corpus.py")
+    given.add_argument("--sources", type=Path, help="sources.yaml: expected tokens, weights and tiers")
+    parser.add_argument("--run-tokens", type=float, required=True, help="tokens of the whole run")
+    parser.add_argument("--seq-length", type=int, default=4096, help="tokens of a sequence (default: %(default)s)")
+    parser.add_argument(
+        "--config", type=Path, help="run config whose data.mixture to take (default: settings' defaults)"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the mixture")
+    parser.add_argument("--output", type=Path, help="write the mixture as YAML, to paste under data: of a run config")
+    args = parser.parse_args(argv)
+    if args.run_tokens <= 0 or args.seq_length <= 0:
+        raise UserError("--run-tokens and --seq-length must be positive")
+    mixture = read_mixture(args.config, args.set)
+    if args.tokens:
+        sizes = {source.name: float(source.num_tokens) for source in TokenFolder(args.tokens).sources("train")}
+    else:
+        sources = load_sources(args.sources)
+        sizes = {name: source.expected_tokens for name, source in sources.items()}
+        mixture = mixture.model_copy(update={
+            "factors": mixture.factors or {name: s.weight for name, s in sources.items()},
+            "tiers": mixture.tiers or {name: s.tier for name, s in sources.items()},
+        })  # fmt: skip
+    phases = plan_mixture(sizes, mixture, args.run_tokens, CYCLE * args.seq_length)
+    print(table(sizes, phases, args.run_tokens, CYCLE * args.seq_length))
+    if args.output:
+        values = mixture.model_dump(mode="json", exclude_defaults=True)
+        write_text(args.output, yaml.safe_dump({"mixture": values}, allow_unicode=True, sort_keys=False))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

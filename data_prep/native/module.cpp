@@ -1,0 +1,183 @@
+// Hot loops of the data jobs; each has a plain Python reference in tests/data_prep/reference.py.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "clean.hpp"
+#include "minhash.hpp"
+#include "statistics.hpp"
+
+namespace py = pybind11;
+
+namespace {
+
+struct Utf8 {
+    const unsigned char *begin, *end;
+};
+
+// The UTF-8 that CPython keeps with the string. Raises UnicodeEncodeError for lone surrogates.
+Utf8 utf8(const py::str& text) {
+    Py_ssize_t size = 0;
+    const char* data = PyUnicode_AsUTF8AndSize(text.ptr(), &size);
+    if (!data) throw py::error_already_set();
+    auto begin = reinterpret_cast<const unsigned char*>(data);
+    return {begin, begin + size};
+}
+
+template <typename T>
+py::array_t<T> array(const T* data, size_t size) { return py::array_t<T>(py::ssize_t(size), data); }
+
+void set_characters(py::array_t<uint8_t> classes, py::array_t<uint32_t> lower) {
+    text::table().classes.assign(classes.data(), classes.data() + classes.size());
+    text::table().lower.assign(lower.data(), lower.data() + lower.size());
+}
+
+uint64_t word_hash(const py::str& word) {
+    auto [at, end] = utf8(word);
+    uint64_t hash = text::TOKEN_START;
+    while (at < end) hash = text::feed(hash, text::lower(text::next(at)));
+    return text::mix(hash);
+}
+
+// Letters of a text by script: Han, kana, Latin, all.
+py::tuple script_counts(const py::str& text) {
+    auto [at, end] = utf8(text);
+    size_t han = 0, kana = 0, latin = 0, letters = 0;
+    while (at < end) {
+        uint32_t code = text::next(at);
+        uint8_t kind = text::class_of(code);
+        letters += (kind & text::LETTER) != 0;
+        if (kind & text::HAN) ++han;
+        else if (text::stands_alone(code, kind)) ++kana;
+        else latin += (kind & text::LETTER) && code < 0x250;
+    }
+    return py::make_tuple(han, kana, latin, letters);
+}
+
+enum Kind { MAIL, NUMBER, ADDRESS };
+
+// Where the text can hold personal data, as (kind, start, stop) in characters: runs of the characters of an e-mail
+// address around an @, of digits and their separators with seven digits, of dotted or colon-separated numbers.
+py::list personal_spans(const py::str& text) {
+    auto [at, end] = utf8(text);
+    py::list spans;
+    struct Run { bool open = false, digit = false; size_t start = 0, stop = 0, digits = 0, dots = 0, colons = 0, ats = 0; };
+    Run mail, number, address;
+    size_t place = 0;
+    auto step = [&](Run& run, bool inside, Kind kind, uint32_t code) {
+        if (inside) {
+            if (!run.open) { run = Run{}; run.open = true; run.start = place; }
+            // a number ends with its last digit, or with the X of an identity number
+            bool digit = code >= '0' && code <= '9';
+            if (kind != NUMBER || digit || (run.digit && (code == 'X' || code == 'x'))) run.stop = place + 1;
+            run.digit = digit;
+            run.digits += digit;
+            run.dots += code == '.';
+            run.colons += code == ':';
+            run.ats += code == '@';
+            return;
+        }
+        bool found = kind == MAIL ? run.ats > 0 && run.dots > 0
+                   : kind == NUMBER ? run.digits >= 7 : run.digits > 0 && (run.dots >= 3 || run.colons >= 2);
+        if (run.open && found) spans.append(py::make_tuple(int(kind), run.start, run.stop));
+        run.open = false;
+    };
+    auto step_all = [&](uint32_t c) {
+        bool digit = c >= '0' && c <= '9', letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+        step(mail, digit || letter || c == '@' || c == '.' || c == '_' || c == '%' || c == '+' || c == '-', MAIL, c);
+        step(number, digit || (number.open && (c == ' ' || c == '.' || c == ')' || c == '-')) || c == '+' || c == '(' ||
+             c == 'X' || c == 'x', NUMBER, c);
+        step(address, digit || (c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F') || c == '.' || c == ':', ADDRESS, c);
+    };
+    for (; at < end; ++place) step_all(text::next(at));
+    step_all(0);
+    return spans;
+}
+
+// Hashes of the non-empty lines without the blanks around them, with their lengths in characters.
+py::tuple line_hashes(const py::str& whole) {
+    auto [at, end] = utf8(whole);
+    std::vector<uint64_t> hashes;
+    std::vector<uint32_t> lengths;
+    while (at < end) {
+        const unsigned char* stop = at;
+        while (stop < end && *stop != '\n') ++stop;
+        minhash::ExactHash hash;
+        bool blank = false;
+        for (const unsigned char* place = at; place < stop;) {
+            uint32_t code = text::next(place);
+            if (text::class_of(code) & text::SPACE) { blank = true; continue; }
+            if (blank && hash.count) hash.feed(' ');
+            blank = false;
+            hash.feed(text::lower(code));
+        }
+        hashes.push_back(hash.count ? hash.digest()[0] : 0);
+        lengths.push_back(uint32_t(hash.count));
+        at = stop < end ? stop + 1 : stop;
+    }
+    return py::make_tuple(array(hashes.data(), hashes.size()), array(lengths.data(), lengths.size()));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, module) {
+    module.doc() = "Hot loops of the data jobs: word hashes, MinHash, text statistics, layout.";
+    module.def("set_characters", &set_characters, "Set the class and lower case of every code point.");
+    module.def("word_hash", &word_hash, "uint64 hash of a word, as the scans compute it.");
+    module.def("script_counts", &script_counts, "Letters by script: Han, kana, Latin, all.");
+    module.def("personal_spans", &personal_spans, "(kind, start, stop) where an e-mail (0), a phone or identity number (1) or an IP address (2) may be.");
+    module.def("line_hashes", &line_hashes, "Per line: uint64 hash (0: blank) and length, blanks and case aside.");
+    module.def("exact_hash", [](const py::str& text) {
+        auto [at, end] = utf8(text);
+        auto digest = minhash::exact_hash(at, end);
+        return array(digest.data(), 2);
+    }, "uint64 [2]; equal for texts that differ in case and blanks only.");
+    module.def("normalize_layout", [](const py::str& text) {
+        auto [at, end] = utf8(text);
+        return py::str(clean::normalize_layout(at, end));
+    }, "One kind of line end, no control characters, no trailing blanks, at most one empty line in a row.");
+    module.def("keep_lines", [](const py::str& text, size_t least_words, size_t longest_word) {
+        auto [at, end] = utf8(text);
+        size_t dropped = 0;
+        std::string kept = clean::keep_lines(at, end, least_words, longest_word, dropped);
+        return py::make_tuple(py::str(kept), dropped);
+    }, "Text without its lines of too few words or an overlong word, and how many lines went.");
+    module.def("mojibake_pairs", [](const py::str& text) {
+        auto [at, end] = utf8(text);
+        return clean::mojibake_pairs(at, end);
+    }, "Pairs of characters that UTF-8 read as Latin-1 gives.");
+
+    py::class_<minhash::Signer>(module, "Signer")
+        .def(py::init<size_t, std::vector<uint32_t>, std::vector<uint32_t>>(), py::arg("ngram"),
+             py::arg("multipliers"), py::arg("offsets"))
+        .def("sign", [](minhash::Signer& self, const py::str& text) {
+            auto [at, end] = utf8(text);
+            self.sign(at, end);
+            return array(self.minima(), self.hashes());
+        }, "uint32 [hashes]: the minimum of each hash function over the text's n-grams.")
+        .def("shingles", [](minhash::Signer& self, const py::str& text) {
+            auto [at, end] = utf8(text);
+            std::vector<uint64_t> found;
+            self.each_shingle(at, end, [&](uint64_t hash) { found.push_back(hash); });
+            return array(found.data(), found.size());
+        }, "uint64: hash of every n-gram in order.");
+
+    py::class_<minhash::Overlap>(module, "Overlap")
+        .def(py::init([](size_t ngram, py::array_t<uint64_t, py::array::c_style> hashes) {
+            return minhash::Overlap(ngram, hashes.data(), size_t(hashes.size()));
+        }), py::arg("ngram"), py::arg("hashes"))
+        .def("find", [](minhash::Overlap& self, const py::str& text) {
+            auto [at, end] = utf8(text);
+            auto found = self.find(at, end);
+            return array(found.data(), found.size());
+        }, "uint64: those n-grams of the text that are among the hashes, in order, repeats included.");
+
+    module.attr("STATISTICS") = statistics::NAMES;
+    py::class_<statistics::Meter>(module, "Meter")
+        .def(py::init<std::unordered_set<uint64_t>, std::unordered_set<uint32_t>>(), py::arg("stop_words"),
+             py::arg("traditional"))
+        .def("measure", [](statistics::Meter& self, const py::str& text) {
+            auto [at, end] = utf8(text);
+            return self.measure(at, end);
+        }, "list of float in the order of STATISTICS.");
+}

@@ -1,0 +1,80 @@
+"""The plan of a mixture: temperature, caps and the annealed part, and every contradiction told."""
+
+from __future__ import annotations
+
+import pytest
+
+from recipe.base.errors import UserError
+from recipe.base.settings import Mixture
+from recipe.data.mixture import capped, mixture_weights, plan_mixture
+
+TOKENS = {"en": 900.0, "zh": 100.0}
+
+
+def plan(run_tokens=1000.0, **mixture):
+    return plan_mixture(TOKENS, Mixture(**mixture), run_tokens, 10.0)
+
+
+def test_temperature_lifts_the_smaller_source():
+    assert mixture_weights(TOKENS, 1.0) == {"en": 0.9, "zh": 0.1}
+    assert mixture_weights(TOKENS, 0.5) == {"en": 0.75, "zh": 0.25}
+    assert mixture_weights(TOKENS, 0.0) == {"en": 0.5, "zh": 0.5}
+
+
+def test_factors_multiply_and_explicit_weights_override():
+    (phase,) = plan(alpha=1.0, factors={"zh": 9.0})
+    assert phase.weights == pytest.approx({"en": 0.5, "zh": 0.5})
+    (phase,) = plan(alpha=1.0, weights={"en": 1, "zh": 3})
+    assert phase.weights == {"en": 0.25, "zh": 0.75}
+
+
+def test_no_source_is_read_more_often_than_the_cap_and_the_others_fill_in():
+    (phase,) = plan(alpha=0.0, max_epochs=2.0)
+    assert phase.weights == pytest.approx({"en": 0.8, "zh": 0.2})  # 200 of 1,000 tokens are two epochs of zh
+
+
+def test_the_annealed_part_lifts_its_tiers_and_claims_its_data_first():
+    first, last = plan(
+        alpha=1.0,
+        max_epochs=1.2,
+        tiers={"en": 2, "zh": 1},
+        anneal={"share": 0.2, "tier_weights": {1: 4.0, 2: 0.5}},
+    )
+    assert (first.first_cycle, last.first_cycle) == (0, 80)
+    assert last.weights == pytest.approx({"en": 0.45 / 0.85, "zh": 0.4 / 0.85})
+    read = {name: 800 * first.weights[name] + 200 * last.weights[name] for name in TOKENS}
+    assert read["zh"] == pytest.approx(120)  # its cap
+    assert sum(read.values()) == pytest.approx(1000)
+
+
+def test_shares_are_kept_where_nothing_is_short():
+    assert capped({"a": 0.6, "b": 0.4}, {"a": 1e9, "b": 1e9}, 100) == pytest.approx({"a": 0.6, "b": 0.4})
+    assert capped({"a": 1.0, "b": 0.0}, {"a": 100, "b": 100}, 50) == {"a": 1.0, "b": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("mixture", "said"),
+    [
+        ({"weights": {"en": 1.0}}, "name each source once"),
+        ({"weights": {"en": 1.0, "zh": -1.0}}, "must not be negative"),
+        ({"factors": {"fr": 1.0}}, "factors names fr"),
+        ({"tiers": {"fr": 1}}, "tiers names fr"),
+        ({"max_epochs": 0.5}, "max_epochs leaves 500 tokens for 1e"),
+        ({"anneal": {"share": 0.999, "tier_weights": {}}}, "leaves nothing before it"),
+        (
+            {"tiers": {"en": 1, "zh": 1}, "anneal": {"share": 0.5, "tier_weights": {1: 0}}},
+            "leaves every source a weight of zero",
+        ),
+    ],
+)
+def test_contradictions_are_told(mixture, said):
+    with pytest.raises(UserError, match=said):
+        plan(**mixture)
+
+
+def test_a_config_is_asked_for_every_tier():
+    problems = Mixture(tiers={"en": 3}, anneal={"share": 0.1, "tier_weights": {1: 2, 2: -1}}).problems()
+    assert problems == [
+        "data.mixture.anneal.tier_weights: 2 has a negative weight",
+        "data.mixture.tiers names tier 3, which anneal.tier_weights has no weight for",
+    ]
