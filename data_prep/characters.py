@@ -1,4 +1,4 @@
-"""Classes and lower case of code points, handed to the native scans once per process.
+"""The native scans, with the classes and lower case of code points that they work by.
 
 The database is Unicode 3.2's, which every Python carries beside its own: so a signature does not depend on the
 version of Python. Characters that came later are letters, but for the blocks of pictographs, which are symbols.
@@ -10,7 +10,7 @@ import unicodedata
 
 import numpy as np
 
-from data_prep import _native
+from data_prep import _native as native
 
 LETTER, NUMBER, HAN, SPACE, PUNCTUATION, MARK, UPPER, SYMBOL = (1 << bit for bit in range(8))
 _BY_CATEGORY = {"L": LETTER, "N": NUMBER, "P": PUNCTUATION, "M": MARK, "S": SYMBOL, "Z": SPACE}
@@ -48,4 +48,4 @@ def lower() -> np.ndarray:
     return table
 
 
-_native.set_characters(classes(), lower())
+native.set_characters(classes(), lower())  # so the scans are to be had from here alone

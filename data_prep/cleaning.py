@@ -9,10 +9,7 @@ from functools import cached_property
 import ahocorasick_rs
 import ftfy
 
-from data_prep import (
-    _native,
-    characters,  # noqa: F401  sets the character table
-)
+from data_prep.characters import native
 
 _FIX_ENCODING_ONLY = ftfy.TextFixerConfig(
     unescape_html=False,
@@ -29,9 +26,9 @@ _FIX_ENCODING_ONLY = ftfy.TextFixerConfig(
 def normalize(text: str) -> str:
     """UTF-8 that was read as Latin-1 repaired, NFC, `\\n` line ends, no control or zero-width characters, no trailing
     blanks, no runs of empty lines."""
-    if _native.mojibake_pairs(text):
+    if native.mojibake_pairs(text):
         text = ftfy.fix_text(text, _FIX_ENCODING_ONLY)
-    return _native.normalize_layout(unicodedata.normalize("NFC", text))
+    return native.normalize_layout(unicodedata.normalize("NFC", text))
 
 
 class Phrases:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_prep import _native
+from data_prep.characters import native
 from data_prep.cleaning import Phrases, normalize, without_lines
 from data_prep.command import job_parser
 from data_prep.documents import Document, Part, write_documents, write_part
@@ -163,12 +163,12 @@ class Curator:
         rules = self._config.languages[language].lines
         dropped = 0
         if rules.min_words or rules.max_word_length < len(text):
-            text, dropped = _native.keep_lines(text, rules.min_words, rules.max_word_length)
+            text, dropped = native.keep_lines(text, rules.min_words, rules.max_word_length)
         places = self._line_phrases[language].places(text)
         if places:
             text, more = without_lines(text, places)
             dropped += more
-        text = _native.normalize_layout(text) if dropped else text
+        text = native.normalize_layout(text) if dropped else text
         return (self._simplify[language](text) if language in self._simplify else text), dropped
 
     def _text_reason(self, document: Document) -> str | None:

@@ -18,10 +18,7 @@ import orjson
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_prep import (
-    _native,
-    characters,  # noqa: F401  sets the character table of the scan
-)
+from data_prep.characters import native
 from data_prep.command import job_parser
 from data_prep.documents import Document, document_files, parts_of, records, write_documents, write_part
 from data_prep.exchange import column, read_table, write_table
@@ -56,7 +53,7 @@ def texts_of(record: Any, ignored: frozenset[str]) -> Iterator[str]:
 
 
 def is_han(text: str) -> bool:
-    han, kana, _, letters = _native.script_counts(text)
+    han, kana, _, letters = native.script_counts(text)
     return 2 * (han + kana) >= letters > 0
 
 
@@ -65,7 +62,7 @@ class ItemGrams:
 
     def __init__(self, config: DecontaminateConfig):
         self._config = config
-        self._words = _native.Signer(1, [], [])
+        self._words = native.Signer(1, [], [])
         self._sets: list[str] = []
         self._found: dict[bool, dict[int, tuple[int, int]]] = {False: {}, True: {}}  # hash -> items, set
         self.items, self.short = Counter[str](), Counter[str]()
@@ -73,7 +70,7 @@ class ItemGrams:
     def add_file(self, path: Path, name: str) -> None:
         self._sets.append(name)
         ignored = frozenset(self._config.ignored_fields)
-        signers = {han: _native.Signer(self.length(han), [], []) for han in (False, True)}
+        signers = {han: native.Signer(self.length(han), [], []) for han in (False, True)}
         for part in parts_of(path):
             for raw in records(part):
                 try:
@@ -121,7 +118,7 @@ class Matcher:
         }
         lengths = {False: config.ngram_words, True: config.ngram_characters}
         self._hashes = {han: column(table, "hash") for han, table in self._tables.items()}
-        self._overlaps = {han: _native.Overlap(lengths[han], hashes) for han, hashes in self._hashes.items()}
+        self._overlaps = {han: native.Overlap(lengths[han], hashes) for han, hashes in self._hashes.items()}
 
     def find(self, text: str) -> Counter[str]:
         """How many different n-grams of each evaluation set the text holds."""

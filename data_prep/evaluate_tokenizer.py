@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import _native
+from data_prep.characters import native
 from data_prep.command import job_parser
 from data_prep.documents import Document
 from data_prep.encoder import Encoder, load_encoder
@@ -106,7 +106,7 @@ def vocabulary_facts(folder: Path, used: np.ndarray) -> dict[str, Any]:
 def _script(text: str) -> str:
     if "\ufffd" in text:
         return "bytes"
-    han, kana, latin, letters = _native.script_counts(text)
+    han, kana, latin, letters = native.script_counts(text)
     if letters == 0:
         return "number" if any(c.isdigit() for c in text) else "blank" if text.isspace() else "punctuation"
     return "han" if han else "kana" if kana else "latin" if latin == letters else "other_letters"

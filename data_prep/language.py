@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import pycld2
 
-from data_prep import (
-    _native,
-    characters,  # noqa: F401  sets the character table
-)
+from data_prep.characters import native
 
 _HAN_WEIGHT = 2.5  # one Chinese character says about what 2.5 Latin letters say, so mixed pages weigh by content
 _KANA_SHARE = 0.05  # of Han and kana, from which a text is Japanese
@@ -21,7 +18,7 @@ _SAMPLE = 4_000  # characters from the start, and as many from the end
 def identify_language(text: str) -> tuple[str, float]:
     """ISO 639 code and how sure it is: the language's share of the text, 0 to 1. `unknown` and 0 where none shows."""
     sample = text if len(text) <= 2 * _SAMPLE else text[:_SAMPLE] + "\n" + text[-_SAMPLE:]
-    han, kana, _, letters = _native.script_counts(sample)
+    han, kana, _, letters = native.script_counts(sample)
     if letters == 0:
         return "unknown", 0.0
     if (han + kana) * _HAN_WEIGHT >= letters - han - kana:

@@ -12,10 +12,7 @@ from __future__ import annotations
 import numpy as np
 import xxhash
 
-from data_prep import (
-    _native,
-    characters,  # noqa: F401  sets the character table of the scan
-)
+from data_prep.characters import native
 from data_prep.exchange import scatter
 
 _COMPARED_PAIRS = 1 << 15  # at a time: twice 256 bytes each
@@ -30,7 +27,7 @@ class MinHash:
     def __init__(self, ngram: int, bands: int, rows: int, seed: int):
         self.bands, self.rows = bands, rows
         drawn = [xxhash.xxh3_64_intdigest(f"{place}".encode(), seed=seed) >> 32 for place in range(2 * bands * rows)]
-        self._signer = _native.Signer(ngram, [m | 1 for m in drawn[: bands * rows]], drawn[bands * rows :])
+        self._signer = native.Signer(ngram, [m | 1 for m in drawn[: bands * rows]], drawn[bands * rows :])
 
     def shingles(self, text: str) -> np.ndarray:
         """uint64 hash of each n-gram in order; of the whole word sequence where it is shorter than n."""

@@ -15,7 +15,7 @@ from functools import cache
 
 from pydantic import BaseModel, ConfigDict
 
-from data_prep import _native
+from data_prep.characters import native
 
 EMAIL = re.compile(r"(?<![\w.+-])[A-Za-z0-9_][\w.%+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])", re.A)
 IDENTITY = re.compile(r"(?<![0-9A-Za-z])[1-9]\d{16}[\dXx](?![0-9A-Za-z])", re.A)
@@ -64,7 +64,7 @@ def is_public_ip(text: str) -> bool:
 def mask_personal(text: str, masks: Masks, counts: Counter[str]) -> str:
     """The text with every kind masked; `counts` counts them by kind."""
     pieces, done = [], 0
-    for kind, start, stop in sorted(_native.personal_spans(text), key=lambda span: span[1]):
+    for kind, start, stop in sorted(native.personal_spans(text), key=lambda span: span[1]):
         if start < done:  # within what another kind has replaced or kept
             continue
         # one character on each side, which the patterns look at and never take

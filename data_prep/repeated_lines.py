@@ -16,7 +16,7 @@ import numpy as np
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_prep import _native
+from data_prep.characters import native
 from data_prep.documents import Document, Part, records
 from data_prep.exchange import Exchange, column, grouped
 
@@ -48,7 +48,7 @@ def count_lines(
 
     for place, raw in enumerate(records(part)):
         if place in kept:
-            hashes, lengths = _native.line_hashes(_parsed(raw)["text"])
+            hashes, lengths = native.line_hashes(_parsed(raw)["text"])
             waiting.append(np.unique(hashes[lengths >= config.min_characters]))
             if sum(map(len, waiting[-1000:])) > _CHUNK_LINES or len(waiting) >= 100_000:
                 flush()
@@ -82,12 +82,12 @@ class LineFilter:
     def apply(self, raw: bytes | Document, changed: Counter[str]) -> Document | None:
         """The document without them, None if nothing is left; `changed` counts lines and documents."""
         document = _parsed(raw)
-        hashes, _ = _native.line_hashes(document["text"])
+        hashes, _ = native.line_hashes(document["text"])
         repeated = self._are_repeated(hashes)
         if repeated.any():
             lines = document["text"].split("\n")
             lines = [line for place, line in enumerate(lines) if place >= len(repeated) or not repeated[place]]
-            document = {**document, "text": _native.normalize_layout("\n".join(lines))}
+            document = {**document, "text": native.normalize_layout("\n".join(lines))}
             changed["lines"] += int(repeated.sum())
             changed["documents"] += 1
         return document if document["text"] else None

@@ -11,13 +11,10 @@ from functools import cache
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_prep import (
-    _native,
-    characters,  # noqa: F401  sets the character table
-)
+from data_prep.characters import native
 from recipe.base.errors import nearest
 
-STATISTICS: tuple[str, ...] = tuple(_native.STATISTICS)
+STATISTICS: tuple[str, ...] = tuple(native.STATISTICS)
 _PLACE = {name: place for place, name in enumerate(STATISTICS)}
 
 
@@ -68,9 +65,9 @@ class Judge:
     """Measures texts of one language and says which rule they break."""
 
     def __init__(self, rules: LanguageRules):
-        stop_words = {_native.word_hash(word) for word in rules.stop_words}
+        stop_words = {native.word_hash(word) for word in rules.stop_words}
         asks_traditional = "traditional_share" in rules.rules
-        self._meter = _native.Meter(stop_words, traditional_characters() if asks_traditional else set())
+        self._meter = native.Meter(stop_words, traditional_characters() if asks_traditional else set())
         self._bounds = [(_PLACE[name], name, bound.min, bound.max) for name, bound in rules.rules.items()]
 
     def reason(self, text: str) -> str | None:
@@ -95,4 +92,4 @@ def traditional_characters() -> frozenset[int]:
 
 
 def _is_han(word: str) -> bool:
-    return _native.script_counts(word)[0] > 0
+    return native.script_counts(word)[0] > 0

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_prep import _native
+from data_prep.characters import native
 from data_prep.documents import Document
 from data_prep.exchange import Exchange, column, read_table, scatter, to_arrow, write_table
 from data_prep.minhash import MinHash, pack
@@ -62,7 +62,7 @@ def sign_part(
         rows["quality"].append(quality)
         rows["characters"].append(len(text))
         rows["bytes"].append(len(text.encode()))
-        rows["exact"].append(_native.exact_hash(text))
+        rows["exact"].append(native.exact_hash(text))
         rows["signature"].append(hashes.signature(text))
         documents += 1
         if len(rows["id"]) == CHUNK_DOCUMENTS:

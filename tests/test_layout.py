@@ -81,3 +81,13 @@ def test_no_module_hides_one_of_the_standard_library():
     # A script's folder comes first on sys.path, so a data_prep/tokenize.py would shadow `tokenize` for itself.
     for path in FILES:
         assert path.stem not in sys.stdlib_module_names or path.stem == "__init__", path
+
+
+def test_the_native_scans_are_used_with_their_character_table():
+    users = {module_name(p) for p in FILES if "data_prep._native" in imported_names(p)}
+    assert users == {"data_prep.characters"}
+
+
+def imported_names(path: Path) -> set[str]:
+    nodes = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.ImportFrom)]
+    return {f"{node.module}.{alias.name}" for node in nodes for alias in node.names}

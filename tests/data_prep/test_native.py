@@ -9,8 +9,8 @@ import random
 import numpy as np
 import pytest
 
-from data_prep import _native
 from data_prep import characters as c
+from data_prep.characters import native
 from tests.conftest import SHARED, needs_shared
 from tests.data_prep import reference
 
@@ -42,13 +42,13 @@ def real_texts() -> list[str]:
 def check(text: str) -> None:
     drawn = np.random.default_rng(3).integers(0, 1 << 32, 40)
     multipliers, offsets = (drawn[:20] | 1).tolist(), drawn[20:].tolist()
-    signer = _native.Signer(5, multipliers, offsets)
+    signer = native.Signer(5, multipliers, offsets)
     assert signer.shingles(text).tolist() == reference.shingles(text, 5)
     assert signer.sign(text).tolist() == reference.signature(text, 5, multipliers, offsets)
-    assert _native.normalize_layout(text) == reference.normalize_layout(text)
+    assert native.normalize_layout(text) == reference.normalize_layout(text)
     stop_words, traditional = ["the", "don't", "的", "汉"], ["漢", "體"]
-    meter = _native.Meter({_native.word_hash(w) for w in stop_words}, {ord(ch) for ch in traditional})
-    measured = dict(zip(_native.STATISTICS, meter.measure(text), strict=True))
+    meter = native.Meter({native.word_hash(w) for w in stop_words}, {ord(ch) for ch in traditional})
+    measured = dict(zip(native.STATISTICS, meter.measure(text), strict=True))
     expected = reference.statistics(text, stop_words, traditional)
     assert list(measured) == list(expected)
     assert measured == pytest.approx(expected)
@@ -73,7 +73,7 @@ def test_scans_equal_their_references_on_real_texts():
 
 
 def test_word_hashes_ignore_case():
-    assert _native.word_hash("Straße") == reference.word_hash("straße") == _native.word_hash("STRAßE")
+    assert native.word_hash("Straße") == reference.word_hash("straße") == native.word_hash("STRAßE")
 
 
 @pytest.mark.parametrize(
@@ -87,41 +87,41 @@ def test_word_hashes_ignore_case():
     ],
 )
 def test_the_exact_hash_ignores_case_and_blanks_alone(one, other, equal):
-    assert (_native.exact_hash(one).tolist() == _native.exact_hash(other).tolist()) == equal
+    assert (native.exact_hash(one).tolist() == native.exact_hash(other).tolist()) == equal
 
 
 def test_overlap_finds_exactly_the_ngrams_of_its_set():
-    signer = _native.Signer(3, [], [])
-    overlap = _native.Overlap(3, signer.shingles("one two three four"))
+    signer = native.Signer(3, [], [])
+    overlap = native.Overlap(3, signer.shingles("one two three four"))
     assert overlap.find("zero one TWO three, four five").tolist() == signer.shingles("one two three four").tolist()
     assert overlap.find("one two four three").size == 0
-    assert _native.Overlap(3, np.zeros(0, np.uint64)).find("one two three").size == 0
+    assert native.Overlap(3, np.zeros(0, np.uint64)).find("one two three").size == 0
 
 
 def test_lines_of_too_few_or_too_long_words_go():
     text = "one two three\nshort\n\nfour five " + "x" * 20 + "\nsix seven eight"
-    assert _native.keep_lines(text, 3, 10) == ("one two three\n\nsix seven eight", 2)
-    assert _native.keep_lines(text, 0, 1000) == (text, 0)
+    assert native.keep_lines(text, 3, 10) == ("one two three\n\nsix seven eight", 2)
+    assert native.keep_lines(text, 0, 1000) == (text, 0)
 
 
 def test_line_hashes_ignore_case_and_blanks_and_know_empty_lines():
-    hashes, lengths = _native.line_hashes("Same  Line\n\nsame line \nother")
+    hashes, lengths = native.line_hashes("Same  Line\n\nsame line \nother")
     assert hashes[0] == hashes[2] != hashes[3]
     assert (hashes[1], lengths.tolist()) == (0, [9, 0, 9, 5])
 
 
 def test_letters_are_counted_by_script():
-    assert _native.script_counts("abc 漢字 かな 1é") == (2, 2, 4, 8)
+    assert native.script_counts("abc 漢字 かな 1é") == (2, 2, 4, 8)
 
 
 @pytest.mark.parametrize(("text", "pairs"), [("café “quoted” ça", 0), ("cafÃ© â€œquotedâ€\x9d", 4), ("ä¸\xadæ–‡", 2)])
 def test_mojibake_is_noticed(text, pairs):
-    assert (_native.mojibake_pairs(text) > 0) == (pairs > 0)
+    assert (native.mojibake_pairs(text) > 0) == (pairs > 0)
 
 
 def test_a_lone_surrogate_is_an_error_and_no_crash():
     with pytest.raises(UnicodeEncodeError):
-        _native.exact_hash("\ud800")
+        native.exact_hash("\ud800")
 
 
 def test_character_classes_do_not_depend_on_the_version_of_python():
