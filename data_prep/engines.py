@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -95,10 +97,8 @@ class RayEngine:
         if settings:
             raise UserError(f"--engine ray takes address, num_cpus and max_retries, not {', '.join(settings)}")
         if not ray.is_initialized():
-            try:
-                ray.init(address=address, num_cpus=None if address else workers, log_to_driver=False, logging_level=30)
-            except ConnectionError as error:
-                raise UserError(f"no Ray cluster at {address} ({error}); start one with ray start --head") from None
+            _must_answer(address)
+            ray.init(address=address, num_cpus=None if address else workers, log_to_driver=False, logging_level=30)
         remote = ray.remote(num_cpus=cpus, max_retries=retries)(_outcome)
         shared, waiting = ray.put(function), list(reversed(tasks))
         running: dict[Any, int] = {}
@@ -118,6 +118,17 @@ class RayEngine:
         finally:
             for reference in running:
                 ray.cancel(reference)
+
+
+def _must_answer(address: str | None) -> None:
+    """Ray ends the process where no cluster answers, so it is asked for one first."""
+    host, separator, port = (address or "").rpartition(":")
+    if not separator or not port.isdigit():  # a cluster of this machine's, or an address that Ray resolves
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(f"no Ray cluster at {address} ({error.strerror}); start one with ray start --head") from None
 
 
 @dataclass
@@ -158,22 +169,29 @@ class SlurmEngine:
         waiting = dict(tasks)
         try:
             while waiting:
-                ended = all(job.done() for job in submitted)  # asked first, so that no result can come in between
+                active = _active(submitted)  # asked first, so that no result can come in between
                 for number in [n for n in waiting if (results / f"{n}.pickle").exists()]:
                     del waiting[number]
                     yield number, _result(pickle.loads((results / f"{number}.pickle").read_bytes()))
-                if waiting and ended:
-                    failed = next((job for job in submitted if job.state != "COMPLETED"), submitted[0])
+                if waiting and not active:
                     raise UserError(
-                        f"Slurm job {failed.job_id} of {title} ended as {failed.state} before its tasks did; "
-                        f"see {failed.paths.stderr} and run again"
+                        f"Slurm job {submitted[0].job_id.split('_')[0]} of {title} ended before {len(waiting)} of its tasks "
+                        f"did; see {self.scratch} and run again"
                     )
                 time.sleep(1 if waiting else 0)
         finally:
-            for job in submitted:
-                if waiting:
-                    job.cancel()
+            if waiting:
+                subprocess.run(["scancel", submitted[0].job_id.split("_")[0]], check=False)
         shutil.rmtree(self.scratch)
+
+
+def _active(jobs: Sequence[Any]) -> bool:
+    """Whether Slurm still has any of these jobs; asked of squeue, since many clusters keep no accounts."""
+    ids = ",".join(sorted({job.job_id.split("_")[0] for job in jobs}))
+    asked = subprocess.run(["squeue", "--noheader", "--jobs", ids], capture_output=True, text=True, check=False)
+    if asked.returncode and "Invalid job id" not in asked.stderr:
+        return True  # the controller does not answer just now; it will say
+    return bool(asked.stdout.strip())
 
 
 def _outcome(function: Function, task: Any, number: int) -> tuple[str, Any]:

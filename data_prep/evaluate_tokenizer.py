@@ -143,6 +143,8 @@ def main(argv: list[str] | None = None) -> None:
             f"--tokenizer {args.tokenizer} holds no tokenizer.json; give the output folder of train_tokenizer.py"
         )
     folders = [args.tokenizer, *args.compare]
+    if len(set(folders)) < len(folders):
+        raise UserError("--compare names a tokenizer twice; name each once")
     parameters = {"tokenizer": sha256(args.tokenizer / "tokenizer.json"), "compare": [str(f) for f in args.compare]}
     stage = Stage.of("evaluate_tokenizer", args, parameters)
     if not stage.finished:

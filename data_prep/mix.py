@@ -37,19 +37,22 @@ def read_mixture(path: Path | None, overrides: list[str]) -> Mixture:
     return strict_model(Mixture, values, path or "--set")
 
 
-def table(sizes: dict[str, float], phases: list[Phase], run_tokens: float, cycle_tokens: float) -> str:
-    """Share, tokens and epochs of every source in each phase and in all."""
+def table(
+    sizes: dict[str, float], languages: dict[str, str], phases: list[Phase], run_tokens: float, cycle_tokens: float
+) -> str:
+    """Share, tokens and epochs of every source and language in each phase and in all."""
     ends = [phase.first_cycle * cycle_tokens for phase in phases[1:]] + [run_tokens]
     starts = [phase.first_cycle * cycle_tokens for phase in phases]
-    lines = [
-        f"{'source':<24} {'one epoch':>10}"
-        + "".join(f"  {'phase ' + str(i + 1):>9}" for i in range(len(phases)))
-        + f" {'tokens':>10} {'share':>7} {'epochs':>7}"
-    ]
-    for name, size in sorted(sizes.items()):
-        read = sum(phase.weights[name] * (end - start) for phase, start, end in zip(phases, starts, ends, strict=True))
-        shares = "".join(f"  {phase.weights[name]:>9.2%}" for phase in phases)
-        lines.append(f"{name:<24} {size:>10.3g}{shares} {read:>10.3g} {read / run_tokens:>7.2%} {read / size:>7.2f}")
+    head = "".join(f"  {'phase ' + str(i + 1):>9}" for i in range(len(phases)))
+    lines = [f"{'source':<24} {'one epoch':>10}{head} {'tokens':>10} {'share':>7} {'epochs':>7}"]
+    groups = {name: [name] for name in sorted(sizes)}
+    groups |= {f"({lang})": [n for n in sizes if languages[n] == lang] for lang in sorted(set(languages.values()))}
+    for title, names in groups.items():
+        size = sum(sizes[name] for name in names)
+        weights = [sum(phase.weights[name] for name in names) for phase in phases]
+        read = sum(w * (end - start) for w, start, end in zip(weights, starts, ends, strict=True))
+        shares = "".join(f"  {weight:>9.2%}" for weight in weights)
+        lines.append(f"{title:<24} {size:>10.3g}{shares} {read:>10.3g} {read / run_tokens:>7.2%} {read / size:>7.2f}")
     spans = "".join(f"  {end - start:>9.3g}" for start, end in zip(starts, ends, strict=True))
     lines.append(f"{'tokens of the phase':<24} {sum(sizes.values()):>10.3g}{spans} {run_tokens:>10.3g}")
     return "\n".join(lines)
@@ -79,15 +82,17 @@ def main(argv: list[str] | None = None) -> None:
     mixture = read_mixture(args.config, args.set)
     if args.tokens:
         sizes = {source.name: float(source.num_tokens) for source in TokenFolder(args.tokens).sources("train")}
+        languages = {name: name.split("-")[0] for name in sizes}  # as source_by: lang and both name them
     else:
         sources = load_sources(args.sources)
         sizes = {name: source.expected_tokens for name, source in sources.items()}
+        languages = {name: source.lang for name, source in sources.items()}
         mixture = mixture.model_copy(update={
             "factors": mixture.factors or {name: s.weight for name, s in sources.items()},
             "tiers": mixture.tiers or {name: s.tier for name, s in sources.items()},
         })  # fmt: skip
     phases = plan_mixture(sizes, mixture, args.run_tokens, CYCLE * args.seq_length)
-    print(table(sizes, phases, args.run_tokens, CYCLE * args.seq_length))
+    print(table(sizes, languages, phases, args.run_tokens, CYCLE * args.seq_length))
     if args.output:
         values = mixture.model_dump(mode="json", exclude_defaults=True)
         write_text(args.output, yaml.safe_dump({"mixture": values}, allow_unicode=True, sort_keys=False))

@@ -1,0 +1,219 @@
+"""The same job on other engines: real Ray nodes and a real Slurm give the local run's bytes, also when workers die."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from data_prep.documents import write_documents
+from data_prep.engines import make_engine
+from data_prep.stage import Stage
+from recipe.base.errors import UserError
+from tests.conftest import CPU, ROOT, documents_in, free_port, run_python
+from tests.data_prep.test_jobs import contents, job_words
+
+pytestmark = pytest.mark.xdist_group("engines")  # clusters of their own, one at a time
+
+
+@pytest.fixture(scope="module")
+def source(prepared, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("source")
+    documents = documents_in(prepared.curated)
+    for part in range(8):
+        write_documents(folder / f"{part}.jsonl.gz", documents[part::8])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def local(prepared, source, tmp_path_factory) -> dict[str, dict[str, bytes]]:
+    """What the local engine writes, by job."""
+    found = {}
+    for job in ("curate", "dedup", "tokenize_corpus"):
+        output = tmp_path_factory.mktemp("local") / job
+        done = run_python(*job_words(job, source, output, prepared))
+        assert done.returncode == 0, done.stderr
+        found[job] = contents(output)
+    return found
+
+
+@pytest.fixture(scope="module")
+def ray_address():
+    """A Ray cluster of two nodes on this machine."""
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    try:
+        cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
+        cluster.wait_for_nodes()
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
+def workers_of_ray() -> list[psutil.Process]:
+    return [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0].startswith("ray::_outcome")]
+
+
+@pytest.mark.parametrize("job", ["dedup", "tokenize_corpus"])
+def test_two_ray_nodes_give_the_bytes_of_a_local_run(job, prepared, source, local, ray_address, tmp_path):
+    words = job_words(job, source, tmp_path / "out", prepared)
+    done = run_python(*words, "--workers", 2, "--engine", "ray", "--engine-option", f"address={ray_address}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert contents(tmp_path / "out") == local[job]
+
+
+def test_a_ray_worker_that_is_killed_is_replaced(prepared, source, local, ray_address, tmp_path):
+    words = job_words("curate", source, tmp_path / "out", prepared, "--workers", 2, "--engine", "ray")
+    process = subprocess.Popen(
+        [sys.executable, *map(str, words), "--engine-option", f"address={ray_address}"],
+        cwd=ROOT,
+        env=CPU,
+        stderr=subprocess.PIPE,
+    )
+    killed = 0
+    while process.poll() is None and killed < 2:
+        for worker in workers_of_ray()[:1]:
+            worker.send_signal(signal.SIGKILL)
+            killed += 1
+        time.sleep(0.01)
+    _, said = process.communicate(timeout=120)
+    assert killed == 2
+    assert process.returncode == 0, said
+    assert contents(tmp_path / "out") == local["curate"]
+
+
+def test_an_error_of_the_user_comes_back_from_a_ray_worker_as_one_sentence(prepared, ray_address, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"id": "a"}\n{"id": "b"}\n')
+    words = job_words("curate", tmp_path / "in.jsonl", tmp_path / "out", prepared, "--max-bad", 0, "--engine", "ray")
+    done = run_python(*words, "--engine-option", f"address={ray_address}")
+    assert done.returncode == 2
+    assert "missing field 'text'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_ray_cluster_that_is_not_there_is_told(prepared, source, tmp_path):
+    words = job_words("curate", source, tmp_path / "out", prepared, "--engine", "ray")
+    done = run_python(*words, "--engine-option", "address=127.0.0.1:1")
+    assert done.returncode == 2
+    assert "no Ray cluster at 127.0.0.1:1" in done.stderr
+
+
+SLURM_CONF = """
+ClusterName=test
+SlurmctldHost=localhost
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket={state}/munge.socket
+SlurmctldPort={port_a}
+SlurmdPort={port_b}
+StateSaveLocation={state}/ctld
+SlurmdSpoolDir={state}/d
+SlurmctldPidFile={state}/ctld.pid
+SlurmdPidFile={state}/d.pid
+SlurmctldLogFile={state}/ctld.log
+SlurmdLogFile={state}/d.log
+ProctrackType=proctrack/pgid
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+JobAcctGatherType=jobacct_gather/none
+MpiDefault=none
+SchedulerParameters=batch_sched_delay=0,sched_interval=1
+MinJobAge=60
+NodeName=localhost CPUs=2 RealMemory=4000 State=UNKNOWN
+PartitionName=cpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """A Slurm cluster of this machine, with its own munge; the environment in which its commands find it."""
+    if shutil.which("slurmctld") is None or shutil.which("munged") is None:
+        if os.environ.get("CI"):
+            pytest.fail("CI needs slurm-wlm and munge; install them")
+        pytest.skip("needs Debian's slurm-wlm and munge")
+    if os.geteuid() != 0:
+        pytest.skip("slurmd runs jobs as root's child only")
+    state = tmp_path_factory.mktemp("slurm")
+    (state / "ctld").mkdir()
+    (state / "d").mkdir()
+    state.chmod(0o755)
+    for parent in state.parents[:3]:
+        parent.chmod(0o755)
+    conf, key = state / "slurm.conf", state / "munge.key"
+    conf.write_text(SLURM_CONF.format(state=state, port_a=free_port(), port_b=free_port()))
+    key.write_bytes(os.urandom(128))
+    key.chmod(0o600)
+    environment = {**CPU, "SLURM_CONF": str(conf)}
+    munge = ["munged", "--foreground", f"--key-file={key}", f"--socket={state}/munge.socket", f"--pid-file={state}/m.pid",
+             f"--log-file={state}/munge.log", f"--seed-file={state}/munge.seed", "--force"]  # fmt: skip
+    daemons = [subprocess.Popen(munge, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)]
+    try:
+        wait_for(lambda: (state / "munge.socket").exists(), "munged")
+        for name in ("slurmctld", "slurmd"):
+            words = [name, "-D", *(["-N", "localhost"] if name == "slurmd" else [])]
+            daemons.append(
+                subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            )
+        wait_for(lambda: "idle" in slurm_says(environment, "sinfo", "-h", "-o", "%T"), "an idle node")
+        yield environment
+    finally:
+        for daemon in reversed(daemons):
+            daemon.terminate()
+            daemon.wait(timeout=20)
+
+
+def slurm_says(environment: dict[str, str], *words: str) -> str:
+    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=30, check=False).stdout
+
+
+def wait_for(ready, what: str, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end, f"no {what} in {seconds} s"
+        time.sleep(0.1)
+
+
+def test_a_slurm_job_array_gives_the_bytes_of_a_local_run(prepared, source, local, slurm, tmp_path):
+    words = job_words("dedup", source, tmp_path / "out", prepared, "--workers", 2, "--engine", "slurm")
+    done = run_python(*words, "--engine-option", "partition=cpu", "--engine-option", "time=5", env=slurm)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert contents(tmp_path / "out") == local["dedup"]
+
+
+def test_a_slurm_job_that_is_cancelled_stops_the_stage_and_the_next_run_ends_it(
+    prepared, source, local, slurm, tmp_path
+):
+    words = job_words("tokenize_corpus", source, tmp_path / "out", prepared, "--workers", 2, "--engine", "slurm")
+    process = subprocess.Popen(
+        [sys.executable, *map(str, words)], cwd=ROOT, env=slurm, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: "R" in slurm_says(slurm, "squeue", "-h", "-o", "%t").split(), "running job")
+    slurm_says(slurm, "scancel", "--signal=KILL", "--full", "--user=root")
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 2, said
+    assert re.search(r"Slurm job \d+ of tokenize: \w+ ended before \d+ of its tasks did", said)
+    assert run_python(*words, env=slurm).returncode == 0
+    assert contents(tmp_path / "out") == local["tokenize_corpus"]
+
+
+def test_options_that_cannot_work_are_told(tmp_path, monkeypatch):
+    write_documents(tmp_path / "in.jsonl", [{"id": "a", "text": "t"}])
+    with pytest.raises(UserError, match="takes KEY=VALUE"):
+        make_engine("ray", ["address"], tmp_path)
+    with pytest.raises(UserError, match="--engine local takes no --engine-option; remove partition"):
+        make_engine("local", ["partition=x"], tmp_path)
+    monkeypatch.setenv("PATH", "")
+    stage = Stage("x", tmp_path / "in.jsonl", tmp_path / "out", {}, engine=make_engine("slurm", [], tmp_path / "s"))
+    with pytest.raises(UserError, match="found no sbatch"):
+        stage.run_tasks("phase", print, [1])

@@ -1,0 +1,59 @@
+"""The mixture is printed as the loader will read it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+
+from data_prep.command import CONFIGS
+from data_prep.mix import main
+from recipe.base.settings import Mixture
+from recipe.data.loader import BatchOrder
+from recipe.data.mixture import CYCLE, plan_mixture
+from recipe.data.token_folder import TokenFolder
+
+
+def rows(output: str) -> dict[str, list[str]]:
+    return {line.split()[0]: line.split()[1:] for line in output.splitlines()}
+
+
+def test_tokens_of_a_folder_are_read_as_the_table_says(prepared, capsys):
+    run_tokens = 3 * CYCLE * 32
+    words = ["--tokens", prepared.tokens, "--run-tokens", run_tokens, "--seq-length", 32, "--set", "alpha=0.3"]
+    assert main([str(w) for w in words]) == 0
+    table = rows(capsys.readouterr().out)
+    sources = TokenFolder(prepared.tokens).sources("train")
+    phases = plan_mixture({s.name: s.num_tokens for s in sources}, Mixture(alpha=0.3), run_tokens, CYCLE * 32)
+    read = BatchOrder(sources, phases, 32, 0).read(3 * CYCLE)
+    for name, count in read.items():
+        assert float(table[name][2]) == pytest.approx(count * 32, rel=0.01)
+
+
+def test_the_shipped_sources_make_a_run_of_a_trillion_tokens(capsys, tmp_path):
+    anneal = "anneal={share: 0.1, tier_weights: {1: 4, 2: 1, 3: 0.2}}"
+    words = ["--sources", CONFIGS / "sources.yaml", "--run-tokens", "1e12", "--set", "max_epochs=4", "--set", anneal]
+    assert main([str(w) for w in (*words, "--output", tmp_path / "mixture.yaml")]) == 0
+    table = rows(capsys.readouterr().out)
+    assert all(float(row[-1]) <= 4 for name, row in table.items() if re.match(r"[\d.]+$", row[-1]) and name != "tokens")
+    assert float(table["wikipedia-en"][2].rstrip("%")) > float(table["wikipedia-en"][1].rstrip("%"))
+    assert {"(en)", "(zh)"} <= set(table)
+    written = Mixture(**yaml.safe_load((tmp_path / "mixture.yaml").read_text())["mixture"])
+    assert written.anneal is not None
+    assert written.tiers["wikipedia-zh"] == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--set", "alhpa=1"], "unknown key 'alhpa'; did you mean 'alpha'?"),
+        (["--set", "alpha"], "--set takes key=value"),
+        (["--set", "max_epochs=0.1"], "max_epochs leaves"),
+        (["--run-tokens", "-1"], "must be positive"),
+        (["--config", "nowhere.yaml"], "does not exist"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(more, said, capsys):
+    assert main(["--sources", str(CONFIGS / "sources.yaml"), "--run-tokens", "1e12", *more]) == 2
+    assert said in capsys.readouterr().err
