@@ -1,4 +1,4 @@
-# make quickstart | test | test-slow | lint | install.   PYTHON=python3.12 make ... chooses the interpreter.
+# make quickstart | test | test-slow | lint | install | benchmark-peers.   PYTHON=python3.12 make ... chooses the interpreter.
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # DeepSpeed compiles one small op for CPU ranks; it lives and goes with the environment.
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: quickstart install test test-slow lint clean
+.PHONY: benchmark-peers quickstart install test test-slow lint clean
 
 quickstart: $(INSTALLED)
 	python launch/quickstart.py --work $(WORK) $(if $(CORPUS),--corpus $(CORPUS))
@@ -36,5 +36,9 @@ lint: $(INSTALLED)
 	ruff format --check .
 	mypy
 
+benchmark-peers: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv --clear .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+
 clean:
-	rm -rf $(VENV) work build data_prep/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-peers work build data_prep/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import io
 import os
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
+from isal import igzip, isal_zlib
 
 from recipe.base.errors import UserError
 
@@ -216,7 +216,7 @@ def _damage_named(path: Path) -> Iterator[None]:
     """Errors of reading `path` as one sentence that names it."""
     try:
         yield
-    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError, pa.ArrowInvalid) as error:
+    except (EOFError, gzip.BadGzipFile, isal_zlib.error, zstandard.ZstdError, pa.ArrowInvalid) as error:
         raise UserError(f"{path} is damaged or truncated; fetch it again or remove it ({error})") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
@@ -290,7 +290,7 @@ class _WholeFrames(io.RawIOBase):
 
 def _decompressor(name: str, raw):
     if name.endswith(".gz"):
-        return io.BufferedReader(gzip.GzipFile(fileobj=raw), 1 << 20)
+        return io.BufferedReader(igzip.IGzipFile(fileobj=raw), 1 << 20)  # a third of zlib's time
     return io.BufferedReader(_WholeFrames(raw), 1 << 20)
 
 

@@ -125,16 +125,24 @@ private:
 // 128 bits of a text in lower case with every run of blanks as one; equal for texts that differ in those only.
 struct ExactHash {
     uint64_t one = 0x243f6a8885a308d3ULL, two = 0x13198a2e03707344ULL;  // of pi
-    uint64_t count = 0;
+    uint64_t count = 0, pending = 0;  // three code points of 21 bits are mixed in together
 
     void feed(uint32_t code) {
-        one = (one ^ code) * 0x9fb21c651e98df25ULL;
-        one ^= one >> 35;
-        two = (two ^ code) * 0xd6e8feb86659fd93ULL;
-        two ^= two >> 32;
-        ++count;
+        pending = pending << 21 | code;
+        if (++count % 3 == 0) { mix_in(); pending = 0; }
     }
-    std::array<uint64_t, 2> digest() const { return {text::mix(one ^ count), text::mix(two + count)}; }
+    std::array<uint64_t, 2> digest() {
+        mix_in();
+        return {text::mix(one ^ count), text::mix(two + count)};
+    }
+
+private:
+    void mix_in() {
+        one = (one ^ pending) * 0x9fb21c651e98df25ULL;
+        one ^= one >> 35;
+        two = (two ^ pending) * 0xd6e8feb86659fd93ULL;
+        two ^= two >> 32;
+    }
 };
 
 inline std::array<uint64_t, 2> exact_hash(const unsigned char* at, const unsigned char* end) {

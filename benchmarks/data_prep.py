@@ -1,0 +1,215 @@
+#!/usr/bin/env python3
+"""Data jobs against what a user would pick instead: CPU seconds end to end on the same input, in the same run.
+
+Every contender reads .jsonl.gz and writes its result to disk, as one process where it can be told so; CPU time is of
+it and all its children, the median of --repeats runs. Peers live in an environment of their own (make benchmark-peers).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from data_prep.documents import document_files, read_documents
+from recipe.base.arguments import positive_int
+from recipe.base.errors import UserError, exit_on_user_error
+
+ROOT = Path(__file__).resolve().parent.parent
+PEERS = ROOT / "benchmarks" / "peers"
+
+
+class Contender:
+    """A command that reads {input} and writes below {work}."""
+
+    def __init__(self, name: str, *words: object):
+        self.name, self.words = name, [str(word) for word in words]
+
+    def run(self, source: Path, repeats: int) -> dict[str, Any]:
+        """CPU seconds (median), largest process in MiB, and the last run's folder."""
+        seconds, peak, work = [], 0.0, Path()
+        for _ in range(repeats):
+            work = Path(tempfile.mkdtemp(prefix="benchmark-"))
+            words = [word.format(input=source, work=work) for word in self.words]
+            pid = subprocess.Popen(
+                words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=_environment()
+            )
+            said = pid.stderr.read().decode(errors="replace") if pid.stderr else ""
+            _, status, usage = os.wait4(pid.pid, 0)
+            if status:
+                return {"failed": said.strip().splitlines()[-1:] or [f"status {status}"]}
+            seconds.append(usage.ru_utime + usage.ru_stime)
+            peak = max(peak, usage.ru_maxrss / 1024)
+        return {"cpu_s": round(statistics.median(seconds), 2), "peak_mib": round(peak), "work": work}
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+
+
+def ours(job: str, *more: object) -> Contender:
+    words = ["--input", "{input}", "--output", "{work}/out", "--workers", 1, *more]
+    return Contender("ours", sys.executable, ROOT / "data_prep" / f"{job}.py", *words)
+
+
+def peer(python: Path, name: str, *more: object) -> Contender:
+    return Contender(name, python, PEERS / f"{name}.py", "{input}", "{work}", *more)
+
+
+def dedup(python: Path, args: argparse.Namespace) -> tuple[Path, list[Contender]]:
+    return args.input, [ours("dedup"), peer(python, "rensa_dedup"), peer(python, "datatrove_dedup")]
+
+
+def curation(python: Path, args: argparse.Namespace) -> tuple[Path, list[Contender]]:
+    return args.input, [ours("curate"), peer(python, "datatrove_filters")]
+
+
+def tokenization(python: Path, args: argparse.Namespace) -> tuple[Path, list[Contender]]:
+    job = ours("tokenize_corpus", "--tokenizer", args.tokenizer)
+    return args.input, [
+        job,
+        peer(python, "hf_encode", args.tokenizer),
+        peer(python, "megatron_preprocess", args.tokenizer),
+    ]
+
+
+def kept_ids(work: Path) -> set[str]:
+    if (work / "kept.txt").exists():
+        return set((work / "kept.txt").read_text(encoding="utf-8").split("\n")) - {""}
+    files = document_files(work / "out" / "documents")
+    return {document["id"] for file in files for document in read_documents(file, lambda bad: None)}
+
+
+def score(contender: Contender, planted: Path) -> dict[str, Any]:
+    """What the scoring script of a planted set says of the documents kept."""
+    with tempfile.TemporaryDirectory(prefix="benchmark-planted-") as source:
+        for path in planted.glob("*.jsonl.gz"):
+            (Path(source) / path.name).symlink_to(path.resolve())
+        work = contender.run(Path(source), 1)["work"]
+    kept = work / "kept-ids.txt"
+    kept.write_text("\n".join(sorted(kept_ids(work))), encoding="utf-8")
+    done = subprocess.run([sys.executable, planted / "score.py", kept], capture_output=True, text=True, check=True)
+    shutil.rmtree(work, ignore_errors=True)
+    found = json.loads(done.stdout)
+    return {"precision": found["precision"], "recall_J": found["recall_J"]}
+
+
+def memory(args: argparse.Namespace) -> dict[str, Any]:
+    """Largest process of each job on the input, and on one `--times` as large by repetition with variation."""
+    table: dict[str, Any] = {}
+    large = Path(tempfile.mkdtemp(prefix="benchmark-large-"))
+    size = enlarge(args.input, large, args.times)
+    jobs = {"curate": [], "dedup": [], "tokenize_corpus": ["--tokenizer", args.tokenizer]}
+    for job, more in jobs.items():
+        table[job] = {}
+        for name, source in (("small", args.input), ("large", large)):
+            found = Contender(name, sys.executable, ROOT / "data_prep" / f"{job}.py", "--input", "{input}", "--output",
+                              "{work}/out", "--workers", 2, *more).run(source, 1)  # fmt: skip
+            shutil.rmtree(found.pop("work", ""), ignore_errors=True)
+            table[job][name] = found
+    shutil.rmtree(large)
+    return {"large_text_bytes": size, "jobs": table}
+
+
+def enlarge(source: Path, target: Path, times: int) -> int:
+    """Copies of the documents, each copy with other ids and every eighth word marked, so that they are no duplicates."""
+    import gzip
+
+    size = 0
+    for copy in range(times):
+        for number, path in enumerate(document_files(source)):
+            name = target / f"{copy:03d}-{number:03d}.jsonl.gz"
+            with gzip.open(name, "wt", encoding="utf-8", compresslevel=1) as out:
+                for document in read_documents(path, lambda bad: None):
+                    words = document["text"].split(" ")
+                    words[::8] = [f"{word}{copy}" for word in words[::8]]
+                    text = " ".join(words)
+                    size += len(text.encode())
+                    out.write(
+                        json.dumps({**document, "id": f"{copy}/{document['id']}", "text": text}, ensure_ascii=False)
+                        + "\n"
+                    )
+    return size
+
+
+def machine() -> dict[str, Any]:
+    model = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        "",
+    )
+    return {
+        "date": date.today().isoformat(),
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example:\n  make benchmark-peers\n  python benchmarks/data_prep.py --input corpus/ --tokenizer work/tokenizer --output data_prep.json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--input", required=True, type=Path, help="folder of .jsonl.gz with id, text, lang (en, zh)")
+    parser.add_argument("--tokenizer", required=True, type=Path, help="folder written by train_tokenizer.py")
+    parser.add_argument("--planted", type=Path, help="folder of .jsonl.gz with a score.py, for the quality of dedup")
+    parser.add_argument("--peers", type=Path, default=ROOT / ".venv-peers" / "bin" / "python", help="their interpreter")
+    parser.add_argument("--repeats", type=positive_int, default=3, help="(default: %(default)s)")
+    parser.add_argument("--times", type=positive_int, default=20, help="size of the memory test (default: %(default)s)")
+    parser.add_argument("--only", choices=("dedup", "curation", "tokenization", "memory"), action="append")
+    parser.add_argument("--output", type=Path, help="write the JSON there too")
+    args = parser.parse_args(argv)
+    if not args.peers.exists():
+        raise UserError(f"--peers {args.peers} does not exist; make benchmark-peers installs it")
+    for folder in (args.input, args.tokenizer):
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no folder; give one")
+    text_bytes = sum(
+        len(d["text"].encode()) for f in document_files(args.input) for d in read_documents(f, lambda bad: None)
+    )
+    result: dict[str, Any] = {"machine": machine(), "text_bytes": text_bytes, "repeats": args.repeats}
+    wanted = args.only or ["dedup", "curation", "tokenization", "memory"]
+    for suite in (dedup, curation, tokenization):
+        if suite.__name__ in wanted:
+            result[suite.__name__] = compare(*suite(args.peers, args), args, scored=suite is dedup)
+    if "memory" in wanted:
+        result["memory"] = memory(args)
+    text = json.dumps(result, indent=1)
+    print(text)
+    if args.output:
+        args.output.write_text(text + "\n", encoding="utf-8")
+
+
+def compare(source: Path, contenders: list[Contender], args: argparse.Namespace, scored: bool) -> dict[str, Any]:
+    """CPU seconds of each, and how many times ours."""
+    table: dict[str, Any] = {}
+    for contender in contenders:
+        print(f"{contender.name} ...", file=sys.stderr, flush=True)
+        found = contender.run(source, args.repeats)
+        shutil.rmtree(found.pop("work", ""), ignore_errors=True)
+        if args.planted and scored and "failed" not in found:
+            found["planted"] = score(contender, args.planted)
+        table[contender.name] = found
+    for name, found in table.items():
+        if name != "ours" and "cpu_s" in found:
+            found["times_ours"] = round(found["cpu_s"] / table["ours"]["cpu_s"], 1)
+    return table
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
