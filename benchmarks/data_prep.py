@@ -20,11 +20,13 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from data_prep.documents import document_files, read_documents
-from recipe.base.arguments import positive_int
-from recipe.base.errors import UserError, exit_on_user_error
-
 ROOT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)  # not this folder, whose data_prep.py would hide the package
+
+from data_prep.documents import document_files, read_documents  # noqa: E402
+from recipe.base.arguments import positive_int  # noqa: E402
+from recipe.base.errors import UserError, exit_on_user_error  # noqa: E402
+
 PEERS = ROOT / "benchmarks" / "peers"
 
 

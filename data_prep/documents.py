@@ -27,6 +27,7 @@ from recipe.base.errors import UserError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 PART_BYTES = 256 * 1024**2  # of a file, for one task: about a minute of curation
+MAX_RECORD_BYTES = 32 * 1024**2  # of one line or text: six of the longest novels; so a worker's memory has a bound
 Document = dict[str, Any]
 
 
@@ -211,12 +212,21 @@ def _partial(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
+_DAMAGE: tuple[Any, ...] = (
+    EOFError,
+    gzip.BadGzipFile,
+    isal_zlib.error,
+    zstandard.ZstdError,
+    pa.ArrowInvalid,
+)
+
+
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
     """Errors of reading `path` as one sentence that names it."""
     try:
         yield
-    except (EOFError, gzip.BadGzipFile, isal_zlib.error, zstandard.ZstdError, pa.ArrowInvalid) as error:
+    except _DAMAGE as error:
         raise UserError(f"{path} is damaged or truncated; fetch it again or remove it ({error})") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
@@ -234,21 +244,33 @@ def _lines_between(raw: BinaryIO, part: Part) -> Iterator[bytes]:
         raw.seek(part.start - 1)
         raw.readline()
     at = raw.tell()
-    while part.stop is None or at < part.stop:
-        line = raw.readline()
-        if not line:
+    for line, size in _bounded_lines(raw):
+        if part.stop is not None and at >= part.stop:
             return
-        at += len(line)
+        at += size
         yield line
 
 
 def _lines(name: str, raw: BinaryIO) -> Iterator[bytes]:
     # One line behind: a file that ends early ends in half a line, which is no record of its own.
     before = b""
-    for line in _decompressor(name, raw):
+    for line, _ in _bounded_lines(_decompressor(name, raw)):
         yield before
         before = line
     yield before
+
+
+def _bounded_lines(handle: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Each line and its size in the file; of one longer than `MAX_RECORD_BYTES` so much and a byte more."""
+    while line := handle.readline(MAX_RECORD_BYTES + 1):
+        size = len(line)
+        end = line
+        while not end.endswith(b"\n") and size > MAX_RECORD_BYTES:
+            end = handle.readline(1 << 20)
+            if not end:
+                break
+            size += len(end)
+        yield line, size
 
 
 class _WholeFrames(io.RawIOBase):
@@ -288,7 +310,7 @@ class _WholeFrames(io.RawIOBase):
         return out
 
 
-def _decompressor(name: str, raw):
+def _decompressor(name: str, raw: BinaryIO) -> BinaryIO:
     if name.endswith(".gz"):
         return io.BufferedReader(igzip.IGzipFile(fileobj=raw), 1 << 20)  # a third of zlib's time
     return io.BufferedReader(_WholeFrames(raw), 1 << 20)
@@ -298,13 +320,15 @@ def _compressor(name: str, raw):
     if name.endswith(".gz"):
         return gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0)  # no name or time: same bytes each run
     if name.endswith(".zst"):
-        return zstandard.ZstdCompressor(level=3).stream_writer(raw, closefd=False)
+        return zstandard.ZstdCompressor(level=3, write_checksum=True).stream_writer(raw, closefd=False)
     return io.BufferedWriter(io.FileIO(raw.fileno(), "wb", closefd=False))
 
 
 def _parse(raw: bytes | Document) -> tuple[Document | None, str | None]:
     if isinstance(raw, dict):
         return raw, None
+    if len(raw) > MAX_RECORD_BYTES:
+        return None, f"longer than {MAX_RECORD_BYTES:,} bytes"
     try:
         record = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -321,4 +345,6 @@ def defect(record: Document) -> str | None:
             return f"field '{name}' is {type(value).__name__}, not a string"
         if not value.strip():
             return f"field '{name}' is empty"
+        if len(value) > MAX_RECORD_BYTES:
+            return f"field '{name}' is longer than {MAX_RECORD_BYTES:,} characters"
     return None

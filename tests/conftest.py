@@ -113,6 +113,11 @@ class Prepared:
     tokenizer: Path
     tokens: Path
 
+    @property
+    def evaluation(self) -> Path:
+        """Evaluation items, one of them from the corpus."""
+        return self.raw.parent / "evaluation.jsonl"
+
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
@@ -134,6 +139,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     )  # fmt: skip
     for job, *arguments in jobs:
         assert job.main([str(a) for a in arguments]) == 0
+    items = [document["text"][:200] for document in documents_in(made.curated)[:1]] + ["which of these ships " * 10]
+    made.evaluation.write_text("".join(json.dumps({"question": item}) + "\n" for item in items))
     return made
 
 

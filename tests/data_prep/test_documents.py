@@ -5,9 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from data_prep.documents import BadRecord, document_files, read_documents, write_documents
+from data_prep import documents
+from data_prep.documents import BadRecord, Part, document_files, parts_of, read_documents, write_documents, write_part
 from recipe.base.errors import UserError
 
 DOCUMENTS = [
@@ -98,3 +101,63 @@ def test_an_input_without_documents_is_refused(tmp_path, name, said):
     (tmp_path / "a.txt").touch()
     with pytest.raises(UserError, match=said):
         document_files(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", FORMATS[1:])
+def test_a_file_with_flipped_bits_is_refused_or_read_as_it_was(tmp_path, name):
+    path = tmp_path / name
+    written = [{"id": str(i), "text": f"document {i} " * i} for i in range(1, 60)]
+    write_documents(path, written)
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(0, len(whole), max(1, len(whole) // 40)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        bad: list[BadRecord] = []
+        try:
+            read = list(read_documents(path, bad.append))
+        except UserError:
+            refused += 1
+        else:  # parquet has no checksum of its own here
+            assert read == written or name == "x.parquet"
+    assert refused > 10
+
+
+@pytest.mark.parametrize("part_bytes", [1, 7, 100, 1000])
+@pytest.mark.parametrize("name", ["x.jsonl", "x.parquet"])
+def test_the_parts_of_a_file_are_the_file(tmp_path, name, part_bytes):
+    written = [{"id": str(i), "text": "文本 " * (i % 9 + 1)} for i in range(40)]
+    path = tmp_path / name
+    if name == "x.parquet":
+        pq.write_table(pa.Table.from_pylist(written), path, row_group_size=3)
+    else:
+        write_documents(path, written)
+    parts = parts_of(path, part_bytes)
+    assert len(parts) > 1 or part_bytes == 1000
+    assert [d for part in parts for d in read_documents(part, refuse)] == written
+
+
+def test_a_compressed_stream_is_one_part(tmp_path):
+    write_documents(tmp_path / "x.jsonl.gz", DOCUMENTS)
+    assert parts_of(tmp_path / "x.jsonl.gz", 1) == [Part(tmp_path / "x.jsonl.gz")]
+
+
+def test_what_one_task_keeps_is_cut_into_files_of_bounded_size(tmp_path):
+    written = [{"id": str(i), "text": "x" * 100} for i in range(20)]
+    lines = [json.dumps(d).encode() for d in written[:10]]
+    assert write_part(tmp_path, 7, [*lines, *written[10:]], part_bytes=500) == 20
+    names = [path.name for path in document_files(tmp_path)]
+    assert names[:2] == ["00007-001.jsonl.zst", "00007-002.jsonl.zst"]
+    assert names[-1] == "00007.jsonl.zst"
+    read = {d["id"]: d for name in names for d in read_documents(tmp_path / name, refuse)}
+    assert [read[d["id"]] for d in written] == written
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_record_too_long_for_a_workers_memory_is_set_aside(tmp_path, name, monkeypatch):
+    path = tmp_path / name
+    write_documents(path, [{"id": "a", "text": "t"}, {"id": "long", "text": "x" * 5000}, {"id": "b", "text": "t"}])
+    monkeypatch.setattr(documents, "MAX_RECORD_BYTES", 1000)
+    bad: list[BadRecord] = []
+    assert [d["id"] for d in read_documents(path, bad.append)] == ["a", "b"]
+    assert bad[0].record == 2
+    assert "longer than 1,000" in bad[0].reason

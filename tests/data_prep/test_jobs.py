@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,13 +20,15 @@ from recipe.base.errors import UserError
 from recipe.base.strict import load_json
 from tests.conftest import ROOT, Prepared, documents_in, run_python
 
-JOBS = ["curate", "dedup", "train_tokenizer", "tokenize_corpus"]
+JOBS = ["curate", "dedup", "decontaminate", "train_tokenizer", "tokenize_corpus"]
 DOCUMENT = {"id": "a", "text": "The old ship of the harbour is to be moved. " * 10}
 
 
 def job_words(job: str, source: Path, output: Path, prepared: Prepared, *more: object) -> list[object]:
     words: list[object] = [f"data_prep/{job}.py", "--input", source, "--output", output, "--workers", 1, *more]
-    if job == "tokenize_corpus":
+    if job == "decontaminate":
+        words += ["--evaluation", prepared.evaluation]
+    if job in ("tokenize_corpus", "evaluate_tokenizer"):
         words += ["--tokenizer", prepared.tokenizer]
     if job == "train_tokenizer":
         words += ["--config", prepared.tokenizer.parent / "tokenizer.yaml"]
@@ -34,11 +39,15 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-@pytest.mark.parametrize("job", [*JOBS, "synthetic_corpus"])
+@pytest.mark.parametrize("job", [*JOBS, "synthetic_corpus", "evaluate_tokenizer", "ingest", "mix"])
 def test_help_shows_an_example(job):
     done = run_python(f"data_prep/{job}.py", "--help")
     assert done.returncode == 0
     assert f"python data_prep/{job}.py --" in done.stdout
+
+
+def test_the_help_of_the_report_shows_an_example():
+    assert "python data_prep/report.py work/curated" in run_python("data_prep/report.py", "--help").stdout
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -154,8 +163,17 @@ def test_two_processes_may_not_write_one_output(prepared, tmp_path):
     assert "is being written by another process" in done.stderr
 
 
-@pytest.mark.parametrize("job", ["curate", "dedup", "tokenize_corpus"])
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize(
+    ("job", "workers"),
+    [
+        ("curate", 3),
+        ("dedup", 1),
+        ("dedup", 3),
+        ("decontaminate", 1),
+        ("tokenize_corpus", 3),
+        ("evaluate_tokenizer", 1),
+    ],
+)
 def test_killed_at_any_moment_and_run_again_gives_the_same_bytes(job, workers, prepared, tmp_path):
     source = tmp_path / "in"
     documents = documents_in(prepared.curated)
@@ -179,3 +197,91 @@ def test_killed_at_any_moment_and_run_again_gives_the_same_bytes(job, workers, p
     assert seen > 0, "the job was never killed in its middle"
     assert run_python(*words[1:]).returncode == 0
     assert contents(output) == contents(reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", [*JOBS, "evaluate_tokenizer"])
+def test_killed_at_ten_random_moments_gives_the_same_bytes(job, prepared, tmp_path):
+    source = tmp_path / "in"
+    documents = documents_in(prepared.curated)
+    for part in range(8):
+        write_documents(source / f"{part}.jsonl.gz", documents[part::8])
+    started = time.monotonic()
+    assert run_python(*job_words(job, source, tmp_path / "reference", prepared)).returncode == 0
+    took, rng, killed = time.monotonic() - started, random.Random(job), 0
+    for moment in range(10):
+        output = tmp_path / f"killed-{moment}"
+        words = [sys.executable, *map(str, job_words(job, source, output, prepared, "--workers", 2))]
+        process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+        time.sleep(rng.uniform(0, took))
+        killed += process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
+        process.wait()
+        assert run_python(*words[1:]).returncode == 0
+        assert contents(output) == contents(tmp_path / "reference"), moment
+    assert killed > 5
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A file system of 300 kB, for root; others cannot mount one."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", folder], check=False).returncode == 0
+    if not mounted:
+        pytest.skip("this machine does not allow mounts")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.parametrize("job", ["curate", "dedup", "tokenize_corpus"])
+def test_a_full_disk_ends_in_one_sentence_and_goes_on_when_there_is_room(job, prepared, tiny_disk, tmp_path):
+    source = tmp_path / "in"
+    documents = documents_in(prepared.curated)
+    for part in range(4):
+        write_documents(source / f"{part}.jsonl.gz", documents[part::4])
+    (tiny_disk / "ballast").write_bytes(b"x" * 280_000)
+    words = job_words(job, source, tiny_disk / "out", prepared)
+    done = run_python(*words)
+    assert done.returncode == 2, done.stderr
+    assert "No space left on device; free or permit it and run again" in done.stderr
+    assert "Traceback" not in done.stderr
+    (tiny_disk / "ballast").unlink()
+    subprocess.run(["mount", "-o", "remount,size=50m", tiny_disk], check=True)
+    assert run_python(*words).returncode == 0
+    assert run_python(*job_words(job, source, tmp_path / "reference", prepared)).returncode == 0
+    assert contents(tiny_disk / "out") == contents(tmp_path / "reference")
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_damaged_input_ends_in_one_sentence(job, prepared, tmp_path):
+    good = tmp_path / "in" / "a.jsonl.gz"
+    write_documents(good, documents_in(prepared.curated)[:50])
+    cut = tmp_path / "in" / "b.jsonl.gz"
+    cut.write_bytes(good.read_bytes()[:-100])
+    done = run_python(*job_words(job, tmp_path / "in", tmp_path / "out", prepared))
+    assert done.returncode == 2
+    assert "b.jsonl.gz is damaged or truncated; fetch it again or remove it" in done.stderr
+    assert "Traceback" not in done.stderr
+    cut.unlink()
+    shutil.rmtree(tmp_path / "out")
+    assert run_python(*job_words(job, tmp_path / "in", tmp_path / "out", prepared)).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", ["curate", "dedup", "decontaminate", "tokenize_corpus"])
+def test_a_document_of_200_megabytes_takes_no_more_memory_than_a_worker_has(job, prepared, tmp_path):
+    with open(tmp_path / "in.jsonl", "w", encoding="utf-8") as handle:
+        sentence = "住在河边的人大多见过这些船。Most of the people by the river. "
+        for identity, size in (("huge", 200_000_000), ("large", 20_000_000), ("small", 1000)):
+            text = sentence * (size // len(sentence.encode()))
+            handle.write(json.dumps({"id": identity, "text": text}, ensure_ascii=False) + "\n")
+    words = job_words(job, tmp_path / "in.jsonl", tmp_path / "out", prepared)
+    process = subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0
+    assert usage.ru_maxrss < 1024**2  # KiB
+    (aside,) = load_json(tmp_path / "out" / "bad_records" / "00000.json")
+    assert (aside["record"], aside["reason"]) == (1, "longer than 33,554,432 bytes")
