@@ -37,10 +37,10 @@ class Exchange:
 
     def write(self, number: int, key: np.ndarray, columns: Mapping[str, Any]) -> None:
         """Write one producer's rows; `columns` are arrays of equal length (numpy or Arrow)."""
-        order = np.argsort(key, kind="stable")
-        arrays = {KEY: pa.array(key[order])}
-        for name, values in columns.items():
-            arrays[name] = to_arrow(values).take(pa.array(order))
+        arrays = {KEY: pa.array(key), **{name: to_arrow(values) for name, values in columns.items()}}
+        if key.size and (key[1:] < key[:-1]).any():
+            order = pa.array(np.argsort(key, kind="stable"))
+            arrays = {name: values.take(order) for name, values in arrays.items()}
         write_table(self.folder / f"{number:05d}.arrow", pa.table(arrays))
 
     def partitions(self) -> int:

@@ -159,11 +159,14 @@ class Rows:
         return self._totals
 
     def _flush(self) -> None:
-        ends = np.cumsum([0, *(tokens.size for tokens in self._tokens)], dtype=np.int64)
-        flat = pa.array(np.concatenate([np.zeros(0, np.uint32), *self._tokens]))
+        keys = np.array(self._keys, np.uint64)
+        order = np.argsort(keys, kind="stable")  # here already, where it moves documents and not their tokens' lists
+        ordered = [self._tokens[place] for place in order.tolist()]
+        ends = np.cumsum([0, *(tokens.size for tokens in ordered)], dtype=np.int64)
+        flat = pa.array(np.concatenate([np.zeros(0, np.uint32), *ordered]))
         tokens = pa.LargeListArray.from_arrays(pa.array(ends), flat)
-        columns = {"text_bytes": np.array(self._bytes, np.int64), "tokens": tokens}
-        self._target.write(self._number * 1000 + self._chunk, np.array(self._keys, np.uint64), columns)
+        columns = {"text_bytes": np.array(self._bytes, np.int64)[order], "tokens": tokens}
+        self._target.write(self._number * 1000 + self._chunk, keys[order], columns)
         for name, size in (("documents", len(self._keys)), ("tokens", self._size), ("text_bytes", sum(self._bytes))):
             self._totals[name] += size
         self._chunk += 1
