@@ -109,11 +109,17 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
     """Largest process of each job on the input, and on one `--times` as large by repetition with variation."""
     table: dict[str, Any] = {}
     large = Path(tempfile.mkdtemp(prefix="benchmark-large-"))
-    size = enlarge(args.input, large, args.times)
-    jobs = {"curate": [], "dedup": [], "tokenize_corpus": ["--tokenizer", args.tokenizer]}
+    size = enlarge(args.input, large / "documents", args.times)
+    items = large / "items.jsonl"
+    jobs = {
+        "curate": [],
+        "dedup": [],
+        "decontaminate": ["--evaluation", items],
+        "tokenize_corpus": ["--tokenizer", args.tokenizer],
+    }
     for job, more in jobs.items():
         table[job] = {}
-        for name, source in (("small", args.input), ("large", large)):
+        for name, source in (("small", args.input), ("large", large / "documents")):
             found = Contender(name, sys.executable, ROOT / "data_prep" / f"{job}.py", "--input", "{input}", "--output",
                               "{work}/out", "--workers", 2, *more).run(source, 1)  # fmt: skip
             shutil.rmtree(found.pop("work", ""), ignore_errors=True)
@@ -122,11 +128,19 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
     return {"large_text_bytes": size, "jobs": table}
 
 
+def write_items(file: Path, target: Path) -> None:
+    """Evaluation items out of one file, for the decontamination to find."""
+    texts = [document["text"][500:700] for document in read_documents(file, lambda bad: None)][:500]
+    target.write_text("".join(json.dumps({"question": text}) + "\n" for text in texts), encoding="utf-8")
+
+
 def enlarge(source: Path, target: Path, times: int) -> int:
     """Copies of the documents, each copy with other ids and every eighth word marked, so that they are no duplicates."""
     import gzip
 
     size = 0
+    target.mkdir()
+    write_items(document_files(source)[0], target.parent / "items.jsonl")
     for copy in range(times):
         for number, path in enumerate(document_files(source)):
             name = target / f"{copy:03d}-{number:03d}.jsonl.gz"
