@@ -26,6 +26,7 @@ sys.path[0] = str(ROOT)  # not this folder, whose data_prep.py would hide the pa
 from data_prep.documents import document_files, read_documents  # noqa: E402
 from recipe.base.arguments import positive_int  # noqa: E402
 from recipe.base.errors import UserError, exit_on_user_error  # noqa: E402
+from recipe.base.strict import load_json  # noqa: E402
 
 PEERS = ROOT / "benchmarks" / "peers"
 
@@ -157,6 +158,34 @@ def enlarge(source: Path, target: Path, times: int) -> int:
     return size
 
 
+def table_of(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    lines = ["| job | contender | CPU s | times ours | MiB | precision, recall at J 0.8 |", "|---|---|---|---|---|---|"]
+    for job in ("dedup", "curation", "tokenization"):
+        for name, found in result[job].items():
+            planted = found.get("planted")
+            quality = f"{planted['precision']:.3f}, {planted['recall_J']['0.8']:.3f}" if planted else ""
+            lines.append(
+                f"| {job} | {name} | {found['cpu_s']} | {found.get('times_ours', '')} | {found['peak_mib']} | {quality} |"
+            )
+    megabytes = result["memory"]["large_text_bytes"] / 1e6
+    lines += [
+        "",
+        f"Largest process on {result['text_bytes'] / 1e6:.0f} MB of text and on {megabytes:,.0f} MB, in MiB:",
+        "",
+        "| job | small | large |",
+        "|---|---|---|",
+    ]
+    for job, found in result["memory"]["jobs"].items():
+        lines.append(f"| {job} | {found['small']['peak_mib']} | {found['large']['peak_mib']} |")
+    where = result["machine"]
+    lines += [
+        "",
+        f"{where['date']}, {where['cpu']}, Python {where['python']}; one worker of each, median of {result['repeats']}.",
+    ]
+    return "\n".join(lines)
+
+
 def machine() -> dict[str, Any]:
     model = next(
         (
@@ -181,8 +210,11 @@ def main(argv: list[str] | None = None) -> None:
         epilog="example:\n  make benchmark-peers\n  python benchmarks/data_prep.py --input corpus/ --tokenizer work/tokenizer --output data_prep.json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--input", required=True, type=Path, help="folder of .jsonl.gz with id, text, lang (en, zh)")
-    parser.add_argument("--tokenizer", required=True, type=Path, help="folder written by train_tokenizer.py")
+    parser.add_argument(
+        "--table", type=Path, metavar="JSON", help="print an earlier result as Markdown, and nothing else"
+    )
+    parser.add_argument("--input", type=Path, help="folder of .jsonl.gz with id, text, lang (en, zh)")
+    parser.add_argument("--tokenizer", type=Path, help="folder written by train_tokenizer.py")
     parser.add_argument("--planted", type=Path, help="folder of .jsonl.gz with a score.py, for the quality of dedup")
     parser.add_argument("--peers", type=Path, default=ROOT / ".venv-peers" / "bin" / "python", help="their interpreter")
     parser.add_argument("--repeats", type=positive_int, default=3, help="(default: %(default)s)")
@@ -190,6 +222,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--only", choices=("dedup", "curation", "tokenization", "memory"), action="append")
     parser.add_argument("--output", type=Path, help="write the JSON there too")
     args = parser.parse_args(argv)
+    if args.table:
+        print(table_of(load_json(args.table)))
+        return
+    if args.input is None or args.tokenizer is None:
+        raise UserError("give --input and --tokenizer, or --table")
     if not args.peers.exists():
         raise UserError(f"--peers {args.peers} does not exist; make benchmark-peers installs it")
     for folder in (args.input, args.tokenizer):

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_prep.characters import native
 from data_prep.command import job_parser
 from data_prep.components import find_components
 from data_prep.documents import Document, Part, records, write_part
@@ -115,7 +115,7 @@ def spread_ids(number: int, task: int, *, catalog: Catalog, target: Exchange) ->
     """The ids of one part's surviving documents."""
     labels, fate = dropped_of(number, catalog)
     ids = labels["id"].filter(pa.array(fate < 0)).combine_chunks()
-    keys = np.fromiter((native.exact_hash(i)[0] for i in ids.to_pylist()), np.uint64, len(ids))
+    keys = np.fromiter((xxhash.xxh3_64_intdigest(i.encode()) for i in ids.to_pylist()), np.uint64, len(ids))
     target.write(task, keys, {"id": ids})
     return {}
 

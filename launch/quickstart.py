@@ -135,6 +135,7 @@ def summary(raw: Path, work: Path, embedded: bool, seconds: float) -> str:
         ),
         ("throughput", f"{rates[len(rates) // 2]:,.0f} tokens/s"),
         ("expert load", f"max/mean {steps[-1]['expert_load_max_over_mean']:.2f} in the worst layer at the end"),
+        ("data report", work / "data.html"),
         ("run folder", work / "run"),
         ("TensorBoard", f"tensorboard --logdir {work / 'run' / 'tensorboard'}"),
         ("model", work / "export"),
@@ -183,6 +184,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     python("data_prep/tokenize_corpus.py", "--input", work / "deduped", "--tokenizer", work / "tokenizer",
            "--output", work / "tokens", "--config", work / "tokenize.yaml")  # fmt: skip
+    python("data_prep/report.py", *(work / name for name in ("curated", "deduped", "tokens")),
+           "--output", work / "data.html")  # fmt: skip
     overrides = [
         f"run_dir={work / 'run'}",
         f"tokenizer={work / 'tokenizer'}",

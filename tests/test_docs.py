@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from recipe.base.ds_config import load_ds_config
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_python
 
 
 def test_the_ds_config_table_has_every_file_with_its_numbers():
@@ -20,9 +22,10 @@ def test_the_ds_config_table_has_every_file_with_its_numbers():
         assert row in table, row
 
 
-def test_every_path_in_the_readme_exists():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"(?:recipe|data_prep|launch|ds_configs|docs|tests)/[\w./-]*\w", text))
+@pytest.mark.parametrize("page", ["README.md", "docs/data.md"])
+def test_every_path_that_is_named_exists(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = set(re.findall(r"(?:recipe|data_prep|launch|ds_configs|docs|tests|benchmarks)/[\w./-]*\w", text))
     placeholders = {"recipe/configs/runs/X.yaml", "ds_configs/Y.json", "data_prep/NAME.py"}
     assert len(named) > 10
     for name in named - placeholders:
@@ -33,3 +36,21 @@ def test_the_readmes_commands_are_the_makefiles():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"make ([a-z-]+)", (ROOT / "README.md").read_text(encoding="utf-8")):
         assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_the_data_plan_is_what_its_script_prints():
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    printed = run_python("benchmarks/data_plan.py", "--terabytes", 15, "--cores", 512)
+    assert printed.returncode == 0, printed.stderr
+    assert between(text, "plan") == printed.stdout.strip()
+
+
+def test_the_measured_table_is_that_of_the_committed_result():
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    printed = run_python("benchmarks/data_prep.py", "--table", "benchmarks/results/data_prep.json")
+    assert printed.returncode == 0, printed.stderr
+    assert between(text, "measured") == printed.stdout.strip()
+
+
+def between(text: str, name: str) -> str:
+    return text.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0].strip()
