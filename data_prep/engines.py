@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -45,7 +45,18 @@ def make_engine(name: str, options: Sequence[str], scratch: Path) -> Engine:
         raise UserError(f"--engine local takes no --engine-option; remove {', '.join(settings)}")
     if name == "local":
         return LocalEngine()
-    return RayEngine(settings) if name == "ray" else SlurmEngine(settings, scratch)
+    return _ray_engine(settings) if name == "ray" else SlurmEngine(settings, scratch)
+
+
+def _ray_engine(settings: dict[str, str]) -> RayEngine:
+    unknown = sorted(set(settings) - {"address", "num_cpus", "max_retries"})
+    if unknown:
+        raise UserError(f"--engine ray takes address, num_cpus and max_retries, not {', '.join(unknown)}")
+    try:
+        cpus, retries = float(settings.get("num_cpus", 1)), int(settings.get("max_retries", 3))
+    except ValueError:
+        raise UserError("--engine-option num_cpus and max_retries take numbers, such as num_cpus=2") from None
+    return RayEngine(settings.get("address", os.environ.get("RAY_ADDRESS")), cpus, retries)
 
 
 class LocalEngine:
@@ -84,22 +95,21 @@ class RayEngine:
     Options: address (default: RAY_ADDRESS, else a cluster on this machine), num_cpus (per task), max_retries.
     """
 
-    settings: dict[str, str] = field(default_factory=dict)
+    address: str | None = None
+    num_cpus: float = 1
+    max_retries: int = 3
 
     def run(self, function: Function, tasks: Numbered, workers: int, title: str) -> Iterator[tuple[int, Any]]:
         try:
             import ray
         except ImportError:
             raise UserError("--engine ray needs Ray; install it with pip install 'deepspeed-moe-recipe[ray]'") from None
-        settings = dict(self.settings)
-        address = settings.pop("address", os.environ.get("RAY_ADDRESS"))
-        cpus, retries = float(settings.pop("num_cpus", 1)), int(settings.pop("max_retries", 3))
-        if settings:
-            raise UserError(f"--engine ray takes address, num_cpus and max_retries, not {', '.join(settings)}")
         if not ray.is_initialized():
-            _must_answer(address)
-            ray.init(address=address, num_cpus=None if address else workers, log_to_driver=False, logging_level=30)
-        remote = ray.remote(num_cpus=cpus, max_retries=retries)(_outcome)
+            _must_answer(self.address)
+            ray.init(
+                address=self.address, num_cpus=None if self.address else workers, log_to_driver=False, logging_level=30
+            )
+        remote = ray.remote(num_cpus=self.num_cpus, max_retries=self.max_retries)(_outcome)
         shared, waiting = ray.put(function), list(reversed(tasks))
         running: dict[Any, int] = {}
         try:
@@ -113,7 +123,7 @@ class RayEngine:
                     yield number, _result(ray.get(done))
                 except ray.exceptions.WorkerCrashedError:
                     raise UserError(
-                        f"the worker of task {number} of {title} died {retries + 1} times; see the logs of Ray"
+                        f"the worker of task {number} of {title} died {self.max_retries + 1} times; see the logs of Ray"
                     ) from None
         finally:
             for reference in running:

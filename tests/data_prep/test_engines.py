@@ -211,6 +211,10 @@ def test_options_that_cannot_work_are_told(tmp_path, monkeypatch):
     write_documents(tmp_path / "in.jsonl", [{"id": "a", "text": "t"}])
     with pytest.raises(UserError, match="takes KEY=VALUE"):
         make_engine("ray", ["address"], tmp_path)
+    with pytest.raises(UserError, match="takes address, num_cpus and max_retries, not adress"):
+        make_engine("ray", ["adress=x"], tmp_path)
+    with pytest.raises(UserError, match="take numbers"):
+        make_engine("ray", ["num_cpus=many"], tmp_path)
     with pytest.raises(UserError, match="--engine local takes no --engine-option; remove partition"):
         make_engine("local", ["partition=x"], tmp_path)
     monkeypatch.setenv("PATH", "")
