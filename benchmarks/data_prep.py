@@ -52,7 +52,7 @@ class Contender:
                 return {"failed": said.strip().splitlines()[-1:] or [f"status {status}"]}
             seconds.append(usage.ru_utime + usage.ru_stime)
             peak = max(peak, usage.ru_maxrss / 1024)
-        return {"cpu_s": round(statistics.median(seconds), 2), "peak_mib": round(peak), "work": work}
+        return {"cpu_s": round(statistics.median(seconds), 2), "runs": repeats, "peak_mib": round(peak), "work": work}
 
 
 def _environment() -> dict[str, str]:
@@ -160,13 +160,16 @@ def enlarge(source: Path, target: Path, times: int) -> int:
 
 def table_of(result: dict[str, Any]) -> str:
     """The result as Markdown."""
-    lines = ["| job | contender | CPU s | times ours | MiB | precision, recall at J 0.8 |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| job | contender | CPU s | runs | times ours | MiB | precision, recall at J 0.8 |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for job in ("dedup", "curation", "tokenization"):
         for name, found in result[job].items():
             planted = found.get("planted")
             quality = f"{planted['precision']:.3f}, {planted['recall_J']['0.8']:.3f}" if planted else ""
             lines.append(
-                f"| {job} | {name} | {found['cpu_s']} | {found.get('times_ours', '')} | {found['peak_mib']} | {quality} |"
+                f"| {job} | {name} | {found['cpu_s']} | {found['runs']} | {found.get('times_ours', '')} | {found['peak_mib']} | {quality} |"
             )
     megabytes = result["memory"]["large_text_bytes"] / 1e6
     lines += [
@@ -181,7 +184,7 @@ def table_of(result: dict[str, Any]) -> str:
     where = result["machine"]
     lines += [
         "",
-        f"{where['date']}, {where['cpu']}, Python {where['python']}; one worker of each, median of {result['repeats']}.",
+        f"{where['date']}, {where['cpu']}, Python {where['python']}; one worker of each, medians.",
     ]
     return "\n".join(lines)
 
@@ -220,7 +223,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=positive_int, default=3, help="(default: %(default)s)")
     parser.add_argument("--times", type=positive_int, default=20, help="size of the memory test (default: %(default)s)")
     parser.add_argument("--only", choices=("dedup", "curation", "tokenization", "memory"), action="append")
-    parser.add_argument("--output", type=Path, help="write the JSON there too")
+    parser.add_argument("--output", type=Path, help="write the JSON there; adds to an earlier one of the day")
     args = parser.parse_args(argv)
     if args.table:
         print(table_of(load_json(args.table)))
@@ -235,7 +238,10 @@ def main(argv: list[str] | None = None) -> None:
     text_bytes = sum(
         len(d["text"].encode()) for f in document_files(args.input) for d in read_documents(f, lambda bad: None)
     )
-    result: dict[str, Any] = {"machine": machine(), "text_bytes": text_bytes, "repeats": args.repeats}
+    earlier = load_json(args.output) if args.output and args.output.exists() else {}
+    if earlier and (earlier["machine"], earlier["text_bytes"]) != (machine(), text_bytes):
+        raise UserError(f"--output {args.output} is of another day, machine or input; name a new file")
+    result: dict[str, Any] = {**earlier, "machine": machine(), "text_bytes": text_bytes}
     wanted = args.only or ["dedup", "curation", "tokenization", "memory"]
     for suite in (dedup, curation, tokenization):
         if suite.__name__ in wanted:

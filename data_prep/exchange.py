@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 KEY = "key"
-PARTITION_BYTES = 128 * 1024**2  # of rows that one consumer holds; its arrays take about three times that
+PARTITION_BYTES = 96 * 1024**2  # of rows that one consumer holds; with what it makes of them it takes six times that
 
 
 def scatter(values: np.ndarray) -> np.ndarray:

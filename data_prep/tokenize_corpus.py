@@ -29,7 +29,7 @@ from recipe.base.strict import load_json, load_yaml, strict_model
 from recipe.data.indexed import ShardWriter, token_dtype
 
 BATCH, BATCH_CHARACTERS = 256, 4_000_000  # documents encoded together
-CHUNK_TOKENS = 32_000_000  # of one series in memory at a time: 128 MB
+CHUNK_TOKENS = 24_000_000  # of one series in memory at a time: 96 MB, twice when it is ordered
 SHUFFLE_SEED = 20_260_102
 
 
@@ -38,7 +38,7 @@ class TokenizeConfig(BaseModel):
 
     source_by: Literal["lang", "source", "both"] = "lang"
     held_out: float = Field(0.005, ge=0, lt=1)
-    max_shard_tokens: int = Field(100_000_000, gt=0)
+    max_shard_tokens: int = Field(75_000_000, gt=0)
 
 
 def tokenizer_facts(folder: Path) -> dict[str, Any]:
