@@ -40,14 +40,14 @@ def star(node: np.ndarray, other: np.ndarray, *, large: bool) -> tuple[np.ndarra
     least = np.minimum(other[starts], node[starts]).repeat(ends - starts)
     if large:
         keep = other > node
-        return _unique(other[keep], least[keep])
+        return unique_edges(other[keep], least[keep])
     # the node itself and its smaller neighbours all go to the smallest
-    return _unique(np.concatenate((node, other)), np.concatenate((least, least)))
+    return unique_edges(np.concatenate((node, other)), np.concatenate((least, least)))
 
 
 def components(node: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(member, smallest member of its component) for every node that is not the smallest itself; sorted."""
-    edges = _unique(np.maximum(node, other), np.minimum(node, other))
+    edges = unique_edges(np.maximum(node, other), np.minimum(node, other))
     while True:
         before = edges
         for large in (True, False):
@@ -109,7 +109,8 @@ def _round(
     return {"edges": int(node.size), "hash": fingerprint}
 
 
-def _unique(node: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def unique_edges(node: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each edge once, sorted, none from a node to itself."""
     order = np.lexsort((other, node))
     node, other = node[order], other[order]
     new = np.ones(node.size, bool)

@@ -155,17 +155,13 @@ def clean_part(
     return {"groups": tally.groups(), "documents_by_set": dict(sets)}
 
 
-def read_items(config: DecontaminateConfig, files: dict[str, Path], folder: Path) -> dict[str, Any]:
+def read_items(files: dict[str, Path], number: int, *, config: DecontaminateConfig, folder: Path) -> dict[str, Any]:
     """N-grams of all evaluation files into `folder`."""
     grams = ItemGrams(config)
     for name, path in files.items():
         grams.add_file(path, name)
     templates = grams.write(folder)
     return {"items": dict(grams.items), "items_without_text": dict(grams.short), "template_ngrams": templates}
-
-
-def gather_items(task: dict[str, Path], number: int, *, config: DecontaminateConfig, folder: Path) -> dict[str, Any]:
-    return read_items(config, task, folder)
 
 
 @exit_on_user_error
@@ -192,7 +188,7 @@ def main(argv: list[str] | None = None) -> None:
     stage = Stage.of("decontaminate", args, {**config.model_dump(mode="json"), "evaluation": hashes})
     if not stage.finished:
         grams = stage.exchange("ngrams").folder
-        (items,) = stage.run_tasks("items", partial(gather_items, config=config, folder=grams), [files])
+        (items,) = stage.run_tasks("items", partial(read_items, config=config, folder=grams), [files])
         if not items["items"]:
             raise UserError(f"--evaluation {args.evaluation} holds no items; give evaluation sets")
         work = partial(clean_part, grams=grams, config=config, output=stage.output)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from data_prep.components import unique_edges
 from data_prep.exchange import Exchange, column, grouped, scatter, sort_table
 from data_prep.minhash import similarity
 from data_prep.signatures import OLD_PARTS, RECORD_BITS, Catalog
@@ -55,12 +56,7 @@ def link_similar(table: pa.Table, catalog: Catalog, threshold: float) -> tuple[n
     first = _star(document, starts, ends)
     same = key[1:] == key[:-1]
     left, right = np.concatenate((first[0], document[:-1][same])), np.concatenate((first[1], document[1:][same]))
-    left, right = np.minimum(left, right), np.maximum(left, right)
-    order = np.lexsort((right, left))
-    left, right = left[order], right[order]
-    distinct = np.ones(left.size, bool)
-    distinct[1:] = (left[1:] != left[:-1]) | (right[1:] != right[:-1])
-    left, right = left[distinct], right[distinct]
+    left, right = unique_edges(np.minimum(left, right), np.maximum(left, right))
     if left.size == 0:
         return left, right
     alike = (

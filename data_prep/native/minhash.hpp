@@ -145,7 +145,7 @@ private:
     }
 };
 
-inline std::array<uint64_t, 2> exact_hash(const unsigned char* at, const unsigned char* end) {
+inline ExactHash exact_hash(const unsigned char* at, const unsigned char* end) {
     ExactHash hash;
     bool blank = false;
     while (at < end) {
@@ -155,7 +155,7 @@ inline std::array<uint64_t, 2> exact_hash(const unsigned char* at, const unsigne
         blank = false;
         hash.feed(text::lower(code));
     }
-    return hash.digest();
+    return hash;
 }
 
 }  // namespace minhash

@@ -102,15 +102,7 @@ py::tuple line_hashes(const py::str& whole) {
     while (at < end) {
         const unsigned char* stop = at;
         while (stop < end && *stop != '\n') ++stop;
-        minhash::ExactHash hash;
-        bool blank = false;
-        for (const unsigned char* place = at; place < stop;) {
-            uint32_t code = text::next(place);
-            if (text::class_of(code) & text::SPACE) { blank = true; continue; }
-            if (blank && hash.count) hash.feed(' ');
-            blank = false;
-            hash.feed(text::lower(code));
-        }
+        minhash::ExactHash hash = minhash::exact_hash(at, stop);
         hashes.push_back(hash.count ? hash.digest()[0] : 0);
         lengths.push_back(uint32_t(hash.count));
         at = stop < end ? stop + 1 : stop;
@@ -129,7 +121,7 @@ PYBIND11_MODULE(_native, module) {
     module.def("line_hashes", &line_hashes, "Per line: uint64 hash (0: blank) and length, blanks and case aside.");
     module.def("exact_hash", [](const py::str& text) {
         auto [at, end] = utf8(text);
-        auto digest = minhash::exact_hash(at, end);
+        auto digest = minhash::exact_hash(at, end).digest();
         return array(digest.data(), 2);
     }, "uint64 [2]; equal for texts that differ in case and blanks only.");
     module.def("normalize_layout", [](const py::str& text) {
