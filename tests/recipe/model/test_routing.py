@@ -53,7 +53,9 @@ def test_choice_and_weights_equal_a_loop_over_tokens(n_group, topk_group, norm):
 
 @pytest.mark.parametrize("scoring_func", ["sigmoid", "softmax"])
 def test_scores_are_fp32_and_bounded(scoring_func):
-    logits = router_logits(torch.randn(T, 16, dtype=torch.bfloat16), torch.randn(E, 16, dtype=torch.bfloat16))
+    generator = torch.Generator().manual_seed(0)
+    x_TD, gate_ED = torch.randn(T, 16, generator=generator), torch.randn(E, 16, generator=generator) / 4
+    logits = router_logits(x_TD.bfloat16(), gate_ED.bfloat16())
     found = router_scores(logits, scoring_func)
     assert found.dtype == torch.float32
     assert ((found > 0) & (found < 1)).all()
