@@ -42,7 +42,7 @@ class TokenizeConfig(BaseModel):
 
 
 def tokenizer_facts(folder: Path) -> dict[str, Any]:
-    """Checksum, vocabulary size and end-of-document id of a tokenizer folder.
+    """Checksum, vocabulary size, end-of-document id and padding id (null without one) of a tokenizer folder.
 
     Raises:
         UserError: no tokenizer there, or one without an end-of-document (eos) token.
@@ -52,13 +52,18 @@ def tokenizer_facts(folder: Path) -> dict[str, Any]:
         raise UserError(f"--tokenizer {folder} holds no tokenizer.json; give the output folder of train_tokenizer.py")
     tokenizer = load_json(path)
     vocabulary = {**tokenizer["model"]["vocab"], **{t["content"]: t["id"] for t in tokenizer["added_tokens"]}}
-    eod = load_json(folder / "tokenizer_config.json").get("eos_token")
-    if isinstance(eod, dict):
-        eod = eod["content"]
-    eod_id = vocabulary.get(eod)
+    special = load_json(folder / "tokenizer_config.json")
+    eod_id, pad_id = (vocabulary.get(_content(special.get(name))) for name in ("eos_token", "pad_token"))
     if eod_id is None:
         raise UserError(f"--tokenizer {folder} names no eos_token in its vocabulary; documents could not be told apart")
-    return {"sha256": sha256(path), "vocab_size": len(vocabulary), "eod_id": eod_id}
+    # A tokenizer that pads with its end-of-document token has no padding that could be told from it.
+    pad_id = None if pad_id == eod_id else pad_id
+    return {"sha256": sha256(path), "vocab_size": len(vocabulary), "eod_id": eod_id, "pad_id": pad_id}
+
+
+def _content(token: Any) -> Any:
+    """A special token's text: tokenizer_config.json has it as a string or as an object."""
+    return token["content"] if isinstance(token, dict) else token
 
 
 def is_held_out(identity: str, share: float) -> bool:

@@ -64,8 +64,7 @@ def main(argv: list[str] | None = None) -> None:
             launch.ds_raw,
             seed=run.seed,
             optimizer=run.optimizer,
-            routing=run.routing,
-            seq_length=run.data.seq_length,
+            compute=run.compute,
         )
         store = CheckpointStore(run.run_dir / "checkpoints", run.checkpoint.keep_last)
         state = TrainState()

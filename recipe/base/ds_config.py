@@ -53,7 +53,7 @@ class Bf16(_Section):
 
 
 class ZeroOptimization(_Section):
-    stage: Literal[1, 2, 3]
+    stage: Literal[0, 1, 2, 3]
     contiguous_gradients: bool = True
     overlap_comm: bool | None = None
     reduce_scatter: bool = True

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from recipe.base.errors import UserError
+from recipe.base.routing_settings import Routing
 from recipe.base.strict import load_yaml, parse_yaml_value, strict_model
 
 
@@ -57,6 +58,7 @@ class Data(_Section):
     tokens: Path  # output folder of data_prep/tokenize_corpus.py
     seq_length: int = Field(gt=1)  # tokens predicted per sequence
     mixture: Mixture = Mixture()
+    document_attention: bool = False  # attention and positions stay inside each packed document
 
 
 class Optimizer(_Section):
@@ -78,11 +80,12 @@ class Schedule(_Section):
     decay_tokens: int = Field(0, ge=0)  # WSD only: length of the final decay
 
 
-class Routing(_Section):
-    """Weights of the per-layer router losses, against a language-model loss of weight 1."""
+class Compute(_Section):
+    """What trades memory for time without changing what is learned."""
 
-    aux_loss_coef: float = Field(0.01, ge=0)  # Switch Transformers, arXiv 2101.03961
-    z_loss_coef: float = Field(0.001, ge=0)  # ST-MoE, arXiv 2202.08906
+    recompute: Literal["none", "reentrant", "non_reentrant"] = "none"  # of each decoder layer's activations
+    attention: Literal["sdpa", "flash_attention_2", "flex_attention"] = "sdpa"
+    loss_chunk_tokens: int = Field(2048, gt=0)  # 2,048 tokens * 131,072 vocabulary * 4 bytes = 1 GiB of logits
 
 
 class Checkpoint(_Section):
@@ -106,10 +109,11 @@ class RunConfig(_Section):
     checkpoint: Checkpoint
     optimizer: Optimizer = Optimizer()
     routing: Routing = Routing()
+    compute: Compute = Compute()
     logging: Logging = Logging()
 
     def problems(self) -> list[str]:
-        schedule, found = self.schedule, self.data.mixture.problems()
+        schedule, found = self.schedule, self.data.mixture.problems() + self.routing.problems()
         if schedule.min_lr > schedule.peak_lr:
             found.append(f"schedule.min_lr {schedule.min_lr} exceeds schedule.peak_lr {schedule.peak_lr}")
         if schedule.kind == "wsd" and schedule.decay_tokens == 0:

@@ -147,14 +147,21 @@ class BatchOrder:
         name, number = self.locate(index)
         return self._orders[name].sequence(number)
 
-    def micro_batch(self, consumed: int, micro_step: int, rank: int, world_size: int, size: int) -> np.ndarray:
-        """Tokens [size, S + 1] int64 of one rank in one accumulation step after `consumed` sequences of the run.
+    def micro_batch(
+        self, consumed: int, micro_step: int, rank: int, world_size: int, size: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One rank's sequences in one accumulation step after `consumed` sequences of the run.
 
         Micro-batches are contiguous runs of the order, dealt to ranks in turn, so that the set of
         micro-batches of a step is the same however many ranks share it.
+
+        Returns:
+            tokens [size, S + 1] int64, and the source of each sequence as its place in `names` [size].
         """
         start = consumed + (micro_step * world_size + rank) * size
-        return np.stack([self.sequence(index) for index in range(start, start + size)]).astype(np.int64)
+        indices = range(start, start + size)
+        sources = np.array([self.names.index(self.locate(index)[0]) for index in indices])
+        return np.stack([self.sequence(index) for index in indices]).astype(np.int64), sources
 
     def read(self, sequences: int) -> dict[str, float]:
         """How many sequences of each source a run of this many reads (a last part of a cycle by its shares)."""

@@ -20,11 +20,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from recipe.model.configuration import RecipeMoeConfig
-from recipe.model.routing import choose_experts, router_logits, router_scores
+from recipe.model.loss import next_token_loss, summed_loss
+from recipe.model.routing.choice import choose_experts, router_logits, router_scores
 
 
 class RMSNorm(nn.Module):
@@ -172,7 +174,9 @@ class MoeBlock(nn.Module):
         return routed_TD.view_as(x_BSD) + self.shared_experts(x_BSD)
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(GradientCheckpointingLayer):
+    """One layer; `gradient_checkpointing_enable` of the model makes it recompute itself in the backward pass."""
+
     def __init__(self, config: RecipeMoeConfig, layer_idx: int):
         super().__init__()
         self.self_attn = Attention(config, layer_idx)
@@ -196,6 +200,7 @@ class RecipeMoePreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    supports_gradient_checkpointing = True
     # DeepSpeed (data_types.keep_in_fp32_modules) and transformers both read this list.
     _keep_in_fp32_modules_strict = ["e_score_correction_bias"]
 
@@ -235,8 +240,21 @@ class RecipeMoeModel(RecipeMoePreTrainedModel):
         )
         cos_sin = rotary_cos_sin(self.config, position_ids, x_BSD.dtype)
         for layer in self.layers:
-            x_BSD = layer(x_BSD, cos_sin, mask, past_key_values, **kwargs)
+            # position_ids for flash attention, which finds document boundaries in them
+            x_BSD = layer(x_BSD, cos_sin, mask, past_key_values, position_ids=position_ids, **kwargs)
         return self.norm(x_BSD)
+
+
+class LanguageModelHead(nn.Linear):
+    """Hidden states to logits; or, given targets, straight to the summed loss."""
+
+    def forward(
+        self, hidden_BSD: torch.Tensor, targets_BS: torch.Tensor | None = None, chunk_tokens: int = 1
+    ) -> torch.Tensor:
+        # A module's forward, so that ZeRO-3 gathers the weight for the loss as it does for the logits.
+        if targets_BS is None:
+            return super().forward(hidden_BSD)
+        return summed_loss(hidden_BSD.flatten(0, 1), self.weight, targets_BS.flatten(), chunk_tokens)
 
 
 class RecipeMoeForCausalLM(RecipeMoePreTrainedModel, GenerationMixin):
@@ -245,7 +263,7 @@ class RecipeMoeForCausalLM(RecipeMoePreTrainedModel, GenerationMixin):
     def __init__(self, config: RecipeMoeConfig):
         super().__init__(config)
         self.model = RecipeMoeModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = LanguageModelHead(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     def forward(
@@ -257,22 +275,26 @@ class RecipeMoeForCausalLM(RecipeMoePreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
+        targets: torch.Tensor | None = None,
+        loss_chunk_tokens: int = 2048,
         **kwargs: Any,
     ) -> MoeCausalLMOutputWithPast:
-        """Logits, and with `labels` (HF convention: shifted here, -100 ignored) the mean next-token loss."""
+        """Logits, or a loss.
+
+        Args:
+            position_ids: [B, S]; where they restart, another document begins and attention stops.
+            labels: HF convention, shifted here, -100 ignored: logits and the mean next-token loss.
+            targets: [B, S], already shifted, -100 ignored: no logits, and the summed next-token loss,
+                `loss_chunk_tokens` tokens at a time.
+        """
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         hidden_BSD = self.model(input_ids, attention_mask, position_ids, past_key_values, **kwargs)
+        if targets is not None:
+            return MoeCausalLMOutputWithPast(loss=self.lm_head(hidden_BSD, targets, loss_chunk_tokens))
         logits_BSV = self.lm_head(hidden_BSD[:, -logits_to_keep:] if logits_to_keep else hidden_BSD)
         loss = None if labels is None else next_token_loss(logits_BSV[:, :-1], labels[:, 1:])
         return MoeCausalLMOutputWithPast(loss=loss, logits=logits_BSV, past_key_values=past_key_values)  # type: ignore[arg-type]
-
-
-def next_token_loss(logits_BSV: torch.Tensor, targets_BS: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
-    """Cross entropy in nats, in fp32; targets of -100 count for nothing."""
-    return F.cross_entropy(
-        logits_BSV.flatten(0, 1).float(), targets_BS.flatten(), ignore_index=-100, reduction=reduction
-    )
 
 
 def initialize_parameter(parameter: torch.Tensor, name: str, config: RecipeMoeConfig, seed: int) -> None:

@@ -1,10 +1,10 @@
-"""Our router inside DeepSpeed's AutoEP layers.
+"""Our router and our limits inside DeepSpeed's AutoEP layers.
 
-AutoEP brings expert parallelism (dispatch, grouped GEMM, combine) and a router without balancing losses
-whose gate matmul runs in the model's precision. `recipe_router` puts ours in its place while
-`deepspeed.initialize` builds the layers, so the engine partitions, hooks and checkpoints it like any module.
+AutoEP brings expert parallelism (dispatch, grouped GEMM, combine) and a router without balancing, limits or
+metrics, whose gate matmul runs in the model's precision. `recipe_layers` puts ours in their place while
+`deepspeed.initialize` builds the layers, so the engine partitions, hooks and checkpoints them like any module.
 
-Legend: T tokens of this rank's micro-batch, D hidden size, E routed experts, K experts per token.
+Legend: T tokens of this rank's micro-batch, D hidden size, E routed experts, K experts per token, N rows kept.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from contextlib import contextmanager
 
 import torch
 from deepspeed.module_inject import auto_ep_layer
-from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
+from deepspeed.module_inject.auto_ep_layer import (
+    AutoEPMoELayer,
+    _AllToAllV,
+    combine_from_routed,
+    compute_split_plan,
+    permute_by_local_expert,
+    unpermute_by_local_expert,
+)
+from deepspeed.moe.ep_count import count_tokens_per_expert
 from deepspeed.moe.ep_router import TokenChoiceTopKRouter
 from torch import nn
 
-from recipe.base.settings import Routing
-from recipe.model.routing import (
-    AttachLoss,
-    choose_experts,
-    load_balancing_loss,
-    router_logits,
-    router_scores,
-    router_z_loss,
-)
+from recipe.model.routing.choice import jitter, preferences, router_logits, router_scores, score_shares, weights_of
+from recipe.run.routing_control import RoutingControl
 
 
 class Fp32Gate(nn.Linear):
@@ -37,63 +38,96 @@ class Fp32Gate(nn.Linear):
 
 
 class RecipeRouter(TokenChoiceTopKRouter):
-    """Router of one AutoEP layer: fp32 scores, top-k, and per-layer balancing losses in the graph.
+    """Router of one AutoEP layer. In training it answers to the run's `RoutingControl`, in evaluation it only chooses."""
 
-    The losses are taken layer by layer, the load-balancing one sequence by sequence, so that they do not
-    depend on how the global batch is split over ranks and accumulation steps. They reach the router
-    through `AttachLoss`; the loss that the loop reports stays the language-model loss.
-    """
-
-    # Set once for all layers by `configure_routing`, before the first training step.
-    routing: Routing | None = None
-    seq_length: int = 0
-    loss_scale: float = 1.0
+    control: RoutingControl | None = None
+    number: int = 0  # of its layer among the MoE layers
+    ep_group: torch.distributed.ProcessGroup | None = None
 
     def __init__(self, dim: int, num_experts: int, *args, gate_bias: bool, **kwargs):
         super().__init__(dim, num_experts, *args, gate_bias=gate_bias, **kwargs)
         assert not gate_bias, "the recipe's routers have no gate bias"
         self.gate = Fp32Gate(dim, num_experts, bias=False)
-        # Sums of aux loss and z-loss, and how many were added, since the metrics last read and zeroed them.
-        self.loss_totals = torch.zeros(3)
 
     def forward(self, x_TD: torch.Tensor, expert_bias: torch.Tensor | None = None):
-        """AutoEP's contract: weights [T, K], experts [T, K], assignments per expert [E] int32."""
+        """AutoEP's contract: weights [T, K], experts [T, K], assignments per expert [E] int32.
+
+        A dropped assignment has weight 0 and the expert number E, and is not counted; only
+        `CapacityLayer` may be given those.
+        """
         assert expert_bias is None, "AutoEP's own expert bias is off; ours is e_score_correction_bias"
+        control = self.control if self.training else None
+        if control is not None and control.settings.jitter > 0:
+            x_TD = jitter(x_TD, control.settings.jitter, control.noise_key(self.number))
         logits_TE = self.gate(x_TD)
         scores_TE = router_scores(logits_TE, self.score_func)
-        weights_TK, experts_TK = choose_experts(
-            scores_TE,
-            self.e_score_correction_bias,
-            top_k=self.top_k,
-            n_group=self.num_expert_groups or 1,
-            topk_group=self.num_limited_groups or 1,
-            norm_topk_prob=self.route_norm,
-            routed_scaling_factor=self.route_scale,
+        choice_TE = preferences(
+            scores_TE, self.e_score_correction_bias, self.num_expert_groups or 1, self.num_limited_groups or 1
         )
-        counts_E = torch.bincount(experts_TK.flatten(), minlength=self.num_experts).to(torch.int32)
-        if self.training and self.routing is not None:
-            weights_TK = self._attach_losses(weights_TK, logits_TE, scores_TE, experts_TK)
-        return weights_TK, experts_TK, counts_E
+        chosen_TK = choice_TE.topk(self.top_k, dim=-1, sorted=False).indices
+        if control is None:
+            return self._weights(scores_TE, chosen_TK), chosen_TK, count_tokens_per_expert(chosen_TK, self.num_experts)
+        experts_TK, kept_TK = control.limit(choice_TE, chosen_TK, self.ep_group)
+        weights_TK = self._weights(scores_TE, experts_TK)
+        if kept_TK is not None:
+            weights_TK = weights_TK * kept_TK
+        shares_TE = score_shares(scores_TE)
+        control.observe(self.number, logits_TE, shares_TE, chosen_TK, experts_TK, kept_TK)
+        weights_TK = control.attach_losses(self.number, weights_TK, logits_TE, shares_TE, chosen_TK)
+        if kept_TK is None:
+            return weights_TK, experts_TK, count_tokens_per_expert(experts_TK, self.num_experts)
+        sent_TK = torch.where(kept_TK, experts_TK, self.num_experts)
+        return weights_TK, sent_TK, count_tokens_per_expert(sent_TK, self.num_experts + 1)[:-1]
 
-    def _attach_losses(self, weights_TK, logits_TE, scores_TE, experts_TK) -> torch.Tensor:
-        aux_loss = load_balancing_loss(scores_TE, experts_TK, self.seq_length)
-        z_loss = router_z_loss(logits_TE)
-        losses = torch.stack((aux_loss, z_loss, torch.ones_like(z_loss))).detach()
-        self.loss_totals = self.loss_totals.to(losses.device) + losses
-        assert self.routing is not None
-        total = self.routing.aux_loss_coef * aux_loss + self.routing.z_loss_coef * z_loss
-        return AttachLoss.apply(weights_TK, total, self.loss_scale)
+    def _weights(self, scores_TE: torch.Tensor, experts_TK: torch.Tensor) -> torch.Tensor:
+        return weights_of(scores_TE, experts_TK, norm_topk_prob=self.route_norm, routed_scaling_factor=self.route_scale)
+
+
+class CapacityLayer(AutoEPMoELayer):
+    """AutoEP's layer, which under a capacity sends and computes the rows that are kept and no others."""
+
+    def _forward(self, hidden_BSD: torch.Tensor) -> torch.Tensor:
+        control = self.router.control
+        if not self.training or control is None or not control.limits:
+            return super()._forward(hidden_BSD)
+        x_TD = hidden_BSD.flatten(0, 1)
+        weights_TK, experts_TK, counts_E = self.router(x_TD, None)
+        if self.ep_size == 1:
+            rows, counts = int(counts_E.sum()), counts_E
+        else:
+            plan = compute_split_plan(
+                experts_TK, self.num_experts, self.ep_size, self.num_local_experts, self.ep_group, counts_E
+            )
+            rows, counts = sum(plan.input_splits), plan.local_counts_by_source
+        kept_N = experts_TK.flatten().argsort(stable=True)[:rows]  # by expert; dropped ones sort last
+        routed_ND = x_TD[kept_N // self.top_k]
+        if self.ep_size > 1:
+            routed_ND = _AllToAllV.apply(self.ep_group, routed_ND, plan.input_splits, plan.output_splits)
+        by_expert, places, aligned, received = permute_by_local_expert(routed_ND, counts)
+        out_ND = unpermute_by_local_expert(self.experts(by_expert, aligned), places, received)
+        if self.ep_size > 1:
+            out_ND = _AllToAllV.apply(self.ep_group, out_ND, plan.output_splits, plan.input_splits)
+        out_BSD = combine_from_routed(
+            out_ND,
+            top_scores=weights_TK,
+            token_indices_sorted=kept_N,
+            top_k=self.top_k,
+            score_apply=self.score_apply,
+            combine_impl="weighted_sum",
+            shape=tuple(hidden_BSD.shape),
+        )
+        return self._finalize_output(out_BSD, x_TD, hidden_BSD, hidden_BSD.shape[-1])
 
 
 @contextmanager
-def recipe_router() -> Iterator[None]:
-    """While active, AutoEP builds its layers with `RecipeRouter`."""
-    original = auto_ep_layer.TokenChoiceTopKRouter
-    auto_ep_layer.TokenChoiceTopKRouter = RecipeRouter
+def recipe_layers() -> Iterator[None]:
+    """While active, AutoEP builds its layers as `CapacityLayer` with `RecipeRouter`."""
+    original = auto_ep_layer.TokenChoiceTopKRouter, auto_ep_layer.AutoEPMoELayer
+    auto_ep_layer.TokenChoiceTopKRouter, auto_ep_layer.AutoEPMoELayer = RecipeRouter, CapacityLayer
     try:
         yield
     finally:
-        auto_ep_layer.TokenChoiceTopKRouter = original
+        auto_ep_layer.TokenChoiceTopKRouter, auto_ep_layer.AutoEPMoELayer = original
 
 
 def moe_layers(module: nn.Module) -> list[tuple[str, AutoEPMoELayer]]:
@@ -101,16 +135,8 @@ def moe_layers(module: nn.Module) -> list[tuple[str, AutoEPMoELayer]]:
     return [(name, layer) for name, layer in module.named_modules() if isinstance(layer, AutoEPMoELayer)]
 
 
-def configure_routing(
-    module: nn.Module, routing: Routing, *, seq_length: int, gradient_accumulation_steps: int
-) -> None:
-    """Switch the balancing losses on in every layer of a model whose layers AutoEP has built.
-
-    The engine divides the loss by the accumulation steps before the backward pass; so must what the
-    layers attach.
-    """
-    for name, layer in moe_layers(module):
+def connect(module: nn.Module, control: RoutingControl) -> None:
+    """Give every layer's router the run's control and its number."""
+    for number, (name, layer) in enumerate(moe_layers(module)):
         assert isinstance(layer.router, RecipeRouter), f"AutoEP built {name} with its own router"
-        layer.router.routing = routing
-        layer.router.seq_length = seq_length
-        layer.router.loss_scale = 1.0 / gradient_accumulation_steps
+        layer.router.control, layer.router.number, layer.router.ep_group = control, number, layer.ep_group

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,10 @@ class TrainState:
     step: int = 0  # optimizer steps done
     sequences: int = 0  # sequences consumed: the position in the data
     tokens: int = 0  # tokens trained on: the position in the schedule
+    mitigations: dict[str, Any] = field(default_factory=dict)  # which remedies hold, and until when
+
+    def advance(self, sequences: int, tokens: int) -> None:
+        self.step, self.sequences, self.tokens = self.step + 1, self.sequences + sequences, self.tokens + tokens
 
 
 def topology(engine: deepspeed.DeepSpeedEngine) -> dict[str, int]:

@@ -10,16 +10,18 @@ import torch
 from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
 from torch import nn
 
-from recipe.base.settings import Optimizer, Routing
+from recipe.base.routing_settings import Routing
+from recipe.base.settings import Compute, Optimizer
 from recipe.model import RecipeMoeConfig, RecipeMoeForCausalLM
 from recipe.model.modeling import initialize_parameter
-from recipe.run.autoep import configure_routing, recipe_router
+from recipe.run.autoep import connect, moe_layers, recipe_layers
+from recipe.run.routing_control import RoutingControl
 
 
-def build_model(config: RecipeMoeConfig, ds_raw: dict[str, Any], seed: int) -> RecipeMoeForCausalLM:
+def build_model(config: RecipeMoeConfig, ds_raw: dict[str, Any], seed: int, compute: Compute) -> RecipeMoeForCausalLM:
     """The model with its initial weights; under ZeRO-3 each rank keeps its partition from the start."""
     zero3 = ds_raw["zero_optimization"]["stage"] == 3
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = compute.attention
     with deepspeed.zero.Init(config_dict_or_path=ds_raw) if zero3 else nullcontext():
         model = RecipeMoeForCausalLM(config)
     with torch.no_grad():
@@ -27,6 +29,8 @@ def build_model(config: RecipeMoeConfig, ds_raw: dict[str, Any], seed: int) -> R
             with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0, enabled=zero3):
                 if not zero3 or deepspeed.comm.get_rank() == 0:
                     initialize_parameter(parameter, name, config, seed)
+    if compute.recompute != "none":
+        model.gradient_checkpointing_enable({"use_reentrant": compute.recompute == "reentrant"})
     return model
 
 
@@ -46,16 +50,10 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def build_engine(
-    config: RecipeMoeConfig,
-    ds_raw: dict[str, Any],
-    *,
-    seed: int,
-    optimizer: Optimizer,
-    routing: Routing,
-    seq_length: int,
+    config: RecipeMoeConfig, ds_raw: dict[str, Any], *, seed: int, optimizer: Optimizer, compute: Compute
 ) -> deepspeed.DeepSpeedEngine:
     """Initialise DeepSpeed; the process group must exist."""
-    model = build_model(config, ds_raw, seed)
+    model = build_model(config, ds_raw, seed, compute)
 
     def adamw(_: Any) -> torch.optim.Optimizer:
         # Called by the engine after AutoEP has replaced the MoE blocks, so the groups hold what is trained.
@@ -63,8 +61,24 @@ def build_engine(
         fused = torch.cuda.is_available()
         return torch.optim.AdamW(groups, lr=0.0, betas=optimizer.betas, eps=optimizer.eps, fused=fused)
 
-    with recipe_router():
+    with recipe_layers():
         engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=ds_raw)
-    accumulation = engine.gradient_accumulation_steps()
-    configure_routing(engine.module, routing, seq_length=seq_length, gradient_accumulation_steps=accumulation)
     return engine
+
+
+def control_routing(
+    engine: deepspeed.DeepSpeedEngine, routing: Routing, *, seq_length: int, sources: list[str], seed: int
+) -> RoutingControl:
+    """Put every router of an engine under one control, for training."""
+    layers = [layer for _, layer in moe_layers(engine.module)]
+    control = RoutingControl(
+        routing,
+        [layer.router.e_score_correction_bias for layer in layers],
+        top_k=layers[0].top_k,
+        seq_length=seq_length,
+        accumulation=engine.gradient_accumulation_steps(),
+        sources=sources,
+        seed=seed,
+    )
+    connect(engine.module, control)
+    return control

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from recipe.data.token_folder import Source
-from recipe.model.modeling import next_token_loss
+from recipe.model.loss import next_token_loss
 
 
 def windows(source: Source, seq_length: int) -> Iterator[np.ndarray]:

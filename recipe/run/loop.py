@@ -10,11 +10,14 @@ import torch
 import torch.distributed as dist
 
 from recipe.base.schedule import learning_rate
-from recipe.model.modeling import next_token_loss
+from recipe.data.batch import Batch, make_batch
 from recipe.run.checkpoint import CheckpointStore, TrainState
+from recipe.run.engine import control_routing
 from recipe.run.metrics import MetricsWriter, Throughput
-from recipe.run.router_totals import RouterTotals
+from recipe.run.mitigations import Mitigator
+from recipe.run.routing_metrics import routing_metrics
 from recipe.run.startup import Launch
+from recipe.run.step import run_step
 
 
 class StopRequest:
@@ -29,30 +32,32 @@ class StopRequest:
         self.signal = number
 
 
-def train_step(engine: deepspeed.DeepSpeedEngine, launch: Launch, state: TrainState) -> tuple[torch.Tensor, float]:
-    """One optimizer step over one global batch.
+def read_batches(launch: Launch, state: TrainState) -> list[Batch]:
+    """This rank's micro-batches of the next step."""
+    ds, facts = launch.ds, launch.tokenizer
+    reads = [
+        launch.order.micro_batch(
+            state.sequences, micro_step, dist.get_rank(), dist.get_world_size(), ds.train_micro_batch_size_per_gpu
+        )
+        for micro_step in range(ds.gradient_accumulation_steps)
+    ]
+    return [
+        make_batch(
+            sequences,
+            sources,
+            eod_id=facts["eod_id"],
+            pad_id=facts.get("pad_id"),
+            document_attention=launch.run.data.document_attention,
+        )
+        for sequences, sources in reads
+    ]
 
-    Returns:
-        this rank's mean loss in nats per token over its micro-batches, on the device; the learning rate.
-    """
-    ds, rank, world_size = launch.ds, dist.get_rank(), dist.get_world_size()
+
+def set_learning_rate(engine: deepspeed.DeepSpeedEngine, launch: Launch, state: TrainState) -> float:
     lr = learning_rate(launch.run.schedule, state.tokens + launch.tokens_per_step)
     for group in engine.optimizer.param_groups:
         group["lr"] = lr
-    loss_sum = torch.zeros((), device=engine.device)
-    for micro_step in range(ds.gradient_accumulation_steps):
-        batch = launch.order.micro_batch(
-            state.sequences, micro_step, rank, world_size, ds.train_micro_batch_size_per_gpu
-        )
-        tokens_BS = torch.from_numpy(batch).to(engine.device)
-        loss = next_token_loss(engine(tokens_BS[:, :-1]).logits, tokens_BS[:, 1:])
-        engine.backward(loss)
-        engine.step()
-        loss_sum += loss.detach()
-    state.step += 1
-    state.sequences += ds.train_batch_size
-    state.tokens += launch.tokens_per_step
-    return loss_sum / ds.gradient_accumulation_steps, lr
+    return lr
 
 
 def train(engine: deepspeed.DeepSpeedEngine, launch: Launch, store: CheckpointStore, state: TrainState) -> bool:
@@ -63,13 +68,29 @@ def train(engine: deepspeed.DeepSpeedEngine, launch: Launch, store: CheckpointSt
     """
     run, total_steps = launch.run, launch.total_steps
     stop = StopRequest()
-    router_totals = RouterTotals(engine.module)
+    control = control_routing(
+        engine, run.routing, seq_length=run.data.seq_length, sources=launch.order.names, seed=run.seed
+    )
+    mitigator = Mitigator(control, state.mitigations)
+    bias_frozen_from = run.schedule.total_tokens * (1 - run.routing.bias_freeze_share)
     throughput = Throughput(launch.shape, run.data.seq_length, dist.get_world_size())
     writer = MetricsWriter(run.run_dir, total_steps, state.step + 1) if dist.get_rank() == 0 else None
     engine.train()
     stopped = False
     while state.step < total_steps and not stopped:
-        loss, lr = train_step(engine, launch, state)
+        step = state.step + 1
+        logged = step in (1, total_steps) or step % run.logging.every_steps == 0
+        lr = set_learning_rate(engine, launch, state)
+        loss, sums = run_step(
+            engine,
+            control,
+            run.compute,
+            read_batches(launch, state),
+            step=step,
+            observing=logged,
+            update_bias=state.tokens < bias_frozen_from,
+        )
+        state.advance(launch.ds.train_batch_size, launch.tokens_per_step)
         throughput.count(launch.tokens_per_step)
         # One small all-reduce: the global batch's loss, and whether any rank was asked to stop.
         shared = torch.stack(
@@ -77,19 +98,20 @@ def train(engine: deepspeed.DeepSpeedEngine, launch: Launch, store: CheckpointSt
         )
         dist.all_reduce(shared)
         stopped = shared[1].item() > 0
-        last = stopped or state.step == total_steps
-        if last or state.step == 1 or state.step % run.logging.every_steps == 0:
+        if sums is not None:
             values = {
                 "tokens": state.tokens,
                 "loss": shared[0].item() / dist.get_world_size(),
                 "lr": lr,
                 "grad_norm": float(engine.get_global_grad_norm()),
                 **throughput.take(),
-                **router_totals.take(),
+                **routing_metrics(sums, control),
             }
+            events = mitigator.update(step, values)
+            state.mitigations = mitigator.state
             if writer is not None:
-                writer.write(state.step, values)
-        if last or state.step % run.checkpoint.every_steps == 0:
+                writer.write(step, values, events)
+        if stopped or step == total_steps or step % run.checkpoint.every_steps == 0:
             path = store.save(engine, state)
             if writer is not None:
                 print(f"checkpoint {path}", flush=True)

@@ -1,6 +1,6 @@
 """What a run reports: metrics.jsonl, TensorBoard, and one console line per logging interval. Rank 0 only.
 
-metrics.jsonl has one JSON object per logged step. It is only ever appended to: after a resume the steps that
+metrics.jsonl has one JSON object per logged step, events.jsonl one per event. Both are only ever appended to: after a resume the steps that
 were lost appear again, and `read_metrics` takes the last line of each step.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,30 +55,46 @@ class MetricsWriter:
         "mfu": "perf/mfu",
         "aux_loss": "moe/aux_loss",
         "z_loss": "moe/z_loss",
+        "scaled_aux_loss": "moe/scaled_aux_loss",
+        "scaled_z_loss": "moe/scaled_z_loss",
         "expert_load_max_over_mean": "moe/expert_load_max_over_mean",
     }
 
     def __init__(self, run_dir: Path, total_steps: int, first_step: int):
         self._file = open(run_dir / "metrics.jsonl", "a", encoding="utf-8")
+        self._events = open(run_dir / "events.jsonl", "a", encoding="utf-8")
         # TensorBoard then hides what an earlier incarnation logged from this step on.
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step)
         self._total_steps = total_steps
 
-    def write(self, step: int, values: dict[str, Any]) -> None:
+    def write(self, step: int, values: dict[str, Any], events: Sequence[dict[str, Any]] = ()) -> None:
+        """Write a step's metrics, and what mitigations did in it."""
         self._file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
         self._file.flush()
         for name, tag in self.TAGS.items():
             if name in values:
                 self._board.add_scalar(tag, values[name], step)
-        load_LE = load_over_mean(values["tokens_per_expert"])
-        for layer, load_E in enumerate(load_LE):
-            self._board.add_scalar(f"moe/load_max_over_mean/moe_layer_{layer:02d}", load_E.max().item(), step)
-        self._board.add_image("moe/tokens_per_expert", load_image(load_LE), step, dataformats="HW")
+        self._write_routing(step, values)
         print(self._console_line(step, values), flush=True)
+        for event in events:
+            self._events.write(json.dumps({"time": time.time(), **event}) + "\n")
+            self._events.flush()
+            self._board.add_text("events", event["said"], step)
+            print(f"step {step:>7,}  {event['said']}", flush=True)
 
     def close(self) -> None:
         self._file.close()
+        self._events.close()
         self._board.close()
+
+    def _write_routing(self, step: int, values: dict[str, Any]) -> None:
+        """A scalar per metric and layer, the same for each source's loads, and the loads as an image."""
+        by_source = {f"{name}/{source}": v for source, found in values["sources"].items() for name, v in found.items()}
+        for name, of_layers in {**values["routing"], **by_source}.items():
+            for layer, value in enumerate(of_layers):
+                self._board.add_scalar(f"moe/{name}/moe_layer_{layer:02d}", value, step)
+        load_LE = load_over_mean(values["tokens_per_expert"])
+        self._board.add_image("moe/tokens_per_expert", load_image(load_LE), step, dataformats="HW")
 
     def _console_line(self, step: int, values: dict[str, Any]) -> str:
         left = (self._total_steps - step) * values["step_time_s"]

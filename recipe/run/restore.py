@@ -45,8 +45,7 @@ class RestorableRun:
             self.ds_raw,
             seed=self.run.seed,
             optimizer=self.run.optimizer,
-            routing=self.run.routing,
-            seq_length=self.run.data.seq_length,
+            compute=self.run.compute,
         )
         state = self._store.load(engine, self._path)
         engine.eval()

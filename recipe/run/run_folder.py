@@ -16,7 +16,7 @@ from recipe.base.settings import RunConfig
 Resume = Literal["never", "auto"]
 # What a resumed run may change and still be the same run. The optimizer's settings are not among them: the
 # checkpoint's would silently win.
-_FREE_TO_CHANGE = {"run_dir", "logging", "checkpoint", "schedule", "routing"}
+_FREE_TO_CHANGE = {"run_dir", "logging", "checkpoint", "schedule", "routing", "compute"}
 _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy", "pydantic")
 
 

@@ -65,7 +65,9 @@ def test_a_global_batch_is_the_same_for_any_number_of_ranks(sources, world_size)
             for rank in range(world_size)
         ]
         expected = np.stack([batches.sequence(i) for i in range(consumed, consumed + batch)])
-        assert np.array_equal(np.concatenate(read), expected)
+        assert np.array_equal(np.concatenate([tokens for tokens, _ in read]), expected)
+        found = [batches.names[number] for _, numbers in read for number in numbers]
+        assert found == [batches.locate(i)[0] for i in range(consumed, consumed + batch)]
 
 
 def test_an_epoch_reads_every_sequence_of_a_source_once(sources):

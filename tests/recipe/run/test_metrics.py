@@ -20,6 +20,8 @@ VALUES = {
     "z_loss": 4.0,
     "expert_load_max_over_mean": 1.5,
     "tokens_per_expert": [[1, 3], [2, 2]],
+    "routing": {"load_max_over_mean": [1.5, 1.0], "drop_rate": [0.0, 0.25]},
+    "sources": {"en": {"load_max_over_mean": [2.0, 1.0]}},
 }
 
 

@@ -1,0 +1,86 @@
+"""Next-token loss: plain from logits, and in chunks from hidden states so that the logits never exist whole.
+
+With a vocabulary of 131,072, one token's logits in fp32 are 512 KiB and a micro-batch of 16,384 tokens would hold
+8 GiB of them, and their gradient as much again. In chunks both exist for `chunk_tokens` tokens at a time.
+
+Legend: T tokens, D hidden size, V vocabulary, C tokens of a chunk.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+import torch.nn.functional as F
+
+IGNORED = -100  # a target that counts for nothing, as in transformers
+
+
+def next_token_loss(logits_BSV: torch.Tensor, targets_BS: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
+    """Cross entropy in nats, in fp32; targets of -100 count for nothing."""
+    return F.cross_entropy(
+        logits_BSV.flatten(0, 1).float(), targets_BS.flatten(), ignore_index=IGNORED, reduction=reduction
+    )
+
+
+def summed_loss(
+    hidden_TD: torch.Tensor, weight_VD: torch.Tensor, targets_T: torch.Tensor, chunk_tokens: int
+) -> torch.Tensor:
+    """Sum over tokens of the next-token loss in nats, from hidden states and the head's weight.
+
+    On a GPU with liger-kernel installed, its fused kernel (arXiv 2410.10989); `ChunkedLoss` otherwise.
+    """
+    if hidden_TD.is_cuda and importlib.util.find_spec("liger_kernel") is not None:
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+        return liger_fused_linear_cross_entropy(
+            hidden_TD, weight_VD, targets_T, ignore_index=IGNORED, reduction="sum", accum_dtype=torch.float32
+        )
+    return ChunkedLoss.apply(hidden_TD, weight_VD, targets_T, chunk_tokens)
+
+
+class ChunkedLoss(torch.autograd.Function):
+    """Sum of cross entropies; a chunk's gradients are computed while its logits exist, and kept for the backward pass.
+
+    What is kept: the gradients of the hidden states in their precision, and of the weight in fp32 until all
+    chunks are added. The logits are not computed twice.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden_TD, weight_VD, targets_T, chunk_tokens: int) -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=hidden_TD.device)
+        needs_hidden, needs_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        grad_hidden = torch.empty_like(hidden_TD) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
+        for start in range(0, hidden_TD.shape[0], chunk_tokens):
+            rows = slice(start, start + chunk_tokens)
+            hidden_CD, targets_C = hidden_TD[rows], targets_T[rows]
+            logits_CV = F.linear(hidden_CD, weight_VD).float()
+            total += F.cross_entropy(logits_CV, targets_C, ignore_index=IGNORED, reduction="sum")
+            if grad_hidden is None and grad_weight is None:
+                continue
+            grad_CV = _loss_gradient(logits_CV, targets_C).to(hidden_TD.dtype)
+            if grad_hidden is not None:
+                torch.mm(grad_CV, weight_VD, out=grad_hidden[rows])
+            if grad_weight is not None:
+                grad_weight += grad_CV.T @ hidden_CD
+        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight_VD.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx, grad_total: torch.Tensor):
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return (
+            None if grad_hidden is None else grad_hidden * grad_total.to(grad_hidden.dtype),
+            None if grad_weight is None else grad_weight * grad_total.to(grad_weight.dtype),
+            None,
+            None,
+        )
+
+
+def _loss_gradient(logits_CV: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
+    """softmax - one-hot, zero where the target is ignored; in the memory of the logits."""
+    counted_C = targets_C != IGNORED
+    torch.softmax(logits_CV, dim=-1, out=logits_CV)
+    logits_CV[counted_C.nonzero().squeeze(1), targets_C[counted_C]] -= 1.0
+    return logits_CV.mul_(counted_C.unsqueeze(1))

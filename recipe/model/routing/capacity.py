@@ -1,0 +1,95 @@
+"""Capacity of experts: which assignments are kept, dropped, or sent to another expert.
+
+An expert takes at most `capacity` assignments of the tokens it is decided for. The decision has no gradient;
+weights are taken afterwards. `limited` is what runs; a loop over tokens in the tests says what it means.
+
+Legend: T tokens, E routed experts, K experts per token, A = T*K assignments (token-major), M those without a place.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+
+def expert_capacity(factor: float, tokens: int, top_k: int, num_experts: int) -> int:
+    """Assignments an expert takes: ceil(factor * tokens * K / E), its fair share times the factor (GShard, arXiv 2006.16668)."""
+    return math.ceil(factor * tokens * top_k / num_experts)
+
+
+def limited(
+    preferences_TE: torch.Tensor,
+    experts_TK: torch.Tensor,
+    valid_T: torch.Tensor,
+    capacity: int,
+    *,
+    latest_first: bool,
+    reroute: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keep at most `capacity` assignments per expert.
+
+    Args:
+        preferences_TE: biased scores, -inf where a token may not go.
+        experts_TK: the router's choice.
+        valid_T: bool; assignments of padding are never kept.
+        latest_first: whether those of the latest tokens give way, instead of those with the lowest preference.
+        reroute: in rounds, every assignment without a place asks for its token's best expert among those
+            that have room and that the token does not use; a round ends with the experts over capacity
+            turning down those that give way; until all have a place or nowhere is left to go. Of several
+            assignments of a token, the first asks.
+
+    Returns:
+        experts_TK: with the rerouted experts in place.
+        kept_TK: bool.
+    """
+    num_experts, top_k = preferences_TE.shape[-1], experts_TK.shape[-1]
+    experts_A = experts_TK.flatten().clone()
+    wanted_A = valid_T.repeat_interleave(top_k)
+    strength_A = _strength(preferences_TE.gather(1, experts_TK).flatten(), latest_first)
+    kept_A = _served(experts_A, strength_A, wanted_A, torch.full((num_experts,), capacity, device=experts_A.device))
+    while reroute:
+        missing_M = (wanted_A & ~kept_A).nonzero().squeeze(1)
+        room_E = capacity - torch.bincount(experts_A[kept_A], minlength=num_experts)
+        token_M = missing_M // top_k
+        # One assignment of a token at a time: the next would have to know where the first one went.
+        first_M = torch.ones_like(token_M, dtype=torch.bool)
+        first_M[1:] = token_M[1:] != token_M[:-1]
+        asking, token = missing_M[first_M], token_M[first_M]
+        open_ME = preferences_TE[token].masked_fill(room_E == 0, float("-inf"))
+        used = torch.where(kept_A.view(-1, top_k)[token], experts_A.view(-1, top_k)[token], num_experts)
+        open_ME = torch.cat((open_ME, open_ME[:, :1]), dim=1).scatter_(1, used, float("-inf"))[:, :num_experts]
+        best, expert = open_ME.max(dim=1)
+        possible = best > float("-inf")
+        if not possible.any():
+            break
+        asking, expert, best = asking[possible], expert[possible], best[possible]
+        strength = _strength(best, latest_first, asking)
+        served = _served(expert, strength, torch.ones_like(asking, dtype=torch.bool), room_E)
+        experts_A[asking[served]] = expert[served]
+        kept_A[asking[served]] = True
+    return experts_A.view_as(experts_TK), kept_A.view_as(experts_TK)
+
+
+def _strength(preference_A: torch.Tensor, latest_first: bool, place_A: torch.Tensor | None = None) -> torch.Tensor:
+    """Who stays: the higher. Earlier places, or higher preferences (an equal one goes to the earlier place)."""
+    if not latest_first:
+        return preference_A
+    place_A = torch.arange(preference_A.numel(), device=preference_A.device) if place_A is None else place_A
+    return -place_A
+
+
+def _served(
+    expert_A: torch.Tensor, strength_A: torch.Tensor, wanted_A: torch.Tensor, room_E: torch.Tensor
+) -> torch.Tensor:
+    """Which wanted assignments are among the strongest `room_E` of their expert."""
+    num_experts = room_E.numel()
+    key_A = torch.where(wanted_A, expert_A, num_experts)
+    order = strength_A.argsort(descending=True, stable=True)
+    order = order[key_A[order].argsort(stable=True)]
+    sorted_keys = key_A[order]
+    sizes = torch.bincount(sorted_keys, minlength=num_experts + 1)
+    start = sizes.cumsum(0) - sizes
+    rank = torch.arange(key_A.numel(), device=key_A.device) - start[sorted_keys]
+    room = torch.cat((room_E, room_E.new_zeros(1)))
+    return torch.empty_like(wanted_A).index_copy_(0, order, rank < room[sorted_keys])

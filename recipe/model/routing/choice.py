@@ -1,0 +1,89 @@
+"""From hidden states to chosen experts and their weights.
+
+Legend: T tokens, D hidden size, E routed experts, K experts per token.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def router_logits(x_TD: torch.Tensor, weight_ED: torch.Tensor) -> torch.Tensor:
+    """Gate matmul in fp32, from inputs of any precision."""
+    with torch.autocast(device_type=x_TD.device.type, enabled=False):
+        return F.linear(x_TD.float(), weight_ED.float())
+
+
+def router_scores(logits_TE: torch.Tensor, scoring_func: str) -> torch.Tensor:
+    """Scores in (0, 1) of every expert for every token."""
+    if scoring_func == "sigmoid":
+        return logits_TE.sigmoid()
+    if scoring_func == "softmax":
+        return logits_TE.softmax(dim=-1)
+    raise ValueError(f"unknown scoring_func '{scoring_func}'")
+
+
+def score_shares(scores_TE: torch.Tensor) -> torch.Tensor:
+    """Each expert's share of its token's scores; rows sum to 1 (softmax scores are their own shares)."""
+    return scores_TE / scores_TE.sum(dim=-1, keepdim=True)
+
+
+def jitter(x_TD: torch.Tensor, strength: float, key: tuple[int, ...]) -> torch.Tensor:
+    """The router's input times uniform noise in [1 - strength, 1 + strength] (Switch Transformers, arXiv 2101.03961).
+
+    The noise is a function of `key` alone, so that a recomputed forward pass and a resumed run see the same.
+    """
+    generator = torch.Generator(device=x_TD.device).manual_seed(hash(key) & 0x7FFF_FFFF_FFFF_FFFF)
+    noise = torch.empty_like(x_TD, dtype=torch.float32).uniform_(1 - strength, 1 + strength, generator=generator)
+    return (x_TD.float() * noise).to(x_TD.dtype)
+
+
+def preferences(scores_TE: torch.Tensor, bias_E: torch.Tensor | None, n_group: int, topk_group: int) -> torch.Tensor:
+    """What the choice goes by, without gradient: biased scores, -inf where a token may not go.
+
+    With `n_group > 1`, only the `topk_group` groups with the largest sum of their two best biased scores
+    are eligible (DeepSeek-V3, arXiv 2412.19437 section 2.1.2); groups are consecutive experts, as the
+    experts of a node are.
+    """
+    choice_TE = scores_TE.detach() if bias_E is None else scores_TE.detach() + bias_E
+    if n_group == 1:
+        return choice_TE
+    grouped_TGe = choice_TE.unflatten(-1, (n_group, -1))
+    group_scores_TG = grouped_TGe.topk(2, dim=-1).values.sum(dim=-1)
+    chosen_groups = group_scores_TG.topk(topk_group, dim=-1, sorted=False).indices
+    eligible_TG = torch.zeros_like(group_scores_TG, dtype=torch.bool).scatter_(1, chosen_groups, True)
+    return grouped_TGe.masked_fill(~eligible_TG.unsqueeze(-1), float("-inf")).flatten(1)
+
+
+def weights_of(
+    scores_TE: torch.Tensor, experts_TK: torch.Tensor, *, norm_topk_prob: bool, routed_scaling_factor: float
+) -> torch.Tensor:
+    """Weights [T, K] of chosen experts from the unbiased scores, where the gradient flows."""
+    weights_TK = scores_TE.gather(1, experts_TK)
+    if norm_topk_prob:
+        weights_TK = weights_TK / (weights_TK.sum(dim=-1, keepdim=True) + 1e-20)
+    return weights_TK * routed_scaling_factor
+
+
+def choose_experts(
+    scores_TE: torch.Tensor,
+    bias_E: torch.Tensor | None,
+    *,
+    top_k: int,
+    n_group: int,
+    topk_group: int,
+    norm_topk_prob: bool,
+    routed_scaling_factor: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Top-k of biased scores, weighted by the unbiased ones (DeepSeek-V3, arXiv 2412.19437 eq. 12-16).
+
+    Returns:
+        weights_TK: float32, gradient flows to `scores_TE`.
+        experts_TK: int64, unordered within a token.
+    """
+    experts_TK = preferences(scores_TE, bias_E, n_group, topk_group).topk(top_k, dim=-1, sorted=False).indices
+    weights_TK = weights_of(
+        scores_TE, experts_TK, norm_topk_prob=norm_topk_prob, routed_scaling_factor=routed_scaling_factor
+    )
+    return weights_TK, experts_TK

@@ -1,0 +1,85 @@
+"""One optimizer step over one global batch: forward, backward, and what routing needs between and after.
+
+Every valid token of the global batch weighs the same, whatever the ranks and accumulation steps it falls
+into: a micro-batch's loss is its sum times the ranks over the global batch's tokens, since the engine
+averages gradients over ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import deepspeed
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from recipe.base.settings import Compute
+from recipe.data.batch import IGNORED, Batch
+from recipe.run.routing_control import MicroBatch, RoutingControl, StepSums
+
+
+def run_step(
+    engine: deepspeed.DeepSpeedEngine,
+    control: RoutingControl,
+    compute: Compute,
+    batches: Sequence[Batch],
+    *,
+    step: int,
+    observing: bool,
+    update_bias: bool,
+) -> tuple[torch.Tensor, StepSums | None]:
+    """Train on this rank's micro-batches of one step.
+
+    Returns:
+        this rank's part of the loss, on the device: its mean over ranks is the mean loss in nats per valid
+        token of the global batch; and the routers' sums if the step is observed.
+    """
+    device = engine.device
+    routed_weight, loss_weight = token_weights(batches, device)
+    control.begin_step(step, token_weight=routed_weight, observing=observing)
+    if control.counts_first:
+        with torch.no_grad():
+            for number, batch in enumerate(batches):
+                control.begin_micro_batch(_micro_batch(number, batch, device))
+                engine(**model_inputs(batch, compute, device), logits_to_keep=1)
+                control.end_forward()
+        control.end_counting()
+    total = torch.zeros((), device=device)
+    for number, batch in enumerate(batches):
+        control.begin_micro_batch(_micro_batch(number, batch, device))
+        inputs = model_inputs(batch, compute, device)
+        targets = torch.from_numpy(batch.targets).to(device).view_as(inputs["input_ids"])
+        summed = engine(**inputs, targets=targets, loss_chunk_tokens=compute.loss_chunk_tokens).loss
+        control.end_forward()
+        loss = summed * loss_weight
+        engine.backward(loss * len(batches))  # which the engine divides by the accumulation steps
+        engine.step()
+        total += loss.detach()
+    return total, control.end_step(update_bias=update_bias)
+
+
+def token_weights(batches: Sequence[Batch], device: torch.device) -> torch.Tensor:
+    """Ranks over the tokens of the global batch that are routed, and over those that have a loss; all ranks together."""
+    counted = [(b.valid.sum(), (b.targets != IGNORED).sum()) for b in batches]
+    tokens = torch.tensor(np.sum(counted, axis=0), dtype=torch.float64, device=device)
+    dist.all_reduce(tokens)
+    return (dist.get_world_size() / tokens.clamp(min=1)).float()
+
+
+def model_inputs(batch: Batch, compute: Compute, device: torch.device) -> dict[str, Any]:
+    """The model's arguments for a batch's tokens."""
+    tokens = torch.from_numpy(batch.tokens).to(device)
+    if batch.positions is None:
+        return {"input_ids": tokens}
+    positions = torch.from_numpy(batch.positions).to(device)
+    if compute.attention == "flash_attention_2":
+        # transformers finds documents in the positions of one row only; rows begin documents, so they join.
+        tokens, positions = tokens.view(1, -1), positions.view(1, -1)
+    return {"input_ids": tokens, "position_ids": positions}
+
+
+def _micro_batch(number: int, batch: Batch, device: torch.device) -> MicroBatch:
+    valid, sources = torch.from_numpy(batch.valid).to(device), torch.from_numpy(batch.sources).to(device)
+    return MicroBatch(number, valid.flatten(), sources.repeat_interleave(valid.shape[1]))
