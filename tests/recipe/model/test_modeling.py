@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Glm4MoeConfig, Glm4MoeForCausalLM
@@ -120,3 +122,32 @@ def test_softmax_routing_trains_but_is_not_exportable():
     assert torch.isfinite(loss)
     with pytest.raises(UserError, match="scoring_func 'softmax' has no equal in glm4_moe"):
         config.to_glm4_moe()
+
+
+def test_packed_documents_are_as_if_alone():
+    model = initialized(small_config()).eval()
+    tokens = torch.randint(0, 256, (2, 20), generator=torch.Generator().manual_seed(2))
+    cuts = ((0, 6, 13, 20), (0, 1, 17, 20))
+    positions = torch.stack([torch.cat([torch.arange(b - a) for a, b in pairwise(c)]) for c in cuts])
+    packed = model(tokens, position_ids=positions).logits
+    for row, cut in enumerate(cuts):
+        alone = [model(tokens[row : row + 1, a:b]).logits[0] for a, b in pairwise(cut)]
+        torch.testing.assert_close(packed[row], torch.cat(alone), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(packed, model(tokens).logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_recomputing_layers_changes_no_gradient(use_reentrant):
+    tokens = torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for recompute in (False, True):
+        model = initialized(small_config())
+        calls = []
+        model.model.layers[1].self_attn.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        if recompute:
+            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        model(tokens, labels=tokens).loss.backward()
+        gradients.append([p.grad for p in model.parameters()])
+        assert len(calls) == 1 + recompute
+    for plain, recomputed in zip(*gradients, strict=True):
+        assert torch.equal(plain, recomputed)

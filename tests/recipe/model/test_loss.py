@@ -1,0 +1,80 @@
+"""The loss in chunks against the plain one: value, gradients, and how much of the logits exists at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from recipe.model import RecipeMoeForCausalLM
+from recipe.model.loss import summed_loss
+from tests.recipe.model.test_modeling import initialized, small_config
+
+T, D, V = 37, 16, 101
+
+
+def inputs(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(T, D, generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(V, D, generator=generator).to(dtype).requires_grad_()
+    targets = torch.randint(0, V, (T,), generator=generator)
+    targets[[0, 5, 36]] = -100
+    return hidden, weight, targets
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 5, 37, 1000])
+def test_value_and_gradients_equal_the_plain_loss(chunk_tokens):
+    hidden, weight, targets = inputs()
+    loss = summed_loss(hidden, weight, targets, chunk_tokens)
+    (3 * loss).backward()
+    found = loss.detach(), hidden.grad, weight.grad
+    hidden, weight, targets = inputs()
+    plain = F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    (3 * plain).backward()
+    for ours, expected in zip(found, (plain.detach(), hidden.grad, weight.grad), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_bf16_gradients_are_as_near_to_fp32_as_the_plain_loss_is():
+    hidden, weight, targets = inputs()
+    F.cross_entropy(hidden @ weight.T, targets, reduction="sum").backward()
+    exact = weight.grad
+    errors = []
+    for loss_of in (
+        lambda h, w, t: summed_loss(h, w, t, 8),
+        lambda h, w, t: F.cross_entropy((h @ w.T).float(), t, reduction="sum"),
+    ):
+        hidden, weight, targets = inputs(torch.bfloat16)
+        loss_of(hidden, weight, targets).backward()
+        assert weight.grad.dtype == torch.bfloat16
+        errors.append(((weight.grad.float() - exact).norm() / exact.norm()).item())
+    assert errors[0] < 1.2 * errors[1] < 0.03
+
+
+def test_logits_exist_for_one_chunk_at_a_time(monkeypatch):
+    sizes = []
+    linear = F.linear
+    monkeypatch.setattr(F, "linear", lambda x, w: sizes.append(x.shape[0]) or linear(x, w))
+    hidden, weight, targets = inputs()
+    summed_loss(hidden, weight, targets, 8).backward()
+    assert sizes == [8, 8, 8, 8, 5]
+
+
+def test_without_gradients_none_are_computed():
+    hidden, weight, targets = inputs()
+    with torch.no_grad():
+        loss = summed_loss(hidden, weight, targets, 8)
+    assert not loss.requires_grad
+    plain = F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    torch.testing.assert_close(loss, plain.detach())
+
+
+def test_the_models_loss_of_targets_is_that_of_its_logits():
+    model: RecipeMoeForCausalLM = initialized(small_config())
+    tokens = torch.randint(0, 256, (2, 17), generator=torch.Generator().manual_seed(0))
+    targets = tokens[:, 1:].clone()
+    targets[0, :4] = -100
+    found = model(tokens[:, :-1], targets=targets, loss_chunk_tokens=7)
+    assert found.logits is None
+    plain = F.cross_entropy(model(tokens[:, :-1]).logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    torch.testing.assert_close(found.loss, plain)
