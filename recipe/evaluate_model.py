@@ -33,15 +33,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--batch-size", type=positive_int, default=8, help="windows per rank at a time (default: %(default)s)"
     )
+    parser.add_argument(
+        "--document-attention", action="store_true", help="with --model: documents see themselves alone (--run knows)"
+    )
     parser.add_argument("--output", type=Path, help="JSON for the results (default with --run: evaluation.json in it)")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.model and args.checkpoint:
         parser.error("--checkpoint goes with --run; an exported folder is one checkpoint already")
+    if args.run and args.document_attention:
+        parser.error("--document-attention goes with --model; a run evaluates as it was trained")
     return args
 
 
-def held_out_sources(folder: Path, tokenizer: Path) -> list[Source]:
+def held_out_sources(folder: Path, tokenizer: Path) -> tuple[list[Source], int]:
+    """The held-out sources, and the token that ends a document."""
     tokens = TokenFolder(folder)
     if sha256(tokenizer / "tokenizer.json") != tokens.tokenizer["sha256"]:
         raise UserError(
@@ -50,7 +56,7 @@ def held_out_sources(folder: Path, tokenizer: Path) -> list[Source]:
     sources = tokens.sources("held_out")
     if not sources:
         raise UserError(f"{folder} has no held-out shards; tokenize with held_out above 0")
-    return sources
+    return sources, tokens.tokenizer["eod_id"]
 
 
 def window_length(asked: int | None, default: int, maximum: int) -> int:
@@ -70,17 +76,19 @@ def evaluate_run(args: argparse.Namespace) -> None:
 
     restorable = RestorableRun(args.run, args.checkpoint)
     run = restorable.run
-    sources = held_out_sources(args.tokens or run.data.tokens, run.tokenizer)
+    sources, end_of_document = held_out_sources(args.tokens or run.data.tokens, run.tokenizer)
+    eod_id = end_of_document if run.data.document_attention else None
     seq_length = window_length(args.seq_length, run.data.seq_length, restorable.shape.max_position_embeddings)
     with session():
         engine, state = restorable.restore()
         results = {
             source.name: evaluate_source(
-                lambda tokens: engine(tokens).logits,
+                lambda inputs: engine(**inputs).logits,
                 source,
                 seq_length=seq_length,
                 batch_size=args.batch_size,
                 device=engine.device,
+                eod_id=eod_id,
                 rank=dist.get_rank(),
                 world_size=dist.get_world_size(),
             )
@@ -104,7 +112,7 @@ def evaluate_export(args: argparse.Namespace) -> None:
         raise UserError(f"--model {args.model} holds no config.json; give a folder written by export.py")
     if args.tokens is None:
         raise UserError("--model needs --tokens, the output folder of tokenize_corpus.py")
-    sources = held_out_sources(args.tokens, args.model)
+    sources, eod_id = held_out_sources(args.tokens, args.model)
     maximum = AutoConfig.from_pretrained(args.model).max_position_embeddings
     seq_length = window_length(args.seq_length, maximum, maximum)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -112,11 +120,12 @@ def evaluate_export(args: argparse.Namespace) -> None:
     model.to(device).eval()
     results = {
         source.name: evaluate_source(
-            lambda tokens: model(tokens, use_cache=False).logits,
+            lambda inputs: model(**inputs, use_cache=False).logits,
             source,
             seq_length=seq_length,
             batch_size=args.batch_size,
             device=device,
+            eod_id=eod_id if args.document_attention else None,
         )
         for source in sources
     }

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from recipe.data.batch import IGNORED, document_positions
 from recipe.data.token_folder import Source
 from recipe.model.loss import next_token_loss
 
@@ -25,20 +26,22 @@ def windows(source: Source, seq_length: int) -> Iterator[np.ndarray]:
 
 @torch.no_grad()
 def evaluate_source(
-    logits_of: Callable[[torch.Tensor], torch.Tensor],
+    logits_of: Callable[[dict[str, torch.Tensor]], torch.Tensor],
     source: Source,
     *,
     seq_length: int,
     batch_size: int,
     device: torch.device,
+    eod_id: int | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> dict[str, Any]:
     """Loss over all held-out tokens of one source.
 
     Args:
-        logits_of: tokens [B, S] -> logits [B, S, V]; called the same number of times on every rank, since
-            an expert-parallel model needs all of its ranks in each call.
+        logits_of: the model's arguments -> logits [B, S, V]; called the same number of times on every rank,
+            since an expert-parallel model needs all of its ranks in each call.
+        eod_id: given when documents attend to themselves alone, as the model was trained.
 
     Returns:
         tokens predicted, mean loss in nats per token, and bits per UTF-8 byte of the text: the sum of all
@@ -51,14 +54,17 @@ def evaluate_source(
         start = (round_number * world_size + rank) * batch_size
         batch = all_windows[start : start + batch_size]
         tokens = np.zeros((batch_size, seq_length), np.int64)
-        targets = np.full((batch_size, seq_length), -100, np.int64)
+        targets = np.full((batch_size, seq_length), IGNORED, np.int64)
         for row, window in enumerate(batch):
             tokens[row, : window.size - 1] = window[:-1]
             targets[row, : window.size - 1] = window[1:]
         targets_BS = torch.from_numpy(targets).to(device)
-        logits_BSV = logits_of(torch.from_numpy(tokens).to(device))
+        inputs = {"input_ids": torch.from_numpy(tokens).to(device)}
+        if eod_id is not None:
+            inputs["position_ids"] = torch.from_numpy(document_positions(tokens, eod_id)).to(device)
+        logits_BSV = logits_of(inputs)
         total[0] += next_token_loss(logits_BSV, targets_BS, reduction="sum").double()
-        total[1] += (targets_BS != -100).sum()
+        total[1] += (targets_BS != IGNORED).sum()
     if world_size > 1:
         torch.distributed.all_reduce(total)
     nats, predicted = total.tolist()

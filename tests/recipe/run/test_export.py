@@ -12,6 +12,7 @@ from safetensors import safe_open
 from recipe.base.strict import load_json
 from recipe.data.token_folder import TokenFolder
 from recipe.run.evaluation import evaluate_source
+from recipe.run.metrics import read_metrics
 from tests.conftest import launch, run_python
 
 pytestmark = pytest.mark.distributed
@@ -75,8 +76,8 @@ def test_stock_transformers_gives_the_engines_logits(ranks, sizes, new_run, writ
 
 
 @pytest.fixture
-def trained(new_run, write_ds):
-    run = new_run("trained")
+def trained(new_run, prepared, write_ds):
+    run = new_run("trained", data={"tokens": str(prepared.tokens), "seq_length": 32, "document_attention": True})
     train(2, run, write_ds(2, micro_batch=4, accumulation=1, autoep_size=2))
     return run
 
@@ -89,6 +90,7 @@ def test_the_run_and_its_export_have_the_same_held_out_loss(trained, prepared, t
     done = launch(2, "recipe/export.py", "--run", trained.run_dir, "--output", tmp_path / "export")
     assert done.returncode == 0, done.stderr[-3000:]
     words = ["--model", tmp_path / "export", "--tokens", prepared.tokens, "--seq-length", 32, "--batch-size", 5]
+    words.append("--document-attention")
     done = run_python("recipe/evaluate_model.py", *words, "--output", tmp_path / "eval.json")
     assert done.returncode == 0, done.stderr[-3000:]
     of_export = load_json(tmp_path / "eval.json")
@@ -102,6 +104,13 @@ def test_the_run_and_its_export_have_the_same_held_out_loss(trained, prepared, t
     done = run_python("launch/generate.py", "--model", tmp_path / "export", "--prompt", "清晨", "--max-new-tokens", 5)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "[Glm4MoeForCausalLM] 清晨" in done.stdout
+
+    # The biases that training moved, by its rate in every step, are in the export.
+    with safe_open(tmp_path / "export" / "model-00003-of-00007.safetensors", "pt") as layer_1:
+        bias = layer_1.get_tensor("model.layers.1.mlp.gate.e_score_correction_bias")
+    (last,) = (m for m in read_metrics(trained.run_dir) if m["step"] == 20)
+    assert bias.norm().item() == pytest.approx(last["routing"]["bias_norm"][0], rel=1e-6)
+    assert bias.abs().max() > 1e-3
 
     index = json.loads((tmp_path / "export" / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) == 4 + 3  # a file per layer, embedding, norm, head
@@ -134,6 +143,7 @@ def test_the_run_and_its_export_have_the_same_held_out_loss(trained, prepared, t
         ([*words, "--seq-length", 0], "must be at least 1, not 0"),
         ([*words, "--batch-size", "many"], "'many' is not a whole number"),
         ([*words, "--checkpoint", "step_1"], "--checkpoint goes with --run"),
+        (["--run", trained.run_dir, "--document-attention"], "--document-attention goes with --model"),
         (["--run", trained.run_dir], "this needs the launcher"),
     ):
         done = run_python("recipe/evaluate_model.py", *mistaken)
@@ -148,7 +158,8 @@ def test_evaluation_predicts_every_token_but_a_shards_first_once(prepared, batch
     (english, _) = TokenFolder(prepared.tokens).sources("held_out")
     asked = []
 
-    def uniform(tokens):
+    def uniform(inputs):
+        tokens = inputs["input_ids"]
         asked.append(tokens.numel())
         return torch.zeros(*tokens.shape, 1024)
 

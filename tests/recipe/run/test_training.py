@@ -80,6 +80,36 @@ def test_killed_and_resumed_equals_undisturbed_to_the_last_digit(new_run, write_
     assert (run.run_dir / "checkpoints" / "latest").read_text() == "step_00000020"
 
 
+def test_a_resumed_run_has_the_biases_and_the_remedies_of_an_undisturbed_one(new_run, write_ds):
+    ds_path = write_ds(2, micro_batch=2, accumulation=2, autoep_size=2)
+    routing = {
+        "aux_loss_scope": "global_batch",
+        "aux_loss_coef": 1e-3,
+        "jitter": 0.01,
+        "capacity": {"mode": "drop", "factor": 1.5},
+        # Fires in step 2 and holds until 15: a checkpoint at 10 is in the middle of it.
+        "mitigations": {"collapse": None, "overload": {"max_over_mean": 1.001, "patience": 2, "duration": 13}},
+    }
+    sections = {"routing": routing, "compute": {"recompute": "non_reentrant", "loss_chunk_tokens": 50}}
+    whole = new_run("whole", **sections)
+    finish(2, whole, ds_path)
+    run = new_run("resumed", **sections)
+    process = start(2, run, ds_path)
+    wait_for_step(run, 12, process)
+    os.kill(ranks_of(process)[1], signal.SIGKILL)
+    process.communicate(timeout=60)
+    finish(2, run, ds_path, "--resume", "auto")
+    timeless = ("time", "tokens_per_s", "step_time_s")
+    expected, found = (
+        [{k: v for k, v in m.items() if k not in timeless} for m in read_metrics(r.run_dir)] for r in (whole, run)
+    )
+    assert found == expected  # losses, loads, bias norms, drop rates: every number of every step
+    assert expected[0]["routing"]["drop_rate"][0] < expected[5]["routing"]["drop_rate"][0]
+    events = [json.loads(line) for line in (whole.run_dir / "events.jsonl").read_text().splitlines()]
+    assert [(e["step"], e["event"]) for e in events][:2] == [(2, "fired"), (15, "ended")]
+    assert "capacity factor 1 for 13 steps" in events[0]["said"]
+
+
 def test_losses_do_not_depend_on_ranks_expert_parallelism_or_accumulation(new_run, write_ds):
     topologies = {
         "one": (1, {"micro_batch": 8, "accumulation": 1, "autoep_size": 1}),
