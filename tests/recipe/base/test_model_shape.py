@@ -10,8 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from recipe.base.errors import ConfigError
 from recipe.base.model_shape import ModelShape, load_model_shape
 from recipe.base.strict import load_json, strict_model
+from recipe.describe_models import shipped_models
 from recipe.model import RecipeMoeConfig, RecipeMoeForCausalLM
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_python
 
 TINY = ROOT / "recipe/configs/models/tiny"
 
@@ -76,3 +77,46 @@ def test_shapes_that_cannot_work_are_refused(changes, said):
 def test_the_strict_reader_and_the_hf_config_have_the_same_fields():
     own = set(RecipeMoeConfig.__annotations__) - {"use_cache", "bos_token_id", "eos_token_id", "pad_token_id"}
     assert own == set(ModelShape.model_fields) - {"model_type"}
+
+
+# Millions of parameters: embedding and head together, attention, router, shared experts, routed experts; total, active.
+SHIPPED = {
+    "tiny": (1.048576, 0.196608, 0.003072, 0.110592, 0.884736, 2.392448, 1.728896),
+    "1b-a0.3b": (201.326592, 25.165824, 0.737280, 13.271040, 849.346560, 1096.952576, 327.232256),
+    "7b-a1b": (402.653184, 188.743680, 2.260992, 94.961664, 6077.546496, 6794.558976, 1286.782464),
+    "30b-a3b": (536.870912, 905.969664, 12.320768, 221.773824, 28387.049472, 30114.527232, 3501.668352),
+    "100b-a10b": (1073.741824, 1811.939328, 24.641536, 739.246080, 94623.498240, 98424.471552, 9714.941952),
+}
+
+
+def test_every_shipped_model_is_pinned():
+    assert {folder.name for folder in shipped_models()} == set(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_models_have_the_parameters_that_their_names_say(name):
+    shape = load_model_shape(ROOT / "recipe/configs/models" / name)
+    terms = shape.parameters()
+    found = (
+        terms["embedding"] + terms["lm_head"],
+        terms["attention"],
+        terms["router"],
+        terms["shared_experts"],
+        terms["routed_experts"],
+        sum(terms.values()),
+        sum(shape.active_parameters().values()),
+    )
+    assert [count / 1e6 for count in found] == pytest.approx(SHIPPED[name], abs=1e-6)
+    config = RecipeMoeConfig.from_shape(shape)
+    config._attn_implementation = "sdpa"
+    with torch.device("meta"):
+        model = RecipeMoeForCausalLM(config)
+    assert sum(p.numel() for p in model.parameters()) == sum(terms.values())
+
+
+def test_the_table_of_models_is_printed_and_a_missing_one_refused():
+    printed = run_python("recipe/describe_models.py")
+    assert printed.returncode == 0, printed.stderr
+    assert all(f"| {name} |" in printed.stdout for name in SHIPPED)
+    refused = run_python("recipe/describe_models.py", "nowhere")
+    assert (refused.returncode, "nowhere/config.json does not exist" in refused.stderr) == (2, True)

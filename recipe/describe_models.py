@@ -1,0 +1,82 @@
+#!/usr/bin/env python3
+"""Print the shipped models, or any folders with a config.json, as Markdown tables: shapes, parameters, FLOPs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from recipe.base.errors import exit_on_user_error
+from recipe.base.model_shape import ModelShape, load_model_shape
+
+SHIPPED = Path(__file__).resolve().parent / "configs" / "models"
+SEQ_LENGTH = 4096  # of the FLOPs
+
+
+def shipped_models() -> list[Path]:
+    """The folders of the shipped models, the smallest first."""
+    folders = [path.parent for path in SHIPPED.glob("*/config.json")]
+    return sorted(folders, key=lambda folder: sum(load_model_shape(folder).parameters().values()))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def shape_table(shapes: dict[str, ModelShape]) -> str:
+    """What each model is made of."""
+    head = ["model", "layers", "dense first", "hidden", "heads / kv × size", "experts", "top-k", "shared",
+            "expert width", "granularity", "vocabulary"]  # fmt: skip
+    return table(
+        head,
+        [
+            [
+                name, str(s.num_hidden_layers), str(s.first_k_dense_replace), f"{s.hidden_size:,}",
+                f"{s.num_attention_heads} / {s.num_key_value_heads} × {s.head_dim}", str(s.n_routed_experts),
+                str(s.num_experts_per_tok), str(s.n_shared_experts), f"{s.moe_intermediate_size:,}",
+                f"{4 * s.hidden_size / s.moe_intermediate_size:.1f}", f"{s.vocab_size:,}",
+            ]
+            for name, s in shapes.items()
+        ],
+    )  # fmt: skip
+
+
+def parameter_table(shapes: dict[str, ModelShape]) -> str:
+    """Parameters by term, in millions, and what a token costs."""
+    terms = list(next(iter(shapes.values())).parameters())
+    head = ["model", *(t.replace("_", " ") for t in terms), "total", "active", "active share", "GFLOP/token"]
+    rows = []
+    for name, shape in shapes.items():
+        counts, active = shape.parameters(), sum(shape.active_parameters().values())
+        total = sum(counts.values())
+        rows.append(
+            [
+                name,
+                *(f"{counts[term] / 1e6:,.1f}" for term in terms),
+                f"{total / 1e6:,.0f}",
+                f"{active / 1e6:,.0f}",
+                f"{active / total:.1%}",
+                f"{shape.training_flops_per_token(SEQ_LENGTH) / 1e9:.2f}",
+            ]
+        )
+    return table(head, rows)
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example: python recipe/describe_models.py recipe/configs/models/30b-a3b",
+    )
+    parser.add_argument("models", nargs="*", type=Path, help="folders with config.json (default: the shipped ones)")
+    args = parser.parse_args(argv)
+    folders = args.models or shipped_models()
+    shapes = {folder.resolve().name: load_model_shape(folder) for folder in folders}
+    print(shape_table(shapes), parameter_table(shapes), sep="\n\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
