@@ -288,6 +288,24 @@ def launched(ranks: int, *words: object) -> Any:
     return json.loads(outputs[0][0].splitlines()[-1])
 
 
+def markdown(result: dict[str, Any]) -> str:
+    """The tables of docs/design.md from a result."""
+    layer, skew, metrics = result["layer"], result["skew"], result["metrics"]
+    shape = ", ".join(f"{value:,} {name}" for name, value in layer["shape"].items())
+    modes = [name for name, found in skew.items() if isinstance(found, dict) and name != "shape"]
+    lines = [f"{result['device']}, torch {result['torch']}, {result['date']}; {layer['precision']}; {shape}.", ""]
+    lines += ["| MoE layer, forward and backward | ms | over ours |", "| --- | --: | --: |"]
+    lines += [f"| {name} | {ms:.1f} | {layer['over_ours'][name]:.2f} |" for name, ms in layer["milliseconds"].items()]
+    columns = [f"{mode} {unit}" for mode in modes for unit in ("ms", "rows", "MiB")]
+    lines += ["", f"| {skew['ranks']} ranks | {' | '.join(columns)} |", "| --- |" + " --: |" * len(columns)]
+    for state in skew[modes[0]]:
+        cells = [f"{value:,.0f}" for mode in modes for value in skew[mode][state].values()]
+        lines.append(f"| {state} | {' | '.join(cells)} |")
+    lines += ["", f"Metrics on every step of the tiny model cost {metrics['cost_of_observing']} of it; the losses are "
+              f"{'the same' if metrics['losses_equal'] else 'NOT the same'}."]  # fmt: skip
+    return "\n".join(lines)
+
+
 def machine() -> dict[str, Any]:
     return {
         "date": date.today().isoformat(),
@@ -301,6 +319,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=positive_int, default=20, help="of each measurement (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="write the JSON there too")
+    parser.add_argument("--table", type=Path, metavar="JSON", help="print a result as Markdown, run nothing")
     parser.add_argument("--worker", choices=("layer", "skew", "metrics"), help=argparse.SUPPRESS)
     parser.add_argument("--mode", help=argparse.SUPPRESS)
     parser.add_argument("--skew", type=float, help=argparse.SUPPRESS)
@@ -315,6 +334,9 @@ def main(argv: list[str] | None = None) -> None:
             else:
                 found = (layer_part if args.worker == "layer" else metrics_part)(args.repeats)
         print(json.dumps(found))
+        return
+    if args.table:
+        print(markdown(load_json(args.table)))
         return
     result = {
         **machine(),

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recipe.base.errors import exit_on_user_error
+from recipe.base.hardware import ACCELERATORS
 from recipe.base.model_shape import ModelShape, load_model_shape
 
 SHIPPED = Path(__file__).resolve().parent / "configs" / "models"
 SEQ_LENGTH = 4096  # of the FLOPs
+TOKENS, MFU = 1e12, 0.3  # of the A100-days; the share of the peak is an assumption
 
 
 def shipped_models() -> list[Path]:
@@ -45,9 +47,10 @@ def shape_table(shapes: dict[str, ModelShape]) -> str:
 
 
 def parameter_table(shapes: dict[str, ModelShape]) -> str:
-    """Parameters by term, in millions, and what a token costs."""
+    """Parameters by term, in millions, and what a token and a trillion of them cost."""
     terms = list(next(iter(shapes.values())).parameters())
-    head = ["model", *(t.replace("_", " ") for t in terms), "total", "active", "active share", "GFLOP/token"]
+    head = ["model", *(t.replace("_", " ") for t in terms), "total", "active", "active share", "GFLOP/token",
+            "A100-days for 1T"]  # fmt: skip
     rows = []
     for name, shape in shapes.items():
         counts, active = shape.parameters(), sum(shape.active_parameters().values())
@@ -60,9 +63,16 @@ def parameter_table(shapes: dict[str, ModelShape]) -> str:
                 f"{active / 1e6:,.0f}",
                 f"{active / total:.1%}",
                 f"{shape.training_flops_per_token(SEQ_LENGTH) / 1e9:.2f}",
+                f"{accelerator_days(shape):,.0f}",
             ]
         )
     return table(head, rows)
+
+
+def accelerator_days(shape: ModelShape) -> float:
+    """A100-days to train on `TOKENS` tokens at `MFU` of the peak."""
+    (a100,) = (a for a in ACCELERATORS if a.name == "a100")
+    return shape.training_flops_per_token(SEQ_LENGTH) * TOKENS / (a100.bf16_flops * MFU) / 86_400
 
 
 @exit_on_user_error

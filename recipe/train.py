@@ -46,12 +46,13 @@ def main(argv: list[str] | None = None) -> None:
     # Imported late: refusing a configuration or a dry run needs neither torch nor DeepSpeed.
     from recipe.model import RecipeMoeConfig
     from recipe.run.checkpoint import CheckpointStore, TrainState
-    from recipe.run.engine import build_engine
+    from recipe.run.engine import build_engine, check_attention
     from recipe.run.loop import train
     from recipe.run.run_folder import check_run_folder, record_start
     from recipe.run.session import session
 
     run = launch.run
+    check_attention(run.compute)
     changed = check_run_folder(run, args.resume)
     with session():
         if is_first_rank():

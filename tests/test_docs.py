@@ -22,7 +22,7 @@ def test_the_ds_config_table_has_every_file_with_its_numbers():
         assert row in table, row
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/data.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/data.md", "docs/design.md"])
 def test_every_path_that_is_named_exists(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     named = set(re.findall(r"(?:recipe|data_prep|launch|ds_configs|docs|tests|benchmarks)/[\w./-]*\w", text))
@@ -50,6 +50,18 @@ def test_the_measured_table_is_that_of_the_committed_result():
     printed = run_python("benchmarks/data_prep.py", "--table", "benchmarks/results/data_prep.json")
     assert printed.returncode == 0, printed.stderr
     assert between(text, "measured") == printed.stdout.strip()
+
+
+def test_the_models_are_those_that_are_shipped():
+    printed = run_python("recipe/describe_models.py")
+    assert printed.returncode == 0, printed.stderr
+    assert between((ROOT / "docs" / "design.md").read_text(encoding="utf-8"), "models") == printed.stdout.strip()
+
+
+def test_the_measured_layer_is_that_of_the_committed_result():
+    printed = run_python("benchmarks/moe_layer.py", "--table", "benchmarks/results/moe_layer.json")
+    assert printed.returncode == 0, printed.stderr
+    assert between((ROOT / "docs" / "design.md").read_text(encoding="utf-8"), "layer") == printed.stdout.strip()
 
 
 def between(text: str, name: str) -> str:

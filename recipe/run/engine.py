@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,12 +11,27 @@ import torch
 from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
 from torch import nn
 
+from recipe.base.errors import UserError
 from recipe.base.routing_settings import Routing
 from recipe.base.settings import Compute, Optimizer
 from recipe.model import RecipeMoeConfig, RecipeMoeForCausalLM
 from recipe.model.modeling import initialize_parameter
 from recipe.run.autoep import connect, moe_layers, recipe_layers
 from recipe.run.routing_control import RoutingControl
+
+
+def check_attention(compute: Compute) -> None:
+    """Refuse an attention that this machine cannot run, before a process group exists.
+
+    Raises:
+        UserError: no GPU, or no flash-attn where it is asked for.
+    """
+    if compute.attention == "sdpa":
+        return
+    if not torch.cuda.is_available():
+        raise UserError(f"compute.attention {compute.attention} needs a GPU; set sdpa")
+    if compute.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        raise UserError("compute.attention flash_attention_2 needs the package flash-attn; install it or set sdpa")
 
 
 def build_model(config: RecipeMoeConfig, ds_raw: dict[str, Any], seed: int, compute: Compute) -> RecipeMoeForCausalLM:

@@ -15,7 +15,7 @@ from recipe.base.settings import RunConfig
 from recipe.base.strict import strict_model
 from recipe.model import RecipeMoeConfig
 from recipe.run.checkpoint import CheckpointStore, TrainState
-from recipe.run.engine import build_engine
+from recipe.run.engine import build_engine, check_attention
 from recipe.run.run_folder import load_run_folder
 
 
@@ -31,6 +31,7 @@ class RestorableRun:
         self.run: RunConfig
         self.ds_raw: dict[str, Any]
         self.run, self.ds_raw = load_run_folder(folder)
+        check_attention(self.run.compute)
         self.shape: ModelShape = load_model_shape(self.run.model)
         self._store = CheckpointStore(folder / "checkpoints", self.run.checkpoint.keep_last)
         self._path = self._choose(folder, checkpoint)

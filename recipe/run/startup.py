@@ -10,6 +10,7 @@ from recipe.base.ds_config import DsConfig, load_ds_config
 from recipe.base.errors import ConfigError, UserError, read_all
 from recipe.base.files import sha256
 from recipe.base.model_shape import ModelShape, load_model_shape
+from recipe.base.routing_settings import Routing
 from recipe.base.settings import RunConfig, load_run_config
 from recipe.data.loader import BatchOrder
 from recipe.data.mixture import CYCLE, plan_mixture
@@ -91,8 +92,24 @@ def describe(launch: Launch) -> str:
         )
     for first, _ in launch.order.phases[1:]:
         lines.append(f"mixture     anneals from step {first * CYCLE // ds.train_batch_size + 1:,}")
+    lines.append(f"routing     {_describe_routing(run.routing)}")
+    lines.append(
+        f"compute     recompute {run.compute.recompute}, {run.compute.attention} attention "
+        f"{'inside each document' if run.data.document_attention else 'over the whole sequence'}, "
+        f"loss in chunks of {run.compute.loss_chunk_tokens:,} tokens"
+    )
     lines.append(f"run folder  {run.run_dir}, a checkpoint every {run.checkpoint.every_steps:,} steps")
     return "\n".join(lines)
+
+
+def _describe_routing(routing: Routing) -> str:
+    capacity, mitigations = routing.capacity, routing.mitigations
+    watched = [name for name, found in mitigations if found is not None]
+    limit = "" if capacity.mode == "dropless" else f" at {capacity.factor:g} per {capacity.scope.replace('_', ' ')}"
+    return (
+        f"{routing.aux_loss_scope.replace('_', ' ')} aux loss {routing.aux_loss_coef:g}, z-loss {routing.z_loss_coef:g}, "
+        f"bias rate {routing.bias_update_rate:g}, {capacity.mode}{limit}; watched: {', '.join(watched) or 'nothing'}"
+    )
 
 
 def _check_tokenizer(run: RunConfig, shape: ModelShape, tokens: TokenFolder) -> None:

@@ -260,6 +260,8 @@ def test_a_dry_run_needs_no_launcher_and_writes_nothing(new_run, write_ds):
         "4 ranks, ZeRO-3, expert parallel size 4",
         "32 sequences of 32",
         "mixture     zh",
+        "routing     sequence aux loss 0.001, z-loss 0.001, bias rate 0.001, dropless; watched: collapse, logit_growth",
+        "compute     recompute none, sdpa attention over the whole sequence, loss in chunks of 2,048 tokens",
     ):
         assert part in done.stdout
     assert not run.run_dir.exists()
@@ -274,6 +276,9 @@ def test_a_dry_run_needs_no_launcher_and_writes_nothing(new_run, write_ds):
         (["model=/nonexistent"], "/nonexistent/config.json does not exist"),
         (["data.mixture.weights={en: 1}"], "name each source once"),
         (["data.seq_lenght=3"], "did you mean 'seq_length'?"),
+        (["routing.capacity.mode=dorp"], "routing.capacity.mode"),
+        (["routing.aux_loss_scop=sequence"], "did you mean 'aux_loss_scope'?"),
+        (["routing.mitigations.overload={}"], "set routing.capacity.mode drop or reroute"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused_in_a_dry_run(overrides, said, new_run, write_ds):
@@ -318,6 +323,14 @@ def test_without_the_launcher_the_command_is_told(new_run, write_ds):
     done = run_python(TRAIN, *new_run("alone").arguments(ds_path))
     assert done.returncode == 2
     assert "this needs the launcher: deepspeed" in done.stderr
+
+
+def test_attention_that_needs_a_gpu_is_refused_without_one(new_run, write_ds):
+    run = new_run("flash", compute={"attention": "flash_attention_2"})
+    done = launch(1, TRAIN, *run.arguments(write_ds(1, micro_batch=4, accumulation=2, autoep_size=1)))
+    assert done.returncode == 2
+    assert "compute.attention flash_attention_2 needs a GPU; set sdpa" in done.stderr
+    assert not run.run_dir.exists()
 
 
 def test_a_ds_config_for_other_ranks_is_refused(new_run, write_ds):
