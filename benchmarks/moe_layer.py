@@ -306,6 +306,14 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def report(result: dict[str, Any], output: Path | None) -> None:
+    """Print a result, and write it."""
+    text = json.dumps(result, indent=1)
+    print(text)
+    if output is not None:
+        output.write_text(text + "\n")
+
+
 def machine() -> dict[str, Any]:
     return {
         "date": date.today().isoformat(),
@@ -344,10 +352,7 @@ def main(argv: list[str] | None = None) -> None:
         "skew": skew_part(args.repeats),
         "metrics": launched(1, "--worker", "metrics", "--repeats", 5 * args.repeats),
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if args.output:
-        args.output.write_text(text + "\n")
+    report(result, args.output)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ example: python benchmarks/packing.py --tokens work/quickstart/tokens
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -22,7 +21,7 @@ sys.path[0] = str(ROOT)
 
 import torch  # noqa: E402
 
-from benchmarks.moe_layer import ds_config_of, machine  # noqa: E402
+from benchmarks.moe_layer import ds_config_of, machine, report  # noqa: E402
 from recipe.base.arguments import positive_int  # noqa: E402
 from recipe.base.errors import exit_on_user_error  # noqa: E402
 from recipe.base.routing_settings import Routing  # noqa: E402
@@ -107,10 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     with session():
         result = {**machine(), **compare(tokens, args.steps)}
-    text = json.dumps(result, indent=1)
-    print(text)
-    if args.output:
-        args.output.write_text(text + "\n")
+    report(result, args.output)
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ def test_a_step_equals_the_oracle(ranks, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "autoep_size"), [(2, 1), (2, 2), (4, 2), (4, 4)])
+@pytest.mark.parametrize(("ranks", "autoep_size"), [(2, 1), (2, 2), (4, 4)])
 def test_every_stage_accumulation_and_recompute_equals_the_oracle(ranks, autoep_size, tmp_path):
     matrix = itertools.product((0, 1, 2, 3), (1, 3), ("none", "reentrant", "non_reentrant"))
     features = itertools.islice(itertools.cycle(FEATURES), ranks + autoep_size, None)
