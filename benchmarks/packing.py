@@ -38,7 +38,7 @@ def compare(tokens: TokenFolder, steps: int) -> dict[str, Any]:
     from recipe.model import RecipeMoeConfig
     from recipe.run.engine import build_engine, control_routing
     from recipe.run.evaluation import evaluate_source
-    from recipe.run.step import run_step
+    from recipe.run.step import run_step, summed_loss_of
 
     train, eod_id = tokens.sources("train"), tokens.tokenizer["eod_id"]
     order = BatchOrder(train, [Phase(0, {s.name: float(s.num_tokens) for s in train})], SEQ_LENGTH, seed=0)
@@ -68,7 +68,7 @@ def compare(tokens: TokenFolder, steps: int) -> dict[str, Any]:
         engine.eval()
         held_out[document] = {
             source.name: evaluate_source(
-                lambda inputs, engine=engine: engine(**inputs).logits,  # type: ignore[misc]
+                lambda inputs, targets, engine=engine: summed_loss_of(engine, Compute(), inputs, targets),  # type: ignore[misc]
                 source, seq_length=SEQ_LENGTH, batch_size=8, device=engine.device,
                 eod_id=eod_id if document else None,
             )["loss"]

@@ -73,6 +73,7 @@ def evaluate_run(args: argparse.Namespace) -> None:
     from recipe.run.evaluation import evaluate_source
     from recipe.run.restore import RestorableRun
     from recipe.run.session import session
+    from recipe.run.step import summed_loss_of
 
     restorable = RestorableRun(args.run, args.checkpoint)
     run = restorable.run
@@ -83,7 +84,7 @@ def evaluate_run(args: argparse.Namespace) -> None:
         engine, state = restorable.restore()
         results = {
             source.name: evaluate_source(
-                lambda inputs: engine(**inputs).logits,
+                lambda inputs, targets: summed_loss_of(engine, run.compute, inputs, targets),
                 source,
                 seq_length=seq_length,
                 batch_size=args.batch_size,
@@ -106,6 +107,7 @@ def evaluate_export(args: argparse.Namespace) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from recipe.model.loss import next_token_loss
     from recipe.run.evaluation import evaluate_source
 
     if not (args.model / "config.json").exists():
@@ -120,7 +122,7 @@ def evaluate_export(args: argparse.Namespace) -> None:
     model.to(device).eval()
     results = {
         source.name: evaluate_source(
-            lambda inputs: model(**inputs, use_cache=False).logits,
+            lambda inputs, targets: next_token_loss(model(**inputs, use_cache=False).logits, targets, reduction="sum"),
             source,
             seq_length=seq_length,
             batch_size=args.batch_size,

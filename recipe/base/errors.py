@@ -12,8 +12,11 @@ import functools
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
+
+FIRST_RANK_SPEAKS_S = 10.0  # longer than the launcher takes to see a failed rank and end the others
 
 
 class UserError(ValueError):
@@ -90,7 +93,13 @@ def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
 
 
 def _print_once_per_host(message: str) -> None:
-    """Under a launcher all ranks of a host meet the same error; its first rank speaks for them."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        host = "" if os.environ.get("RANK", "0") == "0" else f" ({socket.gethostname()})"
-        print(f"error{host}: {message}", file=sys.stderr, flush=True)
+    """Under a launcher all ranks of a host meet the same error; its first rank speaks for them.
+
+    The launcher ends all ranks as soon as one has failed, so the others wait for the first to speak; one that is
+    still there afterwards has an error of its own.
+    """
+    rank, first = os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK", "0") == "0"
+    if not first:
+        time.sleep(FIRST_RANK_SPEAKS_S)
+    host = "" if rank == "0" else f" ({socket.gethostname()}{'' if first else f', rank {rank}'})"
+    print(f"error{host}: {message}", file=sys.stderr, flush=True)

@@ -11,7 +11,6 @@ import torch
 
 from recipe.data.batch import IGNORED, document_positions
 from recipe.data.token_folder import Source
-from recipe.model.loss import next_token_loss
 
 
 def windows(source: Source, seq_length: int) -> Iterator[np.ndarray]:
@@ -26,7 +25,7 @@ def windows(source: Source, seq_length: int) -> Iterator[np.ndarray]:
 
 @torch.no_grad()
 def evaluate_source(
-    logits_of: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+    loss_of: Callable[[dict[str, torch.Tensor], torch.Tensor], torch.Tensor],
     source: Source,
     *,
     seq_length: int,
@@ -39,8 +38,8 @@ def evaluate_source(
     """Loss over all held-out tokens of one source.
 
     Args:
-        logits_of: the model's arguments -> logits [B, S, V]; called the same number of times on every rank,
-            since an expert-parallel model needs all of its ranks in each call.
+        loss_of: the model's arguments and targets [B, S] -> summed loss; called the same number of times on
+            every rank, since an expert-parallel model needs all of its ranks in each call.
         eod_id: given when documents attend to themselves alone, as the model was trained.
 
     Returns:
@@ -62,8 +61,7 @@ def evaluate_source(
         inputs = {"input_ids": torch.from_numpy(tokens).to(device)}
         if eod_id is not None:
             inputs["position_ids"] = torch.from_numpy(document_positions(tokens, eod_id)).to(device)
-        logits_BSV = logits_of(inputs)
-        total[0] += next_token_loss(logits_BSV, targets_BS, reduction="sum").double()
+        total[0] += loss_of(inputs, targets_BS).double()
         total[1] += (targets_BS != IGNORED).sum()
     if world_size > 1:
         torch.distributed.all_reduce(total)

@@ -8,7 +8,6 @@ averages gradients over ranks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import deepspeed
 import numpy as np
@@ -43,15 +42,14 @@ def run_step(
         with torch.no_grad():
             for number, batch in enumerate(batches):
                 control.begin_micro_batch(_micro_batch(number, batch, device))
-                engine(**model_inputs(batch, compute, device), logits_to_keep=1)
+                engine(**for_attention(model_inputs(batch, device), compute), logits_to_keep=1)
                 control.end_forward()
         control.end_counting()
     total = torch.zeros((), device=device)
     for number, batch in enumerate(batches):
         control.begin_micro_batch(_micro_batch(number, batch, device))
-        inputs = model_inputs(batch, compute, device)
-        targets = torch.from_numpy(batch.targets).to(device).view_as(inputs["input_ids"])
-        summed = engine(**inputs, targets=targets, loss_chunk_tokens=compute.loss_chunk_tokens).loss
+        targets_BS = torch.from_numpy(batch.targets).to(device)
+        summed = summed_loss_of(engine, compute, model_inputs(batch, device), targets_BS)
         control.end_forward()
         loss = summed * loss_weight
         engine.backward(loss * len(batches))  # which the engine divides by the accumulation steps
@@ -68,16 +66,29 @@ def token_weights(batches: Sequence[Batch], device: torch.device) -> torch.Tenso
     return (dist.get_world_size() / tokens.clamp(min=1)).float()
 
 
-def model_inputs(batch: Batch, compute: Compute, device: torch.device) -> dict[str, Any]:
+def summed_loss_of(
+    engine: deepspeed.DeepSpeedEngine, compute: Compute, inputs: dict[str, torch.Tensor], targets_BS: torch.Tensor
+) -> torch.Tensor:
+    """Sum of the next-token losses in nats, without the logits ever existing whole."""
+    inputs = for_attention(inputs, compute)
+    targets = targets_BS.reshape_as(inputs["input_ids"])
+    return engine(**inputs, targets=targets, loss_chunk_tokens=compute.loss_chunk_tokens).loss
+
+
+def model_inputs(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
     """The model's arguments for a batch's tokens."""
-    tokens = torch.from_numpy(batch.tokens).to(device)
-    if batch.positions is None:
-        return {"input_ids": tokens}
-    positions = torch.from_numpy(batch.positions).to(device)
-    if compute.attention == "flash_attention_2":
+    inputs = {"input_ids": torch.from_numpy(batch.tokens).to(device)}
+    if batch.positions is not None:
+        inputs["position_ids"] = torch.from_numpy(batch.positions).to(device)
+    return inputs
+
+
+def for_attention(inputs: dict[str, torch.Tensor], compute: Compute) -> dict[str, torch.Tensor]:
+    """The same arguments in the form in which the attention keeps documents apart."""
+    if "position_ids" in inputs and compute.attention == "flash_attention_2":
         # transformers finds documents in the positions of one row only; rows begin documents, so they join.
-        tokens, positions = tokens.view(1, -1), positions.view(1, -1)
-    return {"input_ids": tokens, "position_ids": positions}
+        return {name: tensor.reshape(1, -1) for name, tensor in inputs.items()}
+    return inputs
 
 
 def _micro_batch(number: int, batch: Batch, device: torch.device) -> MicroBatch:

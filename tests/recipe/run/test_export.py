@@ -77,7 +77,10 @@ def test_stock_transformers_gives_the_engines_logits(ranks, sizes, new_run, writ
 
 @pytest.fixture
 def trained(new_run, prepared, write_ds):
-    run = new_run("trained", data={"tokens": str(prepared.tokens), "seq_length": 32, "document_attention": True})
+    # Limited in training, dropless in evaluation and export.
+    routing = {"capacity": {"mode": "drop", "factor": 0.5}}
+    data = {"tokens": str(prepared.tokens), "seq_length": 32, "document_attention": True}
+    run = new_run("trained", data=data, routing=routing)
     train(2, run, write_ds(2, micro_batch=4, accumulation=1, autoep_size=2))
     return run
 
@@ -111,6 +114,7 @@ def test_the_run_and_its_export_have_the_same_held_out_loss(trained, prepared, t
     (last,) = (m for m in read_metrics(trained.run_dir) if m["step"] == 20)
     assert bias.norm().item() == pytest.approx(last["routing"]["bias_norm"][0], rel=1e-6)
     assert bias.abs().max() > 1e-3
+    assert min(last["routing"]["drop_rate"]) > 0.4
 
     index = json.loads((tmp_path / "export" / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) == 4 + 3  # a file per layer, embedding, norm, head
@@ -158,10 +162,9 @@ def test_evaluation_predicts_every_token_but_a_shards_first_once(prepared, batch
     (english, _) = TokenFolder(prepared.tokens).sources("held_out")
     asked = []
 
-    def uniform(inputs):
-        tokens = inputs["input_ids"]
-        asked.append(tokens.numel())
-        return torch.zeros(*tokens.shape, 1024)
+    def uniform(inputs, targets):
+        asked.append(inputs["input_ids"].numel())
+        return math.log(1024) * (targets != -100).sum()
 
     found = evaluate_source(uniform, english, seq_length=50, batch_size=batch_size, device=torch.device("cpu"))
     assert found["tokens"] == english.num_tokens - len(english.shards)

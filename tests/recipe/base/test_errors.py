@@ -1,0 +1,37 @@
+"""Which rank of a launch tells the user what is wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from recipe.base import errors
+from recipe.base.errors import FIRST_RANK_SPEAKS_S, UserError, exit_on_user_error
+
+
+@exit_on_user_error
+def failing() -> None:
+    raise UserError("the bridge is out; take the ferry")
+
+
+@pytest.mark.parametrize(
+    ("rank", "local_rank", "waits", "said"),
+    [
+        (None, None, [], "error: the bridge is out; take the ferry\n"),
+        ("0", "0", [], "error: the bridge is out; take the ferry\n"),
+        ("8", "0", [], "error (host): the bridge is out; take the ferry\n"),
+        # Ended by the launcher while it waits, unless the error is its own.
+        ("9", "1", [FIRST_RANK_SPEAKS_S], "error (host, rank 9): the bridge is out; take the ferry\n"),
+    ],
+)
+def test_the_first_rank_of_a_host_speaks_and_the_others_let_it(rank, local_rank, waits, said, monkeypatch, capsys):
+    slept: list[float] = []
+    monkeypatch.setattr(errors.time, "sleep", slept.append)
+    monkeypatch.setattr(errors.socket, "gethostname", lambda: "host")
+    for name, value in (("RANK", rank), ("LOCAL_RANK", local_rank)):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    assert failing() == 2
+    assert slept == waits
+    assert capsys.readouterr().err == said
