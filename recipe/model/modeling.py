@@ -187,6 +187,11 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
+    def __call__(self, *args, **kwargs):
+        if torch.is_grad_enabled():
+            return super().__call__(*args, **kwargs)
+        return nn.Module.__call__(self, *args, **kwargs)  # nothing to recompute, and torch would warn of it
+
     def forward(self, x_BSD, cos_sin, attention_mask, past_key_values: Cache | None, **kwargs) -> torch.Tensor:
         x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), cos_sin, attention_mask, past_key_values, **kwargs)
         return x_BSD + self.mlp(self.post_attention_layernorm(x_BSD))

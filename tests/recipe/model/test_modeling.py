@@ -151,3 +151,11 @@ def test_recomputing_layers_changes_no_gradient(use_reentrant):
         assert len(calls) == 1 + recompute
     for plain, recomputed in zip(*gradients, strict=True):
         assert torch.equal(plain, recomputed)
+
+
+@pytest.mark.filterwarnings("error")
+def test_recompute_is_silent_where_no_gradient_is_wanted():
+    model = initialized(small_config())
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    with torch.no_grad():
+        model(torch.zeros(1, 4, dtype=torch.long))
