@@ -35,13 +35,20 @@ def check_run_folder(run: RunConfig, resume: Resume) -> list[str]:
         raise UserError(
             f"{run.run_dir} already holds a run; add --resume auto to continue it or choose another run_dir"
         )
-    before = load_run_folder(run.run_dir)[0].model_dump(mode="json")
+    last = load_run_folder(run.run_dir)[0]
+    before = last.model_dump(mode="json")
     changed = sorted(key for key, value in run.model_dump(mode="json").items() if before[key] != value)
     forbidden = [key for key in changed if key not in _FREE_TO_CHANGE]
     if forbidden:
         raise UserError(
             f"{run.run_dir} holds a run with other settings in {', '.join(forbidden)}; "
             "restore them or choose another run_dir"
+        )
+    mixture, planned = run.data.mixture, last.schedule.total_tokens
+    if planned != run.schedule.total_tokens and (mixture.max_epochs is not None or mixture.anneal is not None):
+        raise UserError(
+            f"schedule.total_tokens changes from {planned:,} to {run.schedule.total_tokens:,}, and with it which data "
+            "come next, since data.mixture has max_epochs or anneal; restore it or choose another run_dir"
         )
     return changed
 
