@@ -69,3 +69,19 @@ def test_jitter_is_a_function_of_its_key_within_its_strength():
     assert first.min() >= 0.9
     assert first.max() <= 1.1
     assert first.mean().item() == pytest.approx(1.0, abs=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gates_gradients_are_those_of_an_fp32_matmul_and_no_fp32_copy_is_kept(dtype):
+    generator = torch.Generator().manual_seed(0)
+    x_TD = torch.randn(T, 16, generator=generator).to(dtype).requires_grad_()
+    gate_ED = torch.randn(E, 16, generator=generator).to(dtype).requires_grad_()
+    wanted_TE = torch.randn(T, E, generator=generator)
+    kept: list[torch.dtype] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.dtype) or t, lambda t: t):
+        logits = router_logits(x_TD, gate_ED)
+    assert set(kept) == {dtype}
+    found = torch.autograd.grad(logits, (x_TD, gate_ED), wanted_TE)
+    plain = torch.autograd.grad(x_TD.float() @ gate_ED.float().T, (x_TD, gate_ED), wanted_TE)
+    for ours, expected in zip(found, plain, strict=True):
+        assert torch.equal(ours, expected)
