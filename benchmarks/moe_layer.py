@@ -38,6 +38,7 @@ from recipe.base.errors import exit_on_user_error  # noqa: E402
 from recipe.base.routing_settings import Routing  # noqa: E402
 from recipe.base.settings import Compute, Optimizer  # noqa: E402
 from recipe.base.strict import load_json  # noqa: E402
+from recipe.describe_models import table  # noqa: E402
 
 CUDA = torch.cuda.is_available()
 SHAPES = {  # tokens, hidden, expert width, experts, top-k
@@ -219,11 +220,24 @@ def skew_part(repeats: int) -> dict[str, Any]:
     return {"shape": SHAPES["cpu"], "ranks": 2, "capacity_factor": 1.0, **found}
 
 
+def tiny_run(seq_length: int, micro_batch: int, sources: list[str]) -> tuple[Any, Any]:
+    """The tiny model's engine and the control of its routers, ready to train in this one process."""
+    from recipe.model import RecipeMoeConfig
+    from recipe.run.engine import build_engine, control_routing
+
+    config = RecipeMoeConfig.from_folder(ROOT / "recipe/configs/models/tiny")
+    ds_raw = ds_config_of(1, 3, micro_batch=micro_batch)
+    engine = build_engine(config, ds_raw, seed=0, optimizer=Optimizer(), compute=Compute())
+    for group in engine.optimizer.param_groups:
+        group["lr"] = 1e-3
+    control = control_routing(engine, Routing(), seq_length=seq_length, sources=sources, seed=0)
+    engine.train()
+    return engine, control
+
+
 def metrics_part(repeats: int) -> dict[str, Any]:
     """Steps of the tiny model, observed and not in turn, and whether the losses are the same."""
     from recipe.data.batch import make_batch
-    from recipe.model import RecipeMoeConfig
-    from recipe.run.engine import build_engine, control_routing
     from recipe.run.routing_metrics import routing_metrics
     from recipe.run.step import run_step
 
@@ -231,14 +245,7 @@ def metrics_part(repeats: int) -> dict[str, Any]:
     losses: dict[bool, list[float]] = {}
     runs = {}
     for observing in (False, True):
-        config = RecipeMoeConfig.from_folder(ROOT / "recipe/configs/models/tiny")
-        ds_raw = ds_config_of(1, 3, micro_batch=micro_batch)
-        engine = build_engine(config, ds_raw, seed=0, optimizer=Optimizer(), compute=Compute())
-        for group in engine.optimizer.param_groups:
-            group["lr"] = 1e-3
-        control = control_routing(engine, Routing(), seq_length=seq_length, sources=["en", "zh"], seed=0)
-        engine.train()
-        runs[observing], losses[observing] = (engine, control), []
+        runs[observing], losses[observing] = tiny_run(seq_length, micro_batch, ["en", "zh"]), []
     generator = np.random.default_rng(0)
 
     def step(number: int, observing: bool, batch: Any) -> None:
@@ -294,14 +301,15 @@ def markdown(result: dict[str, Any]) -> str:
     shape = ", ".join(f"{value:,} {name}" for name, value in layer["shape"].items())
     modes = [name for name, found in skew.items() if isinstance(found, dict) and name != "shape"]
     lines = [f"{result['device']}, torch {result['torch']}, {result['date']}; {layer['precision']}; {shape}.", ""]
-    lines += ["| MoE layer, forward and backward | ms | over ours |", "| --- | --: | --: |"]
-    lines += [f"| {name} | {ms:.1f} | {layer['over_ours'][name]:.2f} |" for name, ms in layer["milliseconds"].items()]
+    rows = [[name, f"{ms:.1f}", f"{layer['over_ours'][name]:.2f}"] for name, ms in layer["milliseconds"].items()]
+    lines += [table(["MoE layer, forward and backward", "ms", "over ours"], rows), ""]
     columns = [f"{mode} {unit}" for mode in modes for unit in ("ms", "rows", "MiB")]
-    lines += ["", f"| {skew['ranks']} ranks | {' | '.join(columns)} |", "| --- |" + " --: |" * len(columns)]
-    for state in skew[modes[0]]:
-        cells = [f"{value:,.0f}" for mode in modes for value in skew[mode][state].values()]
-        lines.append(f"| {state} | {' | '.join(cells)} |")
-    lines += ["", f"Metrics on every step of the tiny model cost {metrics['cost_of_observing']} of it; the losses are "
+    rows = [
+        [state, *(f"{value:,.0f}" for mode in modes for value in skew[mode][state].values())]
+        for state in skew[modes[0]]
+    ]
+    lines += [table([f"{skew['ranks']} ranks", *columns], rows), ""]
+    lines += [f"Metrics on every step of the tiny model cost {metrics['cost_of_observing']} of it; the losses are "
               f"{'the same' if metrics['losses_equal'] else 'NOT the same'}."]  # fmt: skip
     return "\n".join(lines)
 

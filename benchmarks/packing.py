@@ -21,11 +21,10 @@ sys.path[0] = str(ROOT)
 
 import torch  # noqa: E402
 
-from benchmarks.moe_layer import ds_config_of, machine, report  # noqa: E402
+from benchmarks.moe_layer import machine, report, tiny_run  # noqa: E402
 from recipe.base.arguments import positive_int  # noqa: E402
 from recipe.base.errors import exit_on_user_error  # noqa: E402
-from recipe.base.routing_settings import Routing  # noqa: E402
-from recipe.base.settings import Compute, Optimizer  # noqa: E402
+from recipe.base.settings import Compute  # noqa: E402
 from recipe.data.loader import BatchOrder  # noqa: E402
 from recipe.data.mixture import Phase  # noqa: E402
 from recipe.data.token_folder import TokenFolder  # noqa: E402
@@ -35,24 +34,12 @@ SEQ_LENGTH, MICRO_BATCH, WARMUP = 512, 4, 5
 
 def compare(tokens: TokenFolder, steps: int) -> dict[str, Any]:
     from recipe.data.batch import make_batch
-    from recipe.model import RecipeMoeConfig
-    from recipe.run.engine import build_engine, control_routing
     from recipe.run.evaluation import evaluate_source
     from recipe.run.step import run_step, summed_loss_of
 
     train, eod_id = tokens.sources("train"), tokens.tokenizer["eod_id"]
     order = BatchOrder(train, [Phase(0, {s.name: float(s.num_tokens) for s in train})], SEQ_LENGTH, seed=0)
-    runs = {}
-    for document in (False, True):
-        config = RecipeMoeConfig.from_folder(ROOT / "recipe/configs/models/tiny")
-        ds_raw = ds_config_of(1, 3, micro_batch=MICRO_BATCH)
-        engine = build_engine(config, ds_raw, seed=0, optimizer=Optimizer(), compute=Compute())
-        for group in engine.optimizer.param_groups:
-            group["lr"] = 1e-3
-        runs[document] = (
-            engine, control_routing(engine, Routing(), seq_length=SEQ_LENGTH, sources=order.names, seed=0)
-        )  # fmt: skip
-        engine.train()
+    runs = {document: tiny_run(SEQ_LENGTH, MICRO_BATCH, order.names) for document in (False, True)}
     seconds: dict[bool, list[float]] = {False: [], True: []}
     for step in range(1, steps + 1):
         sequences, sources = order.micro_batch((step - 1) * MICRO_BATCH, 0, 0, 1, MICRO_BATCH)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from recipe.base.strict import load_json, strict_model
 
 MODEL_TYPE = "recipe_moe"
+IGNORED = -100  # a target without a loss, as in transformers
 
 
 class RopeParameters(BaseModel):

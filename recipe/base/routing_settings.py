@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from recipe.base.strict import Section
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Capacity(_Section):
+class Capacity(Section):
     """How many assignments an expert takes in training; evaluation is always dropless."""
 
     mode: Literal["dropless", "drop", "reroute"] = "dropless"
@@ -24,7 +22,7 @@ class Capacity(_Section):
     gives_way: Literal["lowest_score", "latest_position"] = "lowest_score"
 
 
-class Collapse(_Section):
+class Collapse(Section):
     """Experts that no token reaches, or routers that are certain: a balance that must be pushed harder."""
 
     dead_share: float = Field(0.25, gt=0, le=1)  # of a layer's experts without a token in the step
@@ -35,7 +33,7 @@ class Collapse(_Section):
     duration: int = Field(500, gt=0)  # steps that aux_loss_factor holds; the least between two revivals
 
 
-class Overload(_Section):
+class Overload(Section):
     """An expert far above the mean: capacity is tightened so that its rank neither waits nor runs out of memory."""
 
     max_over_mean: float = Field(4.0, gt=1)
@@ -44,7 +42,7 @@ class Overload(_Section):
     duration: int = Field(200, gt=0)
 
 
-class LogitGrowth(_Section):
+class LogitGrowth(Section):
     """Router logits that run away, which makes the choice a step function of rounding errors."""
 
     max_logit: float = Field(30.0, gt=0)
@@ -53,7 +51,7 @@ class LogitGrowth(_Section):
     duration: int = Field(500, gt=0)
 
 
-class Mitigations(_Section):
+class Mitigations(Section):
     """Detectors and what they do, each null to switch it off. They see the steps that are logged."""
 
     collapse: Collapse | None = Collapse()
@@ -61,7 +59,7 @@ class Mitigations(_Section):
     logit_growth: LogitGrowth | None = LogitGrowth()
 
 
-class Routing(_Section):
+class Routing(Section):
     """Router losses against a language-model loss of weight 1, the expert bias, capacity, mitigations."""
 
     aux_loss_coef: float = Field(0.001, ge=0)

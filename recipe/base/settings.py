@@ -10,18 +10,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from recipe.base.errors import UserError
 from recipe.base.routing_settings import Routing
-from recipe.base.strict import load_yaml, parse_yaml_value, strict_model
+from recipe.base.strict import Section, load_yaml, parse_yaml_value, strict_model
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Anneal(_Section):
+class Anneal(Section):
     """The last part of training, with more of the better sources (as Llama 3, arXiv 2407.21783, section 3.1.3)."""
 
     share: float = Field(gt=0, lt=1)  # of the run's sequences, from the end
@@ -32,7 +28,7 @@ class Anneal(_Section):
         return [f"data.mixture.anneal.tier_weights: {tier} has a negative weight" for tier in negative]
 
 
-class Mixture(_Section):
+class Mixture(Section):
     """How the sources are mixed: p proportional to factor * tokens ** alpha, or explicit weights."""
 
     alpha: float = Field(0.5, ge=0, le=1)  # 1: as they are; 0: equally; 0.5 lifts the smaller language
@@ -54,14 +50,14 @@ class Mixture(_Section):
         return found
 
 
-class Data(_Section):
+class Data(Section):
     tokens: Path  # output folder of data_prep/tokenize_corpus.py
     seq_length: int = Field(gt=1)  # tokens predicted per sequence
     mixture: Mixture = Mixture()
     document_attention: bool = False  # attention and positions stay inside each packed document
 
 
-class Optimizer(_Section):
+class Optimizer(Section):
     """AdamW. Decay touches matrices only: norms, biases and embeddings are left alone."""
 
     betas: tuple[float, float] = (0.9, 0.95)
@@ -69,7 +65,7 @@ class Optimizer(_Section):
     weight_decay: float = Field(0.1, ge=0)
 
 
-class Schedule(_Section):
+class Schedule(Section):
     """Learning rate by tokens seen: linear warmup, then cosine, or WSD (stable, then linear decay)."""
 
     total_tokens: int = Field(gt=0)
@@ -80,7 +76,7 @@ class Schedule(_Section):
     decay_tokens: int = Field(0, ge=0)  # WSD only: length of the final decay
 
 
-class Compute(_Section):
+class Compute(Section):
     """What trades memory for time without changing what is learned."""
 
     recompute: Literal["none", "reentrant", "non_reentrant"] = "none"  # of each decoder layer's activations
@@ -88,16 +84,16 @@ class Compute(_Section):
     loss_chunk_tokens: int = Field(2048, gt=0)  # 2,048 tokens * 131,072 vocabulary * 4 bytes = 1 GiB of logits
 
 
-class Checkpoint(_Section):
+class Checkpoint(Section):
     every_steps: int = Field(gt=0)
     keep_last: int = Field(2, gt=0)
 
 
-class Logging(_Section):
+class Logging(Section):
     every_steps: int = Field(10, gt=0)
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """A training run."""
 
     run_dir: Path

@@ -8,11 +8,17 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from recipe.base.errors import ConfigError, UserError, nearest
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """A part of a configuration: unknown keys are refused, and nothing changes it once it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def load_json(path: str | Path) -> Any:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-IGNORED = -100  # a target without a loss
+from recipe.base.model_shape import IGNORED
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import importlib.util
 import torch
 import torch.nn.functional as F
 
-IGNORED = -100  # a target that counts for nothing, as in transformers
+from recipe.base.model_shape import IGNORED
 
 
 def next_token_loss(logits_BSV: torch.Tensor, targets_BS: torch.Tensor, reduction: str = "mean") -> torch.Tensor:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from recipe.data.batch import IGNORED, document_positions
+from recipe.base.model_shape import IGNORED
+from recipe.data.batch import document_positions
 from recipe.data.token_folder import Source
 
 

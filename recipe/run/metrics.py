@@ -106,9 +106,9 @@ class MetricsWriter:
         )
 
 
-def load_over_mean(tokens_per_expert: list[list[int]]) -> torch.Tensor:
+def load_over_mean(tokens_per_expert: list[list[int]] | torch.Tensor) -> torch.Tensor:
     """Assignments of each expert over the mean of its layer, float64 [layers, E]."""
-    counts_LE = torch.tensor(tokens_per_expert, dtype=torch.float64)
+    counts_LE = torch.as_tensor(tokens_per_expert, dtype=torch.float64)
     return counts_LE / counts_LE.mean(dim=1, keepdim=True)
 
 

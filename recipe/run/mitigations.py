@@ -83,8 +83,10 @@ class Mitigator:
         control, base = self._control, self._control.settings
         active = {name: found for name, found in self._detectors.items() if self.state[name]["until"] is not None}
         collapse, overload, logits = (active.get(name) for name in ("collapse", "overload", "logit_growth"))
-        raised = collapse is not None and collapse.action == "raise_aux_loss"
-        control.aux_loss_coef = base.aux_loss_coef * (collapse.aux_loss_factor if raised and collapse else 1.0)
+        if collapse is not None and collapse.action == "raise_aux_loss":
+            control.aux_loss_coef = base.aux_loss_coef * collapse.aux_loss_factor
+        else:
+            control.aux_loss_coef = base.aux_loss_coef
         control.z_loss_coef = base.z_loss_coef * (logits.z_loss_factor if logits else 1.0)
         control.capacity_factor = overload.capacity_factor if overload else base.capacity.factor
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from recipe.run.metrics import load_over_mean
 from recipe.run.routing_control import RoutingControl, StepSums
 
 
@@ -29,7 +30,7 @@ def routing_metrics(sums: StepSums, control: RoutingControl) -> dict[str, Any]:
         sources: by source [L]: load_max_over_mean of its tokens alone.
     """
     counts_LE = sums.counts_LOE.sum(dim=1)
-    load_LE = counts_LE / counts_LE.mean(dim=1, keepdim=True)
+    load_LE = load_over_mean(counts_LE)
     tokens_L = sums.scalars["tokens"]
     mean = {name: sums.scalars[name] / tokens_L for name in ("aux_loss", "z_loss", "entropy", "top1_share")}
     aux_loss_L = mean["aux_loss"]
@@ -62,7 +63,7 @@ def routing_metrics(sums: StepSums, control: RoutingControl) -> dict[str, Any]:
         "tokens_per_expert": counts_LE.long().tolist(),
         "routing": {name: values.tolist() for name, values in by_layer.items()},
         "sources": {
-            name: {"load_max_over_mean": (counts.amax(dim=1) / counts.mean(dim=1)).tolist()}
+            name: {"load_max_over_mean": load_over_mean(counts).amax(dim=1).tolist()}
             for name, counts in of_sources.items()
             if counts.sum() > 0
         },

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from recipe.base.model_shape import IGNORED
 from recipe.base.settings import Compute
-from recipe.data.batch import IGNORED, Batch
+from recipe.data.batch import Batch
 from recipe.run.routing_control import MicroBatch, RoutingControl, StepSums
 
 

@@ -46,8 +46,9 @@ def limited(
     num_experts, top_k = preferences_TE.shape[-1], experts_TK.shape[-1]
     experts_A = experts_TK.flatten().clone()
     wanted_A = valid_T.repeat_interleave(top_k)
-    strength_A = _strength(preferences_TE.gather(1, experts_TK).flatten(), latest_first)
-    kept_A = _served(experts_A, strength_A, wanted_A, torch.full((num_experts,), capacity, device=experts_A.device))
+    strength_A = None if latest_first else preferences_TE.gather(1, experts_TK).flatten()
+    room_E = torch.full((num_experts,), capacity, device=experts_A.device)
+    kept_A = _served(torch.where(wanted_A, experts_A, num_experts), strength_A, room_E)
     while reroute:
         missing_M = (wanted_A & ~kept_A).nonzero().squeeze(1)
         room_E = capacity - torch.bincount(experts_A[kept_A], minlength=num_experts)
@@ -56,40 +57,33 @@ def limited(
         first_M = torch.ones_like(token_M, dtype=torch.bool)
         first_M[1:] = token_M[1:] != token_M[:-1]
         asking, token = missing_M[first_M], token_M[first_M]
-        open_ME = preferences_TE[token].masked_fill(room_E == 0, float("-inf"))
         used = torch.where(kept_A.view(-1, top_k)[token], experts_A.view(-1, top_k)[token], num_experts)
-        open_ME = torch.cat((open_ME, open_ME[:, :1]), dim=1).scatter_(1, used, float("-inf"))[:, :num_experts]
-        best, expert = open_ME.max(dim=1)
+        closed = torch.zeros(token.numel(), num_experts + 1, dtype=torch.bool, device=token.device)
+        closed = closed.scatter_(1, used, True)[:, :num_experts] | (room_E == 0)
+        best, expert = preferences_TE[token].masked_fill(closed, float("-inf")).max(dim=1)
         possible = best > float("-inf")
         if not possible.any():
             break
         asking, expert, best = asking[possible], expert[possible], best[possible]
-        strength = _strength(best, latest_first, asking)
-        served = _served(expert, strength, torch.ones_like(asking, dtype=torch.bool), room_E)
+        served = _served(expert, None if latest_first else best, room_E)
         experts_A[asking[served]] = expert[served]
         kept_A[asking[served]] = True
     return experts_A.view_as(experts_TK), kept_A.view_as(experts_TK)
 
 
-def _strength(preference_A: torch.Tensor, latest_first: bool, place_A: torch.Tensor | None = None) -> torch.Tensor:
-    """Who stays: the higher. Earlier places, or higher preferences (an equal one goes to the earlier place)."""
-    if not latest_first:
-        return preference_A
-    place_A = torch.arange(preference_A.numel(), device=preference_A.device) if place_A is None else place_A
-    return -place_A
+def _served(expert_A: torch.Tensor, strength_A: torch.Tensor | None, room_E: torch.Tensor) -> torch.Tensor:
+    """Which assignments are among the strongest `room_E` of their expert; those of expert number E are not.
 
-
-def _served(
-    expert_A: torch.Tensor, strength_A: torch.Tensor, wanted_A: torch.Tensor, room_E: torch.Tensor
-) -> torch.Tensor:
-    """Which wanted assignments are among the strongest `room_E` of their expert."""
-    num_experts = room_E.numel()
-    key_A = torch.where(wanted_A, expert_A, num_experts)
-    order = strength_A.argsort(descending=True, stable=True)
-    order = order[key_A[order].argsort(stable=True)]
-    sorted_keys = key_A[order]
-    sizes = torch.bincount(sorted_keys, minlength=num_experts + 1)
+    Without strengths, and among equal ones, the earlier assignment goes first.
+    """
+    if strength_A is None:
+        order = expert_A.argsort(stable=True)
+    else:
+        order = strength_A.argsort(descending=True, stable=True)
+        order = order[expert_A[order].argsort(stable=True)]
+    sorted_A = expert_A[order]
+    sizes = torch.bincount(sorted_A, minlength=room_E.numel() + 1)
     start = sizes.cumsum(0) - sizes
-    rank = torch.arange(key_A.numel(), device=key_A.device) - start[sorted_keys]
+    rank = torch.arange(expert_A.numel(), device=expert_A.device) - start[sorted_A]
     room = torch.cat((room_E, room_E.new_zeros(1)))
-    return torch.empty_like(wanted_A).index_copy_(0, order, rank < room[sorted_keys])
+    return torch.empty_like(rank, dtype=torch.bool).index_copy_(0, order, rank < room[sorted_A])
