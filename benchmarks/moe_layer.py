@@ -309,7 +309,7 @@ def markdown(result: dict[str, Any]) -> str:
         for state in skew[modes[0]]
     ]
     lines += [table([f"{skew['ranks']} ranks", *columns], rows), ""]
-    lines += [f"Metrics on every step of the tiny model cost {metrics['cost_of_observing']} of it; the losses are "
+    lines += [f"Metrics on every step of the tiny model change its time by {metrics['cost_of_observing']}; the losses are "
               f"{'the same' if metrics['losses_equal'] else 'NOT the same'}."]  # fmt: skip
     return "\n".join(lines)
 
