@@ -71,7 +71,7 @@ def parameter_table(shapes: dict[str, ModelShape]) -> str:
 
 def accelerator_days(shape: ModelShape) -> float:
     """A100-days to train on `TOKENS` tokens at `MFU` of the peak."""
-    (a100,) = (a for a in ACCELERATORS if a.name == "a100")
+    (a100,) = (a for a in ACCELERATORS if a.name == "a100-80gb")
     return shape.training_flops_per_token(SEQ_LENGTH) * TOKENS / (a100.bf16_flops * MFU) / 86_400
 
 

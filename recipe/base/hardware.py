@@ -1,29 +1,130 @@
-"""Peak arithmetic of the accelerators this recipe knows, for MFU."""
+"""The accelerators this recipe knows: dense peaks, memory, links, and what an hour of one costs.
+
+Every figure is of one GPU and one direction. Links inside a node are NVLink through switches; the network is that
+of the vendor's reference node of 8 GPUs and can be replaced by what a cluster has.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+from recipe.base.errors import UserError, nearest
+
+GIB = 1024**3
+GPUS_PER_NODE = 8
+NETWORK = re.compile(r"(?:(\d+)x)?(\d+)g", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Accelerator:
-    """One GPU model. `bf16_flops` is dense (no 2:4 sparsity), FLOP/s."""
+    """One GPU model."""
 
     name: str
     device_name_part: str  # as torch.cuda.get_device_name() spells it
-    bf16_flops: float
+    bf16_flops: float  # FLOP/s, dense: no 2:4 sparsity
+    memory_gib: float  # that CUDA reports
+    hbm_bytes_per_s: float
+    nvlink_bytes_per_s: float  # per direction, half of what datasheets add up
+    network: str  # of a reference node, as `network_bytes_per_s` reads it
+    matmul_efficiency: float  # share of the peak that a large bf16 cuBLAS matmul reaches
+    attention_efficiency: float  # share of the peak of flash attention, causal, forward and backward
+    usd_per_hour: float  # on demand, for estimates; replace it by what you pay
     source: str
 
 
+_MATMUL_A100 = "cuBLAS 250 to 270 TFLOP/s on large bf16 matmuls (arXiv 2211.15841, Fig. 4: 3/4 to 7/8 of the peak)"
+_MATMUL_H100 = "cuBLAS 600 to 750 TFLOP/s under its power limit (arXiv 2407.08608, Fig. 5 and section 4.1)"
+_FLASH_A100 = "FlashAttention-2 causal, 128-wide heads, 4k: 160 to 190 TFLOP/s (arXiv 2307.08691, Fig. 4)"
+_FLASH_H100 = "FlashAttention-2/3 causal, 4k: 300 to 500 TFLOP/s (arXiv 2407.08608, Figs. 5 and 6)"
+_A100_PRICE, _H100_PRICE = "Lambda on-demand list price, 8x A100 SXM 80GB", "Lambda on-demand list price, 8x H100 SXM"
+
+# The network of a reference node is one NIC per GPU: ConnectX-6 (200 Gb/s) for Ampere, ConnectX-7 (400 Gb/s) after it.
 ACCELERATORS = (
-    Accelerator("a100", "A100", 312e12, "NVIDIA A100 datasheet, 312 TFLOPS BF16 dense"),
-    Accelerator("a800", "A800", 312e12, "NVIDIA A800 datasheet, as A100 with NVLink at 400 GB/s"),
-    Accelerator("h100", "H100 80GB HBM3", 989.4e12, "NVIDIA H100 SXM datasheet, 1,979 TFLOPS BF16 with sparsity"),
-    Accelerator("h800", "H800", 989.4e12, "NVIDIA H800 datasheet, as H100 SXM with NVLink at 400 GB/s"),
-    Accelerator("h200", "H200", 989.4e12, "NVIDIA H200 datasheet, 1,979 TFLOPS BF16 with sparsity"),
-)
+    Accelerator(
+        "a100-40gb", "A100-SXM4-40GB", 312e12, 39.4, 1.555e12, 300e9, "8x200g", 0.80, 0.55, 1.29,
+        f"NVIDIA A100 datasheet (2021): as 80GB with 1,555 GB/s; DGX A100; {_MATMUL_A100}; {_FLASH_A100}; {_A100_PRICE}, 40GB",
+    ),
+    Accelerator(
+        "a100-80gb", "A100", 312e12, 79.3, 2.039e12, 300e9, "8x200g", 0.80, 0.55, 1.79,
+        f"NVIDIA A100 datasheet (2021): 312 TFLOPS BF16, 2,039 GB/s, NVLink 600 GB/s; DGX A100; {_MATMUL_A100}; {_FLASH_A100}; {_A100_PRICE}",
+    ),
+    Accelerator(
+        "a800", "A800", 312e12, 79.3, 2.039e12, 200e9, "8x200g", 0.80, 0.55, 1.79,
+        f"NVIDIA A800 datasheet: as A100-80GB with NVLink at 400 GB/s; {_MATMUL_A100}; {_FLASH_A100}; priced as A100",
+    ),
+    Accelerator(
+        "h100", "H100 80GB HBM3", 989.4e12, 79.6, 3.35e12, 450e9, "8x400g", 0.70, 0.42, 2.99,
+        f"NVIDIA H100 SXM datasheet: 1,979 TFLOPS BF16 with sparsity, 3.35 TB/s, NVLink 900 GB/s; DGX H100; {_MATMUL_H100}; {_FLASH_H100}; {_H100_PRICE}",
+    ),
+    Accelerator(
+        "h800", "H800", 989.4e12, 79.6, 3.35e12, 200e9, "8x400g", 0.70, 0.42, 2.99,
+        f"DeepSeek-V3, arXiv 2412.19437 section 3.1, and NVIDIA H800 datasheet: as H100 SXM with NVLink at 400 GB/s; {_MATMUL_H100}; {_FLASH_H100}; priced as H100",
+    ),
+    Accelerator(
+        "h200", "H200", 989.4e12, 139.8, 4.8e12, 450e9, "8x400g", 0.70, 0.42, 3.79,
+        f"NVIDIA H200 datasheet: as H100 SXM with 141 GB at 4.8 TB/s; {_MATMUL_H100}; {_FLASH_H100}; assumed between H100 and B200",
+    ),
+    Accelerator(
+        "b200", "B200", 2250e12, 178.4, 8.0e12, 900e9, "8x400g", 0.70, 0.42, 4.99,
+        "NVIDIA DGX B200 datasheet: 36 PFLOPS BF16 with sparsity for 8, 64 TB/s, NVLink 14.4 TB/s; efficiencies assumed as H100; Lambda on-demand list price, 8x B200",
+    ),
+)  # fmt: skip
 
 
 def accelerator_of(device_name: str) -> Accelerator | None:
     """The known accelerator whose name occurs in `device_name`; None if there is none, and no MFU then."""
     return next((a for a in ACCELERATORS if a.device_name_part in device_name), None)
+
+
+def accelerator_named(name: str) -> Accelerator:
+    """The accelerator called `name`, such as a100-80gb.
+
+    Raises:
+        UserError: there is none; nothing is guessed.
+    """
+    by_name = {a.name: a for a in ACCELERATORS}
+    if name not in by_name:
+        raise UserError(f"--gpu {name} is not known{nearest(name, by_name)}")
+    return by_name[name]
+
+
+def network_bytes_per_s(text: str) -> float:
+    """Bytes/s per direction between nodes, of one node: `400g` is 400 Gb/s for the whole node, `8x200g` eight NICs of 200.
+
+    Raises:
+        UserError: `text` is neither.
+    """
+    match = NETWORK.fullmatch(text)
+    if match is None or int(match[2]) == 0 or match[1] == "0":
+        raise UserError(f"--interconnect {text} is not understood; give Gb/s per node as 400g, or per NIC as 8x200g")
+    return int(match[1] or 1) * int(match[2]) * 1e9 / 8
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """So many GPUs of one kind in nodes of eight, and the network between the nodes."""
+
+    accelerator: Accelerator
+    gpus: int
+    network_bytes_per_s: float  # of a node, per direction
+
+    @property
+    def gpus_per_node(self) -> int:
+        return min(self.gpus, GPUS_PER_NODE)
+
+    @property
+    def nodes(self) -> int:
+        return -(-self.gpus // GPUS_PER_NODE)
+
+
+def cluster_of(gpu: str, gpus: int, interconnect: str | None) -> Cluster:
+    """The cluster that a command line describes.
+
+    Raises:
+        UserError: unknown GPU or network, or more than one node that is not full.
+    """
+    accelerator = accelerator_named(gpu)
+    if gpus < 1 or (gpus > GPUS_PER_NODE and gpus % GPUS_PER_NODE):
+        raise UserError(f"--gpus {gpus} does not fill nodes of {GPUS_PER_NODE}; give a multiple of {GPUS_PER_NODE}")
+    return Cluster(accelerator, gpus, network_bytes_per_s(interconnect or accelerator.network))

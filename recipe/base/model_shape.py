@@ -19,7 +19,7 @@ IGNORED = -100  # a target without a loss, as in transformers
 class RopeParameters(BaseModel):
     """Rotary position embedding: base frequency and the fraction of each head that is rotated."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     rope_type: Literal["default"] = "default"
     rope_theta: float = Field(10_000.0, gt=0)

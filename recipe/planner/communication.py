@@ -1,0 +1,134 @@
+"""Every collective of one optimizer step, counted as the engine issues them.
+
+`bytes` is what a rank hands to or gets from the collective over the whole step: the result of an all-gather, the
+input of a reduce-scatter or all-reduce, what is sent in an all-to-all (to itself included). Tests compare the counts
+with the real engine's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from recipe.planner.links import Group
+from recipe.planner.parameters import decoder
+from recipe.planner.workload import BYTES, Workload
+from recipe.planner.zero3 import BACKWARD, FORWARD, RECOMPUTE, micro_batch_fetches, persistent
+
+STEP = "step"  # between the last backward pass and the next forward pass
+ROUTER_SCALARS = 7  # per layer, see recipe/run/routing_metrics.py
+
+
+@dataclass(frozen=True)
+class Collective:
+    """Calls of one kind in one step."""
+
+    op: str  # all_gather, reduce_scatter, all_reduce, all_to_all
+    purpose: str
+    phase: str
+    group: Group
+    dtype: str
+    bytes: int
+    calls: int
+
+
+def collectives(work: Workload) -> list[Collective]:
+    """All collectives of a steady step, by purpose and phase."""
+    found = [*_dispatch(work), *_routing_statistics(work)]
+    found += _zero3(work) if work.ds.zero_optimization.stage == 3 else _zero012(work)
+    return [c for c in found if c.group.ranks > 1 and c.bytes]
+
+
+def _dispatch(work: Workload) -> Iterator[Collective]:
+    """Tokens to their experts and back, in each pass; and how many, which the host reads."""
+    shape, dtype = work.shape, "bf16" if work.ds.bf16_enabled else "fp32"
+    layers = shape.num_moe_layers * work.accumulation
+    rows = work.tokens * shape.num_experts_per_tok
+    phases = (FORWARD, BACKWARD) if work.run.recompute == "none" else (FORWARD, RECOMPUTE, BACKWARD)
+    for phase in phases:
+        payload = layers * rows * shape.hidden_size * work.element
+        for purpose in ("dispatch", "combine"):
+            yield Collective("all_to_all", purpose, phase, work.expert_group, dtype, payload, layers)
+        if phase != BACKWARD:
+            counts = layers * shape.n_routed_experts * 4
+            yield Collective("all_to_all", "counts", phase, work.expert_group, "int32", counts, layers)
+
+
+def _routing_statistics(work: Workload) -> Iterator[Collective]:
+    """The step's valid tokens, and the loads that the expert bias and the metrics need."""
+    yield Collective("all_reduce", "tokens of the batch", FORWARD, work.world, "fp64", 16, 1)
+    width = work.shape.n_routed_experts
+    if work.run.observed:
+        width = (work.run.sources + 1) * width + ROUTER_SCALARS + work.ranks
+    size = work.shape.num_moe_layers * width * 8
+    yield Collective("all_reduce", "routing statistics", STEP, work.world, "fp64", size, 1)
+
+
+def _zero3(work: Workload) -> Iterator[Collective]:
+    zero, dtype = work.ds.zero_optimization, "bf16" if work.ds.bf16_enabled else "fp32"
+    parameters = decoder(work.shape, work.ep).parameters
+    fetches = micro_batch_fetches(work.shape, work.ep, zero, work.run.recompute)
+    numel = fetches.numel_by_phase({e: work.partitions(expert=e) for e in (False, True)})
+    for (phase, expert), elements in numel.items():
+        calls = sum(any(p.expert == expert for p in g.parameters) for g in fetches.gathers if g.phase == phase)
+        yield Collective(
+            "all_gather", _of(expert), phase, _owners(work, expert), dtype,
+            elements * work.element * work.accumulation, calls * work.accumulation,
+        )  # fmt: skip
+    for expert in (False, True):
+        kind = [p for p in parameters if p.expert == expert]
+        elements = sum(p.padded(work.partitions(expert=expert)) for p in kind)
+        calls = max(1, -(-elements // zero.reduce_bucket_size), work.shape.num_moe_layers)
+        size = elements * BYTES[work.reduced_dtype] * work.accumulation
+        yield Collective(
+            "reduce_scatter", _of(expert), BACKWARD, _owners(work, expert), work.reduced_dtype, size,
+            calls * work.accumulation,
+        )  # fmt: skip
+        kept = [p for p in persistent(parameters, zero) if p.expert == expert]
+        size = sum(p.padded(work.partitions(expert=expert)) for p in kept) * work.element
+        yield Collective(
+            "all_gather", f"persistent {_of(expert)}", STEP, _owners(work, expert), dtype, size, len(kept)
+        )
+
+
+def _zero012(work: Workload) -> Iterator[Collective]:
+    """Gradients are all-reduced, also where only a partition is kept; ZeRO-1 does so once a step, ZeRO-2 every micro-batch."""
+    zero, dtype = work.ds.zero_optimization, "bf16" if work.ds.bf16_enabled else "fp32"
+    times = work.accumulation if zero.stage == 2 else 1
+    for expert in (False, True):
+        elements = sum(p.numel for p in decoder(work.shape, work.ep).parameters if p.expert == expert)
+        calls = times * -(-elements // zero.reduce_bucket_size)
+        size = elements * BYTES[work.reduced_dtype] * times
+        yield Collective(
+            "all_reduce", f"gradients of {_of(expert)}", BACKWARD, _owners(work, expert), work.reduced_dtype, size, calls
+        )  # fmt: skip
+        if zero.stage > 0:
+            padded = sum(flat_numel(work, group) for group in flat_groups(work) if group[0] == expert)
+            calls = max(1, -(-padded // zero.allgather_bucket_size))
+            yield Collective(
+                "all_gather", _of(expert), STEP, _owners(work, expert), dtype, padded * work.element, calls
+            )
+
+
+def flat_groups(work: Workload) -> list[tuple[bool, int]]:
+    """(experts?, elements) of the optimizer's parameter groups, which ZeRO-1 and 2 flatten and pad."""
+    sizes: dict[tuple[bool, bool], int] = {}
+    for p in decoder(work.shape, work.ep).parameters:
+        spared = "norm" in p.name or "embed_tokens" in p.name or p.name.endswith("bias")
+        sizes[p.expert, spared] = sizes.get((p.expert, spared), 0) + p.numel
+    return [(expert, numel) for (expert, _), numel in sizes.items()]
+
+
+def flat_numel(work: Workload, group: tuple[bool, int]) -> int:
+    """Elements of a flattened group with its padding to two elements a rank."""
+    expert, numel = group
+    alignment = 2 * work.partitions(expert=expert)
+    return -(-numel // alignment) * alignment
+
+
+def _owners(work: Workload, expert: bool) -> Group:
+    return work.expert_data_group if expert else work.world
+
+
+def _of(expert: bool) -> str:
+    return "experts" if expert else "other parameters"

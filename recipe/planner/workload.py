@@ -1,0 +1,92 @@
+"""What is planned: a model, a cluster, a ds_config, and the settings of the run that cost time or memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from recipe.base.ds_config import DsConfig
+from recipe.base.hardware import Cluster
+from recipe.base.model_shape import ModelShape
+from recipe.planner.architecture import Architecture, architecture_of
+from recipe.planner.links import Group, group_of
+
+BYTES = {"fp32": 4, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """Of the run config."""
+
+    seq_length: int = 4096
+    recompute: str = "non_reentrant"
+    loss_chunk_tokens: int = 2048
+    sources: int = 2  # languages or sources whose loads are counted apart
+    observed: bool = True  # the step's routing metrics are logged
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A run on a cluster. Raises nothing: `problems_of_workload` says what cannot work."""
+
+    shape: ModelShape
+    cluster: Cluster
+    ds: DsConfig
+    run: RunFacts = RunFacts()
+
+    @property
+    def architecture(self) -> Architecture:
+        return architecture_of(self.shape)
+
+    @property
+    def ranks(self) -> int:
+        return self.ds.world_size
+
+    @property
+    def ep(self) -> int:
+        return self.ds.expert_parallel.autoep_size
+
+    @property
+    def accumulation(self) -> int:
+        return self.ds.gradient_accumulation_steps
+
+    @property
+    def tokens(self) -> int:
+        """Of one rank's micro-batch."""
+        return self.ds.train_micro_batch_size_per_gpu * self.run.seq_length
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.ds.train_batch_size * self.run.seq_length
+
+    @property
+    def element(self) -> int:
+        """Bytes of a parameter and an activation."""
+        return 2 if self.ds.bf16_enabled else 4
+
+    @property
+    def reduced_dtype(self) -> str:
+        """In which gradients travel."""
+        return self.ds.communication_data_type or ("bf16" if self.ds.bf16_enabled else "fp32")
+
+    @property
+    def accumulated_dtype(self) -> str:
+        """In which gradients are added up over micro-batches."""
+        stated = self.ds.data_types.grad_accum_dtype if self.ds.data_types else None
+        return stated or ("bf16" if self.ds.bf16_enabled else "fp32")
+
+    @property
+    def world(self) -> Group:
+        return group_of(self.cluster, self.ranks, 1)
+
+    @property
+    def expert_group(self) -> Group:
+        """Ranks among which a layer's experts are spread."""
+        return group_of(self.cluster, self.ep, 1)
+
+    @property
+    def expert_data_group(self) -> Group:
+        """Ranks that hold the same experts."""
+        return group_of(self.cluster, self.ranks // self.ep, self.ep)
+
+    def partitions(self, *, expert: bool) -> int:
+        return self.ranks // self.ep if expert else self.ranks

@@ -1,0 +1,182 @@
+"""Which parameters ZeRO-3 gathers in a micro-batch, and how many it holds at once.
+
+DeepSpeed records the modules of a micro-batch once and from then on prefetches along that trace, keeps what is used
+again soon, and releases the rest. The rules below are those of its `PartitionedParameterCoordinator` (0.19.8); the
+order of modules under recompute is that of its hooks. Tests compare the bytes with the real engine's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from recipe.base.ds_config import ZeroOptimization
+from recipe.base.model_shape import ModelShape
+from recipe.planner.parameters import Decoder, Module, Parameter, decoder
+
+FORWARD, RECOMPUTE, BACKWARD = "forward", "recompute", "backward"
+
+
+@dataclass(frozen=True)
+class Use:
+    """A module's turn in a micro-batch. `keeps`: its post-hook does not run, so nothing is released."""
+
+    module: Module
+    phase: str
+    keeps: bool = False
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Parameters gathered by one coalesced all-gather per group, asked for while `phase` ran."""
+
+    parameters: tuple[Parameter, ...]
+    phase: str
+    prefetched: bool
+
+
+@dataclass(frozen=True)
+class Fetches:
+    """All gathers of a steady micro-batch, and the largest number of elements gathered at once beyond the persistent."""
+
+    gathers: tuple[Gather, ...]
+    peak_numel: int
+
+    def numel_by_phase(self, ranks_of: dict[bool, int]) -> dict[tuple[str, bool], int]:
+        """Elements that the all-gathers return, padding included, by phase and by whether they are experts."""
+        found: dict[tuple[str, bool], int] = {}
+        for gather in self.gathers:
+            for p in gather.parameters:
+                key = (gather.phase, p.expert)
+                found[key] = found.get(key, 0) + p.padded(ranks_of[p.expert])
+        return found
+
+
+def persistent(parameters: list[Parameter], zero: ZeroOptimization) -> list[Parameter]:
+    """Parameters that stay gathered between micro-batches: small ones, until the model's threshold is full."""
+    kept, total = [], 0
+    limit = zero.stage3_model_persistence_threshold
+    for p in parameters:
+        fits = limit is None or p.numel + total <= limit
+        if fits and p.numel <= zero.stage3_param_persistence_threshold:
+            kept.append(p)
+            total += p.numel
+    return kept
+
+
+@lru_cache(maxsize=256)
+def micro_batch_fetches(shape: ModelShape, ep_size: int, zero: ZeroOptimization, recompute: str) -> Fetches:
+    """The gathers of one micro-batch once the trace is known.
+
+    Args:
+        shape, ep_size: of the model and its expert parallelism.
+        zero: the ds_config's section; its bounds count elements of one rank's parameters.
+        recompute: `compute.recompute` of the run config.
+    """
+    model = decoder(shape, ep_size)
+    return _Coordinator(tuple(trace(model, recompute)), frozenset(persistent(model.parameters, zero)), zero).run()
+
+
+def trace(model: Decoder, recompute: str) -> Iterator[Use]:
+    """Modules in the order in which DeepSpeed's hooks meet them, forward and backward."""
+    for module in (*model.first, *(m for layer in model.layers for m in layer), *model.last):
+        yield Use(module, FORWARD)
+    norm, head = model.last
+    for module in (head, model.first[0], norm):
+        yield Use(module, BACKWARD)
+    for layer in reversed(model.layers):
+        if recompute == "none":
+            yield from (Use(m, BACKWARD) for m in _backward_order(layer))
+        elif recompute == "reentrant":
+            yield from (Use(m, RECOMPUTE) for m in layer)
+            yield from (Use(m, BACKWARD) for m in _backward_order(layer))
+        else:
+            # Autograd opens the containers and the last projection before its saved tensors are asked for; the
+            # recomputation then stops inside that projection, before its post-hook.
+            backward = _backward_order(layer)
+            opened = next(i for i, m in enumerate(backward) if m.parameters) + 1
+            yield from (Use(m, BACKWARD, keeps=True) for m in backward[:opened])
+            yield from (Use(m, RECOMPUTE) for m in layer[:-1])
+            yield Use(layer[-1], RECOMPUTE, keeps=False)
+            yield from (Use(m, BACKWARD) for m in backward[opened:])
+    yield Use(model.first[1], BACKWARD)
+
+
+def _backward_order(layer: tuple[Module, ...]) -> list[Module]:
+    """A layer's modules as autograd enters them: a container before its parts, siblings in reverse."""
+    by_name = {m.name: m for m in layer}
+
+    def enter(name: str) -> Iterator[Module]:
+        yield by_name[name]
+        parts = [n for n in by_name if n.startswith(f"{name}.") and parent(n) == name]
+        for part in reversed(parts):
+            yield from enter(part)
+
+    def parent(name: str) -> str:
+        while (name := name.rpartition(".")[0]) not in by_name:
+            pass
+        return name
+
+    return list(enter(layer[0].name))
+
+
+@dataclass
+class _Coordinator:
+    uses: tuple[Use, ...]
+    kept: frozenset[Parameter]
+    zero: ZeroOptimization
+    available: set[Parameter] = field(default_factory=set)
+    fetched_for: dict[Parameter, int] = field(default_factory=dict)  # the last use that a prefetch has looked at
+    gathers: list[Gather] = field(default_factory=list)
+    held: int = 0
+    peak: int = 0
+
+    def run(self) -> Fetches:
+        self.available = set(self.kept)
+        queue = deque(
+            (p, step) for step, use in enumerate(self.uses) for p in sorted(use.module.parameters, key=lambda p: p.name)
+        )
+        for step, use in enumerate(self.uses):
+            needed = set(use.module.parameters)
+            self._gather([p for p in use.module.parameters if p not in self.available], use.phase, prefetched=False)
+            not_queued = {p for p in needed if self.fetched_for.get(p, -1) < step}
+            while queue and not_queued:
+                p, last_used = queue.popleft()
+                self.fetched_for[p] = last_used
+                not_queued.discard(p)
+            self._prefetch(queue, use.phase)
+            if not use.keeps:
+                self._release(use.module, step + 1)
+        return Fetches(tuple(self.gathers), self.peak)
+
+    def _prefetch(self, queue: deque[tuple[Parameter, int]], phase: str) -> None:
+        limit = min(self.zero.stage3_max_live_parameters - self.held, self.zero.stage3_prefetch_bucket_size)
+        chosen: list[Parameter] = []
+        numel = 0
+        while queue and numel < limit:
+            p, last_used = queue.popleft()
+            self.fetched_for[p] = max(self.fetched_for.get(p, -1), last_used)
+            if p not in self.available and p not in chosen:
+                chosen.append(p)
+                numel += p.numel
+        self._gather(chosen, phase, prefetched=True)
+
+    def _gather(self, parameters: list[Parameter], phase: str, *, prefetched: bool) -> None:
+        if parameters:
+            self.gathers.append(Gather(tuple(parameters), phase, prefetched))
+            self.available.update(parameters)
+            self.held += sum(p.numel for p in parameters)
+            self.peak = max(self.peak, self.held)
+
+    def _release(self, module: Module, step: int) -> None:
+        leaving = {p for p in module.parameters if p not in self.kept and self.fetched_for.get(p, -1) <= step}
+        traversed = 0
+        for use in self.uses[step:]:
+            if not leaving or traversed >= self.zero.stage3_max_reuse_distance:
+                break
+            leaving.difference_update(use.module.parameters)
+            traversed += sum(p.numel for p in use.module.parameters)
+        self.available -= leaving
+        self.held -= sum(p.numel for p in leaving)
