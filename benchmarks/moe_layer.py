@@ -38,7 +38,7 @@ from recipe.base.errors import exit_on_user_error  # noqa: E402
 from recipe.base.routing_settings import Routing  # noqa: E402
 from recipe.base.settings import Compute, Optimizer  # noqa: E402
 from recipe.base.strict import load_json  # noqa: E402
-from recipe.describe_models import table  # noqa: E402
+from recipe.base.tables import markdown_table  # noqa: E402
 
 CUDA = torch.cuda.is_available()
 SHAPES = {  # tokens, hidden, expert width, experts, top-k
@@ -302,13 +302,13 @@ def markdown(result: dict[str, Any]) -> str:
     modes = [name for name, found in skew.items() if isinstance(found, dict) and name != "shape"]
     lines = [f"{result['device']}, torch {result['torch']}, {result['date']}; {layer['precision']}; {shape}.", ""]
     rows = [[name, f"{ms:.1f}", f"{layer['over_ours'][name]:.2f}"] for name, ms in layer["milliseconds"].items()]
-    lines += [table(["MoE layer, forward and backward", "ms", "over ours"], rows), ""]
+    lines += [markdown_table(["MoE layer, forward and backward", "ms", "over ours"], rows), ""]
     columns = [f"{mode} {unit}" for mode in modes for unit in ("ms", "rows", "MiB")]
     rows = [
         [state, *(f"{value:,.0f}" for mode in modes for value in skew[mode][state].values())]
         for state in skew[modes[0]]
     ]
-    lines += [table([f"{skew['ranks']} ranks", *columns], rows), ""]
+    lines += [markdown_table([f"{skew['ranks']} ranks", *columns], rows), ""]
     lines += [f"Metrics on every step of the tiny model change its time by {metrics['cost_of_observing']}; the losses are "
               f"{'the same' if metrics['losses_equal'] else 'NOT the same'}."]  # fmt: skip
     return "\n".join(lines)

@@ -11,6 +11,7 @@ from pathlib import Path
 from recipe.base.errors import exit_on_user_error
 from recipe.base.hardware import ACCELERATORS
 from recipe.base.model_shape import ModelShape, load_model_shape
+from recipe.base.tables import markdown_table
 
 SHIPPED = Path(__file__).resolve().parent / "configs" / "models"
 SEQ_LENGTH = 4096  # of the FLOPs
@@ -23,16 +24,12 @@ def shipped_models() -> list[Path]:
     return sorted(folders, key=lambda folder: sum(load_model_shape(folder).parameters().values()))
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
 
 def shape_table(shapes: dict[str, ModelShape]) -> str:
     """What each model is made of."""
     head = ["model", "layers", "dense first", "hidden", "heads / kv × size", "experts", "top-k", "shared",
             "expert width", "granularity", "vocabulary"]  # fmt: skip
-    return table(
+    return markdown_table(
         head,
         [
             [
@@ -66,7 +63,7 @@ def parameter_table(shapes: dict[str, ModelShape]) -> str:
                 f"{accelerator_days(shape):,.0f}",
             ]
         )
-    return table(head, rows)
+    return markdown_table(head, rows)
 
 
 def accelerator_days(shape: ModelShape) -> float:

@@ -28,45 +28,45 @@ class Accelerator:
     nvlink_bytes_per_s: float  # per direction, half of what datasheets add up
     network: str  # of a reference node, as `network_bytes_per_s` reads it
     matmul_efficiency: float  # share of the peak that a large bf16 cuBLAS matmul reaches
-    attention_efficiency: float  # share of the peak of flash attention, causal, forward and backward
+    attention_efficiency: float  # share of the peak of causal flash attention on long sequences, forward and backward
     usd_per_hour: float  # on demand, for estimates; replace it by what you pay
     source: str
 
 
 _MATMUL_A100 = "cuBLAS 250 to 270 TFLOP/s on large bf16 matmuls (arXiv 2211.15841, Fig. 4: 3/4 to 7/8 of the peak)"
 _MATMUL_H100 = "cuBLAS 600 to 750 TFLOP/s under its power limit (arXiv 2407.08608, Fig. 5 and section 4.1)"
-_FLASH_A100 = "FlashAttention-2 causal, 128-wide heads, 4k: 160 to 190 TFLOP/s (arXiv 2307.08691, Fig. 4)"
-_FLASH_H100 = "FlashAttention-2/3 causal, 4k: 300 to 500 TFLOP/s (arXiv 2407.08608, Figs. 5 and 6)"
+_FLASH_A100 = "FlashAttention-2, causal, 128-wide heads: 190 TFLOP/s at 16k, 165 at 4k (arXiv 2307.08691, Fig. 4)"
+_FLASH_H100 = "FlashAttention-3, causal, 128-wide heads: 630 forward, 520 backward at 16k (arXiv 2407.08608, Figs. 5 and 6)"
 _A100_PRICE, _H100_PRICE = "Lambda on-demand list price, 8x A100 SXM 80GB", "Lambda on-demand list price, 8x H100 SXM"
 
 # The network of a reference node is one NIC per GPU: ConnectX-6 (200 Gb/s) for Ampere, ConnectX-7 (400 Gb/s) after it.
 ACCELERATORS = (
     Accelerator(
-        "a100-40gb", "A100-SXM4-40GB", 312e12, 39.4, 1.555e12, 300e9, "8x200g", 0.80, 0.55, 1.29,
+        "a100-40gb", "A100-SXM4-40GB", 312e12, 39.4, 1.555e12, 300e9, "8x200g", 0.80, 0.64, 1.29,
         f"NVIDIA A100 datasheet (2021): as 80GB with 1,555 GB/s; DGX A100; {_MATMUL_A100}; {_FLASH_A100}; {_A100_PRICE}, 40GB",
     ),
     Accelerator(
-        "a100-80gb", "A100", 312e12, 79.3, 2.039e12, 300e9, "8x200g", 0.80, 0.55, 1.79,
+        "a100-80gb", "A100", 312e12, 79.3, 2.039e12, 300e9, "8x200g", 0.80, 0.64, 1.79,
         f"NVIDIA A100 datasheet (2021): 312 TFLOPS BF16, 2,039 GB/s, NVLink 600 GB/s; DGX A100; {_MATMUL_A100}; {_FLASH_A100}; {_A100_PRICE}",
     ),
     Accelerator(
-        "a800", "A800", 312e12, 79.3, 2.039e12, 200e9, "8x200g", 0.80, 0.55, 1.79,
+        "a800", "A800", 312e12, 79.3, 2.039e12, 200e9, "8x200g", 0.80, 0.64, 1.79,
         f"NVIDIA A800 datasheet: as A100-80GB with NVLink at 400 GB/s; {_MATMUL_A100}; {_FLASH_A100}; priced as A100",
     ),
     Accelerator(
-        "h100", "H100 80GB HBM3", 989.4e12, 79.6, 3.35e12, 450e9, "8x400g", 0.70, 0.42, 2.99,
+        "h100", "H100 80GB HBM3", 989.4e12, 79.6, 3.35e12, 450e9, "8x400g", 0.74, 0.58, 2.99,
         f"NVIDIA H100 SXM datasheet: 1,979 TFLOPS BF16 with sparsity, 3.35 TB/s, NVLink 900 GB/s; DGX H100; {_MATMUL_H100}; {_FLASH_H100}; {_H100_PRICE}",
     ),
     Accelerator(
-        "h800", "H800", 989.4e12, 79.6, 3.35e12, 200e9, "8x400g", 0.70, 0.42, 2.99,
+        "h800", "H800", 989.4e12, 79.6, 3.35e12, 200e9, "8x400g", 0.74, 0.58, 2.99,
         f"DeepSeek-V3, arXiv 2412.19437 section 3.1, and NVIDIA H800 datasheet: as H100 SXM with NVLink at 400 GB/s; {_MATMUL_H100}; {_FLASH_H100}; priced as H100",
     ),
     Accelerator(
-        "h200", "H200", 989.4e12, 139.8, 4.8e12, 450e9, "8x400g", 0.70, 0.42, 3.79,
+        "h200", "H200", 989.4e12, 139.8, 4.8e12, 450e9, "8x400g", 0.74, 0.58, 3.79,
         f"NVIDIA H200 datasheet: as H100 SXM with 141 GB at 4.8 TB/s; {_MATMUL_H100}; {_FLASH_H100}; assumed between H100 and B200",
     ),
     Accelerator(
-        "b200", "B200", 2250e12, 178.4, 8.0e12, 900e9, "8x400g", 0.70, 0.42, 4.99,
+        "b200", "B200", 2250e12, 178.4, 8.0e12, 900e9, "8x400g", 0.74, 0.58, 4.99,
         "NVIDIA DGX B200 datasheet: 36 PFLOPS BF16 with sparsity for 8, 64 TB/s, NVLink 14.4 TB/s; efficiencies assumed as H100; Lambda on-demand list price, 8x B200",
     ),
 )  # fmt: skip

@@ -34,7 +34,7 @@ class Collective:
 
 def collectives(work: Workload) -> list[Collective]:
     """All collectives of a steady step, by purpose and phase."""
-    found = [*_dispatch(work), *_routing_statistics(work)]
+    found = [*_dispatch(work), *_routing_statistics(work), *_gradient_norm(work)]
     found += _zero3(work) if work.ds.zero_optimization.stage == 3 else _zero012(work)
     return [c for c in found if c.group.ranks > 1 and c.bytes]
 
@@ -62,6 +62,21 @@ def _routing_statistics(work: Workload) -> Iterator[Collective]:
         width = (work.run.sources + 1) * width + ROUTER_SCALARS + work.ranks
     size = work.shape.num_moe_layers * width * 8
     yield Collective("all_reduce", "routing statistics", STEP, work.world, "fp64", size, 1)
+
+
+def _gradient_norm(work: Workload) -> Iterator[Collective]:
+    """Scalars: squared norms of the optimizer's groups (decayed, routers, spared; experts), and whether one overflowed."""
+    stage, others = work.ds.zero_optimization.stage, 3
+    if stage == 3:
+        for group, calls in ((work.world, others), (work.expert_data_group, 1), (work.expert_group, 1)):
+            yield Collective("all_reduce", "gradient norm", STEP, group, "fp64", 8 * calls, calls)
+    elif stage == 2 or (stage == 1 and work.accumulated_dtype == work.reduced_dtype):
+        for group, calls in ((work.world, others), (work.expert_data_group, 1)):
+            yield Collective("all_reduce", "gradient norm", STEP, group, "fp32", 4 * calls, calls)
+        if work.ds.bf16_enabled:
+            yield Collective("all_reduce", "overflow", STEP, work.world, "uint8", 1, 1)
+    elif stage == 1:
+        yield Collective("all_reduce", "gradient norm", STEP, work.expert_group, "fp32", 4, 1)
 
 
 def _zero3(work: Workload) -> Iterator[Collective]:

@@ -13,11 +13,12 @@ from recipe.planner.architecture import Architecture
 
 BF16 = 2
 TILE = 128.0  # rows and columns of an output tile, elements of the inner dimension until the pipeline is full
-GROUPED_GEMM = 0.85  # of a plain matmul: tile scheduling over experts, MegaBlocks 98.6% of cuBLAS at best (arXiv 2211.15841)
 HBM_EFFICIENCY = 0.75  # of the datasheet's bandwidth, which streaming kernels of many small rows reach
+ATTENTION_HALF = 1000.0  # sequence length at which flash attention reaches half of its efficiency on long ones
+RUN_EFFICIENCY = 0.92  # of kernels in a run over kernels alone: clocks under load, data, Python between steps
 LAUNCH_S = 6e-6  # between the starts of two kernels of an eager framework on one CPU thread
 BACKWARD_FLOPS = 2.0  # of the forward's, for a matmul: the gradients of input and weight
-HOST_READ_S = 60e-6  # a value that the host waits for, such as the split sizes of an all-to-all
+HOST_READ_S = 150e-6  # a value that the host waits for, such as the split sizes of an all-to-all; the GPU then waits for launches
 
 
 @dataclass(frozen=True)
@@ -25,17 +26,24 @@ class Software:
     """What a framework's kernels move and launch beyond the matmuls, per layer."""
 
     name: str
-    attention_bytes_per_hidden: float  # bytes moved per token and hidden element: norms, rotary, residual, copies
+    attention_bytes_per_hidden: float  # per token and element of the mean of hidden and query width
     mlp_bytes_per_intermediate: float  # per token and intermediate element: activation function and product
     routed_bytes_per_hidden: float  # per assignment and hidden element: permute, exchange buffers, weigh, sum
     router_bytes_per_expert: float  # per token and expert: scores, top-k, losses
     kernels: int  # of a layer's forward pass
+    moe_kernels: int  # more of them where experts are routed
     host_reads: int  # of an MoE layer's forward pass
+    grouped_gemm: float  # efficiency over a plain matmul's
 
 
 # Counted from the modules: each pass over a tensor is its bytes read and written (bf16 2, fp32 4).
-EAGER = Software("eager", 2 * 34.0 + 20.0, 2 * 10.0, 2 * 9.0, 60.0, 110, 2)
-FUSED = Software("fused", 2 * 14.0 + 10.0, 2 * 5.0, 2 * 7.0, 24.0, 45, 1)
+# MegaBlocks' grouped GEMM reaches 98.6% of batched cuBLAS (arXiv 2211.15841, section 6.3); Triton's kernel of AutoEP is
+# assumed lower until a GPU has measured it.
+# Eager, per element: two norms of 36 over the hidden width and one over queries and keys, rotary 24, residuals 12,
+# attention's inputs and outputs 12; silu 4 and product 6; four row permutations of 4, weighted sum 4.
+EAGER = Software("eager", 156.0, 10.0, 20.0, 60.0, 80, 90, 2, 0.80)
+# Fused kernels of Megatron-LM and TransformerEngine: each norm, rotary and activation reads and writes once.
+FUSED = Software("fused", 36.0, 6.0, 12.0, 24.0, 40, 70, 2, 0.92)
 
 
 @dataclass(frozen=True)
@@ -46,19 +54,20 @@ class LayerTime:
     backward_s: float
 
 
-def matmul_s(gpu: Accelerator, rows: float, inner: float, columns: float, *, grouped_over: float = 1.0) -> float:
+def matmul_s(gpu: Accelerator, rows: float, inner: float, columns: float, *, grouped_over: float = 1.0, grouped_gemm: float = 1.0) -> float:
     """Seconds of a bf16 matmul [rows, inner] x [inner, columns]; of `grouped_over` equal ones if more than one."""
     if rows <= 0:
         return 0.0
     shape = (rows / (rows + TILE / 2)) * (columns / (columns + TILE)) * (inner / (inner + TILE))
-    efficiency = gpu.matmul_efficiency * shape * (GROUPED_GEMM if grouped_over > 1 else 1.0)
+    efficiency = gpu.matmul_efficiency * shape * (grouped_gemm if grouped_over > 1 else 1.0)
     compute_s = 2.0 * rows * inner * columns / (gpu.bf16_flops * efficiency)
     moved = BF16 * (rows * inner + inner * columns + rows * columns)
     return grouped_over * max(compute_s, moved / (gpu.hbm_bytes_per_s * HBM_EFFICIENCY))
 
 
-def attention_s(gpu: Accelerator, tokens: float, seq_length: int, width: float, efficiency: float) -> float:
+def attention_s(gpu: Accelerator, tokens: float, seq_length: int, width: float) -> float:
     """Seconds of causal flash attention, forward; two matmuls of 2 FLOPs over half the sequence."""
+    efficiency = gpu.attention_efficiency * seq_length / (seq_length + ATTENTION_HALF)
     return tokens * 2 * 2 * width * (seq_length / 2) / (gpu.bf16_flops * efficiency)
 
 
@@ -75,6 +84,7 @@ def layer_s(
     expert_tp: int = 1,
     imbalance: float = 1.0,
     flash: bool = True,
+    sequence_parallel: bool = True,
 ) -> LayerTime:
     """One layer's compute.
 
@@ -84,11 +94,13 @@ def layer_s(
         tp, expert_ranks, expert_tp: ranks that split attention, experts, and each expert.
         imbalance: rows of the busiest rank over the mean.
         flash: attention without the score matrix in memory.
+        sequence_parallel: whether a tensor-parallel group also splits what lies between its matmuls.
     """
     D = model.hidden
     matmuls = sum(matmul_s(gpu, tokens, a, max(1.0, b / tp)) for a, b in model.attention_matmuls)
-    attention = attention_s(gpu, tokens, seq_length, model.attention_width / tp, gpu.attention_efficiency)
-    moved = software.attention_bytes_per_hidden * tokens * (D + model.attention_width) / 2 / tp
+    attention = attention_s(gpu, tokens, seq_length, model.attention_width / tp)
+    moved = software.attention_bytes_per_hidden * tokens * (D + model.attention_width) / 2
+    moved /= tp if sequence_parallel else 1
     if not flash:  # scores and probabilities written and read, in bf16 and fp32, with mask, softmax and dropout
         moved += tokens * seq_length * model.heads / tp * 5 * BF16
         attention = 2 * matmul_s(gpu, seq_length, 128, seq_length) * tokens / seq_length * model.heads / tp
@@ -99,7 +111,9 @@ def layer_s(
         local = model.experts / expert_ranks
         width = model.expert_intermediate / expert_tp
         for inner, columns in [(D, width)] * (model.mlp_matrices - 1) + [(width, D)]:
-            matmuls += matmul_s(gpu, rows / local, inner, columns, grouped_over=local)
+            matmuls += matmul_s(
+                gpu, rows / local, inner, columns, grouped_over=local, grouped_gemm=software.grouped_gemm
+            )
         intermediate += rows * width
         if model.shared_intermediate:
             matmuls += _mlp_s(gpu, model, tokens, model.shared_intermediate / tp)
@@ -112,7 +126,7 @@ def layer_s(
         intermediate += tokens * model.dense_intermediate / tp
     moved += software.mlp_bytes_per_intermediate * intermediate
     memory = moved / (gpu.hbm_bytes_per_s * HBM_EFFICIENCY)
-    launches = software.kernels * LAUNCH_S
+    launches = (software.kernels + (software.moe_kernels if moe else 0)) * LAUNCH_S
     waits = reads * HOST_READ_S
     return LayerTime(
         max(matmuls + attention + memory, launches) + waits,
@@ -131,6 +145,11 @@ def head_s(gpu: Accelerator, model: Architecture, tokens: float, tp: int = 1) ->
     matmul = matmul_s(gpu, tokens, model.hidden, model.vocab / tp)
     softmax = tokens * model.vocab / tp * 4 * 5 / (gpu.hbm_bytes_per_s * HBM_EFFICIENCY)
     return LayerTime(matmul + softmax, BACKWARD_FLOPS * matmul + softmax / 2)
+
+
+def gradient_s(gpu: Accelerator, elements: float) -> float:
+    """A micro-batch's weight gradients of `elements`: bf16 read, the fp32 sums read and written."""
+    return elements * (2 + 4 + 4) / (gpu.hbm_bytes_per_s * HBM_EFFICIENCY)
 
 
 def optimizer_s(gpu: Accelerator, elements: float) -> float:

@@ -66,7 +66,7 @@ def train(engine: deepspeed.DeepSpeedEngine, launch: Launch, store: CheckpointSt
     Returns:
         True at the end of the schedule; False when a signal asked to stop before it, after a checkpoint.
     """
-    run, total_steps = launch.run, launch.total_steps
+    run, total_steps = launch.run, launch.last_step(state.step, state.tokens)
     stop = StopRequest()
     control = control_routing(
         engine, run.routing, seq_length=run.data.seq_length, sources=launch.order.names, seed=run.seed

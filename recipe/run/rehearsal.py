@@ -6,6 +6,7 @@ whole step: all shards, groups and collectives are those of the cluster, only wh
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
@@ -18,6 +19,7 @@ import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from recipe.base.hardware import GPUS_PER_NODE
@@ -26,8 +28,9 @@ from recipe.base.routing_settings import Routing
 from recipe.base.settings import Compute, Optimizer
 from recipe.data.batch import Batch
 from recipe.model import RecipeMoeConfig
-from recipe.run.collectives import CollectiveCounter
 from recipe.run.cpu_op import ensure_cpu_op, remove_shared_memory
+from recipe.run.autoep import moe_layers
+from recipe.run.collectives import CollectiveCounter
 from recipe.run.engine import build_engine, control_routing
 from recipe.run.step import run_step
 
@@ -52,6 +55,7 @@ def fake_ranks(world_size: int) -> Iterator[None]:
     before = dict(os.environ)
     os.environ.update({name: str(value) for name, value in environment.items()})
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", DS_ACCELERATOR="cpu")
+    deepspeed.utils.logger.setLevel(logging.ERROR)  # it writes to standard output
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
     try:
         with redirect_stdout(sys.stderr):
@@ -105,11 +109,15 @@ def held_bytes(engine: deepspeed.DeepSpeedEngine) -> dict[str, int]:
             "gradients": _size(optimizer.grad_partitions_flat_buffer),
             "reduce_buckets": sum(_size(b.buffer) for b in optimizer.ipg_buckets.values() if b.buffer is not None),
         }
-    flat = getattr(optimizer, "bit16_groups_flat", None)
-    if flat is None:
-        return {}
-    return {
-        "parameters": sum(_size(t) for t in flat),
+    if isinstance(optimizer, BF16_Optimizer):
+        return {
+            "parameters": sum(_size(t) for t in optimizer.bf16_groups_flat),
+            "master_weights": sum(_size(t) for t in optimizer.fp32_groups_flat_partition),
+            "moments": _moments(optimizer),
+            "gradients": sum(_size(t) for t in optimizer.fp32_groups_gradients_flat),
+        }
+    return {  # gradients and buckets live between the first backward pass and the step
+        "parameters": sum(_size(t) for t in optimizer.bit16_groups_flat),
         "master_weights": sum(_size(t) for t in optimizer.single_partition_of_fp32_groups),
         "moments": _moments(optimizer),
     }
@@ -126,8 +134,6 @@ def _size(tensor: torch.Tensor) -> int:
 
 def group_sizes(engine: deepspeed.DeepSpeedEngine) -> dict[str, int]:
     """Ranks of the groups that the engine communicates in."""
-    from recipe.run.autoep import moe_layers
-
     layer = moe_layers(engine.module)[0][1]
     found = {"world": dist.get_world_size(), "expert_parallel": layer.ep_size}
     found["expert_data_parallel"] = found["world"] // layer.ep_size

@@ -34,8 +34,12 @@ class Launch:
 
     @property
     def total_steps(self) -> int:
-        """Steps to reach schedule.total_tokens; the last one may go beyond it."""
-        return -(-self.run.schedule.total_tokens // self.tokens_per_step)
+        """Steps of a run that begins with this batch; the last one may go beyond schedule.total_tokens."""
+        return self.last_step(0, 0)
+
+    def last_step(self, step: int, tokens: int) -> int:
+        """The step that reaches schedule.total_tokens, from `tokens` seen after `step`, maybe in other batches."""
+        return step + max(0, -(-(self.run.schedule.total_tokens - tokens) // self.tokens_per_step))
 
 
 def check_launch(config_path: Path, overrides: list[str], ds_path: Path, world_size: int | None) -> Launch:

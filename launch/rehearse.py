@@ -1,0 +1,108 @@
+#!/usr/bin/env python3
+"""Rehearse a cluster's ds_config on this machine: the real engine as one rank of it, and what it does beside the plan."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from recipe.base.arguments import positive_int
+from recipe.base.ds_config import load_ds_config
+from recipe.base.errors import ConfigError, UserError, exit_on_user_error
+from recipe.base.hardware import cluster_of
+from recipe.base.model_shape import ModelShape, load_model_shape
+from recipe.planner.communication import collectives
+from recipe.planner.memory import state_bytes
+from recipe.planner.workload import RunFacts, Workload
+
+EXAMPLE = """example:
+  python launch/rehearse.py --ds-config ds_configs/a100_1024.json --model recipe/configs/models/30b-a3b"""
+SOURCES = 2
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--ds-config", required=True, type=Path, help="the ds_config, as it is shipped")
+    parser.add_argument("--model", required=True, type=Path, help="folder with the model's config.json")
+    parser.add_argument("--world", type=positive_int, help="ranks (default: what the ds_config is written for)")
+    parser.add_argument("--layers", type=positive_int, help="decoder layers that are kept (default: the dense ones and one more)")
+    parser.add_argument("--seq", type=positive_int, default=32, help="tokens of a sequence (default: %(default)s)")
+    parser.add_argument("--recompute", choices=("none", "reentrant", "non_reentrant"), default="non_reentrant", help="(default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser.parse_args(argv)  # fmt: skip
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    ds, ds_raw = load_ds_config(args.ds_config)
+    shape = load_model_shape(args.model)
+    if found := ds.problems_with(shape, args.world or ds.world_size):
+        raise ConfigError(f"{args.ds_config} with {args.model}", found)
+    cut = _cut(shape, args.layers)
+    gpus_or_any = cluster_of("a100-80gb", ds.world_size, None)
+    work = Workload(cut, gpus_or_any, ds, RunFacts(args.seq, args.recompute, sources=SOURCES))
+
+    # Imported late: refusing a configuration needs neither torch nor DeepSpeed.
+    from recipe.run.rehearsal import fake_ranks, rehearse
+
+    with fake_ranks(ds.world_size):
+        done = rehearse(cut, ds_raw, seq_length=args.seq, recompute=args.recompute, sources=SOURCES)
+    engine = {(k.op, k.ranks, k.dtype): v for k, v in done.counted.bytes.items()}
+    planned: dict[tuple[str, int, str], int] = {}
+    for c in collectives(work):
+        key = (c.op, c.group.ranks, c.dtype)
+        planned[key] = planned.get(key, 0) + c.bytes
+    rows = [
+        {"op": op, "ranks": ranks, "dtype": dtype, "engine": engine.get(key, 0), "plan": planned.get(key, 0)}
+        for key in sorted(engine.keys() | planned.keys())
+        for op, ranks, dtype in (key,)
+    ]
+    rows = [row for row in rows if int(row["ranks"]) > 1]
+    held = {name: {"engine": size, "plan": asdict(state_bytes(work))[name]} for name, size in done.state_bytes.items()}
+    differs = [r for r in rows if r["engine"] != r["plan"]] + [h for h in held.values() if h["engine"] != h["plan"]]
+    cuts = {"layers": [shape.num_hidden_layers, cut.num_hidden_layers], "seq_length": args.seq}
+    found_all = {"groups": done.groups, "cut": cuts, "collectives": rows, "held": held, "agrees": not differs}
+    print(json.dumps(found_all, indent=2) if args.json else _text(args, found_all, cut))
+    return 1 if differs else 0
+
+
+def _cut(shape: ModelShape, layers: int | None) -> ModelShape:
+    """The model with fewer layers; widths, experts and vocabulary are what they are."""
+    smallest = shape.first_k_dense_replace + 1
+    layers = smallest if layers is None else layers
+    if not smallest <= layers <= shape.num_hidden_layers:
+        raise UserError(f"--layers {layers} must be between {smallest} and the model's {shape.num_hidden_layers}")
+    return shape.model_copy(update={"num_hidden_layers": layers})
+
+
+def _text(args: argparse.Namespace, found: dict, cut: ModelShape) -> str:
+    groups, (layers, kept) = found["groups"], found["cut"]["layers"]
+    lines = [
+        f"rank 0 of {groups['world']:,}: experts over {groups['expert_parallel']} ranks, their copies over "
+        f"{groups['expert_data_parallel']}; {cut.n_routed_experts // groups['expert_parallel']} experts of a layer here",
+        f"cut to fit this machine: {kept} of {layers} layers, sequences of {args.seq}; all else as it is",
+        "",
+        f"{'held between steps, bytes':<38}{'engine':>18}{'plan':>18}",
+    ]
+    lines += [f"  {name:<36}{h['engine']:>18,}{h['plan']:>18,}{_mark(h)}" for name, h in found["held"].items()]
+    lines += ["", f"{'collectives of a step, bytes':<38}{'engine':>18}{'plan':>18}"]
+    lines += [
+        f"  {r['op']:<16}{r['dtype']:<8}{r['ranks']:>6} ranks{r['engine']:>18,}{r['plan']:>18,}{_mark(r)}"
+        for r in found["collectives"]
+    ]
+    lines += ["", "the engine does what is planned" if found["agrees"] else "the engine differs from the plan"]
+    return "\n".join(lines)
+
+
+def _mark(row: dict) -> str:
+    return "" if row["engine"] == row["plan"] else "  differs"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

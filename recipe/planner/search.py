@@ -1,0 +1,157 @@
+"""All choices of ZeRO stage, expert parallelism, micro-batch, recompute and persistence, ranked; and why each lost.
+
+Tensor and pipeline parallelism are estimated beside them on paper: the recipe does not run them by default.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from recipe.base.errors import UserError
+from recipe.base.hardware import Cluster
+from recipe.base.model_shape import ModelShape
+from recipe.planner.architecture import architecture_of
+from recipe.planner.ds_writer import ds_config_for, parsed
+from recipe.planner.kernels import EAGER, RUN_EFFICIENCY
+from recipe.planner.plan import Budget, Plan
+from recipe.planner.strategies import Estimate, Strategy, estimate
+from recipe.planner.timeline import EXPECTED
+from recipe.planner.workload import RunFacts, Workload
+
+STAGES, EP_SIZES, RECOMPUTES = (1, 2, 3), (1, 2, 4, 8, 16, 32), ("none", "non_reentrant")
+MAX_MICRO_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One choice with its plan."""
+
+    config: dict[str, Any]
+    plan: Plan
+    persist: bool
+
+    @property
+    def fits(self) -> bool:
+        return not self.plan.problems()
+
+    @property
+    def step_s(self) -> float:
+        return self.plan.expected.step_s
+
+    @property
+    def name(self) -> str:
+        work = self.plan.work
+        kept = ", persistent norms" if self.persist else ""
+        return (
+            f"ZeRO-{work.ds.zero_optimization.stage}, EP {work.ep}, "
+            f"{work.ds.train_micro_batch_size_per_gpu} x {work.accumulation}, "
+            f"{'no recompute' if work.run.recompute == 'none' else 'recompute'}{kept}"
+        )
+
+
+@dataclass(frozen=True)
+class OnPaper:
+    """Tensor and pipeline parallelism with ZeRO-1 and the same kernels."""
+
+    strategy: Strategy
+    estimate: Estimate
+
+    @property
+    def name(self) -> str:
+        s = self.strategy
+        return f"TP {s.tp}, PP {s.pp}, EP {s.ep}, ZeRO-1, micro-batch 1 (on paper)"
+
+
+def global_batch_sequences(tokens: float, seq_length: int, gpus: int) -> int:
+    """Sequences of a step nearest to `tokens` of which every rank gets the same number."""
+    return max(1, round(tokens / seq_length / gpus)) * gpus
+
+
+def search(
+    shape: ModelShape, cluster: Cluster, run: RunFacts, budget: Budget, sequences: int, *,
+    stages: tuple[int, ...] = STAGES, ep_sizes: tuple[int, ...] = EP_SIZES, recomputes: tuple[str, ...] = RECOMPUTES,
+) -> list[Candidate]:  # fmt: skip
+    """Every candidate, those that fit first, the fastest first.
+
+    Raises:
+        UserError: the batch cannot be divided among the GPUs.
+    """
+    if sequences % cluster.gpus:
+        raise UserError(
+            f"a global batch of {sequences} sequences does not divide among {cluster.gpus} GPUs; give a multiple of "
+            f"{cluster.gpus * run.seq_length:,} tokens as --global-batch-tokens"
+        )
+    if not any(cluster.gpus % e == 0 and shape.n_routed_experts % e == 0 for e in ep_sizes):
+        raise UserError(
+            f"no expert-parallel size of {', '.join(map(str, ep_sizes))} divides both the model's "
+            f"{shape.n_routed_experts} routed experts and {cluster.gpus} GPUs; give another --ep or --gpus"
+        )
+    found = list(_candidates(shape, cluster, run, budget, sequences // cluster.gpus, stages, ep_sizes, recomputes))
+    return sorted(found, key=lambda c: (not c.fits, c.step_s if c.fits else c.plan.memory.peak_gib))
+
+
+def _candidates(
+    shape: ModelShape, cluster: Cluster, run: RunFacts, budget: Budget, per_rank: int,
+    stages: tuple[int, ...], ep_sizes: tuple[int, ...], recomputes: tuple[str, ...],
+) -> Iterator[Candidate]:  # fmt: skip
+    sizes = [e for e in ep_sizes if cluster.gpus % e == 0 and shape.n_routed_experts % e == 0]
+    micro_batches = [m for m in range(1, min(per_rank, MAX_MICRO_BATCH) + 1) if per_rank % m == 0]
+    for stage, ep, micro_batch, recompute in itertools.product(stages, sizes, micro_batches, recomputes):
+        for persist in (False, True) if stage == 3 else (False,):
+            config = ds_config_for(
+                shape, cluster.gpus, stage=stage, ep_size=ep, micro_batch=micro_batch,
+                accumulation=per_rank // micro_batch, persist=persist,
+            )  # fmt: skip
+            facts = RunFacts(run.seq_length, recompute, run.loss_chunk_tokens, run.sources, run.observed)
+            yield Candidate(config, Plan(Workload(shape, cluster, parsed(config), facts), budget), persist)
+
+
+def why_it_lost(loser: Candidate, winner: Candidate) -> str:
+    """In a few words, what makes a choice slower than the winner or impossible."""
+    plan = loser.plan
+    if not loser.fits:
+        return f"out of memory: {plan.memory.peak_gib:.0f} GiB"
+    mine, best = plan.expected, winner.plan.expected
+    causes = {
+        "all-to-all" + (" crosses nodes" if plan.work.expert_group.nodes > 1 else ""): (
+            mine.exposed_s["all-to-all"] - best.exposed_s["all-to-all"]
+        ),
+        "weights gathered, gradients reduced " + (
+            f"in each of {plan.work.accumulation} micro-batches" if plan.work.accumulation > 1 else "in the open"
+        ): mine.exposed_s["gathers and reductions"] - best.exposed_s["gathers and reductions"],
+        "collectives between steps": mine.exposed_s["between steps"] - best.exposed_s["between steps"],
+        "first gather and last reduction": (
+            mine.exposed_s["first gather, last reduction"] - best.exposed_s["first gather, last reduction"]
+        ),
+        "recompute": mine.recompute_s - best.recompute_s,
+        "small matmuls": (mine.compute_s - mine.recompute_s) - (best.compute_s - best.recompute_s),
+        "more traffic beside the computation": mine.contention_s - best.contention_s,
+        "a longer optimizer step": mine.optimizer_s - best.optimizer_s,
+    }  # fmt: skip
+    cause = max(causes, key=lambda name: causes[name])
+    return f"{mine.step_s / best.step_s - 1:+.0%}: {cause}"
+
+
+def on_paper(shape: ModelShape, cluster: Cluster, run: RunFacts, sequences: int) -> list[OnPaper]:
+    """Estimates for tensor and pipeline parallelism, fastest first, with the kernels that the recipe runs."""
+    model = architecture_of(shape)
+    found = []
+    for tp, pp in ((2, 1), (4, 1), (8, 1), (1, 2), (1, 4), (1, 8), (2, 4)):
+        data_ranks = cluster.gpus // (tp * pp)
+        ep = next((e for e in (8, 4, 2, 1) if data_ranks * tp % e == 0 and shape.n_routed_experts % e == 0), 1)
+        if cluster.gpus % (tp * pp) or sequences % max(1, data_ranks) or tp > cluster.gpus_per_node:
+            continue
+        strategy = Strategy(tp=tp, pp=pp, ep=ep, recompute="none" if run.recompute == "none" else "full", software=EAGER)
+        found.append(
+            OnPaper(
+                strategy,
+                estimate(
+                    model, cluster, strategy, seq_length=run.seq_length, sequences=sequences, micro_batch=1,
+                    imbalance=EXPECTED.imbalance, compute=RUN_EFFICIENCY,
+                ),
+            )
+        )  # fmt: skip
+    return sorted(found, key=lambda p: p.estimate.step_s)
