@@ -31,7 +31,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", required=True, type=Path, help="folder with the model's config.json")
     parser.add_argument("--world", type=positive_int, help="ranks (default: what the ds_config is written for)")
     parser.add_argument("--layers", type=positive_int, help="decoder layers that are kept (default: the dense ones and one more)")
-    parser.add_argument("--seq", type=positive_int, default=32, help="tokens of a sequence (default: %(default)s)")
+    parser.add_argument("--vocab", type=positive_int, default=8192, help="tokens of the vocabulary that are kept (default: %(default)s)")
+    parser.add_argument("--seq", type=positive_int, default=16, help="tokens of a sequence (default: %(default)s)")
     parser.add_argument("--recompute", choices=("none", "reentrant", "non_reentrant"), default="non_reentrant", help="(default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(argv)  # fmt: skip
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     shape = load_model_shape(args.model)
     if found := ds.problems_with(shape, args.world or ds.world_size):
         raise ConfigError(f"{args.ds_config} with {args.model}", found)
-    cut = _cut(shape, args.layers)
+    cut = _cut(shape, args.layers, args.vocab)
     gpus_or_any = cluster_of("a100-80gb", ds.world_size, None)
     work = Workload(cut, gpus_or_any, ds, RunFacts(args.seq, args.recompute, sources=SOURCES))
 
@@ -66,19 +67,23 @@ def main(argv: list[str] | None = None) -> int:
     rows = [row for row in rows if int(row["ranks"]) > 1]
     held = {name: {"engine": size, "plan": asdict(state_bytes(work))[name]} for name, size in done.state_bytes.items()}
     differs = [r for r in rows if r["engine"] != r["plan"]] + [h for h in held.values() if h["engine"] != h["plan"]]
-    cuts = {"layers": [shape.num_hidden_layers, cut.num_hidden_layers], "seq_length": args.seq}
+    cuts = {
+        "layers": [shape.num_hidden_layers, cut.num_hidden_layers],
+        "vocab_size": [shape.vocab_size, cut.vocab_size],
+        "seq_length": args.seq,
+    }
     found_all = {"groups": done.groups, "cut": cuts, "collectives": rows, "held": held, "agrees": not differs}
     print(json.dumps(found_all, indent=2) if args.json else _text(args, found_all, cut))
     return 1 if differs else 0
 
 
-def _cut(shape: ModelShape, layers: int | None) -> ModelShape:
-    """The model with fewer layers; widths, experts and vocabulary are what they are."""
+def _cut(shape: ModelShape, layers: int | None, vocab: int) -> ModelShape:
+    """The model with fewer layers and tokens; widths and experts are what they are."""
     smallest = shape.first_k_dense_replace + 1
     layers = smallest if layers is None else layers
     if not smallest <= layers <= shape.num_hidden_layers:
         raise UserError(f"--layers {layers} must be between {smallest} and the model's {shape.num_hidden_layers}")
-    return shape.model_copy(update={"num_hidden_layers": layers})
+    return shape.model_copy(update={"num_hidden_layers": layers, "vocab_size": min(vocab, shape.vocab_size)})
 
 
 def _text(args: argparse.Namespace, found: dict, cut: ModelShape) -> str:
@@ -86,7 +91,8 @@ def _text(args: argparse.Namespace, found: dict, cut: ModelShape) -> str:
     lines = [
         f"rank 0 of {groups['world']:,}: experts over {groups['expert_parallel']} ranks, their copies over "
         f"{groups['expert_data_parallel']}; {cut.n_routed_experts // groups['expert_parallel']} experts of a layer here",
-        f"cut to fit this machine: {kept} of {layers} layers, sequences of {args.seq}; all else as it is",
+        f"cut to fit this machine: {kept} of {layers} layers, {cut.vocab_size:,} tokens of the vocabulary, "
+        f"sequences of {args.seq}; widths, experts and the ds_config as they are",
         "",
         f"{'held between steps, bytes':<38}{'engine':>18}{'plan':>18}",
     ]

@@ -34,7 +34,7 @@ from recipe.run.collectives import CollectiveCounter
 from recipe.run.engine import build_engine, control_routing
 from recipe.run.step import run_step
 
-WARM_UP_STEPS = 2  # in which ZeRO-3 records its trace
+WARM_UP_MICRO_BATCHES = 2  # in which ZeRO-3 records its trace
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,11 @@ def rehearse(
     names = [str(number) for number in range(sources)]
     control = control_routing(engine, Routing(), seq_length=seq_length, sources=names, seed=seed)
     random = np.random.default_rng(seed)
-    micro_batch = engine.train_micro_batch_size_per_gpu()
-    for step in range(WARM_UP_STEPS + 1):
+    micro_batch, accumulation = engine.train_micro_batch_size_per_gpu(), engine.gradient_accumulation_steps()
+    warm_up_steps = -(-WARM_UP_MICRO_BATCHES // accumulation)
+    for step in range(warm_up_steps + 1):
         counted = CollectiveCounter()
-        batches = [
-            _batch(random, micro_batch, seq_length, shape.vocab_size) for _ in range(engine.gradient_accumulation_steps())
-        ]
+        batches = [_batch(random, micro_batch, seq_length, shape.vocab_size) for _ in range(accumulation)]
         with counted:
             run_step(engine, control, compute, batches, step=step + 1, observing=True, update_bias=True)
     return Rehearsal(counted, held_bytes(engine), group_sizes(engine))

@@ -1,0 +1,46 @@
+"""Accelerators and clusters as a command line names them."""
+
+from __future__ import annotations
+
+import pytest
+
+from recipe.base.errors import UserError
+from recipe.base.hardware import ACCELERATORS, accelerator_named, accelerator_of, cluster_of, network_bytes_per_s
+
+
+@pytest.mark.parametrize("accelerator", ACCELERATORS, ids=lambda a: a.name)
+def test_every_accelerator_states_its_sources_and_is_plausible(accelerator):
+    assert len(accelerator.source) > 40
+    assert 100e12 < accelerator.bf16_flops < 3e15
+    assert 1e12 < accelerator.hbm_bytes_per_s < 10e12
+    assert 100e9 < accelerator.nvlink_bytes_per_s < 1e12
+    assert 0.3 < accelerator.attention_efficiency < accelerator.matmul_efficiency < 0.9
+    assert network_bytes_per_s(accelerator.network) > 100e9
+
+
+def test_a_gpu_is_found_by_the_name_that_cuda_gives_it():
+    assert accelerator_of("NVIDIA A100-SXM4-40GB").name == "a100-40gb"
+    assert accelerator_of("NVIDIA A100-SXM4-80GB").name == "a100-80gb"
+    assert accelerator_of("NVIDIA H100 PCIe") is None  # another peak
+
+
+@pytest.mark.parametrize(("text", "gbit"), [("400g", 400), ("8x200g", 1600), ("200G", 200)])
+def test_a_network_is_of_a_node_or_of_its_nics(text, gbit):
+    assert network_bytes_per_s(text) == gbit * 1e9 / 8
+
+
+@pytest.mark.parametrize("text", ["fast", "400", "0g", "0x400g", "8x", "-1g"])
+def test_a_network_that_is_not_understood_is_refused(text):
+    with pytest.raises(UserError, match="give Gb/s per node as 400g"):
+        network_bytes_per_s(text)
+
+
+def test_an_unknown_gpu_is_refused_with_the_nearest_name():
+    with pytest.raises(UserError, match="did you mean 'a100-80gb'"):
+        accelerator_named("a100-80g")
+
+
+def test_nodes_must_be_full():
+    assert cluster_of("h100", 4, None).nodes == 1
+    with pytest.raises(UserError, match="multiple of 8"):
+        cluster_of("h100", 12, None)

@@ -1,0 +1,95 @@
+"""The search, its reasons, and the targets of the design point."""
+
+from __future__ import annotations
+
+import pytest
+
+from recipe.base.errors import UserError
+from recipe.base.hardware import cluster_of
+from recipe.base.model_shape import load_model_shape
+from recipe.planner import shipped
+from recipe.planner.plan import Budget, Plan
+from recipe.planner.search import on_paper, search, why_it_lost
+from recipe.planner.timeline import CONSERVATIVE, EXPECTED
+from recipe.planner.workload import RunFacts, Workload
+from tests.conftest import ROOT
+
+SHAPE = load_model_shape(ROOT / "recipe/configs/models/30b-a3b")
+
+
+def planned(name: str, interconnect: str | None = None) -> Plan:
+    plan = shipped.plans()[name][1]
+    if interconnect is None:
+        return plan
+    work = plan.work
+    cluster = cluster_of(work.cluster.accelerator.name, work.ranks, interconnect)
+    return Plan(Workload(work.shape, cluster, work.ds, work.run))
+
+
+def test_the_design_point_keeps_its_promises():
+    plan = planned("a100_256")
+    assert plan.memory.peak_gib <= 72
+    assert plan.expected.exposed_share <= 0.15
+    assert plan.cost(CONSERVATIVE).days <= 25
+
+
+def test_a_slower_network_is_dearer_and_still_works():
+    slow, fast = planned("a100_256", "200g"), planned("a100_256")
+    assert slow.expected.step_s > fast.expected.step_s
+    assert slow.problems() == []
+
+
+def test_a_thousand_gpus_cost_little_more_a_token():
+    small, large = planned("a100_256"), planned("a100_1024")
+    assert large.cost(EXPECTED).usd <= 1.15 * small.cost(EXPECTED).usd
+    assert large.work.tokens == small.work.tokens and large.work.ep == small.work.ep
+
+
+def test_the_shipped_zero2_config_is_there_because_it_is_faster_on_its_network():
+    zero2, zero3 = planned("a100_256_zero2"), planned("a100_256", "8x200g")
+    assert zero2.expected.step_s < zero3.expected.step_s
+    assert zero2.work.tokens_per_step == zero3.work.tokens_per_step
+
+
+def ranked(gpus: int = 64, interconnect: str = "400g", **options):
+    cluster = cluster_of("a100-80gb", gpus, interconnect)
+    return search(SHAPE, cluster, RunFacts(), Budget(), options.pop("sequences", 16 * gpus), **options)
+
+
+def test_what_fits_comes_first_the_fastest_first_and_every_loser_has_a_reason():
+    found = ranked()
+    fits = [c.fits for c in found]
+    assert fits == sorted(fits, reverse=True) and any(fits) and not all(fits)
+    steps = [c.step_s for c in found if c.fits]
+    assert steps == sorted(steps)
+    for loser in found[1:]:
+        reason = why_it_lost(loser, found[0])
+        assert reason.startswith("+" if loser.fits else "out of memory"), reason
+
+
+def test_reasons_name_what_is_wrong():
+    choices = ranked()
+    found = {c.name: why_it_lost(c, choices[0]) for c in choices}
+    assert "crosses nodes" in found["ZeRO-3, EP 16, 16 x 1, recompute"]
+    assert "in each of 16 micro-batches" in found["ZeRO-3, EP 8, 1 x 16, recompute"]
+    assert found["ZeRO-2, EP 1, 16 x 1, no recompute"].startswith("out of memory")
+
+
+def test_a_search_can_be_narrowed():
+    found = ranked(stages=(3,), ep_sizes=(8,), recomputes=("non_reentrant",))
+    assert {(c.plan.work.ds.zero_optimization.stage, c.plan.work.ep) for c in found} == {(3, 8)}
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [({"sequences": 100}, "give a multiple of"), ({"ep_sizes": (5,)}, "96 routed experts and 64 GPUs")],
+)
+def test_a_search_that_cannot_begin_says_what_to_change(options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        ranked(**options)
+
+
+def test_tensor_and_pipeline_parallelism_are_slower_on_paper():
+    cluster = cluster_of("a100-80gb", 256, "400g")
+    paper = on_paper(SHAPE, cluster, RunFacts(), 2048)
+    assert paper[0].estimate.step_s > planned("a100_256").expected.step_s
