@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from recipe.base.errors import UserError, exit_on_user_error  # noqa: E402
-from recipe.base.tables import markdown_table  # noqa: E402
-from recipe.planner.published import Excluded, Prediction, predict, read_rows  # noqa: E402
+from recipe.base.errors import UserError, exit_on_user_error
+from recipe.base.tables import markdown_table
+from recipe.planner.published import Excluded, Prediction, predict, read_rows
 
 UNITS = {"tok_s_gpu": "tokens/s/GPU", "tflops_gpu": "TFLOP/s/GPU", "mfu_pct": "MFU, %"}
 

@@ -33,15 +33,36 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--model", type=Path, help="folder with the model's config.json")
     parser.add_argument("--gpus", type=positive_int, help="(default: what the ds_config is written for)")
-    parser.add_argument("--gpu", default="a100-80gb", help=f"{', '.join(a.name for a in ACCELERATORS)} (default: %(default)s)")
-    parser.add_argument("--interconnect", help="Gb/s between nodes: 400g for a whole node, 8x200g for 8 NICs (default: the vendor's node)")
+    parser.add_argument(
+        "--gpu", default="a100-80gb", help=f"{', '.join(a.name for a in ACCELERATORS)} (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--interconnect",
+        help="Gb/s between nodes: 400g for a whole node, 8x200g for 8 NICs (default: the vendor's node)",
+    )
     parser.add_argument("--ds-config", type=Path, help="the ds_config to plan")
     parser.add_argument("--search", action="store_true", help="look for the fastest ds_config that fits")
-    parser.add_argument("--zero", type=int, choices=STAGES, action="append", help="with --search: only this stage; may be repeated")
-    parser.add_argument("--ep", type=positive_int, action="append", help="with --search: only this expert-parallel size; may be repeated")
-    parser.add_argument("--recompute", choices=("none", "reentrant", "non_reentrant"), help="compute.recompute of the run (default: non_reentrant; with --search: the faster)")
+    parser.add_argument(
+        "--zero", type=int, choices=STAGES, action="append", help="with --search: only this stage; may be repeated"
+    )
+    parser.add_argument(
+        "--ep",
+        type=positive_int,
+        action="append",
+        help="with --search: only this expert-parallel size; may be repeated",
+    )
+    parser.add_argument(
+        "--recompute",
+        choices=("none", "reentrant", "non_reentrant"),
+        help="compute.recompute of the run (default: non_reentrant; with --search: the faster)",
+    )
     parser.add_argument("--seq", type=positive_int, default=4096, help="tokens of a sequence (default: %(default)s)")
-    parser.add_argument("--global-batch-tokens", type=binary_count, default=8 * 2**20, help="with --search: tokens of a step, M is 2**20 (default: 8M)")
+    parser.add_argument(
+        "--global-batch-tokens",
+        type=binary_count,
+        default=8 * 2**20,
+        help="with --search: tokens of a step, M is 2**20 (default: 8M)",
+    )
     parser.add_argument("--tokens", type=count, default=1e12, help="of the run (default: 1T)")
     parser.add_argument("--usd-per-gpu-hour", type=count, help="(default: a list price, see recipe/base/hardware.py)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -60,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"wrote {path}")
         return
     if args.shipped:
-        print(clusters_table(shipped.plans()))
+        print(clusters_table(shipped.plans()), shipped_reasons(), sep="\n\n")
         return
     _check_arguments(args)
     shape = load_model_shape(args.model)
@@ -69,6 +90,11 @@ def main(argv: list[str] | None = None) -> None:
         _search(args, shape, budget)
     else:
         _plan(args, shape, budget)
+
+
+def shipped_reasons() -> str:
+    """A line of Markdown on each shipped file."""
+    return "\n".join(f"- `{s.name}.json`: {s.why}." for s in shipped.SHIPPED)
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
@@ -120,9 +146,16 @@ def _print_search(
 ) -> None:  # fmt: skip
     paper = on_paper(shape, cluster, run, sequences)
     if args.json:
-        choices = [{"name": c.name, "fits": c.fits, "step_s": c.step_s, "peak_gib": c.plan.memory.peak_gib} for c in ranked]
+        choices = [
+            {"name": c.name, "fits": c.fits, "step_s": c.step_s, "peak_gib": c.plan.memory.peak_gib} for c in ranked
+        ]
         on_paper_too = [{"name": p.name, "step_s": p.estimate.step_s} for p in paper]
-        found = {"plan": ranked[0].plan.as_dict(), "ds_config": ranked[0].config, "choices": choices, "on_paper": on_paper_too}
+        found = {
+            "plan": ranked[0].plan.as_dict(),
+            "ds_config": ranked[0].config,
+            "choices": choices,
+            "on_paper": on_paper_too,
+        }
         print(json.dumps(found, indent=2))
         return
     print(describe_search(ranked, paper), describe_plan(ranked[0].plan), sep="\n\n")

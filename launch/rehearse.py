@@ -6,8 +6,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from recipe.base.arguments import positive_int
 from recipe.base.ds_config import load_ds_config
@@ -30,10 +32,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--ds-config", required=True, type=Path, help="the ds_config, as it is shipped")
     parser.add_argument("--model", required=True, type=Path, help="folder with the model's config.json")
     parser.add_argument("--world", type=positive_int, help="ranks (default: what the ds_config is written for)")
-    parser.add_argument("--layers", type=positive_int, help="decoder layers that are kept (default: the dense ones and one more)")
-    parser.add_argument("--vocab", type=positive_int, default=8192, help="tokens of the vocabulary that are kept (default: %(default)s)")
+    parser.add_argument(
+        "--layers", type=positive_int, help="decoder layers that are kept (default: the dense ones and one more)"
+    )
+    parser.add_argument(
+        "--vocab", type=positive_int, default=8192, help="tokens of the vocabulary that are kept (default: %(default)s)"
+    )
     parser.add_argument("--seq", type=positive_int, default=16, help="tokens of a sequence (default: %(default)s)")
-    parser.add_argument("--recompute", choices=("none", "reentrant", "non_reentrant"), default="non_reentrant", help="(default: %(default)s)")
+    parser.add_argument(
+        "--recompute",
+        choices=("none", "reentrant", "non_reentrant"),
+        default="non_reentrant",
+        help="(default: %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(argv)  # fmt: skip
 
@@ -52,19 +63,19 @@ def main(argv: list[str] | None = None) -> int:
     # Imported late: refusing a configuration needs neither torch nor DeepSpeed.
     from recipe.run.rehearsal import fake_ranks, rehearse
 
-    with fake_ranks(ds.world_size):
+    with redirect_stdout(sys.stderr), fake_ranks(ds.world_size):
         done = rehearse(cut, ds_raw, seq_length=args.seq, recompute=args.recompute, sources=SOURCES)
     engine = {(k.op, k.ranks, k.dtype): v for k, v in done.counted.bytes.items()}
     planned: dict[tuple[str, int, str], int] = {}
     for c in collectives(work):
         key = (c.op, c.group.ranks, c.dtype)
         planned[key] = planned.get(key, 0) + c.bytes
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"op": op, "ranks": ranks, "dtype": dtype, "engine": engine.get(key, 0), "plan": planned.get(key, 0)}
         for key in sorted(engine.keys() | planned.keys())
         for op, ranks, dtype in (key,)
     ]
-    rows = [row for row in rows if int(row["ranks"]) > 1]
+    rows = [row for row in rows if row["ranks"] > 1]
     held = {name: {"engine": size, "plan": asdict(state_bytes(work))[name]} for name, size in done.state_bytes.items()}
     differs = [r for r in rows if r["engine"] != r["plan"]] + [h for h in held.values() if h["engine"] != h["plan"]]
     cuts = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from recipe.base.errors import exit_on_user_error
@@ -22,7 +21,6 @@ def shipped_models() -> list[Path]:
     """The folders of the shipped models, the smallest first."""
     folders = [path.parent for path in SHIPPED.glob("*/config.json")]
     return sorted(folders, key=lambda folder: sum(load_model_shape(folder).parameters().values()))
-
 
 
 def shape_table(shapes: dict[str, ModelShape]) -> str:

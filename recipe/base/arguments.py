@@ -43,4 +43,3 @@ def _with_suffix(text: str, base: int) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be positive, not {text}")
     return value * base ** powers.get(suffix, 0)
-

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from recipe.base.errors import UserError, nearest
+from recipe.base.errors import UserError
 
 GIB = 1024**3
 GPUS_PER_NODE = 8
@@ -36,7 +36,9 @@ class Accelerator:
 _MATMUL_A100 = "cuBLAS 250 to 270 TFLOP/s on large bf16 matmuls (arXiv 2211.15841, Fig. 4: 3/4 to 7/8 of the peak)"
 _MATMUL_H100 = "cuBLAS 600 to 750 TFLOP/s under its power limit (arXiv 2407.08608, Fig. 5 and section 4.1)"
 _FLASH_A100 = "FlashAttention-2, causal, 128-wide heads: 190 TFLOP/s at 16k, 165 at 4k (arXiv 2307.08691, Fig. 4)"
-_FLASH_H100 = "FlashAttention-3, causal, 128-wide heads: 630 forward, 520 backward at 16k (arXiv 2407.08608, Figs. 5 and 6)"
+_FLASH_H100 = (
+    "FlashAttention-3, causal, 128-wide heads: 630 forward, 520 backward at 16k (arXiv 2407.08608, Figs. 5 and 6)"
+)
 _A100_PRICE, _H100_PRICE = "Lambda on-demand list price, 8x A100 SXM 80GB", "Lambda on-demand list price, 8x H100 SXM"
 
 # The network of a reference node is one NIC per GPU: ConnectX-6 (200 Gb/s) for Ampere, ConnectX-7 (400 Gb/s) after it.
@@ -85,7 +87,7 @@ def accelerator_named(name: str) -> Accelerator:
     """
     by_name = {a.name: a for a in ACCELERATORS}
     if name not in by_name:
-        raise UserError(f"--gpu {name} is not known{nearest(name, by_name)}")
+        raise UserError(f"--gpu {name} is not known; choose one of {', '.join(by_name)}")
     return by_name[name]
 
 

@@ -82,7 +82,7 @@ def _gradient_norm(work: Workload) -> Iterator[Collective]:
 def _zero3(work: Workload) -> Iterator[Collective]:
     zero, dtype = work.ds.zero_optimization, "bf16" if work.ds.bf16_enabled else "fp32"
     parameters = decoder(work.shape, work.ep).parameters
-    fetches = micro_batch_fetches(work.shape, work.ep, zero, work.run.recompute)
+    fetches = micro_batch_fetches(work.shape, work.ep, zero, work.run.recompute, work.accumulation)
     numel = fetches.numel_by_phase({e: work.partitions(expert=e) for e in (False, True)})
     for (phase, expert), elements in numel.items():
         calls = sum(any(p.expert == expert for p in g.parameters) for g in fetches.gathers if g.phase == phase)
@@ -101,9 +101,7 @@ def _zero3(work: Workload) -> Iterator[Collective]:
         )  # fmt: skip
         kept = [p for p in persistent(parameters, zero) if p.expert == expert]
         size = sum(p.padded(work.partitions(expert=expert)) for p in kept) * work.element
-        yield Collective(
-            "all_gather", f"persistent {_of(expert)}", STEP, _owners(work, expert), dtype, size, len(kept)
-        )
+        yield Collective("all_gather", f"persistent {_of(expert)}", STEP, _owners(work, expert), dtype, size, len(kept))
 
 
 def _zero012(work: Workload) -> Iterator[Collective]:

@@ -18,7 +18,9 @@ ATTENTION_HALF = 1000.0  # sequence length at which flash attention reaches half
 RUN_EFFICIENCY = 0.92  # of kernels in a run over kernels alone: clocks under load, data, Python between steps
 LAUNCH_S = 6e-6  # between the starts of two kernels of an eager framework on one CPU thread
 BACKWARD_FLOPS = 2.0  # of the forward's, for a matmul: the gradients of input and weight
-HOST_READ_S = 150e-6  # a value that the host waits for, such as the split sizes of an all-to-all; the GPU then waits for launches
+HOST_READ_S = (
+    150e-6  # a value that the host waits for, such as the split sizes of an all-to-all; the GPU then waits for launches
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,9 @@ class LayerTime:
     backward_s: float
 
 
-def matmul_s(gpu: Accelerator, rows: float, inner: float, columns: float, *, grouped_over: float = 1.0, grouped_gemm: float = 1.0) -> float:
+def matmul_s(
+    gpu: Accelerator, rows: float, inner: float, columns: float, *, grouped_over: float = 1.0, grouped_gemm: float = 1.0
+) -> float:
     """Seconds of a bf16 matmul [rows, inner] x [inner, columns]; of `grouped_over` equal ones if more than one."""
     if rows <= 0:
         return 0.0

@@ -14,7 +14,9 @@ from recipe.base.hardware import Cluster
 
 Link = Literal["NVLink", "network"]
 
-NVLINK_EFFICIENCY = 0.77  # NCCL's bus bandwidth over the link's, large messages: 230 of 300 GB/s on DGX A100 (nccl-tests)
+NVLINK_EFFICIENCY = (
+    0.77  # NCCL's bus bandwidth over the link's, large messages: 230 of 300 GB/s on DGX A100 (nccl-tests)
+)
 NETWORK_EFFICIENCY = 0.85  # InfiniBand or RoCE with GPUDirect, large messages
 NVLINK_HOP_S, NETWORK_HOP_S = 1.5e-6, 6e-6  # latency of one step of a ring
 START_S = 15e-6  # of any collective

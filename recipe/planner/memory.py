@@ -116,12 +116,12 @@ def plan_memory(work: Workload, imbalance: float) -> MemoryPlan:
     }
     gathered = 0
     if zero.stage == 3:
-        gathered = micro_batch_fetches(shape, work.ep, zero, run.recompute).peak_numel * work.element
+        gathered = micro_batch_fetches(shape, work.ep, zero, run.recompute, work.accumulation).peak_numel * work.element
     per_layer = {moe: _layer_bytes(work, moe=moe, imbalance=imbalance) for moe in (False, True)}
     boundary = work.tokens * shape.hidden_size * work.element  # a layer's input
     if run.recompute == "none":
         stored = {"saved activations": _all_layers(work, per_layer)}
-        working = {}
+        working: dict[str, float] = {}
     else:
         stored = {"layer inputs": shape.num_hidden_layers * boundary}
         working = {"recomputed layer": max(sum(per_layer[True].values()), sum(per_layer[False].values()))}
@@ -135,12 +135,22 @@ def plan_memory(work: Workload, imbalance: float) -> MemoryPlan:
         "backward of a layer": _backward_bytes(work, imbalance),
         "gradients in flight": _in_flight_bytes(work),
     }
-    loss = {"ZeRO-3 gathered": gathered, **stored, "loss chunk": chunk, "head gradient": head, "final norm": 4 * boundary}
+    loss = {
+        "ZeRO-3 gathered": gathered,
+        **stored,
+        "loss chunk": chunk,
+        "head gradient": head,
+        "final norm": 4 * boundary,
+    }
     shard = held.master_weights // 4
-    update = {"fp32 gradients of the update": 4 * shard, "updated parameters": work.element * shard}
+    update: dict[str, float] = {"fp32 gradients of the update": 4 * shard, "updated parameters": work.element * shard}
     if zero.stage in (1, 2):
         update["gathered parameters"] = zero.allgather_bucket_size * work.element
-    moments = {"backward of the last MoE layer": backward, "loss": loss, "optimizer step": update}
+    moments: dict[str, dict[str, float]] = {
+        "backward of the last MoE layer": backward,
+        "loss": loss,
+        "optimizer step": update,
+    }
     return MemoryPlan(
         {name: size / GIB for name, size in states.items() if size},
         {m: {name: size / GIB for name, size in terms.items() if size} for m, terms in moments.items()},

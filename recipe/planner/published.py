@@ -268,5 +268,3 @@ def _micro_batch(row: dict[str, str], assumed: list[str]) -> int:
         return int(match[1])
     assumed.append("micro-batch 1")
     return 1
-
-

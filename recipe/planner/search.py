@@ -144,7 +144,9 @@ def on_paper(shape: ModelShape, cluster: Cluster, run: RunFacts, sequences: int)
         ep = next((e for e in (8, 4, 2, 1) if data_ranks * tp % e == 0 and shape.n_routed_experts % e == 0), 1)
         if cluster.gpus % (tp * pp) or sequences % max(1, data_ranks) or tp > cluster.gpus_per_node:
             continue
-        strategy = Strategy(tp=tp, pp=pp, ep=ep, recompute="none" if run.recompute == "none" else "full", software=EAGER)
+        strategy = Strategy(
+            tp=tp, pp=pp, ep=ep, recompute="none" if run.recompute == "none" else "full", software=EAGER
+        )
         found.append(
             OnPaper(
                 strategy,

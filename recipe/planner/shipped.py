@@ -45,7 +45,7 @@ class Shipped:
 SHIPPED = (
     Shipped("h200_1", "1b-a0.3b", "h200", 1, "8x400g", 128, "one GPU: no collectives; for measuring kernels and small studies", ep=1),
     Shipped("a100_8", "7b-a1b", "a100-80gb", 8, "400g", 512, "one node: everything on NVLink; a smaller model, for finding hyperparameters"),
-    Shipped("a100_64", "30b-a3b", "a100-80gb", 64, "400g", 2048, "the batch of a100_256 by accumulation, so weights are gathered four times a step"),
+    Shipped("a100_64", "30b-a3b", "a100-80gb", 64, "400g", 2048, "the batch of a100_256 by accumulation, so weights are gathered twice a step"),
     Shipped("a100_256", "30b-a3b", "a100-80gb", 256, "400g", 2048, "the design point: one micro-batch a step pays for each gather"),
     Shipped("a100_256_zero2", "30b-a3b", "a100-80gb", 256, "8x200g", 2048, "for a NIC per GPU: keeps weights whole, so that no layer is recomputed to make micro-batches large", stages=(1, 2)),
     Shipped("a100_512", "30b-a3b", "a100-80gb", 512, "400g", 4096, "the micro-batch of a100_256, twice its batch"),

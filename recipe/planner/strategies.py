@@ -80,7 +80,9 @@ def estimate(
     forward, backward = forward + head.forward_s / s.pp, backward + head.backward_s / s.pp
     held = _held_parameters(model, s)
     accumulate = gradient_s(gpu, held)
-    one_micro_batch = (forward + backward + again + accumulate) / compute + exchange + _pipeline_s(links, model, s, tokens)
+    one_micro_batch = (
+        (forward + backward + again + accumulate) / compute + exchange + _pipeline_s(links, model, s, tokens)
+    )
     data_s, per_micro_batch = _data_parallel_s(links, model, s, data_ranks, one_micro_batch)
     one_micro_batch += per_micro_batch
     work = micro_batches * one_micro_batch * (STAGE_IMBALANCE if s.pp > 1 else 1.0)
@@ -99,9 +101,7 @@ def _recomputed(policy: str, one: LayerTime, *, moe: bool) -> float:
     return 0.08 * one.forward_s if policy == "selective" else 0.0
 
 
-def _exchange_s(
-    links: Links, model: Architecture, s: Strategy, tokens: float, *, moe: bool, imbalance: float
-) -> float:
+def _exchange_s(links: Links, model: Architecture, s: Strategy, tokens: float, *, moe: bool, imbalance: float) -> float:
     """Tensor, expert and context parallel communication of one layer's forward pass."""
     activation = tokens * model.hidden * BF16
     seconds = 0.0

@@ -70,7 +70,12 @@ def step_time(work: Workload, assumed: Assumptions) -> StepTime:
     compute = {phase: s / assumed.compute for phase, s in _compute_s(work, assumed.imbalance).items()}
     durations = {c: _duration(links, c, assumed.imbalance) for c in collectives(work)}
     overlapped = {FORWARD: 0.0, BACKWARD: 0.0}
-    exposed = {"all-to-all": 0.0, "gathers and reductions": 0.0, "first gather, last reduction": 0.0, "between steps": 0.0}
+    exposed = {
+        "all-to-all": 0.0,
+        "gathers and reductions": 0.0,
+        "first gather, last reduction": 0.0,
+        "between steps": 0.0,
+    }
     for c, seconds in durations.items():
         if c.op == "all_to_all":
             exposed["all-to-all"] += seconds

@@ -67,16 +67,25 @@ def persistent(parameters: list[Parameter], zero: ZeroOptimization) -> list[Para
 
 
 @lru_cache(maxsize=256)
-def micro_batch_fetches(shape: ModelShape, ep_size: int, zero: ZeroOptimization, recompute: str) -> Fetches:
+def micro_batch_fetches(
+    shape: ModelShape, ep_size: int, zero: ZeroOptimization, recompute: str, accumulation: int
+) -> Fetches:
     """The gathers of one micro-batch once the trace is known.
+
+    DeepSpeed decides what a module releases when it first follows the trace, in its second micro-batch, and keeps
+    to it. With accumulation that is before the first optimizer step has gathered the persistent parameters.
 
     Args:
         shape, ep_size: of the model and its expert parallelism.
         zero: the ds_config's section; its bounds count elements of one rank's parameters.
         recompute: `compute.recompute` of the run config.
+        accumulation: micro-batches of a step.
     """
     model = decoder(shape, ep_size)
-    return _Coordinator(tuple(trace(model, recompute)), frozenset(persistent(model.parameters, zero)), zero).run()
+    uses, kept = tuple(trace(model, recompute)), frozenset(persistent(model.parameters, zero))
+    releases: dict[int, frozenset[Parameter]] = {}
+    _Coordinator(uses, kept, zero, releases, set() if accumulation > 1 else set(kept)).run()
+    return _Coordinator(uses, kept, zero, releases, set(kept)).run()
 
 
 def trace(model: Decoder, recompute: str) -> Iterator[Use]:
@@ -127,14 +136,14 @@ class _Coordinator:
     uses: tuple[Use, ...]
     kept: frozenset[Parameter]
     zero: ZeroOptimization
-    available: set[Parameter] = field(default_factory=set)
+    releases: dict[int, frozenset[Parameter]]  # by step, decided once
+    available: set[Parameter]
     fetched_for: dict[Parameter, int] = field(default_factory=dict)  # the last use that a prefetch has looked at
     gathers: list[Gather] = field(default_factory=list)
     held: int = 0
     peak: int = 0
 
     def run(self) -> Fetches:
-        self.available = set(self.kept)
         queue = deque(
             (p, step) for step, use in enumerate(self.uses) for p in sorted(use.module.parameters, key=lambda p: p.name)
         )
@@ -171,6 +180,14 @@ class _Coordinator:
             self.peak = max(self.peak, self.held)
 
     def _release(self, module: Module, step: int) -> None:
+        if step not in self.releases:
+            self.releases[step] = self._releasable(module, step)
+        leaving = self.releases[step] & self.available
+        self.available -= leaving
+        self.held -= sum(p.numel for p in leaving)
+
+    def _releasable(self, module: Module, step: int) -> frozenset[Parameter]:
+        """What no prefetch has counted on and no module soon needs."""
         leaving = {p for p in module.parameters if p not in self.kept and self.fetched_for.get(p, -1) <= step}
         traversed = 0
         for use in self.uses[step:]:
@@ -178,5 +195,4 @@ class _Coordinator:
                 break
             leaving.difference_update(use.module.parameters)
             traversed += sum(p.numel for p in use.module.parameters)
-        self.available -= leaving
-        self.held -= sum(p.numel for p in leaving)
+        return frozenset(leaving)

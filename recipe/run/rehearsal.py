@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -28,9 +27,9 @@ from recipe.base.routing_settings import Routing
 from recipe.base.settings import Compute, Optimizer
 from recipe.data.batch import Batch
 from recipe.model import RecipeMoeConfig
-from recipe.run.cpu_op import ensure_cpu_op, remove_shared_memory
 from recipe.run.autoep import moe_layers
 from recipe.run.collectives import CollectiveCounter
+from recipe.run.cpu_op import ensure_cpu_op, remove_shared_memory
 from recipe.run.engine import build_engine, control_routing
 from recipe.run.step import run_step
 
@@ -73,7 +72,7 @@ def rehearse(
     shape: ModelShape, ds_raw: dict[str, Any], *, seq_length: int, recompute: str, sources: int, seed: int = 0
 ) -> Rehearsal:
     """Build the engine of this process's rank and run one observed optimizer step after the trace is recorded."""
-    compute = Compute(recompute=recompute)  # type: ignore[arg-type]
+    compute = Compute(recompute=recompute)
     config = RecipeMoeConfig.from_shape(shape)
     engine = build_engine(config, ds_raw, seed=seed, optimizer=Optimizer(), compute=compute)
     names = [str(number) for number in range(sources)]

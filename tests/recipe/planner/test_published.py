@@ -25,7 +25,7 @@ def row(**values: str) -> dict[str, str]:
         "kind": "moe", "model": "Qwen3-30B-A3B", "seq": "4096", "gpus": "64", "gpu": "H100-80G", "precision": "bf16",
         "parallel": "EP8 FSDP64", "gbs_seqs": "512", "mbs": "2", "recompute": "full", "tok_s_gpu": "5000",
     }  # fmt: skip
-    return {c: "" for c in COLUMNS} | base | values
+    return dict.fromkeys(COLUMNS, "") | base | values
 
 
 @pytest.mark.parametrize("name", STATED)
@@ -44,7 +44,8 @@ def test_models_are_found_by_the_names_that_rows_use():
 def test_a_row_that_states_enough_is_predicted():
     found = predict(row())
     assert isinstance(found, Prediction)
-    assert 1000 < found.predicted < 20_000 and found.assumed == ()
+    assert 1000 < found.predicted < 20_000
+    assert found.assumed == ()
 
 
 def test_what_is_assumed_is_said():
@@ -70,7 +71,8 @@ def test_what_is_assumed_is_said():
 )
 def test_a_row_that_does_not_is_excluded_with_its_reason(values, reason):
     found = predict(row(**values))
-    assert isinstance(found, Excluded) and reason in found.reason
+    assert isinstance(found, Excluded)
+    assert reason in found.reason
 
 
 def test_more_communication_is_predicted_to_be_slower():
@@ -102,7 +104,8 @@ def test_any_file_of_these_columns_is_taken(tmp_path):
         writer.writeheader()
         writer.writerows([row(), row(gpu="TPU v5p")])
     done = accuracy(path)
-    assert "1 of 2 excluded" in done.stdout and "the GPU 'TPU v5p' is not known" in done.stdout
+    assert "1 of 2 excluded" in done.stdout
+    assert "the GPU 'TPU v5p' is not known" in done.stdout
 
 
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", None])
@@ -111,4 +114,6 @@ def test_another_file_is_refused(tmp_path, text):
     if text is not None:
         path.write_text(text)
     done = accuracy(path)
-    assert done.returncode == 2 and "rows.csv" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2
+    assert "rows.csv" in done.stderr
+    assert "Traceback" not in done.stderr

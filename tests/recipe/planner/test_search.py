@@ -42,7 +42,8 @@ def test_a_slower_network_is_dearer_and_still_works():
 def test_a_thousand_gpus_cost_little_more_a_token():
     small, large = planned("a100_256"), planned("a100_1024")
     assert large.cost(EXPECTED).usd <= 1.15 * small.cost(EXPECTED).usd
-    assert large.work.tokens == small.work.tokens and large.work.ep == small.work.ep
+    assert large.work.tokens == small.work.tokens
+    assert large.work.ep == small.work.ep
 
 
 def test_the_shipped_zero2_config_is_there_because_it_is_faster_on_its_network():
@@ -59,7 +60,9 @@ def ranked(gpus: int = 64, interconnect: str = "400g", **options):
 def test_what_fits_comes_first_the_fastest_first_and_every_loser_has_a_reason():
     found = ranked()
     fits = [c.fits for c in found]
-    assert fits == sorted(fits, reverse=True) and any(fits) and not all(fits)
+    assert fits == sorted(fits, reverse=True)
+    assert any(fits)
+    assert not all(fits)
     steps = [c.step_s for c in found if c.fits]
     assert steps == sorted(steps)
     for loser in found[1:]:

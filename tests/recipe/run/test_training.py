@@ -339,3 +339,12 @@ def test_a_ds_config_for_other_ranks_is_refused(new_run, write_ds):
     assert done.returncode == 2
     assert "is written for 2 ranks, but 1 were launched" in done.stderr
     assert not run.run_dir.exists()
+
+
+def test_a_resume_with_a_larger_batch_ends_at_the_same_tokens(new_run, write_ds):
+    run = new_run("ramp")
+    small, large = (write_ds(2, micro_batch=4, accumulation=n, autoep_size=2) for n in (1, 2))
+    finish(2, run, small, "--set", f"schedule.total_tokens={10 * 8 * 32}")
+    after = finish(2, run, large, "--resume", "auto")
+    assert sorted(after) == list(range(1, 16))  # 10 steps of 8 sequences, 5 of 16
+    assert read_metrics(run.run_dir)[-1]["tokens"] == 20 * 8 * 32

@@ -1,0 +1,129 @@
+"""The planner's command, as a user runs it; and the ds_configs that it wrote."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from recipe.base.ds_config import load_ds_config
+from recipe.base.settings import load_run_config
+from recipe.planner import shipped
+from recipe.planner.ds_writer import text_of
+from tests.conftest import ROOT, run_python
+from tests.test_docs import between
+
+MODEL = ("--model", "recipe/configs/models/30b-a3b")
+FLAGSHIP = (*MODEL, "--ds-config", "ds_configs/a100_256.json", "--interconnect", "400g")
+
+
+def plan(*words: object):
+    return run_python("launch/plan.py", *words)
+
+
+def test_a_plan_says_memory_communication_time_and_money():
+    done = plan(*FLAGSHIP)
+    assert done.returncode == 0, done.stderr
+    for word in ("memory", "optimizer moments", "all_to_all", "dispatch", "NVLink", "network", "exposed all-to-all",
+                 "conservative", "MFU / HFU", "goodput", "GPU-hours", "USD"):  # fmt: skip
+        assert word in done.stdout, word
+
+
+def test_the_planner_does_not_import_torch():
+    code = "import sys, launch.plan; sys.exit(any(m in sys.modules for m in ('torch', 'deepspeed', 'transformers')))"
+    assert run_python("-c", code).returncode == 0
+
+
+def test_json_has_all_that_the_text_has():
+    found = json.loads(plan(*FLAGSHIP, "--json").stdout)
+    assert found["problems"] == []
+    assert found["peak_gib"] == pytest.approx(sum(found["memory_gib"][found["peak_moment"]].values()))
+    days = [found["time"][name]["days"] for name in ("optimistic", "expected", "conservative")]
+    assert days == sorted(days)
+    assert {c["op"] for c in found["collectives"]} == {"all_to_all", "all_gather", "reduce_scatter", "all_reduce"}
+    expected = found["time"]["expected"]
+    parts = ("compute_s", "optimizer_s", "contention_s", "straggler_s")
+    assert expected["step_s"] == pytest.approx(sum(expected[p] for p in parts) + sum(expected["exposed_s"].values()))
+
+
+def test_a_search_writes_a_ds_config_that_loads_and_is_what_it_said(tmp_path):
+    path = tmp_path / "found.json"
+    done = plan(
+        *MODEL, "--gpus", 64, "--interconnect", "8x200g", "--search", "--global-batch-tokens", "4M", "--write", path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "choices" in done.stdout
+    assert "out of memory" in done.stdout
+    assert "on paper" in done.stdout
+    ds, _ = load_ds_config(path)
+    assert (ds.world_size, ds.train_batch_size) == (64, 1024)
+    again = plan(
+        *MODEL, "--ds-config", path, "--recompute", "none" if "no recompute" in first_choice(done) else "non_reentrant"
+    )
+    assert again.returncode == 0, again.stderr
+
+
+def first_choice(done) -> str:
+    return done.stdout.splitlines()[1]
+
+
+def test_the_shipped_ds_configs_are_what_the_planner_writes():
+    files = shipped.files()
+    assert {p.name for p in files} == {p.name for p in (ROOT / "ds_configs").glob("*.json")}
+    for path, config in files.items():
+        assert path.read_text(encoding="utf-8") == text_of(config), f"{path.name}: run launch/plan.py --write-shipped"
+
+
+def test_the_table_of_ds_configs_is_what_the_planner_prints():
+    text = (ROOT / "ds_configs" / "README.md").read_text(encoding="utf-8")
+    assert between(text, "clusters") == plan("--shipped").stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ((), "--model is missing"),
+        (MODEL, "give either --ds-config or --search"),
+        ((*MODEL, "--search"), "--search needs --gpus"),
+        ((*MODEL, "--ds-config", "ds_configs/nope.json"), "nope.json"),
+        (("--model", "nope", "--ds-config", "ds_configs/a100_256.json"), "nope"),
+        ((*FLAGSHIP, "--gpus", 512), "launch 256 or use the ds_config for 512"),
+        ((*FLAGSHIP[:-1], "slow"), "--interconnect slow is not understood"),
+        ((*FLAGSHIP, "--gpu", "a100"), "choose one of a100-40gb, a100-80gb"),
+        ((*FLAGSHIP, "--seq", 16384), "lower --seq"),
+        ((*FLAGSHIP, "--recompute", "none"), "set train_micro_batch_size_per_gpu 1"),
+        ((*FLAGSHIP, "--write", "x.json"), "--write needs --search"),
+        ((*MODEL, "--search", "--gpus", 60), "multiple of 8"),
+        ((*MODEL, "--search", "--gpus", 64, "--ep", 7), "no expert-parallel size of 7 divides"),
+        ((*MODEL, "--search", "--gpus", 8, "--gpu", "a100-40gb", "--zero", 1), "choices fits"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_a_sentence(words, sentence):
+    done = plan(*words)
+    assert done.returncode == 2, done.stdout
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_ds_config_whose_experts_do_not_divide_is_refused(tmp_path):
+    config = json.loads((ROOT / "ds_configs/a100_256.json").read_text())
+    config["expert_parallel"]["autoep_size"] = 64
+    config["zero_optimization"]["zero_hpz_partition_size"] = 8
+    (tmp_path / "ds.json").write_text(json.dumps(config))
+    done = plan(*MODEL, "--ds-config", tmp_path / "ds.json")
+    assert done.returncode == 2
+    assert "refused by DeepSpeed for ZeRO-3 with AutoEP" in done.stderr
+    del config["zero_optimization"]["zero_hpz_partition_size"]
+    (tmp_path / "ds.json").write_text(json.dumps(config))
+    done = plan(*MODEL, "--ds-config", tmp_path / "ds.json")
+    assert done.returncode == 2
+    assert "does not divide the model's 96 routed experts; choose a divisor" in done.stderr
+
+
+def test_the_run_config_of_the_design_point_has_what_its_ds_configs_are_planned_with():
+    run = load_run_config(ROOT / "recipe/configs/runs/pretrain_30b.yaml")
+    for config in shipped.SHIPPED:
+        if config.model == run.model.name and config.stages == (3,):
+            facts = shipped.chosen(config).plan.work.run
+            assert facts.seq_length == run.data.seq_length
+            assert (facts.recompute, facts.loss_chunk_tokens) == (run.compute.recompute, run.compute.loss_chunk_tokens)

@@ -1,0 +1,53 @@
+"""Every shipped ds_config, rehearsed as its cluster's rank 0."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from recipe.planner import shipped
+from tests.conftest import ROOT, run_python
+
+MODELS = ROOT / "recipe/configs/models"
+
+
+def rehearse(*words: object, **options):
+    return run_python("launch/rehearse.py", *words, **options)
+
+
+@pytest.mark.distributed
+def test_the_quickstarts_ds_config_is_rehearsed():
+    done = rehearse("--ds-config", "ds_configs/cpu_2.json", "--model", MODELS / "tiny")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "cut to fit this machine: 2 of 4 layers" in done.stdout
+    assert "the engine does what is planned" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", shipped.SHIPPED, ids=lambda s: s.name)
+def test_every_shipped_ds_config_does_what_is_planned(config):
+    recompute = shipped.chosen(config).plan.work.run.recompute
+    done = rehearse(
+        "--ds-config", config.path, "--model", MODELS / config.model, "--recompute", recompute, "--world", config.gpus,
+        "--json", timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert found["agrees"] is True
+    assert found["groups"]["world"] == config.gpus
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--ds-config", "ds_configs/nope.json", "--model", MODELS / "tiny"), "nope.json"),
+        (("--ds-config", "ds_configs/a100_256.json", "--model", MODELS / "30b-a3b", "--world", 64), "launch 256"),
+        (("--ds-config", "ds_configs/cpu_2.json", "--model", MODELS / "tiny", "--layers", 1), "between 2 and"),
+    ],
+)
+def test_what_cannot_be_rehearsed_is_refused_in_a_sentence(words, sentence):
+    done = rehearse(*words)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr

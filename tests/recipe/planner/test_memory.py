@@ -1,0 +1,63 @@
+"""Memory terms against the engine's tensors and autograd's; the sum against what GPUs have."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from recipe.base.hardware import cluster_of
+from recipe.base.model_shape import ModelShape, load_model_shape
+from recipe.planner.ds_writer import ds_config_for, parsed
+from recipe.planner.memory import plan_memory, saved_bytes_per_token
+from recipe.planner.plan import Plan
+from recipe.planner.workload import RunFacts, Workload
+from tests.conftest import ROOT, run_python
+
+SHAPE = load_model_shape(ROOT / "recipe/configs/models/30b-a3b")
+
+
+def work(recompute: str = "non_reentrant", micro_batch: int = 8, gpus: int = 256, shape: ModelShape = SHAPE, **options):
+    choice = {"stage": 3, "ep_size": 8, "accumulation": 1} | options
+    ds = parsed(ds_config_for(shape, gpus, micro_batch=micro_batch, **choice))
+    return Workload(shape, cluster_of("a100-80gb", gpus, "400g"), ds, RunFacts(recompute=recompute))
+
+
+@pytest.mark.distributed
+def test_saved_activations_are_what_autograd_keeps():
+    done = run_python("-m", "tests.recipe.run.saved_worker")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    shape = ModelShape(**found["shape"])
+    planned = work(micro_batch=4, gpus=16, shape=shape, stage=2)
+    for kind, moe in (("dense", False), ("moe", True)):
+        assert sum(saved_bytes_per_token(planned, moe=moe).values()) == pytest.approx(found[kind], rel=0.02), kind
+
+
+def total(planned: Workload, imbalance: float = 1.0) -> float:
+    return plan_memory(planned, imbalance).peak_gib
+
+
+def test_memory_grows_with_what_it_should_grow_with():
+    assert total(work(micro_batch=16)) > 1.5 * total(work(micro_batch=8))
+    assert total(work("none")) > 3 * total(work())
+    assert total(work(), imbalance=2.0) > 1.1 * total(work())
+    assert total(work(stage=2)) > total(work()) + 8
+
+
+def test_without_recompute_activations_are_the_peak_and_with_it_one_layer_is():
+    assert "saved activations" in plan_memory(work("none"), 1.0).at("backward of the last MoE layer")
+    at_peak = plan_memory(work(), 1.0).at("backward of the last MoE layer")
+    assert at_peak["layer inputs"] == pytest.approx(48 * 8 * 4096 * 2048 * 2 / 2**30)
+
+
+def test_what_does_not_fit_is_refused_with_a_micro_batch_that_does():
+    (sentence,) = Plan(work("none", micro_batch=8)).problems()
+    assert "GiB" in sentence
+    assert "set train_micro_batch_size_per_gpu 1 and gradient_accumulation_steps 8" in sentence
+    assert Plan(work("none", micro_batch=1, accumulation=8)).problems() == []
+
+
+def test_where_no_micro_batch_helps_the_sentence_says_what_else():
+    (sentence,) = Plan(work("none", micro_batch=1, gpus=8)).problems()
+    assert "compute.recompute" in sentence
