@@ -82,13 +82,14 @@ def rehearse(
     warm_up_steps = -(-WARM_UP_MICRO_BATCHES // accumulation)
     for step in range(warm_up_steps + 1):
         counted = CollectiveCounter()
-        batches = [_batch(random, micro_batch, seq_length, shape.vocab_size) for _ in range(accumulation)]
+        batches = [random_batch(random, micro_batch, seq_length, shape.vocab_size) for _ in range(accumulation)]
         with counted:
             run_step(engine, control, compute, batches, step=step + 1, observing=True, update_bias=True)
     return Rehearsal(counted, held_bytes(engine), group_sizes(engine))
 
 
-def _batch(random: np.random.Generator, rows: int, seq_length: int, vocab: int) -> Batch:
+def random_batch(random: np.random.Generator, rows: int, seq_length: int, vocab: int) -> Batch:
+    """A micro-batch of random tokens, all of which count."""
     tokens = random.integers(0, vocab, (rows, seq_length + 1))
     valid = np.ones((rows, seq_length), dtype=bool)
     return Batch(tokens[:, :-1], tokens[:, 1:], None, valid, np.zeros(rows, dtype=np.int64))

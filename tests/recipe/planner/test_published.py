@@ -117,3 +117,9 @@ def test_another_file_is_refused(tmp_path, text):
     assert done.returncode == 2
     assert "rows.csv" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_measuring_a_gpu_without_one_is_refused():
+    words = ("--ds-config", "ds_configs/h200_1.json", "--model", "recipe/configs/models/1b-a0.3b")
+    done = run_python("benchmarks/planner_gpu.py", *words)
+    assert (done.returncode, "there is none" in done.stderr) == (2, True)

@@ -14,7 +14,7 @@ from recipe.base.settings import Compute, Optimizer
 from recipe.model import RecipeMoeConfig
 from recipe.planner.ds_writer import ds_config_for
 from recipe.run.engine import build_engine, control_routing
-from recipe.run.rehearsal import _batch, fake_ranks
+from recipe.run.rehearsal import fake_ranks, random_batch
 from recipe.run.step import run_step
 from tests.conftest import ROOT
 
@@ -55,7 +55,7 @@ def main() -> None:
         )  # fmt: skip
         control = control_routing(engine, Routing(), seq_length=SEQ, sources=["en"], seed=0)
         saved = SavedBytes(engine.module)
-        batch = _batch(np.random.default_rng(0), ROWS, SEQ, shape.vocab_size)
+        batch = random_batch(np.random.default_rng(0), ROWS, SEQ, shape.vocab_size)
         with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
             run_step(engine, control, Compute(), [batch], step=1, observing=False, update_bias=False)
     per_token = {"dense": saved.by_layer[0] / (ROWS * SEQ), "moe": saved.by_layer[1] / (ROWS * SEQ)}
