@@ -14,6 +14,7 @@ from recipe.base.errors import ConfigError, UserError, exit_on_user_error
 from recipe.base.hardware import ACCELERATORS, Cluster, cluster_of
 from recipe.base.model_shape import ModelShape, load_model_shape
 from recipe.planner import shipped
+from recipe.planner.design_tables import TABLES
 from recipe.planner.ds_writer import write
 from recipe.planner.plan import Budget, Plan
 from recipe.planner.report import clusters_table, describe_plan, describe_search
@@ -68,6 +69,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--write", type=Path, help="with --search: write the winner's ds_config here")
     parser.add_argument("--write-shipped", action="store_true", help="write every file of ds_configs/ anew")
+    parser.add_argument("--table", choices=TABLES, help="print a table of docs/design.md")
     parser.add_argument("--shipped", action="store_true", help="print the table of ds_configs/")
     return parser.parse_args(argv)  # fmt: skip
 
@@ -82,6 +84,9 @@ def main(argv: list[str] | None = None) -> None:
         return
     if args.shipped:
         print(clusters_table(shipped.plans()), shipped_reasons(), sep="\n\n")
+        return
+    if args.table:
+        print(TABLES[args.table]())
         return
     _check_arguments(args)
     shape = load_model_shape(args.model)

@@ -39,6 +39,25 @@ def test_the_measured_table_is_that_of_the_committed_result():
     assert between(text, "measured") == printed.stdout.strip()
 
 
+DESIGN_POINT = (
+    "launch/plan.py", "--model", "recipe/configs/models/30b-a3b", "--ds-config", "ds_configs/a100_256.json", "--interconnect", "400g",
+)  # fmt: skip
+
+
+def test_the_plan_of_the_design_point_is_what_the_planner_prints():
+    printed = run_python(*DESIGN_POINT)
+    assert printed.returncode == 0, printed.stderr
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    assert between(text, "flagship") == f"```text\n{printed.stdout.strip()}\n```"
+
+
+@pytest.mark.parametrize("name", ["networks", "alternatives", "scaling"])
+def test_the_planners_tables_are_what_it_prints(name):
+    printed = run_python("launch/plan.py", "--table", name)
+    assert printed.returncode == 0, printed.stderr
+    assert between((ROOT / "docs" / "design.md").read_text(encoding="utf-8"), name) == printed.stdout.strip()
+
+
 def test_the_models_are_those_that_are_shipped():
     printed = run_python("recipe/describe_models.py")
     assert printed.returncode == 0, printed.stderr

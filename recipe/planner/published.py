@@ -11,13 +11,14 @@ from recipe.base.errors import UserError
 from recipe.base.hardware import ACCELERATORS, Accelerator, Cluster, network_bytes_per_s
 from recipe.planner.architecture import Architecture
 from recipe.planner.kernels import RUN_EFFICIENCY
-from recipe.planner.published_models import BIGSCIENCE_VOCABULARY, dense_gpt, published_model
+from recipe.planner.published_models import BIGSCIENCE_VOCABULARY, dense_gpt, moe_of_size, published_model
 from recipe.planner.strategies import Strategy, estimate
 
 COLUMNS = (
     "source", "kind", "model", "active_B", "total_B", "layers", "hidden", "experts", "topk", "seq", "gpus", "gpu",
     "precision", "parallel", "gbs_seqs", "mbs", "recompute", "step_s", "tok_s_gpu", "tflops_gpu", "mfu_pct", "note",
 )  # fmt: skip
+COUNTS = ("layers", "hidden", "experts", "topk", "seq", "gpus", "gbs_seqs", "mbs")
 DEFAULT_SEQ = 4096
 IMBALANCE = 1.05  # where a source does not say whether it forced balance, as benchmarks do; 1 where it did
 
@@ -74,6 +75,9 @@ def predict(row: dict[str, str]) -> Prediction | Excluded:
 
 
 def _predict(row: dict[str, str]) -> Prediction:
+    for name in COUNTS:
+        if row[name] and not re.fullmatch(r"0*[1-9]\d*(\.0+)?", row[name]):
+            raise _NotStated(f"{name} is '{row[name]}'")
     quantity, published = _result(row)
     _refuse_special(row)
     model = _model(row)
@@ -84,8 +88,8 @@ def _predict(row: dict[str, str]) -> Prediction:
     if seq is None:
         seq = DEFAULT_SEQ
         assumed.append(f"sequences of {DEFAULT_SEQ:,}")
-    sequences = _sequences(row, seq, gpus)
     strategy = _strategy(row, model, int(gpus), assumed)
+    sequences = _sequences(row, seq, gpus, strategy, assumed)
     micro_batch = _micro_batch(row, assumed)
     cluster = Cluster(gpu, int(gpus), _network(row, gpu))
     balanced = re.search(r"balanced gate|forced balance", row["source"] + row["note"])
@@ -107,14 +111,12 @@ def _predict(row: dict[str, str]) -> Prediction:
 
 def _result(row: dict[str, str]) -> tuple[str, float]:
     for name in ("tok_s_gpu", "mfu_pct", "tflops_gpu"):
-        if row[name]:
-            try:
-                return name, float(row[name])
-            except ValueError:
-                raise _NotStated(f"{name} is '{row[name]}'") from None
-    if row["step_s"] and row["gbs_seqs"] and row["gpus"] and row["seq"]:
-        tokens = float(row["gbs_seqs"]) * float(row["seq"])
-        return "tok_s_gpu", tokens / float(row["step_s"]) / float(row["gpus"])
+        stated = _optional(row, name)
+        if stated is not None:
+            return name, stated
+    step_s, sequences, seq, gpus = (_optional(row, name) for name in ("step_s", "gbs_seqs", "seq", "gpus"))
+    if step_s and sequences and seq and gpus:
+        return "tok_s_gpu", sequences * seq / step_s / gpus
     raise _NotStated("no tokens/s, MFU or FLOP/s")
 
 
@@ -135,11 +137,14 @@ def _model(row: dict[str, str]) -> Architecture:
     if known is not None:
         return known[0]
     if row["kind"] == "dense" and row["hidden"] and row["total_B"]:
-        layers = int(row["layers"]) if row["layers"] else None
+        layers = int(float(row["layers"])) if row["layers"] else None
         vocab = BIGSCIENCE_VOCABULARY
-        made = dense_gpt(int(row["hidden"]), float(row["total_B"]) * 1e9, layers, vocab)
+        made = dense_gpt(int(float(row["hidden"])), _number(row, "total_B", "") * 1e9, layers, vocab)
         if made is not None:
             return made
+    if all(row[name] for name in ("layers", "hidden", "experts", "topk", "total_B")):
+        hidden, layers, experts, top_k = (int(float(row[name])) for name in ("hidden", "layers", "experts", "topk"))
+        return moe_of_size(hidden, layers, experts, top_k, _number(row, "total_B", "") * 1e9)
     raise _NotStated("the model's shape is neither stated nor in the table of published configs")
 
 
@@ -174,23 +179,33 @@ def _number(row: dict[str, str], name: str, otherwise: str) -> float:
 
 
 def _optional(row: dict[str, str], name: str) -> float | None:
+    """The positive number in a column; None if it is empty."""
+    if not row[name]:
+        return None
     try:
-        return float(row[name]) if row[name] else None
+        value = float(row[name])
     except ValueError:
-        raise _NotStated(f"{name} is '{row[name]}'") from None
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise _NotStated(f"{name} is '{row[name]}'")
+    return value
 
 
-def _sequences(row: dict[str, str], seq: float, gpus: float) -> float:
+def _sequences(row: dict[str, str], seq: float, gpus: float, strategy: Strategy, assumed: list[str]) -> float:
     stated = _optional(row, "gbs_seqs")
     if stated is not None:
         return stated
-    if row["step_s"] and row["tok_s_gpu"]:
-        return round(float(row["step_s"]) * float(row["tok_s_gpu"]) * gpus / seq)
+    step_s, rate = _optional(row, "step_s"), _optional(row, "tok_s_gpu")
+    if step_s and rate:
+        return max(1, round(step_s * rate * gpus / seq))
+    if strategy.pp == 1 and row["mbs"]:
+        assumed.append("one micro-batch a step")
+        return float(row["mbs"]) * gpus / (strategy.tp * strategy.cp)
     raise _NotStated("the global batch is not stated")
 
 
 def _strategy(row: dict[str, str], model: Architecture, gpus: int, assumed: list[str]) -> Strategy:
-    text = row["parallel"]
+    text = row["parallel"] or " ".join(re.findall(r"ZeRO-3|FSDP", row["model"]))
     if not text:
         raise _NotStated("how it is parallelised is not stated")
     sizes = {k: int(n) for k, n in re.findall(r"\b(TP|PP|VP|EP|CP|DP|ETP)(\d+)", text)}

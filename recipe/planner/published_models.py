@@ -109,3 +109,13 @@ def dense_gpt(hidden: int, total_parameters: float, layers: int | None, vocab: i
         return None
     head = next(d for d in (128, 144, 100, 96, 80, 64, 1) if hidden % d == 0)
     return gpt(vocab, hidden, layers, hidden // head)
+
+
+def moe_of_size(hidden: int, layers: int, experts: int, top_k: int, total_parameters: float) -> Architecture:
+    """An MoE model of that many parameters, all layers routed: SwiGLU experts as wide as what attention leaves for them."""
+    heads, vocab = max(1, hidden // 128), 128_000
+    kv_heads = max(1, heads // 8)
+    attention = sum(a * b for a, b in _gqa(hidden, heads, kv_heads, 128))
+    left = (total_parameters - 2 * vocab * hidden) / layers - attention
+    width = max(1, round(left / (experts * 3 * hidden)))
+    return _llama(vocab, hidden, layers, heads, kv_heads, 0, head_dim=128, experts=experts, top_k=top_k, expert=width)

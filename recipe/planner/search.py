@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from recipe.base.errors import UserError
-from recipe.base.hardware import Cluster
+from recipe.base.hardware import GIB, Cluster
 from recipe.base.model_shape import ModelShape
 from recipe.planner.architecture import architecture_of
 from recipe.planner.ds_writer import ds_config_for, parsed
 from recipe.planner.kernels import EAGER, RUN_EFFICIENCY
-from recipe.planner.plan import Budget, Plan
-from recipe.planner.strategies import Estimate, Strategy, estimate
+from recipe.planner.memory import CONTEXT_GIB, saved_bytes_per_token
+from recipe.planner.plan import USABLE, Budget, Plan
+from recipe.planner.strategies import Estimate, Strategy, estimate, held_parameters
 from recipe.planner.timeline import EXPECTED
 from recipe.planner.workload import RunFacts, Workload
 
@@ -58,11 +59,13 @@ class OnPaper:
 
     strategy: Strategy
     estimate: Estimate
+    peak_gib: float
 
     @property
     def name(self) -> str:
         s = self.strategy
-        return f"TP {s.tp}, PP {s.pp}, EP {s.ep}, ZeRO-1, micro-batch 1 (on paper)"
+        recompute = "no recompute" if s.recompute == "none" else "recompute"
+        return f"TP {s.tp}, PP {s.pp}, EP {s.ep}, ZeRO-1, micro-batch 1, {recompute} (on paper)"
 
 
 def global_batch_sequences(tokens: float, seq_length: int, gpus: int) -> int:
@@ -136,24 +139,36 @@ def why_it_lost(loser: Candidate, winner: Candidate) -> str:
 
 
 def on_paper(shape: ModelShape, cluster: Cluster, run: RunFacts, sequences: int) -> list[OnPaper]:
-    """Estimates for tensor and pipeline parallelism, fastest first, with the kernels that the recipe runs."""
-    model = architecture_of(shape)
+    """Estimates for tensor and pipeline parallelism that fit, fastest first, with the kernels that the recipe runs."""
     found = []
-    for tp, pp in ((2, 1), (4, 1), (8, 1), (1, 2), (1, 4), (1, 8), (2, 4)):
+    for (tp, pp), recompute in itertools.product(
+        ((2, 1), (4, 1), (8, 1), (1, 2), (1, 4), (1, 8), (2, 4)), ("none", "full")
+    ):
         data_ranks = cluster.gpus // (tp * pp)
-        ep = next((e for e in (8, 4, 2, 1) if data_ranks * tp % e == 0 and shape.n_routed_experts % e == 0), 1)
         if cluster.gpus % (tp * pp) or sequences % max(1, data_ranks) or tp > cluster.gpus_per_node:
             continue
-        strategy = Strategy(
-            tp=tp, pp=pp, ep=ep, recompute="none" if run.recompute == "none" else "full", software=EAGER
-        )
-        found.append(
-            OnPaper(
-                strategy,
-                estimate(
-                    model, cluster, strategy, seq_length=run.seq_length, sequences=sequences, micro_batch=1,
-                    imbalance=EXPECTED.imbalance, compute=RUN_EFFICIENCY,
-                ),
-            )
-        )  # fmt: skip
+        ep = next(e for e in (8, 4, 2, 1) if data_ranks * tp % e == 0 and shape.n_routed_experts % e == 0)
+        strategy = Strategy(tp=tp, pp=pp, ep=ep, recompute=recompute, software=EAGER)
+        peak = _gib_on_paper(shape, cluster, run, strategy)
+        if peak <= USABLE * cluster.accelerator.memory_gib:
+            time = estimate(
+                architecture_of(shape), cluster, strategy, seq_length=run.seq_length, sequences=sequences,
+                micro_batch=1, imbalance=EXPECTED.imbalance, compute=RUN_EFFICIENCY,
+            )  # fmt: skip
+            found.append(OnPaper(strategy, time, peak))
     return sorted(found, key=lambda p: p.estimate.step_s)
+
+
+def _gib_on_paper(shape: ModelShape, cluster: Cluster, run: RunFacts, s: Strategy) -> float:
+    """Roughly: bf16 weights, fp32 gradients, sharded optimizer, and as many micro-batches as a pipeline has stages."""
+    model = architecture_of(shape)
+    held = held_parameters(model, s)
+    states = held * (2 + 4 + 12 / (cluster.gpus // (s.tp * s.pp)))
+    ds = ds_config_for(shape, cluster.gpus, stage=1, ep_size=s.ep, micro_batch=1, accumulation=1)
+    work = Workload(shape, cluster, parsed(ds), RunFacts(run.seq_length))
+    layer = sum(saved_bytes_per_token(work, moe=True).values()) / s.tp
+    kept = layer if s.recompute == "none" else 2 * shape.hidden_size
+    # A stage has layers / pp layers and pp micro-batches under way.
+    activations = run.seq_length * (shape.num_hidden_layers * kept + 2 * layer)
+    logits = run.loss_chunk_tokens * shape.vocab_size * (4 + 4 + 2)
+    return (states + 1.1 * (activations + logits)) / GIB + CONTEXT_GIB

@@ -78,7 +78,7 @@ def estimate(
         exchange += share * passes * _exchange_s(links, model, s, tokens, moe=moe, imbalance=imbalance)
     head = head_s(gpu, model, tokens, s.tp)
     forward, backward = forward + head.forward_s / s.pp, backward + head.backward_s / s.pp
-    held = _held_parameters(model, s)
+    held = held_parameters(model, s)
     accumulate = gradient_s(gpu, held)
     one_micro_batch = (
         (forward + backward + again + accumulate) / compute + exchange + _pipeline_s(links, model, s, tokens)
@@ -121,7 +121,7 @@ def _exchange_s(links: Links, model: Architecture, s: Strategy, tokens: float, *
     return seconds
 
 
-def _held_parameters(model: Architecture, s: Strategy) -> float:
+def held_parameters(model: Architecture, s: Strategy) -> float:
     """Parameters of one GPU before data-parallel sharding."""
     experts = model.moe_layers * model.expert_parameters / max(1, s.ep) / s.expert_tp
     return (model.other_parameters / s.tp + experts) / s.pp

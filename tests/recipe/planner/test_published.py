@@ -54,6 +54,17 @@ def test_what_is_assumed_is_said():
     assert set(found.assumed) == {"sequences of 4,096", "micro-batch 1", "selective recompute"}
 
 
+def test_a_model_that_is_not_known_is_made_from_the_columns_of_its_shape():
+    stated = {"model": "X", "layers": "48", "hidden": "2048", "experts": "128", "topk": "8", "total_B": "30.5"}
+    assert predict(row(**stated)).predicted == pytest.approx(predict(row()).predicted, rel=0.2)
+
+
+def test_without_a_pipeline_the_batch_hardly_matters():
+    found = predict(row(gbs_seqs=""))
+    assert found.assumed == ("one micro-batch a step",)
+    assert found.predicted == pytest.approx(predict(row()).predicted, rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
@@ -64,7 +75,8 @@ def test_what_is_assumed_is_said():
         ({"gpus": ""}, "number of GPUs"),
         ({"parallel": ""}, "how it is parallelised"),
         ({"parallel": "MCore 5D"}, "degrees"),
-        ({"gbs_seqs": ""}, "global batch"),
+        ({"gbs_seqs": "", "parallel": "TP2 PP4 EP8"}, "global batch"),
+        ({"gbs_seqs": "", "mbs": ""}, "global batch"),
         ({"precision": "fp8"}, "fp8"),
         ({"parallel": "TP8 PP16", "gpus": "64"}, "does not fit"),
     ],
