@@ -25,7 +25,7 @@ EXAMPLE = """examples:
   python launch/plan.py --model recipe/configs/models/30b-a3b --ds-config ds_configs/a100_256.json \\
       --gpu a100-80gb --interconnect 400g
   python launch/plan.py --model recipe/configs/models/30b-a3b --gpus 256 --gpu a100-80gb --interconnect 8x200g \\
-      --search --global-batch-tokens 8M --write ds_configs/mine.json"""
+      --search --global-batch-tokens 8M --write mine.json"""
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -63,6 +63,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         type=binary_count,
         default=8 * 2**20,
         help="with --search: tokens of a step, M is 2**20 (default: 8M)",
+    )
+    parser.add_argument(
+        "--imbalance",
+        type=count,
+        help="assignments of the busiest rank over the mean, as a run has measured it (default: a range)",
     )
     parser.add_argument("--tokens", type=count, default=1e12, help="of the run (default: 1T)")
     parser.add_argument("--usd-per-gpu-hour", type=count, help="(default: a list price, see recipe/base/hardware.py)")
@@ -112,6 +117,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
         found.append("--search needs --gpus")
     if args.write is not None and not args.search:
         found.append("--write needs --search; a given ds_config is already written")
+    if args.imbalance is not None and args.imbalance < 1:
+        found.append(f"--imbalance {args.imbalance:g} is below 1; the busiest rank has at least the mean")
     if not args.search and (args.zero or args.ep):
         found.append("--zero and --ep narrow a --search; the ds_config has its own")
     if found:
@@ -121,7 +128,10 @@ def _check_arguments(args: argparse.Namespace) -> None:
 def _plan(args: argparse.Namespace, shape: ModelShape, budget: Budget) -> None:
     ds, _ = load_ds_config(args.ds_config)
     cluster = cluster_of(args.gpu, args.gpus or ds.world_size, args.interconnect)
-    plan = Plan(Workload(shape, cluster, ds, RunFacts(args.seq, args.recompute or "non_reentrant")), budget)
+    plan = Plan(
+        Workload(shape, cluster, ds, RunFacts(args.seq, args.recompute or "non_reentrant", imbalance=args.imbalance)),
+        budget,
+    )
     if found := plan.problems():
         raise ConfigError(f"{args.ds_config} with {args.model}", found)
     print(json.dumps(plan.as_dict(), indent=2) if args.json else describe_plan(plan))
@@ -129,7 +139,7 @@ def _plan(args: argparse.Namespace, shape: ModelShape, budget: Budget) -> None:
 
 def _search(args: argparse.Namespace, shape: ModelShape, budget: Budget) -> None:
     cluster = cluster_of(args.gpu, args.gpus, args.interconnect)
-    run = RunFacts(args.seq)
+    run = RunFacts(args.seq, imbalance=args.imbalance)
     if args.seq > shape.max_position_embeddings:
         raise UserError(f"--seq {args.seq} exceeds the model's max_position_embeddings {shape.max_position_embeddings}")
     sequences = global_batch_sequences(args.global_batch_tokens, args.seq, args.gpus)

@@ -144,6 +144,12 @@ class DsConfig(_Section):
                 f"expert_parallel.autoep_size {experts.autoep_size} does not divide the {self.world_size} ranks "
                 "that the batch sizes imply; choose a divisor"
             )
+        fp32_sums = self.data_types is not None and self.data_types.grad_accum_dtype == "fp32"
+        if self.zero_optimization.stage == 0 and self.bf16_enabled and fp32_sums:
+            found.append(
+                "zero_optimization.stage 0 with bf16 cannot add gradients in fp32 in DeepSpeed; "
+                "set data_types.grad_accum_dtype bf16 or a higher stage"
+            )
         if experts.gate_up_impl == "fused" and not experts.use_grouped_mm:
             found.append('gate_up_impl "fused" needs use_grouped_mm true')
         return found

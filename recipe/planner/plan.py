@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -42,11 +42,12 @@ class Plan:
 
     @cached_property
     def memory(self) -> MemoryPlan:
-        return plan_memory(self.work, CONSERVATIVE.imbalance)
+        return plan_memory(self.work, self.work.run.imbalance or CONSERVATIVE.imbalance)
 
     @cached_property
     def times(self) -> dict[str, StepTime]:
-        return {assumed.name: step_time(self.work, assumed) for assumed in RANGE}
+        measured = self.work.run.imbalance
+        return {a.name: step_time(self.work, replace(a, imbalance=measured or a.imbalance)) for a in RANGE}
 
     @cached_property
     def reliability(self) -> Reliability:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from recipe.base.errors import UserError
@@ -108,7 +108,7 @@ def _candidates(
                 shape, cluster.gpus, stage=stage, ep_size=ep, micro_batch=micro_batch,
                 accumulation=per_rank // micro_batch, persist=persist,
             )  # fmt: skip
-            facts = RunFacts(run.seq_length, recompute, run.loss_chunk_tokens, run.sources, run.observed)
+            facts = replace(run, recompute=recompute)
             yield Candidate(config, Plan(Workload(shape, cluster, parsed(config), facts), budget), persist)
 
 

@@ -46,6 +46,13 @@ def test_json_has_all_that_the_text_has():
     assert expected["step_s"] == pytest.approx(sum(expected[p] for p in parts) + sum(expected["exposed_s"].values()))
 
 
+def test_a_measured_imbalance_takes_the_place_of_the_range():
+    balanced, skewed = (json.loads(plan(*FLAGSHIP, "--json", "--imbalance", i).stdout) for i in (1.0, 2.0))
+    assert skewed["peak_gib"] > balanced["peak_gib"] + 3
+    for name in ("optimistic", "expected", "conservative"):
+        assert skewed["time"][name]["step_s"] > 1.2 * balanced["time"][name]["step_s"]
+
+
 def test_a_search_writes_a_ds_config_that_loads_and_is_what_it_said(tmp_path):
     path = tmp_path / "found.json"
     done = plan(
@@ -93,6 +100,7 @@ def test_the_table_of_ds_configs_is_what_the_planner_prints():
         ((*FLAGSHIP, "--seq", 16384), "lower --seq"),
         ((*FLAGSHIP, "--recompute", "none"), "set train_micro_batch_size_per_gpu 1"),
         ((*FLAGSHIP, "--write", "x.json"), "--write needs --search"),
+        ((*FLAGSHIP, "--imbalance", "0.5"), "--imbalance 0.5 is below 1"),
         ((*MODEL, "--search", "--gpus", 60), "multiple of 8"),
         ((*MODEL, "--search", "--gpus", 64, "--ep", 7), "no expert-parallel size of 7 divides"),
         ((*MODEL, "--search", "--gpus", 8, "--gpu", "a100-40gb", "--zero", 1), "choices fits"),

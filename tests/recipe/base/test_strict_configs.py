@@ -145,6 +145,10 @@ def test_keys_with_another_owner_are_refused_with_where_to_go(key, tmp_path):
         ({"expert_parallel__autoep_size": 3}, "autoep_size 3 does not divide the 2 ranks"),
         ({"train_micro_batch_size_per_gpu": True}, "'train_micro_batch_size_per_gpu' is True"),
         ({"expert_parallel__enabled": False}, "'expert_parallel.enabled' is False"),
+        (
+            {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}, "zero_optimization__stage": 0},
+            "stage 0 with bf16 cannot add gradients in fp32",
+        ),
     ],
 )
 def test_ds_configs_that_cannot_work_are_refused(changes, said, tmp_path):
