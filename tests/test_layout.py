@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "recipe.base": {"recipe.base"},
     "recipe.model": {"recipe.base", "recipe.model"},
     "recipe.data": {"recipe.base", "recipe.data"},
+    "recipe.planner": {"recipe.base", "recipe.planner"},
     "recipe.run": {"recipe.base", "recipe.model", "recipe.data", "recipe.run"},
     "data_prep": {
         "data_prep",
@@ -71,9 +72,9 @@ def test_only_the_run_floor_imports_deepspeed():
     assert all(below(user, {"recipe.run"}) for user in users), users
 
 
-def test_the_ground_floor_does_not_import_torch():
+def test_the_ground_floor_and_the_planner_do_not_import_torch():
     for path in FILES:
-        if below(module_name(path), {"recipe.base"}):
+        if below(module_name(path), {"recipe.base", "recipe.planner"}):
             assert not {i.split(".")[0] for i in imports(path)} & {"torch", "transformers", "deepspeed"}, path
 
 

@@ -33,13 +33,14 @@ class Accelerator:
     source: str
 
 
-_MATMUL_A100 = "cuBLAS 250 to 270 TFLOP/s on large bf16 matmuls (arXiv 2211.15841, Fig. 4: 3/4 to 7/8 of the peak)"
-_MATMUL_H100 = "cuBLAS 600 to 750 TFLOP/s under its power limit (arXiv 2407.08608, Fig. 5 and section 4.1)"
-_FLASH_A100 = "FlashAttention-2, causal, 128-wide heads: 190 TFLOP/s at 16k, 165 at 4k (arXiv 2307.08691, Fig. 4)"
-_FLASH_H100 = (
-    "FlashAttention-3, causal, 128-wide heads: 630 forward, 520 backward at 16k (arXiv 2407.08608, Figs. 5 and 6)"
+_MATMUL_A100 = "large bf16 cuBLAS matmuls assumed at 250 TFLOP/s"
+_MATMUL_H100 = "large bf16 cuBLAS matmuls assumed at 730 TFLOP/s, under its power limit"
+_FLASH_A100 = "FlashAttention-2 at 50 to 73% of the peak (arXiv 2307.08691, abstract)"
+_FLASH_H100 = "FlashAttention-2 at 35%, FlashAttention-3 forward at up to 75% of the peak (arXiv 2407.08608, abstract)"
+_A100_PRICE, _H100_PRICE = (
+    "Lambda on-demand list price 2025, 8x A100 SXM 80GB",
+    "Lambda on-demand list price 2025, 8x H100 SXM",
 )
-_A100_PRICE, _H100_PRICE = "Lambda on-demand list price, 8x A100 SXM 80GB", "Lambda on-demand list price, 8x H100 SXM"
 
 # The network of a reference node is one NIC per GPU: ConnectX-6 (200 Gb/s) for Ampere, ConnectX-7 (400 Gb/s) after it.
 ACCELERATORS = (
@@ -69,7 +70,7 @@ ACCELERATORS = (
     ),
     Accelerator(
         "b200", "B200", 2250e12, 178.4, 8.0e12, 900e9, "8x400g", 0.74, 0.58, 4.99,
-        "NVIDIA DGX B200 datasheet: 36 PFLOPS BF16 with sparsity for 8, 64 TB/s, NVLink 14.4 TB/s; efficiencies assumed as H100; Lambda on-demand list price, 8x B200",
+        "NVIDIA DGX B200 datasheet: 36 PFLOPS BF16 with sparsity for 8, 64 TB/s, NVLink 14.4 TB/s; efficiencies assumed as H100; Lambda on-demand list price 2025, 8x B200",
     ),
 )  # fmt: skip
 

@@ -1,7 +1,8 @@
 """How long one GPU computes: matmuls by shape, grouped GEMMs by rows per expert, attention, memory-bound ops.
 
 A matmul reaches its GPU's large-matmul efficiency less what tiles waste on short dimensions, and never beats the
-memory it moves. Constants are physical and shared by all GPUs and models; none is fitted to a row of a table.
+memory it moves. Constants are physical and shared by all models; they were chosen with published runs in sight
+(benchmarks/planner_accuracy.py), never for one of them.
 """
 
 from __future__ import annotations

@@ -92,6 +92,7 @@ def step_time(work: Workload, assumed: Assumptions) -> StepTime:
     if work.ds.zero_optimization.stage == 1:  # reduces beside the last micro-batch's backward pass alone
         beside[BACKWARD] /= work.accumulation
     for phase, seconds in overlapped.items():
+        # What is uncovered at either end is part of these collectives and already counted.
         covered = min(seconds, OVERLAPPABLE * beside[phase])
         exposed["gathers and reductions"] += max(0.0, seconds - covered - ends / 2)
         hidden += covered

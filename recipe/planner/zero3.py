@@ -102,13 +102,12 @@ def trace(model: Decoder, recompute: str) -> Iterator[Use]:
             yield from (Use(m, RECOMPUTE) for m in layer)
             yield from (Use(m, BACKWARD) for m in _backward_order(layer))
         else:
-            # Autograd opens the containers and the last projection before its saved tensors are asked for; the
-            # recomputation then stops inside that projection, before its post-hook.
+            # Autograd opens the containers and the last projection, then its saved tensors are asked for. The
+            # recomputation stops inside that projection, before its post-hook; its backward releases it at once.
             backward = _backward_order(layer)
             opened = next(i for i, m in enumerate(backward) if m.parameters) + 1
             yield from (Use(m, BACKWARD, keeps=True) for m in backward[:opened])
-            yield from (Use(m, RECOMPUTE) for m in layer[:-1])
-            yield Use(layer[-1], RECOMPUTE, keeps=False)
+            yield from (Use(m, RECOMPUTE) for m in layer)
             yield from (Use(m, BACKWARD) for m in backward[opened:])
     yield Use(model.first[1], BACKWARD)
 
