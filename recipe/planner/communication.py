@@ -15,6 +15,7 @@ from recipe.planner.parameters import decoder
 from recipe.planner.workload import BYTES, Workload
 from recipe.planner.zero3 import BACKWARD, FORWARD, RECOMPUTE, micro_batch_fetches, persistent
 
+ON_DEMAND = ", on demand"  # a module waits for it
 STEP = "step"  # between the last backward pass and the next forward pass
 ROUTER_SCALARS = 7  # per layer, see recipe/run/routing_metrics.py
 
@@ -82,12 +83,12 @@ def _gradient_norm(work: Workload) -> Iterator[Collective]:
 def _zero3(work: Workload) -> Iterator[Collective]:
     zero, dtype = work.ds.zero_optimization, "bf16" if work.ds.bf16_enabled else "fp32"
     parameters = decoder(work.shape, work.ep).parameters
-    fetches = micro_batch_fetches(work.shape, work.ep, zero, work.run.recompute, work.accumulation)
-    numel = fetches.numel_by_phase({e: work.partitions(expert=e) for e in (False, True)})
-    for (phase, expert), elements in numel.items():
-        calls = sum(any(p.expert == expert for p in g.parameters) for g in fetches.gathers if g.phase == phase)
+    fetches = micro_batch_fetches(work.shape, work.ep, zero, work.run.recompute, accumulates=work.accumulation > 1)
+    numel = fetches.numel({e: work.partitions(expert=e) for e in (False, True)})
+    for (phase, expert, prefetched), elements in numel.items():
+        calls = fetches.calls(phase, expert=expert, prefetched=prefetched)
         yield Collective(
-            "all_gather", _of(expert), phase, _owners(work, expert), dtype,
+            "all_gather", _of(expert) + ("" if prefetched else ON_DEMAND), phase, _owners(work, expert), dtype,
             elements * work.element * work.accumulation, calls * work.accumulation,
         )  # fmt: skip
     for expert in (False, True):

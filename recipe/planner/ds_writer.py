@@ -15,12 +15,16 @@ from recipe.planner.parameters import decoder
 
 def ds_config_for(
     shape: ModelShape, gpus: int, *, stage: int, ep_size: int, micro_batch: int, accumulation: int, bf16: bool = True,
-    persist: bool = False,
+    persist: bool = False, prefetch_layers: float = 1.0,
 ) -> dict[str, Any]:  # fmt: skip
     """The JSON of one choice.
 
-    Bounds of ZeRO-3 follow the size of a layer as a rank holds it: prefetch the next layer whole, keep a layer from
-    its recomputation to the end of its backward pass, hold three.
+    Bounds of ZeRO-3 follow the size of a layer as a rank holds it: prefetch the next one, keep a layer from its
+    recomputation to the end of its backward pass, hold two and what is prefetched.
+
+    Args:
+        persist: norms and routers stay gathered.
+        prefetch_layers: how many layers' parameters are asked for ahead.
     """
     layer = _rounded(_largest_layer(shape, ep_size))
     zero: dict[str, Any] = {
@@ -33,9 +37,9 @@ def ds_config_for(
     if stage == 3:
         zero |= {
             "sub_group_size": 1_000_000_000,
-            "stage3_prefetch_bucket_size": layer,
+            "stage3_prefetch_bucket_size": round(prefetch_layers * layer),
             "stage3_param_persistence_threshold": _persisted(shape) if persist else 0,
-            "stage3_max_live_parameters": 3 * layer,
+            "stage3_max_live_parameters": round((2 + prefetch_layers) * layer),
             "stage3_max_reuse_distance": 2 * layer,
         }
     else:

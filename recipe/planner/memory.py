@@ -116,7 +116,10 @@ def plan_memory(work: Workload, imbalance: float) -> MemoryPlan:
     }
     gathered = 0
     if zero.stage == 3:
-        gathered = micro_batch_fetches(shape, work.ep, zero, run.recompute, work.accumulation).peak_numel * work.element
+        gathered = (
+            micro_batch_fetches(shape, work.ep, zero, run.recompute, accumulates=work.accumulation > 1).peak_numel
+            * work.element
+        )
     per_layer = {moe: _layer_bytes(work, moe=moe, imbalance=imbalance) for moe in (False, True)}
     boundary = work.tokens * shape.hidden_size * work.element  # a layer's input
     if run.recompute == "none":

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from recipe.base.model_shape import ModelShape
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Parameter:
-    """One tensor; of an expert weight, this rank's experts alone."""
+    """One tensor; of an expert weight, this rank's experts alone. Equal to itself only, as tensors are."""
 
     name: str
     numel: int
@@ -32,6 +32,10 @@ class Module:
     name: str
     parameters: tuple[Parameter, ...] = ()
 
+    @cached_property
+    def numel(self) -> int:
+        return sum(p.numel for p in self.parameters)
+
 
 @dataclass(frozen=True)
 class Decoder:
@@ -41,7 +45,7 @@ class Decoder:
     layers: tuple[tuple[Module, ...], ...]
     last: tuple[Module, ...]
 
-    @property
+    @cached_property
     def parameters(self) -> list[Parameter]:
         modules = (*self.first, *(m for layer in self.layers for m in layer), *self.last)
         return [p for module in modules for p in module.parameters]

@@ -44,10 +44,16 @@ class Plan:
     def memory(self) -> MemoryPlan:
         return plan_memory(self.work, self.work.run.imbalance or CONSERVATIVE.imbalance)
 
+    def time(self, assumed: Assumptions) -> StepTime:
+        """Of a step; a measured imbalance takes the place of the assumed one."""
+        if assumed.name not in self._times:
+            imbalance = self.work.run.imbalance or assumed.imbalance
+            self._times[assumed.name] = step_time(self.work, replace(assumed, imbalance=imbalance))
+        return self._times[assumed.name]
+
     @cached_property
-    def times(self) -> dict[str, StepTime]:
-        measured = self.work.run.imbalance
-        return {a.name: step_time(self.work, replace(a, imbalance=measured or a.imbalance)) for a in RANGE}
+    def _times(self) -> dict[str, StepTime]:
+        return {}
 
     @cached_property
     def reliability(self) -> Reliability:
@@ -55,7 +61,7 @@ class Plan:
 
     @property
     def expected(self) -> StepTime:
-        return self.times[EXPECTED.name]
+        return self.time(EXPECTED)
 
     @property
     def usd_per_gpu_hour(self) -> float:
@@ -63,11 +69,11 @@ class Plan:
         return self.work.cluster.accelerator.usd_per_hour if given is None else given
 
     def cost(self, assumed: Assumptions) -> Cost:
-        step = self.times[assumed.name].step_s
+        step = self.time(assumed).step_s
         return cost_of(self.work, self.budget.tokens, step, self.reliability.goodput, self.usd_per_gpu_hour)
 
     def tokens_per_s_per_gpu(self, assumed: Assumptions) -> float:
-        return self.work.tokens_per_step / self.times[assumed.name].step_s / self.work.ranks
+        return self.work.tokens_per_step / self.time(assumed).step_s / self.work.ranks
 
     def mfu(self, assumed: Assumptions) -> float:
         """Model FLOPs over the peak's; recompute not counted."""
@@ -96,8 +102,13 @@ class Plan:
             )
         return found or self._memory_problems()
 
+    @property
+    def fits(self) -> bool:
+        """Whether its peak is within what is usable of a GPU."""
+        return self.memory.peak_gib <= self.usable_gib
+
     def _memory_problems(self) -> list[str]:
-        if self.memory.peak_gib <= self.usable_gib:
+        if self.fits:
             return []
         return [
             f"needs {self.memory.peak_gib:.1f} GiB in the {self.memory.peak_moment}, but {self.usable_gib:.1f} of the "
@@ -117,7 +128,7 @@ class Plan:
                     }
                 )
                 other = Plan(Workload(self.work.shape, self.work.cluster, smaller, self.work.run), self.budget)
-                if other.memory.peak_gib <= other.usable_gib:
+                if other.fits:
                     return (
                         f"set train_micro_batch_size_per_gpu {micro_batch} and gradient_accumulation_steps "
                         f"{per_rank // micro_batch}"
@@ -163,7 +174,7 @@ class Plan:
         }
 
     def _times_dict(self, assumed: Assumptions) -> dict[str, Any]:
-        time = self.times[assumed.name]
+        time = self.time(assumed)
         return {
             "assumptions": asdict(assumed),
             "step_s": time.step_s,

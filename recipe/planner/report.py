@@ -65,7 +65,7 @@ def _communication(plan: Plan) -> Iterator[str]:
 
 def _time(plan: Plan) -> Iterator[str]:
     yield f"time        {'':<30}" + "".join(f"{a.name:>14}" for a in RANGE)
-    times = [plan.times[a.name] for a in RANGE]
+    times = [plan.time(a) for a in RANGE]
 
     def line(name: str, values: Sequence[str]) -> str:
         return f"  {name:<40}" + "".join(f"{v:>14}" for v in values)

@@ -24,6 +24,8 @@ from recipe.planner.workload import RunFacts, Workload
 
 STAGES, EP_SIZES, RECOMPUTES = (1, 2, 3), (1, 2, 4, 8, 16, 32), ("none", "non_reentrant")
 MAX_MICRO_BATCH = 32
+PREFETCH_LAYERS = (1.0, 0.5, 2.0, 0.0)  # the plainest first
+EQUAL = 0.005  # of a step, which no plan can tell apart
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,11 @@ class Candidate:
     config: dict[str, Any]
     plan: Plan
     persist: bool
+    prefetch_layers: float
 
     @property
     def fits(self) -> bool:
-        return not self.plan.problems()
+        return self.plan.fits
 
     @property
     def step_s(self) -> float:
@@ -46,6 +49,8 @@ class Candidate:
     def name(self) -> str:
         work = self.plan.work
         kept = ", persistent norms" if self.persist else ""
+        if work.ds.zero_optimization.stage == 3 and self.prefetch_layers != 1.0:
+            kept += f", {self.prefetch_layers:g} layers prefetched"
         return (
             f"ZeRO-{work.ds.zero_optimization.stage}, EP {work.ep}, "
             f"{work.ds.train_micro_batch_size_per_gpu} x {work.accumulation}, "
@@ -77,7 +82,7 @@ def search(
     shape: ModelShape, cluster: Cluster, run: RunFacts, budget: Budget, sequences: int, *,
     stages: tuple[int, ...] = STAGES, ep_sizes: tuple[int, ...] = EP_SIZES, recomputes: tuple[str, ...] = RECOMPUTES,
 ) -> list[Candidate]:  # fmt: skip
-    """Every candidate, those that fit first, the fastest first.
+    """Every candidate, those that fit first, the fastest first; of equals the plainest is the winner.
 
     Raises:
         UserError: the batch cannot be divided among the GPUs.
@@ -93,7 +98,10 @@ def search(
             f"{shape.n_routed_experts} routed experts and {cluster.gpus} GPUs; give another --ep or --gpus"
         )
     found = list(_candidates(shape, cluster, run, budget, sequences // cluster.gpus, stages, ep_sizes, recomputes))
-    return sorted(found, key=lambda c: (not c.fits, c.step_s if c.fits else c.plan.memory.peak_gib))
+    found.sort(key=lambda c: (not c.fits, c.step_s if c.fits else c.plan.memory.peak_gib))
+    equals = [c for c in found if c.fits and c.step_s <= (1 + EQUAL) * found[0].step_s]
+    plainest = min(equals, key=lambda c: (c.persist, PREFETCH_LAYERS.index(c.prefetch_layers)), default=found[0])
+    return [plainest, *(c for c in found if c is not plainest)]
 
 
 def _candidates(
@@ -103,13 +111,13 @@ def _candidates(
     sizes = [e for e in ep_sizes if cluster.gpus % e == 0 and shape.n_routed_experts % e == 0]
     micro_batches = [m for m in range(1, min(per_rank, MAX_MICRO_BATCH) + 1) if per_rank % m == 0]
     for stage, ep, micro_batch, recompute in itertools.product(stages, sizes, micro_batches, recomputes):
-        for persist in (False, True) if stage == 3 else (False,):
+        for persist, prefetch in itertools.product((False, True), PREFETCH_LAYERS) if stage == 3 else ((False, 1.0),):
             config = ds_config_for(
                 shape, cluster.gpus, stage=stage, ep_size=ep, micro_batch=micro_batch,
-                accumulation=per_rank // micro_batch, persist=persist,
+                accumulation=per_rank // micro_batch, persist=persist, prefetch_layers=prefetch,
             )  # fmt: skip
             facts = replace(run, recompute=recompute)
-            yield Candidate(config, Plan(Workload(shape, cluster, parsed(config), facts), budget), persist)
+            yield Candidate(config, Plan(Workload(shape, cluster, parsed(config), facts), budget), persist, prefetch)
 
 
 def why_it_lost(loser: Candidate, winner: Candidate) -> str:
@@ -118,6 +126,8 @@ def why_it_lost(loser: Candidate, winner: Candidate) -> str:
     if not loser.fits:
         return f"out of memory: {plan.memory.peak_gib:.0f} GiB"
     mine, best = plan.expected, winner.plan.expected
+    if mine.step_s <= (1 + EQUAL) * best.step_s:
+        return "equal"
     causes = {
         "all-to-all" + (" crosses nodes" if plan.work.expert_group.nodes > 1 else ""): (
             mine.exposed_s["all-to-all"] - best.exposed_s["all-to-all"]
@@ -125,6 +135,7 @@ def why_it_lost(loser: Candidate, winner: Candidate) -> str:
         "weights gathered, gradients reduced " + (
             f"in each of {plan.work.accumulation} micro-batches" if plan.work.accumulation > 1 else "in the open"
         ): mine.exposed_s["gathers and reductions"] - best.exposed_s["gathers and reductions"],
+        "gathers that modules wait for": mine.exposed_s["gathers on demand"] - best.exposed_s["gathers on demand"],
         "collectives between steps": mine.exposed_s["between steps"] - best.exposed_s["between steps"],
         "first gather and last reduction": (
             mine.exposed_s["first gather, last reduction"] - best.exposed_s["first gather, last reduction"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from recipe.planner.communication import STEP, Collective, collectives
+from recipe.planner.communication import ON_DEMAND, STEP, Collective, collectives
 from recipe.planner.kernels import EAGER, RUN_EFFICIENCY, LayerTime, gradient_s, head_s, layer_s, optimizer_s
 from recipe.planner.links import NETWORK_EFFICIENCY, Links
 from recipe.planner.memory import state_bytes
@@ -73,6 +73,7 @@ def step_time(work: Workload, assumed: Assumptions) -> StepTime:
     exposed = {
         "all-to-all": 0.0,
         "gathers and reductions": 0.0,
+        "gathers on demand": 0.0,
         "first gather, last reduction": 0.0,
         "between steps": 0.0,
     }
@@ -81,6 +82,8 @@ def step_time(work: Workload, assumed: Assumptions) -> StepTime:
             exposed["all-to-all"] += seconds
         elif c.phase == STEP or c.purpose == "tokens of the batch":
             exposed["between steps"] += seconds
+        elif c.purpose.endswith(ON_DEMAND):
+            exposed["gathers on demand"] += seconds
         elif work.ds.zero_optimization.overlap_comm is False and c.op != "all_gather":
             exposed["gathers and reductions"] += seconds
         else:

@@ -7,7 +7,7 @@ order of modules under recompute is that of its hooks. Tests compare the bytes w
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -44,14 +44,22 @@ class Fetches:
     gathers: tuple[Gather, ...]
     peak_numel: int
 
-    def numel_by_phase(self, ranks_of: dict[bool, int]) -> dict[tuple[str, bool], int]:
-        """Elements that the all-gathers return, padding included, by phase and by whether they are experts."""
-        found: dict[tuple[str, bool], int] = {}
+    def numel(self, ranks_of: dict[bool, int]) -> dict[tuple[str, bool, bool], int]:
+        """Elements that the all-gathers return, padding included, by phase, whether experts, and whether prefetched.
+
+        Args:
+            ranks_of: ranks that share a parameter, by whether it is an expert's.
+        """
+        found: Counter[tuple[str, bool, bool]] = Counter()
         for gather in self.gathers:
             for p in gather.parameters:
-                key = (gather.phase, p.expert)
-                found[key] = found.get(key, 0) + p.padded(ranks_of[p.expert])
+                found[gather.phase, p.expert, gather.prefetched] += p.padded(ranks_of[p.expert])
         return found
+
+    def calls(self, phase: str, *, expert: bool, prefetched: bool) -> int:
+        """All-gathers of that kind; one coalesces what it is asked for at once."""
+        kind = [g for g in self.gathers if (g.phase, g.prefetched) == (phase, prefetched)]
+        return sum(any(p.expert == expert for p in g.parameters) for g in kind)
 
 
 def persistent(parameters: list[Parameter], zero: ZeroOptimization) -> list[Parameter]:
@@ -68,7 +76,7 @@ def persistent(parameters: list[Parameter], zero: ZeroOptimization) -> list[Para
 
 @lru_cache(maxsize=256)
 def micro_batch_fetches(
-    shape: ModelShape, ep_size: int, zero: ZeroOptimization, recompute: str, accumulation: int
+    shape: ModelShape, ep_size: int, zero: ZeroOptimization, recompute: str, *, accumulates: bool
 ) -> Fetches:
     """The gathers of one micro-batch once the trace is known.
 
@@ -79,12 +87,12 @@ def micro_batch_fetches(
         shape, ep_size: of the model and its expert parallelism.
         zero: the ds_config's section; its bounds count elements of one rank's parameters.
         recompute: `compute.recompute` of the run config.
-        accumulation: micro-batches of a step.
+        accumulates: whether a step has more than one micro-batch.
     """
     model = decoder(shape, ep_size)
     uses, kept = tuple(trace(model, recompute)), frozenset(persistent(model.parameters, zero))
     releases: dict[int, frozenset[Parameter]] = {}
-    _Coordinator(uses, kept, zero, releases, set() if accumulation > 1 else set(kept)).run()
+    _Coordinator(uses, kept, zero, releases, set() if accumulates else set(kept)).run()
     return _Coordinator(uses, kept, zero, releases, set(kept)).run()
 
 
@@ -147,9 +155,8 @@ class _Coordinator:
             (p, step) for step, use in enumerate(self.uses) for p in sorted(use.module.parameters, key=lambda p: p.name)
         )
         for step, use in enumerate(self.uses):
-            needed = set(use.module.parameters)
             self._gather([p for p in use.module.parameters if p not in self.available], use.phase, prefetched=False)
-            not_queued = {p for p in needed if self.fetched_for.get(p, -1) < step}
+            not_queued = {p for p in use.module.parameters if self.fetched_for.get(p, -1) < step}
             while queue and not_queued:
                 p, last_used = queue.popleft()
                 self.fetched_for[p] = last_used
@@ -193,5 +200,5 @@ class _Coordinator:
             if not leaving or traversed >= self.zero.stage3_max_reuse_distance:
                 break
             leaving.difference_update(use.module.parameters)
-            traversed += sum(p.numel for p in use.module.parameters)
+            traversed += use.module.numel
         return frozenset(leaving)

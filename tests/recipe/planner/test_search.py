@@ -63,11 +63,12 @@ def test_what_fits_comes_first_the_fastest_first_and_every_loser_has_a_reason():
     assert fits == sorted(fits, reverse=True)
     assert any(fits)
     assert not all(fits)
-    steps = [c.step_s for c in found if c.fits]
+    steps = [c.step_s for c in found[1:] if c.fits]
+    assert found[0].step_s < 1.01 * steps[0]
     assert steps == sorted(steps)
     for loser in found[1:]:
         reason = why_it_lost(loser, found[0])
-        assert reason.startswith("+" if loser.fits else "out of memory"), reason
+        assert reason.startswith(("+", "equal") if loser.fits else "out of memory"), reason
 
 
 def test_reasons_name_what_is_wrong():
@@ -76,6 +77,7 @@ def test_reasons_name_what_is_wrong():
     assert "crosses nodes" in found["ZeRO-3, EP 16, 16 x 1, recompute"]
     assert "in each of 16 micro-batches" in found["ZeRO-3, EP 8, 1 x 16, recompute"]
     assert found["ZeRO-2, EP 1, 16 x 1, no recompute"].startswith("out of memory")
+    assert "modules wait for" in found["ZeRO-3, EP 8, 16 x 1, recompute, 0 layers prefetched"]
 
 
 def test_a_search_can_be_narrowed():
