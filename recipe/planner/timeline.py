@@ -69,36 +69,7 @@ def step_time(work: Workload, assumed: Assumptions) -> StepTime:
     links = Links(work.cluster, assumed.network_efficiency)
     compute = {phase: s / assumed.compute for phase, s in _compute_s(work, assumed.imbalance).items()}
     durations = {c: _duration(links, c, assumed.imbalance) for c in collectives(work)}
-    overlapped = {FORWARD: 0.0, BACKWARD: 0.0}
-    exposed = {
-        "all-to-all": 0.0,
-        "gathers and reductions": 0.0,
-        "gathers on demand": 0.0,
-        "first gather, last reduction": 0.0,
-        "between steps": 0.0,
-    }
-    for c, seconds in durations.items():
-        if c.op == "all_to_all":
-            exposed["all-to-all"] += seconds
-        elif c.phase == STEP or c.purpose == "tokens of the batch":
-            exposed["between steps"] += seconds
-        elif c.purpose.endswith(ON_DEMAND):
-            exposed["gathers on demand"] += seconds
-        elif work.ds.zero_optimization.overlap_comm is False and c.op != "all_gather":
-            exposed["gathers and reductions"] += seconds
-        else:
-            overlapped[FORWARD if c.phase == FORWARD else BACKWARD] += seconds
-    ends = _uncovered(work, links)
-    exposed["first gather, last reduction"] = ends
-    hidden = 0.0
-    beside = {FORWARD: compute[FORWARD], BACKWARD: compute[BACKWARD] + compute[RECOMPUTE]}
-    if work.ds.zero_optimization.stage == 1:  # reduces beside the last micro-batch's backward pass alone
-        beside[BACKWARD] /= work.accumulation
-    for phase, seconds in overlapped.items():
-        # What is uncovered at either end is part of these collectives and already counted.
-        covered = min(seconds, OVERLAPPABLE * beside[phase])
-        exposed["gathers and reductions"] += max(0.0, seconds - covered - ends / 2)
-        hidden += covered
+    exposed, hidden = _exposed(work, durations, compute, ends=_uncovered(work, links))
     shard = state_bytes(work).master_weights / 4
     update = optimizer_s(work.cluster.accelerator, shard) / assumed.compute
     total = sum(compute.values())
@@ -113,6 +84,45 @@ def step_time(work: Workload, assumed: Assumptions) -> StepTime:
         subtotal * assumed.straggler * math.log2(nodes),
         durations,
     )
+
+
+def _exposed(
+    work: Workload, durations: dict[Collective, float], compute: dict[str, float], *, ends: float
+) -> tuple[dict[str, float], float]:
+    """Seconds of collectives that computation does not cover, by purpose; and seconds that it does.
+
+    Args:
+        ends: what has nothing to overlap with.
+    """
+    overlapped = {FORWARD: 0.0, BACKWARD: 0.0}
+    exposed = {
+        "all-to-all": 0.0,
+        "gathers and reductions": 0.0,
+        "gathers on demand": 0.0,
+        "first gather, last reduction": ends,
+        "between steps": 0.0,
+    }
+    for c, seconds in durations.items():
+        if c.op == "all_to_all":
+            exposed["all-to-all"] += seconds
+        elif c.phase == STEP or c.purpose == "tokens of the batch":
+            exposed["between steps"] += seconds
+        elif c.purpose.endswith(ON_DEMAND):
+            exposed["gathers on demand"] += seconds
+        elif work.ds.zero_optimization.overlap_comm is False and c.op != "all_gather":
+            exposed["gathers and reductions"] += seconds
+        else:
+            overlapped[FORWARD if c.phase == FORWARD else BACKWARD] += seconds
+    hidden = 0.0
+    beside = {FORWARD: compute[FORWARD], BACKWARD: compute[BACKWARD] + compute[RECOMPUTE]}
+    if work.ds.zero_optimization.stage == 1:  # reduces beside the last micro-batch's backward pass alone
+        beside[BACKWARD] /= work.accumulation
+    for phase, seconds in overlapped.items():
+        # What is uncovered at either end is part of these collectives and already counted.
+        covered = min(seconds, OVERLAPPABLE * beside[phase])
+        exposed["gathers and reductions"] += max(0.0, seconds - covered - ends / 2)
+        hidden += covered
+    return exposed, hidden
 
 
 def _compute_s(work: Workload, imbalance: float) -> dict[str, float]:

@@ -52,6 +52,16 @@ def test_the_shipped_zero2_config_is_there_because_it_is_faster_on_its_network()
     assert zero2.work.tokens_per_step == zero3.work.tokens_per_step
 
 
+@pytest.mark.parametrize("config", [c for c in shipped.SHIPPED if c.stages == (3,)], ids=lambda c: c.name)
+def test_no_other_stage_would_be_much_faster_than_a_shipped_zero3_config(config):
+    work = planned(config.name).work
+    facts = RunFacts(work.run.seq_length)
+    others = search(
+        work.shape, work.cluster, facts, Budget(), config.sequences, stages=(1, 2), ep_sizes=(config.ep,)
+    )  # fmt: skip
+    assert not others[0].fits or others[0].step_s > 0.97 * planned(config.name).expected.step_s
+
+
 def ranked(gpus: int = 64, interconnect: str = "400g", **options):
     cluster = cluster_of("a100-80gb", gpus, interconnect)
     return search(SHAPE, cluster, RunFacts(), Budget(), options.pop("sequences", 16 * gpus), **options)
