@@ -123,11 +123,12 @@ def plan_memory(work: Workload, imbalance: float) -> MemoryPlan:
     per_layer = {moe: _layer_bytes(work, moe=moe, imbalance=imbalance) for moe in (False, True)}
     boundary = work.tokens * shape.hidden_size * work.element  # a layer's input
     if run.recompute == "none":
-        stored = {"saved activations": _all_layers(work, per_layer)}
+        stored = {f"saved: {kind}": size for kind, size in _all_layers(work, per_layer).items()}
         working: dict[str, float] = {}
     else:
         stored = {"layer inputs": shape.num_hidden_layers * boundary}
-        working = {"recomputed layer": max(sum(per_layer[True].values()), sum(per_layer[False].values()))}
+        fullest = max(per_layer.values(), key=lambda kinds: sum(kinds.values()))
+        working = {f"recomputed: {kind}": size for kind, size in fullest.items()}
     embedding = shape.vocab_size * shape.hidden_size
     head = embedding * (4 + 2 * work.element)  # its gradient in fp32 while chunks are added, then cast, then reduced
     chunk = min(run.loss_chunk_tokens, work.tokens) * shape.vocab_size * (4 + 4 + work.element)
@@ -135,7 +136,7 @@ def plan_memory(work: Workload, imbalance: float) -> MemoryPlan:
         "ZeRO-3 gathered": gathered,
         **stored,
         **working,
-        "backward of a layer": _backward_bytes(work, imbalance),
+        **_backward_bytes(work, imbalance),
         "gradients in flight": _in_flight_bytes(work),
     }
     loss = {
@@ -166,18 +167,22 @@ def _layer_bytes(work: Workload, *, moe: bool, imbalance: float) -> dict[str, fl
     return {n: b * work.tokens * (imbalance if n == "routed experts" else 1.0) for n, b in saved.items()}
 
 
-def _all_layers(work: Workload, per_layer: dict[bool, dict[str, float]]) -> float:
-    dense, moe = work.shape.first_k_dense_replace, work.shape.num_moe_layers
-    return dense * sum(per_layer[False].values()) + moe * sum(per_layer[True].values())
+def _all_layers(work: Workload, per_layer: dict[bool, dict[str, float]]) -> dict[str, float]:
+    layers = {False: work.shape.first_k_dense_replace, True: work.shape.num_moe_layers}
+    kinds = dict.fromkeys([*per_layer[True], *per_layer[False]])
+    return {kind: sum(layers[moe] * per_layer[moe].get(kind, 0.0) for moe in layers) for kind in kinds}
 
 
-def _backward_bytes(work: Workload, imbalance: float) -> float:
-    """Gradients inside one MoE layer while its experts run backward: exchange buffers and the experts' products."""
+def _backward_bytes(work: Workload, imbalance: float) -> dict[str, float]:
+    """Gradients inside one MoE layer while its experts run backward."""
     shape, a = work.shape, work.element
     rows = work.tokens * shape.num_experts_per_tok
-    sent = rows * shape.hidden_size * a
-    received = imbalance * rows * (2 * shape.hidden_size + 3 * shape.moe_intermediate_size) * a
-    return sent + received + 3 * work.tokens * shape.hidden_size * a
+    return {
+        # rows of this rank's tokens, and rows of its experts before and after they are sorted by expert
+        "all-to-all buffers": (1 + 2 * imbalance) * rows * shape.hidden_size * a,
+        "gradients of routed rows": imbalance * rows * 3 * shape.moe_intermediate_size * a,
+        "gradients of a layer's rows": 3 * work.tokens * shape.hidden_size * a,
+    }
 
 
 def _in_flight_bytes(work: Workload) -> float:
