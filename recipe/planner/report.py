@@ -8,7 +8,7 @@ from recipe.base.hardware import GIB
 from recipe.base.tables import markdown_table
 from recipe.planner.cost import NODE_MTBF_DAYS
 from recipe.planner.plan import Plan
-from recipe.planner.search import Candidate, OnPaper, why_it_lost
+from recipe.planner.search import EQUAL_TO_WINNER, Candidate, OnPaper, why_it_lost
 from recipe.planner.timeline import CONSERVATIVE, EXPECTED, OPTIMISTIC, RANGE
 
 
@@ -28,7 +28,7 @@ def _head(plan: Plan) -> Iterator[str]:
     )
     yield (
         f"parallel    ZeRO-{work.ds.zero_optimization.stage}; experts over {work.ep} ranks "
-        f"({_link(plan, expert=True)}), their copies over {work.expert_data_group.ranks}"
+        f"({_experts_link(plan)}), their copies over {work.expert_data_group.ranks}"
     )
     yield (
         f"batch       {work.ds.train_micro_batch_size_per_gpu} x {work.run.seq_length:,} tokens a rank, "
@@ -36,7 +36,7 @@ def _head(plan: Plan) -> Iterator[str]:
     )
 
 
-def _link(plan: Plan, *, expert: bool) -> str:
+def _experts_link(plan: Plan) -> str:
     return "NVLink" if plan.work.expert_group.nodes == 1 else "crosses nodes"
 
 
@@ -96,21 +96,36 @@ def _money(plan: Plan) -> Iterator[str]:
     )
 
 
-def describe_search(ranked: Sequence[Candidate], paper: Sequence[OnPaper], losers: int = 20) -> str:
+def describe_search(ranked: Sequence[Candidate], paper: Sequence[OnPaper], losers: int = 16) -> str:
     """The winner, and why the others lost."""
-    winner, lines = ranked[0], []
-    fitting = sum(c.fits for c in ranked)
-    lines.append(f"search      {len(ranked)} choices, {fitting} fit; step times are the expected ones")
-    lines.append(f"  {winner.step_s:8.2f} s  {winner.name}")
-    by_stage = [next((c for c in ranked if _stage(c) == stage), None) for stage in (1, 2, 3)]
-    chosen = [*ranked[1:losers], *(c for c in by_stage if c is not None and c not in ranked[:losers])]
-    chosen += [c for c in ranked if not c.fits][:3]
-    for loser in dict.fromkeys(id(c) for c in chosen):
-        candidate = next(c for c in chosen if id(c) == loser)
+    winner = ranked[0]
+    reasons = [(c, why_it_lost(c, winner)) for c in ranked[1:]]
+    slower = _distinct([(c, why) for c, why in reasons if c.fits and why != EQUAL_TO_WINNER])
+    too_large = [(c, why) for c, why in reasons if not c.fits]
+    of_stages = [next((r for r in slower[losers:] if _stage(r[0]) == stage), None) for stage in (1, 2, 3)]
+    equal = sum(why == EQUAL_TO_WINNER for _, why in reasons)
+    lines = [
+        f"search      {len(ranked)} choices, {len(too_large)} too large; step times are the expected ones",
+        f"  {winner.step_s:8.2f} s  {winner.name} ({equal} others are equal)",
+    ]
+    for candidate, why in [*slower[:losers], *(r for r in of_stages if r is not None), *too_large[:3]]:
         shown = f"{candidate.step_s:8.2f} s" if candidate.fits else " " * 10
-        lines.append(f"  {shown}  {candidate.name:<62} {why_it_lost(candidate, winner)}")
+        lines.append(f"  {shown}  {candidate.name:<66} {why}")
     lines += [f"  {p.estimate.step_s:8.2f} s  {p.name}" for p in paper[:4]]
     return "\n".join(lines)
+
+
+def _distinct(slower: Sequence[tuple[Candidate, str]]) -> list[tuple[Candidate, str]]:
+    """Without those that differ from a faster one in prefetching or persistence alone and are as fast within some percent."""
+    fastest: dict[tuple[object, ...], float] = {}
+    found = []
+    for candidate, why in slower:
+        work = candidate.plan.work
+        key = (_stage(candidate), work.ep, work.accumulation, work.run.recompute)
+        if candidate.step_s > 1.05 * fastest.get(key, 0.0):
+            fastest[key] = candidate.step_s
+            found.append((candidate, why))
+    return found
 
 
 def _stage(candidate: Candidate) -> int:

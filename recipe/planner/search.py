@@ -25,6 +25,7 @@ from recipe.planner.workload import RunFacts, Workload
 STAGES, EP_SIZES, RECOMPUTES = (1, 2, 3), (1, 2, 4, 8, 16, 32), ("none", "non_reentrant")
 MAX_MICRO_BATCH = 32
 PREFETCH_LAYERS = (1.0, 0.5, 2.0, 0.0)  # the plainest first
+EQUAL_TO_WINNER = "equal"
 EQUAL = 0.005  # of a step, which no plan can tell apart
 
 
@@ -127,7 +128,7 @@ def why_it_lost(loser: Candidate, winner: Candidate) -> str:
         return f"out of memory: {plan.memory.peak_gib:.0f} GiB"
     mine, best = plan.expected, winner.plan.expected
     if mine.step_s <= (1 + EQUAL) * best.step_s:
-        return "equal"
+        return EQUAL_TO_WINNER
     causes = {
         "all-to-all" + (" crosses nodes" if plan.work.expert_group.nodes > 1 else ""): (
             mine.exposed_s["all-to-all"] - best.exposed_s["all-to-all"]
