@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Plan a run before it is launched: memory, communication, time and money of a ds_config, or a search for one."""
+"""Plan a run before it is launched: memory, communication, time and money.
+
+Of a ds_config that is given; without one, of the best with ZeRO-3 and experts inside a node; with --search, of the best of all.
+"""
 
 from __future__ import annotations
 
@@ -44,25 +47,29 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--ds-config", type=Path, help="the ds_config to plan")
     parser.add_argument("--search", action="store_true", help="look for the fastest ds_config that fits")
     parser.add_argument(
-        "--zero", type=int, choices=STAGES, action="append", help="with --search: only this stage; may be repeated"
+        "--zero",
+        type=int,
+        choices=STAGES,
+        action="append",
+        help="only this stage; may be repeated (default: 3; with --search: all)",
     )
     parser.add_argument(
         "--ep",
         type=positive_int,
         action="append",
-        help="with --search: only this expert-parallel size; may be repeated",
+        help="only this expert-parallel size; may be repeated (default: the node; with --search: all)",
     )
     parser.add_argument(
         "--recompute",
         choices=("none", "reentrant", "non_reentrant"),
-        help="compute.recompute of the run (default: non_reentrant; with --search: the faster)",
+        help="compute.recompute of the run (default: non_reentrant; without --ds-config: the faster)",
     )
     parser.add_argument("--seq", type=positive_int, default=4096, help="tokens of a sequence (default: %(default)s)")
     parser.add_argument(
         "--global-batch-tokens",
         type=binary_count,
         default=8 * 2**20,
-        help="with --search: tokens of a step, M is 2**20 (default: 8M)",
+        help="of a step, without --ds-config; M is 2**20 (default: 8M)",
     )
     parser.add_argument(
         "--imbalance",
@@ -72,7 +79,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=count, default=1e12, help="of the run (default: 1T)")
     parser.add_argument("--usd-per-gpu-hour", type=count, help="(default: a list price, see recipe/base/hardware.py)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--write", type=Path, help="with --search: write the winner's ds_config here")
+    parser.add_argument("--write", type=Path, help="write the ds_config that was found here")
     parser.add_argument("--write-shipped", action="store_true", help="write every file of ds_configs/ anew")
     parser.add_argument("--table", choices=TABLES, help="print a table of docs/design.md")
     parser.add_argument("--shipped", action="store_true", help="print the table of ds_configs/")
@@ -96,10 +103,10 @@ def main(argv: list[str] | None = None) -> None:
     _check_arguments(args)
     shape = load_model_shape(args.model)
     budget = Budget(args.tokens, args.usd_per_gpu_hour)
-    if args.search:
-        _search(args, shape, budget)
-    else:
+    if args.ds_config is not None:
         _plan(args, shape, budget)
+    else:
+        _search(args, shape, budget)
 
 
 def shipped_reasons() -> str:
@@ -111,16 +118,17 @@ def _check_arguments(args: argparse.Namespace) -> None:
     found = []
     if args.model is None:
         found.append("--model is missing; give a folder with config.json")
-    if args.search == (args.ds_config is not None):
+    given = args.ds_config is not None
+    if given and args.search:
         found.append("give either --ds-config or --search")
-    if args.search and args.gpus is None:
-        found.append("--search needs --gpus")
-    if args.write is not None and not args.search:
-        found.append("--write needs --search; a given ds_config is already written")
+    if not given and args.gpus is None:
+        found.append("--gpus is missing; give it, or a --ds-config")
+    if given and args.write is not None:
+        found.append("--write is for a ds_config that is looked for; the given one is already written")
     if args.imbalance is not None and args.imbalance < 1:
         found.append(f"--imbalance {args.imbalance:g} is below 1; the busiest rank has at least the mean")
-    if not args.search and (args.zero or args.ep):
-        found.append("--zero and --ep narrow a --search; the ds_config has its own")
+    if given and (args.zero or args.ep):
+        found.append("--zero and --ep narrow what is looked for; the ds_config has its own")
     if found:
         raise UserError("; ".join(found))
 
@@ -143,8 +151,10 @@ def _search(args: argparse.Namespace, shape: ModelShape, budget: Budget) -> None
     if args.seq > shape.max_position_embeddings:
         raise UserError(f"--seq {args.seq} exceeds the model's max_position_embeddings {shape.max_position_embeddings}")
     sequences = global_batch_sequences(args.global_batch_tokens, args.seq, args.gpus)
+    inside_node = max(e for e in EP_SIZES if cluster.gpus_per_node % e == 0 and shape.n_routed_experts % e == 0)
+    stages, ep_sizes = (STAGES, EP_SIZES) if args.search else ((3,), (inside_node,))
     ranked = search(
-        shape, cluster, run, budget, sequences, stages=tuple(args.zero or STAGES), ep_sizes=tuple(args.ep or EP_SIZES),
+        shape, cluster, run, budget, sequences, stages=tuple(args.zero or stages), ep_sizes=tuple(args.ep or ep_sizes),
         recomputes=(args.recompute,) if args.recompute else RECOMPUTES,
     )  # fmt: skip
     winner = ranked[0]
@@ -159,6 +169,10 @@ def _search(args: argparse.Namespace, shape: ModelShape, budget: Budget) -> None
 def _print_search(
     args: argparse.Namespace, ranked: list[Candidate], shape: ModelShape, cluster: Cluster, run: RunFacts, sequences: int
 ) -> None:  # fmt: skip
+    if not args.search:
+        plan = ranked[0].plan
+        print(json.dumps(plan.as_dict(), indent=2) if args.json else describe_plan(plan))
+        return
     paper = on_paper(shape, cluster, run, sequences)
     if args.json:
         choices = [

@@ -53,6 +53,14 @@ def test_a_measured_imbalance_takes_the_place_of_the_range():
         assert skewed["time"][name]["step_s"] > 1.2 * balanced["time"][name]["step_s"]
 
 
+def test_without_a_ds_config_the_recipes_own_choice_is_planned(tmp_path):
+    path = tmp_path / "found.json"
+    done = plan(*MODEL, "--gpus", 256, "--interconnect", "400g", "--write", path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == plan(*FLAGSHIP).stdout
+    assert path.read_text() == (ROOT / "ds_configs/a100_256.json").read_text()
+
+
 def test_a_search_writes_a_ds_config_that_loads_and_is_what_it_said(tmp_path):
     path = tmp_path / "found.json"
     done = plan(
@@ -90,8 +98,8 @@ def test_the_table_of_ds_configs_is_what_the_planner_prints():
     ("words", "sentence"),
     [
         ((), "--model is missing"),
-        (MODEL, "give either --ds-config or --search"),
-        ((*MODEL, "--search"), "--search needs --gpus"),
+        ((*FLAGSHIP, "--search"), "give either --ds-config or --search"),
+        ((*MODEL, "--search"), "--gpus is missing"),
         ((*MODEL, "--ds-config", "ds_configs/nope.json"), "nope.json"),
         (("--model", "nope", "--ds-config", "ds_configs/a100_256.json"), "nope"),
         ((*FLAGSHIP, "--gpus", 512), "launch 256 or use the ds_config for 512"),
@@ -99,7 +107,7 @@ def test_the_table_of_ds_configs_is_what_the_planner_prints():
         ((*FLAGSHIP, "--gpu", "a100"), "choose one of a100-40gb, a100-80gb"),
         ((*FLAGSHIP, "--seq", 16384), "lower --seq"),
         ((*FLAGSHIP, "--recompute", "none"), "set train_micro_batch_size_per_gpu 1"),
-        ((*FLAGSHIP, "--write", "x.json"), "--write needs --search"),
+        ((*FLAGSHIP, "--write", "x.json"), "the given one is already written"),
         ((*FLAGSHIP, "--imbalance", "0.5"), "--imbalance 0.5 is below 1"),
         ((*MODEL, "--search", "--gpus", 60), "multiple of 8"),
         ((*MODEL, "--search", "--gpus", 64, "--ep", 7), "no expert-parallel size of 7 divides"),
