@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from recipe.base.arguments import positive_int
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import sha256, write_json
+from recipe.base.ranks import leave
 from recipe.data.token_folder import Source, TokenFolder
 
 EXAMPLE = """examples:
@@ -152,4 +152,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from recipe.base.errors import exit_on_user_error
-from recipe.base.ranks import is_first_rank
+from recipe.base.ranks import is_first_rank, leave
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -43,4 +42,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from recipe.base.errors import exit_on_user_error
-from recipe.base.ranks import is_first_rank, launched_world_size, required_world_size
+from recipe.base.ranks import is_first_rank, launched_world_size, leave, required_world_size
 from recipe.run.startup import check_launch, describe
 
 EXAMPLE = """example:
@@ -84,4 +83,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

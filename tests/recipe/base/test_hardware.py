@@ -18,10 +18,23 @@ def test_every_accelerator_states_its_sources_and_is_plausible(accelerator):
     assert network_bytes_per_s(accelerator.network) > 100e9
 
 
-def test_a_gpu_is_found_by_the_name_that_cuda_gives_it():
-    assert accelerator_of("NVIDIA A100-SXM4-40GB").name == "a100-40gb"
-    assert accelerator_of("NVIDIA A100-SXM4-80GB").name == "a100-80gb"
-    assert accelerator_of("NVIDIA H100 PCIe") is None  # another peak
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
+        ("NVIDIA A100-SXM4-80GB", "a100-80gb"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A800-SXM4-80GB", "a800"),
+    ],
+)
+def test_a_gpu_is_found_by_the_name_that_cuda_gives_it(device, name):
+    assert accelerator_of(device).name == name
+
+
+@pytest.mark.parametrize("device", ["NVIDIA H100 PCIe", "Tesla V100-SXM2-32GB"])
+def test_unknown_gpus_get_no_mfu(device):
+    assert accelerator_of(device) is None
 
 
 @pytest.mark.parametrize(("text", "gbit"), [("400g", 400), ("8x200g", 1600), ("200G", 200)])

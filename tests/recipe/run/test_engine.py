@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recipe.base.hardware import accelerator_of
 from recipe.run.autoep import CapacityLayer, RecipeRouter, recipe_layers
 from recipe.run.engine import parameter_groups
 
@@ -29,21 +28,3 @@ def test_weight_decay_touches_matrices_but_not_embeddings_norms_or_biases():
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     assert [id(p) for p in decayed["params"]] == [id(model["linear"].weight)]
     assert len(spared["params"]) == 4
-
-
-@pytest.mark.parametrize(
-    ("device", "name"),
-    [
-        ("NVIDIA A100-SXM4-80GB", "a100"),
-        ("NVIDIA H100 80GB HBM3", "h100"),
-        ("NVIDIA H200", "h200"),
-        ("NVIDIA A800-SXM4-80GB", "a800"),
-    ],
-)
-def test_known_gpus_are_recognised(device, name):
-    assert accelerator_of(device).name == name
-
-
-@pytest.mark.parametrize("device", ["NVIDIA H100 PCIe", "Tesla V100-SXM2-32GB"])
-def test_unknown_gpus_get_no_mfu(device):
-    assert accelerator_of(device) is None
