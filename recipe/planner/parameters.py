@@ -61,7 +61,7 @@ def decoder(shape: ModelShape, ep_size: int) -> Decoder:
     """
     embedding = shape.vocab_size * shape.hidden_size
     return Decoder(
-        (Module("model"), _module("model.embed_tokens", embedding)),
+        (Module(""), Module("model"), _module("model.embed_tokens", embedding)),
         tuple(tuple(_layer(shape, ep_size, number)) for number in range(shape.num_hidden_layers)),
         (_module("model.norm", shape.hidden_size), _module("lm_head", embedding)),
     )

@@ -100,8 +100,9 @@ def trace(model: Decoder, recompute: str) -> Iterator[Use]:
     """Modules in the order in which DeepSpeed's hooks meet them, forward and backward."""
     for module in (*model.first, *(m for layer in model.layers for m in layer), *model.last):
         yield Use(module, FORWARD)
+    root, decoder_stack, embedding = model.first
     norm, head = model.last
-    for module in (head, model.first[0], norm):
+    for module in (root, head, decoder_stack, norm):
         yield Use(module, BACKWARD)
     for layer in reversed(model.layers):
         if recompute == "none":
@@ -117,7 +118,7 @@ def trace(model: Decoder, recompute: str) -> Iterator[Use]:
             yield from (Use(m, BACKWARD, keeps=True) for m in backward[:opened])
             yield from (Use(m, RECOMPUTE) for m in layer)
             yield from (Use(m, BACKWARD) for m in backward[opened:])
-    yield Use(model.first[1], BACKWARD)
+    yield Use(embedding, BACKWARD)
 
 
 def _backward_order(layer: tuple[Module, ...]) -> list[Module]:
