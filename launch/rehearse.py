@@ -16,7 +16,7 @@ from recipe.base.ds_config import load_ds_config
 from recipe.base.errors import ConfigError, UserError, exit_on_user_error
 from recipe.base.hardware import cluster_of
 from recipe.base.model_shape import ModelShape, load_model_shape
-from recipe.planner.communication import collectives
+from recipe.planner.communication import bytes_by_kind
 from recipe.planner.memory import state_bytes
 from recipe.planner.workload import RunFacts, Workload
 
@@ -57,8 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     if found := ds.problems_with(shape, args.world or ds.world_size):
         raise ConfigError(f"{args.ds_config} with {args.model}", found)
     cut = _cut(shape, args.layers, args.vocab)
-    gpus_or_any = cluster_of("a100-80gb", ds.world_size, None)
-    work = Workload(cut, gpus_or_any, ds, RunFacts(args.seq, args.recompute, sources=SOURCES))
+    cluster = cluster_of("a100-80gb", ds.world_size, None)  # any GPU: bytes do not depend on it
+    work = Workload(cut, cluster, ds, RunFacts(args.seq, args.recompute, sources=SOURCES))
 
     # Imported late: refusing a configuration needs neither torch nor DeepSpeed.
     from recipe.run.rehearsal import fake_ranks, rehearse
@@ -66,17 +66,14 @@ def main(argv: list[str] | None = None) -> int:
     with redirect_stdout(sys.stderr), fake_ranks(ds.world_size):
         done = rehearse(cut, ds_raw, seq_length=args.seq, recompute=args.recompute, sources=SOURCES)
     engine = {(k.op, k.ranks, k.dtype): v for k, v in done.counted.bytes.items()}
-    planned: dict[tuple[str, int, str], int] = {}
-    for c in collectives(work):
-        key = (c.op, c.group.ranks, c.dtype)
-        planned[key] = planned.get(key, 0) + c.bytes
+    planned, states = bytes_by_kind(work), asdict(state_bytes(work))
     rows: list[dict[str, Any]] = [
         {"op": op, "ranks": ranks, "dtype": dtype, "engine": engine.get(key, 0), "plan": planned.get(key, 0)}
         for key in sorted(engine.keys() | planned.keys())
         for op, ranks, dtype in (key,)
     ]
     rows = [row for row in rows if row["ranks"] > 1]
-    held = {name: {"engine": size, "plan": asdict(state_bytes(work))[name]} for name, size in done.state_bytes.items()}
+    held = {name: {"engine": size, "plan": states[name]} for name, size in done.state_bytes.items()}
     differs = [r for r in rows if r["engine"] != r["plan"]] + [h for h in held.values() if h["engine"] != h["plan"]]
     cuts = {
         "layers": [shape.num_hidden_layers, cut.num_hidden_layers],

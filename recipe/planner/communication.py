@@ -7,6 +7,7 @@ with the real engine's.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -40,9 +41,17 @@ def collectives(work: Workload) -> list[Collective]:
     return [c for c in found if c.group.ranks > 1 and c.bytes]
 
 
+def bytes_by_kind(work: Workload) -> dict[tuple[str, int, str], int]:
+    """Bytes of a step by operation, ranks and dtype, which is how an engine's collectives are told apart."""
+    found: Counter[tuple[str, int, str]] = Counter()
+    for c in collectives(work):
+        found[c.op, c.group.ranks, c.dtype] += c.bytes
+    return dict(found)
+
+
 def _dispatch(work: Workload) -> Iterator[Collective]:
     """Tokens to their experts and back, in each pass; and how many, which the host reads."""
-    shape, dtype = work.shape, "bf16" if work.ds.bf16_enabled else "fp32"
+    shape, dtype = work.shape, work.dtype
     layers = shape.num_moe_layers * work.accumulation
     rows = work.tokens * shape.num_experts_per_tok
     phases = (FORWARD, BACKWARD) if work.run.recompute == "none" else (FORWARD, RECOMPUTE, BACKWARD)
@@ -81,7 +90,7 @@ def _gradient_norm(work: Workload) -> Iterator[Collective]:
 
 
 def _zero3(work: Workload) -> Iterator[Collective]:
-    zero, dtype = work.ds.zero_optimization, "bf16" if work.ds.bf16_enabled else "fp32"
+    zero, dtype = work.ds.zero_optimization, work.dtype
     parameters = decoder(work.shape, work.ep).parameters
     fetches = micro_batch_fetches(work.shape, work.ep, zero, work.run.recompute, accumulates=work.accumulation > 1)
     numel = fetches.numel({e: work.partitions(expert=e) for e in (False, True)})
@@ -107,7 +116,7 @@ def _zero3(work: Workload) -> Iterator[Collective]:
 
 def _zero012(work: Workload) -> Iterator[Collective]:
     """Gradients are all-reduced, also where only a partition is kept; ZeRO-1 does so once a step, ZeRO-2 every micro-batch."""
-    zero, dtype = work.ds.zero_optimization, "bf16" if work.ds.bf16_enabled else "fp32"
+    zero, dtype = work.ds.zero_optimization, work.dtype
     times = work.accumulation if zero.stage == 2 else 1
     for expert in (False, True):
         elements = sum(p.numel for p in decoder(work.shape, work.ep).parameters if p.expert == expert)

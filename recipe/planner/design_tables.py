@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from recipe.base.hardware import cluster_of
-from recipe.base.model_shape import load_model_shape
 from recipe.base.tables import markdown_table
 from recipe.planner import shipped
 from recipe.planner.plan import Budget, Plan
@@ -74,9 +73,8 @@ def scaling_table() -> str:
     base = design_point()
     rows = []
     for gpus, per_rank in ((256, 8), (512, 4), (512, 8), (1024, 2), (1024, 4), (1024, 8)):
-        shape = load_model_shape(shipped.MODELS / "30b-a3b")
         cluster = cluster_of(GPU, gpus, NETWORK)
-        best = search(shape, cluster, RunFacts(), Budget(), gpus * per_rank, stages=(3,), ep_sizes=(8,))[0]
+        best = search(base.work.shape, cluster, RunFacts(), Budget(), gpus * per_rank, stages=(3,), ep_sizes=(8,))[0]
         plan = best.plan
         network = sum(s for c, s in plan.expected.collectives_s.items() if plan.link_of(c) == "network")
         ratio = plan.cost(EXPECTED).usd / base.cost(EXPECTED).usd

@@ -93,12 +93,13 @@ def search(
             f"a global batch of {sequences} sequences does not divide among {cluster.gpus} GPUs; give a multiple of "
             f"{cluster.gpus * run.seq_length:,} tokens as --global-batch-tokens"
         )
-    if not any(cluster.gpus % e == 0 and shape.n_routed_experts % e == 0 for e in ep_sizes):
+    sizes = [e for e in ep_sizes if cluster.gpus % e == 0 and shape.n_routed_experts % e == 0]
+    if not sizes:
         raise UserError(
             f"no expert-parallel size of {', '.join(map(str, ep_sizes))} divides both the model's "
             f"{shape.n_routed_experts} routed experts and {cluster.gpus} GPUs; give another --ep or --gpus"
         )
-    found = list(_candidates(shape, cluster, run, budget, sequences // cluster.gpus, stages, ep_sizes, recomputes))
+    found = list(_candidates(shape, cluster, run, budget, sequences // cluster.gpus, stages, sizes, recomputes))
     found.sort(key=lambda c: (not c.fits, c.step_s if c.fits else c.plan.memory.peak_gib))
     equals = [c for c in found if c.fits and c.step_s <= (1 + EQUAL) * found[0].step_s]
     plainest = min(equals, key=lambda c: (c.persist, PREFETCH_LAYERS.index(c.prefetch_layers)), default=found[0])
@@ -107,11 +108,10 @@ def search(
 
 def _candidates(
     shape: ModelShape, cluster: Cluster, run: RunFacts, budget: Budget, per_rank: int,
-    stages: tuple[int, ...], ep_sizes: tuple[int, ...], recomputes: tuple[str, ...],
+    stages: tuple[int, ...], ep_sizes: list[int], recomputes: tuple[str, ...],
 ) -> Iterator[Candidate]:  # fmt: skip
-    sizes = [e for e in ep_sizes if cluster.gpus % e == 0 and shape.n_routed_experts % e == 0]
     micro_batches = [m for m in range(1, min(per_rank, MAX_MICRO_BATCH) + 1) if per_rank % m == 0]
-    for stage, ep, micro_batch, recompute in itertools.product(stages, sizes, micro_batches, recomputes):
+    for stage, ep, micro_batch, recompute in itertools.product(stages, ep_sizes, micro_batches, recomputes):
         for persist, prefetch in itertools.product((False, True), PREFETCH_LAYERS) if stage == 3 else ((False, 1.0),):
             config = ds_config_for(
                 shape, cluster.gpus, stage=stage, ep_size=ep, micro_batch=micro_batch,
@@ -174,7 +174,7 @@ def on_paper(shape: ModelShape, cluster: Cluster, run: RunFacts, sequences: int)
 def _gib_on_paper(shape: ModelShape, cluster: Cluster, run: RunFacts, s: Strategy) -> float:
     """Roughly: bf16 weights, fp32 gradients, sharded optimizer, and as many micro-batches as a pipeline has stages."""
     model = architecture_of(shape)
-    held = held_parameters(model, s)
+    held = sum(held_parameters(model, s))
     states = held * (2 + 4 + 12 / (cluster.gpus // (s.tp * s.pp)))
     ds = ds_config_for(shape, cluster.gpus, stage=1, ep_size=s.ep, micro_batch=1, accumulation=1)
     work = Workload(shape, cluster, parsed(ds), RunFacts(run.seq_length))

@@ -79,7 +79,3 @@ def files() -> dict[Path, dict[str, Any]]:
 def plans() -> dict[str, tuple[str, Plan]]:
     """Of the GPU configs, by name: the model and the plan."""
     return {s.name: (s.model, chosen(s).plan) for s in SHIPPED}
-
-
-def shipped_named(name: str) -> Shipped | None:
-    return next((s for s in SHIPPED if s.name == name), None)

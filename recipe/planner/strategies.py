@@ -78,7 +78,7 @@ def estimate(
         exchange += share * passes * _exchange_s(links, model, s, tokens, moe=moe, imbalance=imbalance)
     head = head_s(gpu, model, tokens, s.tp)
     forward, backward = forward + head.forward_s / s.pp, backward + head.backward_s / s.pp
-    held = held_parameters(model, s)
+    held = sum(held_parameters(model, s))
     accumulate = gradient_s(gpu, held)
     one_micro_batch = (
         (forward + backward + again + accumulate) / compute + exchange + _pipeline_s(links, model, s, tokens)
@@ -121,20 +121,18 @@ def _exchange_s(links: Links, model: Architecture, s: Strategy, tokens: float, *
     return seconds
 
 
-def held_parameters(model: Architecture, s: Strategy) -> float:
-    """Parameters of one GPU before data-parallel sharding."""
+def held_parameters(model: Architecture, s: Strategy) -> tuple[float, float]:
+    """Parameters of one GPU before data-parallel sharding: of experts, and others."""
     experts = model.moe_layers * model.expert_parameters / max(1, s.ep) / s.expert_tp
-    return (model.other_parameters / s.tp + experts) / s.pp
+    return experts / s.pp, model.other_parameters / s.tp / s.pp
 
 
 def _data_parallel_s(
     links: Links, model: Architecture, s: Strategy, data_ranks: int, one_micro_batch: float
 ) -> tuple[float, float]:
     """Exposed seconds of a step, and of each micro-batch."""
-    expert = model.moe_layers * model.expert_parameters / max(1, s.ep) / s.expert_tp / s.pp
-    other = model.other_parameters / s.tp / s.pp
-    stride = s.tp
-    group = group_of(links.cluster, data_ranks, stride)
+    expert, other = held_parameters(model, s)
+    group = group_of(links.cluster, data_ranks, s.tp)
     expert_ranks = max(1, links.cluster.gpus // (s.pp * max(1, s.ep) * s.expert_tp))
     expert_group = group_of(links.cluster, expert_ranks, max(1, s.ep) * s.expert_tp)
     gather = links.ring_s("all_gather", other * BF16, group) + links.ring_s("all_gather", expert * BF16, expert_group)

@@ -27,7 +27,7 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class Workload:
-    """A run on a cluster. Raises nothing: `problems_of_workload` says what cannot work."""
+    """A run on a cluster; `Plan.problems` says what cannot work."""
 
     shape: ModelShape
     cluster: Cluster
@@ -60,20 +60,25 @@ class Workload:
         return self.ds.train_batch_size * self.run.seq_length
 
     @property
+    def dtype(self) -> str:
+        """Of parameters and activations."""
+        return "bf16" if self.ds.bf16_enabled else "fp32"
+
+    @property
     def element(self) -> int:
         """Bytes of a parameter and an activation."""
-        return 2 if self.ds.bf16_enabled else 4
+        return BYTES[self.dtype]
 
     @property
     def reduced_dtype(self) -> str:
         """In which gradients travel."""
-        return self.ds.communication_data_type or ("bf16" if self.ds.bf16_enabled else "fp32")
+        return self.ds.communication_data_type or self.dtype
 
     @property
     def accumulated_dtype(self) -> str:
         """In which gradients are added up over micro-batches."""
         stated = self.ds.data_types.grad_accum_dtype if self.ds.data_types else None
-        return stated or ("bf16" if self.ds.bf16_enabled else "fp32")
+        return stated or self.dtype
 
     @property
     def world(self) -> Group:

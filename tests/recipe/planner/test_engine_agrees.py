@@ -11,7 +11,7 @@ import pytest
 from recipe.base.ds_config import load_ds_config
 from recipe.base.hardware import cluster_of
 from recipe.base.model_shape import load_model_shape
-from recipe.planner.communication import collectives
+from recipe.planner.communication import bytes_by_kind
 from recipe.planner.memory import state_bytes
 from recipe.planner.workload import RunFacts, Workload
 from tests.conftest import ROOT, ds_config, launch, run_python
@@ -79,10 +79,7 @@ def test_real_processes_send_what_is_planned(tmp_path, ranks, ep, stage, bf16):
     found = json.loads(output.read_text())
     ds, _ = load_ds_config(path)
     planned = Workload(load_model_shape(TINY), cluster_of("a100-80gb", ranks, None), ds, RunFacts(32))
-    expected: dict[str, int] = {}
-    for c in collectives(planned):
-        key = f"{c.op} {c.group.ranks} {c.dtype}"
-        expected[key] = expected.get(key, 0) + c.bytes
+    expected = {" ".join(map(str, kind)): size for kind, size in bytes_by_kind(planned).items()}
     for counted in found["bytes"]:
         routed = {k for k in expected if k.startswith("all_to_all") and "int32" not in k}
         others = {k: n for k, n in counted.items() if k.split()[1] != "1" and k not in routed}
