@@ -42,7 +42,7 @@ def compare(tokens: TokenFolder, steps: int) -> dict[str, Any]:
     runs = {document: tiny_run(SEQ_LENGTH, MICRO_BATCH, order.names) for document in (False, True)}
     seconds: dict[bool, list[float]] = {False: [], True: []}
     for step in range(1, steps + 1):
-        sequences, sources = order.micro_batch((step - 1) * MICRO_BATCH, 0, 0, 1, MICRO_BATCH)
+        sequences, sources, _ = order.micro_batch((step - 1) * MICRO_BATCH, 0, 0, 1, MICRO_BATCH)
         for document, (engine, control) in runs.items():
             batch = make_batch(sequences, sources, eod_id=eod_id, pad_id=None, document_attention=document)
             start = time.perf_counter()

@@ -26,7 +26,7 @@ from data_prep.tally import merged
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import sha256
 from recipe.base.strict import load_json, load_yaml, strict_model
-from recipe.data.indexed import ShardWriter, token_dtype
+from recipe.data.indexed import SUFFIXES, ShardWriter, token_dtype
 
 BATCH, BATCH_CHARACTERS = 256, 4_000_000  # documents encoded together
 CHUNK_TOKENS = 24_000_000  # of one series in memory at a time: 96 MB, twice when it is ordered
@@ -189,7 +189,7 @@ def write_shard(task: dict[str, Any], number: int, *, exchange: Path, output: Pa
         entry["text_bytes"] += table["text_bytes"][row].as_py()
         entry["documents"] += 1
     writer.close()
-    hashes = {suffix: sha256(output / f"{prefix}{suffix}") for suffix in (".bin", ".idx")}
+    hashes = {suffix: sha256(output / f"{prefix}{suffix}") for suffix in SUFFIXES}
     return {**entry, "tokens": writer.num_tokens, "sha256": hashes}
 
 

@@ -37,6 +37,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--document-attention", action="store_true", help="with --model: documents see themselves alone (--run knows)"
     )
     parser.add_argument("--output", type=Path, help="JSON for the results (default with --run: evaluation.json in it)")
+    parser.add_argument(
+        "--deepspeed_config",
+        type=Path,
+        help="with --run: ds_config for another number of ranks than the run's, of a resharded checkpoint",
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.model and args.checkpoint:
@@ -75,7 +80,7 @@ def evaluate_run(args: argparse.Namespace) -> None:
     from recipe.run.session import session
     from recipe.run.step import summed_loss_of
 
-    restorable = RestorableRun(args.run, args.checkpoint)
+    restorable = RestorableRun(args.run, args.checkpoint, args.deepspeed_config)
     run = restorable.run
     sources, end_of_document = held_out_sources(args.tokens or run.data.tokens, run.tokenizer)
     eod_id = end_of_document if run.data.document_attention else None

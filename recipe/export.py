@@ -19,6 +19,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--run", required=True, type=Path, help="run_dir of a training run")
     parser.add_argument("--output", required=True, type=Path, help="a new folder")
     parser.add_argument("--checkpoint", help="name such as step_00001000 (default: the newest)")
+    parser.add_argument(
+        "--deepspeed_config",
+        type=Path,
+        help="ds_config for another number of ranks than the run's, of a resharded checkpoint",
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -31,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     from recipe.run.restore import RestorableRun
     from recipe.run.session import session
 
-    source = RestorableRun(args.run, args.checkpoint)
+    source = RestorableRun(args.run, args.checkpoint, args.deepspeed_config)
     config = RecipeMoeConfig.from_shape(source.shape)
     check_exportable(config, args.output)
     with session():

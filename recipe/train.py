@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from recipe.base.errors import exit_on_user_error
@@ -12,7 +13,16 @@ from recipe.run.startup import check_launch, describe
 
 EXAMPLE = """example:
   deepspeed --num_gpus 2 recipe/train.py --config recipe/configs/runs/quickstart.yaml \\
-      --deepspeed_config ds_configs/cpu_2.json --set schedule.peak_lr=1e-3"""
+      --deepspeed_config ds_configs/cpu_2.json --set schedule.peak_lr=1e-3
+
+exit code: 0 finished, or stopped when asked; 2 something that you must change; 75 start again with --resume auto,
+as launch/train.sh does by itself."""
+
+
+def resume_from(text: str) -> str:
+    if not re.fullmatch(r"never|auto|latest|step_\d+", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is none of never, auto, latest, step_N")
+    return text
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -25,7 +35,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the run config"
     )
     parser.add_argument(
-        "--resume", choices=("never", "auto"), default="never", help="auto: from the newest checkpoint, if any"
+        "--resume",
+        type=resume_from,
+        default="never",
+        metavar="never|auto|latest|step_N",
+        help="auto: from the newest intact checkpoint, if any; latest or a name: from that one, or stop (default: never)",
+    )
+    parser.add_argument(
+        "--time-limit",
+        type=float,
+        metavar="SECONDS",
+        help="save and stop before it (default: the end of the Slurm job)",
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, print what would run, start nothing")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the launcher
@@ -33,53 +53,41 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 @exit_on_user_error
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     world_size = launched_world_size() if args.dry_run else required_world_size()
     launch = check_launch(args.config, args.set, args.deepspeed_config, world_size)
     if args.dry_run:
         if is_first_rank():
             print(describe(launch))
-        return
+        return 0
 
     # Imported late: refusing a configuration or a dry run needs neither torch nor DeepSpeed.
-    from recipe.model import RecipeMoeConfig
-    from recipe.run.checkpoint import CheckpointStore, TrainState
-    from recipe.run.engine import build_engine, check_attention
-    from recipe.run.loop import train
-    from recipe.run.run_folder import check_run_folder, record_start
+    from recipe.out_of_memory import memory_report
+    from recipe.run.agree import from_first_rank
+    from recipe.run.engine import check_attention
+    from recipe.run.failures import recorded_failures
+    from recipe.run.incarnation import train_on
+    from recipe.run.run_folder import STOP_REQUEST, RunFolder, check_run_folder, lock_run_folder, record_start
     from recipe.run.session import session
+    from recipe.run.watchdog import Watchdog
 
     run = launch.run
     check_attention(run.compute)
-    changed = check_run_folder(run, args.resume)
+    changed = check_run_folder(run, args.resume != "never")
+
+    def begin() -> int:
+        lock_run_folder(run.run_dir)
+        (run.run_dir / STOP_REQUEST).unlink(missing_ok=True)  # of an incarnation before
+        print(describe(launch), flush=True)
+        if changed:
+            print(f"changed since the last start: {', '.join(changed)}", flush=True)
+        return record_start(run, launch.ds_raw)
+
     with session():
-        if is_first_rank():
-            print(describe(launch), flush=True)
-            if changed:
-                print(f"changed since the last start: {', '.join(changed)}", flush=True)
-            record_start(run, launch.ds_raw)
-        engine = build_engine(
-            RecipeMoeConfig.from_shape(launch.shape),
-            launch.ds_raw,
-            seed=run.seed,
-            optimizer=run.optimizer,
-            compute=run.compute,
-        )
-        store = CheckpointStore(run.run_dir / "checkpoints", run.checkpoint.keep_last)
-        state = TrainState()
-        if args.resume == "auto" and store.complete():
-            state = store.load(engine, store.complete()[-1])
-            if is_first_rank():
-                print(f"resumed after step {state.step:,}, {state.tokens:,} tokens", flush=True)
-        finished = train(engine, launch, store, state)
-        if is_first_rank():
-            print(
-                "training finished"
-                if finished
-                else f"stopped by a signal after step {state.step:,}; --resume auto goes on",
-                flush=True,
-            )
+        folder = RunFolder(run.run_dir, from_first_rank(begin))
+        with recorded_failures(folder, lambda: memory_report(launch)), Watchdog(folder, run.watch) as watchdog:
+            return train_on(launch, folder, watchdog, resume=args.resume, time_limit_s=args.time_limit)
 
 
 if __name__ == "__main__":

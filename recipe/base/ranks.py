@@ -9,10 +9,18 @@ from typing import NoReturn
 
 from recipe.base.errors import UserError
 
+# Exit codes of a launched script besides 0 and 2 (what a user must change): start again from the newest checkpoint.
+RESTART = 75  # EX_TEMPFAIL of sysexits.h
+
 
 def is_first_rank() -> bool:
     """Whether this process speaks for all; true without a launcher."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def rank() -> int:
+    """This process's rank; 0 without a launcher."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def launched_world_size() -> int | None:

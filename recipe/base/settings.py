@@ -55,6 +55,7 @@ class Data(Section):
     seq_length: int = Field(gt=1)  # tokens predicted per sequence
     mixture: Mixture = Mixture()
     document_attention: bool = False  # attention and positions stay inside each packed document
+    on_damage: Literal["stop", "skip"] = "stop"  # what a damaged block of a shard does; skipped sequences are counted
 
 
 class Optimizer(Section):
@@ -85,8 +86,38 @@ class Compute(Section):
 
 
 class Checkpoint(Section):
+    """When to save and what to keep. Besides these, one marked `keep` stays: the last before a WSD decay is."""
+
     every_steps: int = Field(gt=0)
     keep_last: int = Field(2, gt=0)
+    keep_every_steps: int | None = Field(None, gt=0)  # those after a multiple of it stay for ever
+    asynchronous: bool = True  # copied to host memory and written while training goes on
+
+
+class Spikes(Section):
+    """A step whose loss or gradient norm is far above the last ones'. Defaults are OLMo-core's (skip_step_optimizer.py)."""
+
+    sigmas: float = Field(6.0, gt=0)
+    window: int = Field(128, ge=8)  # steps; watched from half of it on
+    sustained: int = Field(16, gt=1)  # skipped in a row before the run goes back to the checkpoint before them
+
+
+class Numerics(Section):
+    """What happens to steps that would spoil the weights."""
+
+    max_nonfinite_in_a_row: int = Field(8, gt=0)  # skipped, then the run stops
+    spikes: Spikes | None = Spikes()
+
+
+class Watch(Section):
+    """Hangs, stragglers, silent corruption."""
+
+    no_progress_s: float = Field(900, gt=0)  # then the ranks say where they are and the job ends
+    start_s: float = Field(3600, gt=0)  # the same until the first step is done: loading, compiling
+    heartbeat_s: float = Field(10, gt=0)
+    stragglers_every_steps: int | None = Field(100, gt=0)  # one step whose collectives are timed, serially
+    straggler_ratio: float = Field(1.2, gt=1)  # a rank's own time over the median's, from which on it is an event
+    probe_every_steps: int | None = Field(None, gt=0)  # the same computation on every rank, compared bit by bit
 
 
 class Logging(Section):
@@ -106,6 +137,8 @@ class RunConfig(Section):
     optimizer: Optimizer = Optimizer()
     routing: Routing = Routing()
     compute: Compute = Compute()
+    numerics: Numerics = Numerics()
+    watch: Watch = Watch()
     logging: Logging = Logging()
 
     def problems(self) -> list[str]:

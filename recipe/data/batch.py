@@ -32,13 +32,22 @@ def document_positions(tokens_BS: np.ndarray, eod_id: int) -> np.ndarray:
 
 
 def make_batch(
-    sequences: np.ndarray, sources: np.ndarray, *, eod_id: int, pad_id: int | None, document_attention: bool
+    sequences: np.ndarray,
+    sources: np.ndarray,
+    *,
+    eod_id: int,
+    pad_id: int | None,
+    document_attention: bool,
+    missing: np.ndarray | None = None,
 ) -> Batch:
-    """A batch of sequences [B, S + 1]: each row's last token is only a target."""
+    """A batch of sequences [B, S + 1]: each row's last token is only a target; `missing` rows [B] count as padding."""
     tokens, targets = sequences[:, :-1], sequences[:, 1:]
     valid = np.ones(tokens.shape, dtype=bool)
     if pad_id is not None:
         valid = tokens != pad_id
         targets = np.where(valid & (targets != pad_id), targets, IGNORED)
+    if missing is not None and missing.any():
+        valid = valid & ~missing[:, None]
+        targets = np.where(valid, targets, IGNORED)
     positions = document_positions(tokens, eod_id) if document_attention else None
     return Batch(tokens, targets, positions, valid, sources)

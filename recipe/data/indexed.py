@@ -4,6 +4,10 @@
 code, number of sequences, number of document boundaries), then int32 length and int64 byte offset of
 each sequence, then the document boundaries as int64. Each of our documents is one sequence.
 Layout: Megatron-LM, megatron/core/datasets/indexed_dataset.py.
+
+Beside them we write `.sums`, the XXH3 of every 64 KiB block of the `.bin`, so that what a training step reads is
+verified when it is read, by whom it is read, at the cost of the block around it: shards of terabytes are never read
+whole for it. A shard of another writer has no sums, and is not verified.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from recipe.base.errors import UserError
 
@@ -23,7 +28,15 @@ DTYPE_CODES: dict[int, np.dtype] = {
     4: np.dtype("<i4"),
     8: np.dtype("<u2"),
 }  # of Megatron's DType, the two that hold token ids
+SUFFIXES = (".bin", ".idx", ".sums")
+BLOCK_BYTES = 1 << 16
 _HEADER = struct.Struct("<9sQBQQ")
+_SUMS_HEADER = struct.Struct("<8sIIQ")  # magic, version, block size, size of the .bin
+_SUMS_MAGIC, _SUMS_VERSION = b"BINSUMS\x00", 1
+
+
+class DamagedShard(UserError):
+    """A block of a shard is not what was written."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -32,13 +45,15 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 class ShardWriter:
-    """Write documents into `prefix.bin` and `prefix.idx`; both appear under their names only when complete."""
+    """Write documents into `prefix.bin`, `.idx` and `.sums`; they appear under their names only when complete."""
 
     def __init__(self, prefix: str | Path, dtype: np.dtype):
         self.prefix = Path(prefix)
         self.dtype = np.dtype(dtype)
         self._code = next(code for code, known in DTYPE_CODES.items() if known == self.dtype)
         self._lengths: list[int] = []
+        self._sums: list[int] = []
+        self._block = bytearray()  # the block being filled
         self.prefix.parent.mkdir(parents=True, exist_ok=True)
         self._bin = open(_partial(self.prefix, ".bin"), "wb")
 
@@ -46,13 +61,20 @@ class ShardWriter:
         array = np.asarray(tokens, dtype=self.dtype)
         self._bin.write(array.tobytes())
         self._lengths.append(array.size)
+        self._block += array.tobytes()
+        while len(self._block) >= BLOCK_BYTES:
+            self._end_block()
+
+    def _end_block(self) -> None:
+        self._sums.append(xxhash.xxh3_64_intdigest(bytes(self._block[:BLOCK_BYTES])))
+        del self._block[:BLOCK_BYTES]
 
     @property
     def num_tokens(self) -> int:
         return sum(self._lengths)
 
     def close(self) -> None:
-        """Write the index, flush both files to disk and give them their names, the index last."""
+        """Write index and sums, flush all to disk and give them their names, the index last."""
         _sync_close(self._bin)
         lengths = np.asarray(self._lengths, dtype="<i4")
         ends = np.cumsum(lengths, dtype="<i8") * self.dtype.itemsize
@@ -62,7 +84,15 @@ class ShardWriter:
             for array in (lengths, pointers, np.arange(len(lengths) + 1, dtype="<i8")):
                 index.write(array.tobytes())
             _sync_close(index)
-        for suffix in (".bin", ".idx"):
+        if self._block:
+            self._end_block()
+        size = int(lengths.sum(dtype="<i8")) * self.dtype.itemsize
+        content = _SUMS_HEADER.pack(_SUMS_MAGIC, _SUMS_VERSION, BLOCK_BYTES, size)
+        content += np.asarray(self._sums, dtype="<u8").tobytes()
+        with open(_partial(self.prefix, ".sums"), "wb") as sums:
+            sums.write(content + struct.pack("<Q", xxhash.xxh3_64_intdigest(content)))
+            _sync_close(sums)
+        for suffix in (".bin", ".sums", ".idx"):
             os.replace(_partial(self.prefix, suffix), f"{self.prefix}{suffix}")
 
 
@@ -84,6 +114,41 @@ class Shard:
             state = "is missing" if actual is None else f"holds {actual} bytes, not the {expected} of its index"
             raise UserError(f"{bin_path} {state}; tokenize it again")
         self.tokens = np.memmap(bin_path, dtype=self.dtype, mode="r") if expected else np.empty(0, self.dtype)
+        self._raw = self.tokens.view(np.uint8)
+        self._sums = self._read_sums(Path(f"{prefix}.sums"), expected)
+
+    @property
+    def verifiable(self) -> bool:
+        return self._sums is not None
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens [start, stop), after the blocks that hold them have been verified.
+
+        Raises:
+            DamagedShard: they are not what was written.
+        """
+        if self._sums is not None and stop > start:
+            size = self.dtype.itemsize
+            for block in range(start * size // BLOCK_BYTES, -(-min(stop, self.num_tokens) * size // BLOCK_BYTES)):
+                content = self._raw[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
+                if xxhash.xxh3_64_intdigest(content.tobytes()) != int(self._sums[block]):
+                    raise DamagedShard(
+                        f"{self.prefix}.bin is damaged at byte {block * BLOCK_BYTES:,}; restore it or tokenize it again, "
+                        "or set data.on_damage skip to go on without such sequences"
+                    )
+        return self.tokens[start:stop]
+
+    def _read_sums(self, path: Path, size: int) -> np.ndarray | None:
+        if not path.exists():
+            return None
+        content = path.read_bytes()
+        body, end = content[:-8], content[-8:]
+        if len(content) < _SUMS_HEADER.size + 8 or xxhash.xxh3_64_intdigest(body) != int.from_bytes(end, "little"):
+            raise UserError(f"{path} is damaged; restore it or tokenize again")
+        magic, version, block, described = _SUMS_HEADER.unpack(body[: _SUMS_HEADER.size])
+        if (magic, version, block, described) != (_SUMS_MAGIC, _SUMS_VERSION, BLOCK_BYTES, size):
+            raise UserError(f"{path} does not belong to {path.with_suffix('.bin')}; tokenize again")
+        return np.frombuffer(body, "<u8", offset=_SUMS_HEADER.size)
 
     def _map_index(self, path: Path) -> None:
         try:

@@ -19,6 +19,7 @@ from functools import lru_cache
 import numpy as np
 
 from recipe.base.errors import UserError
+from recipe.data.indexed import DamagedShard
 from recipe.data.mixture import CYCLE, Phase
 from recipe.data.token_folder import Source
 
@@ -91,7 +92,7 @@ class _SourceOrder:
         shard_index = int(np.searchsorted(self._ends, number, side="right"))
         first = number - (int(self._ends[shard_index - 1]) if shard_index else 0)
         start = first * self.seq_length
-        return self.source.shards[shard_index].tokens[start : start + self.seq_length + 1]
+        return self.source.shards[shard_index].read(start, start + self.seq_length + 1)
 
 
 class BatchOrder:
@@ -102,12 +103,21 @@ class BatchOrder:
         phases: from which cycle on each source has which share; every source must be named.
         seq_length: S, tokens predicted per sequence.
         seed: of the order.
+        skip_damage: a sequence that is damaged on disk is left out instead of an error.
     """
 
-    def __init__(self, sources: Sequence[Source], phases: Sequence[Phase], seq_length: int, seed: int):
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        phases: Sequence[Phase],
+        seq_length: int,
+        seed: int,
+        skip_damage: bool = False,
+    ):
         assert phases[0].first_cycle == 0
         assert all(set(phase.weights) == {source.name for source in sources} for phase in phases)
-        self.seed = seed
+        self.seed, self.skip_damage, self._seq_length = seed, skip_damage, seq_length
+        self.skipped = 0  # sequences left out of the micro-batches so far
         self.names = sorted(source.name for source in sources)
         self.phases = [(phase.first_cycle, cycle_places(phase.weights)) for phase in phases]
         self._orders = {s.name: _SourceOrder(s, seq_length, seed) for s in sources}
@@ -149,19 +159,33 @@ class BatchOrder:
 
     def micro_batch(
         self, consumed: int, micro_step: int, rank: int, world_size: int, size: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """One rank's sequences in one accumulation step after `consumed` sequences of the run.
 
         Micro-batches are contiguous runs of the order, dealt to ranks in turn, so that the set of
         micro-batches of a step is the same however many ranks share it.
 
         Returns:
-            tokens [size, S + 1] int64, and the source of each sequence as its place in `names` [size].
+            tokens [size, S + 1] int64; the source of each sequence as its place in `names` [size]; and which
+            are missing [size], all zeros, because they are damaged on disk.
+
+        Raises:
+            DamagedShard: one is damaged, and damage is not to be skipped.
         """
         start = consumed + (micro_step * world_size + rank) * size
-        indices = range(start, start + size)
-        sources = np.array([self.names.index(self.locate(index)[0]) for index in indices])
-        return np.stack([self.sequence(index) for index in indices]).astype(np.int64), sources
+        tokens = np.zeros((size, self._seq_length + 1), dtype=np.int64)
+        sources, missing = np.empty(size, dtype=np.int64), np.zeros(size, dtype=bool)
+        for row, index in enumerate(range(start, start + size)):
+            name, number = self.locate(index)
+            sources[row] = self.names.index(name)
+            try:
+                tokens[row] = self._orders[name].sequence(number)
+            except DamagedShard:
+                if not self.skip_damage:
+                    raise
+                missing[row] = True
+                self.skipped += 1
+        return tokens, sources, missing
 
     def read(self, sequences: int) -> dict[str, float]:
         """How many sequences of each source a run of this many reads (a last part of a cycle by its shares)."""

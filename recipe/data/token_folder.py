@@ -56,4 +56,6 @@ class TokenFolder:
                 raise UserError(
                     f"{shard.prefix}.bin holds {shard.num_tokens} tokens but the manifest says {entry['tokens']}; tokenize it again"
                 )
+            if not shard.verifiable:
+                raise UserError(f"{shard.prefix}.sums is missing; restore it or tokenize again")
         return Source(name, shards, sum(e["tokens"] for e in entries), sum(e["text_bytes"] for e in entries))

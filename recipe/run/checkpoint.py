@@ -1,45 +1,62 @@
-"""Checkpoints that are whole or absent, and are verified before they are loaded.
+"""Saving and loading checkpoints, by all ranks together; `recipe/base/checkpoint_files.py` says what is on disk.
 
-DeepSpeed writes its files into `step_N.partial/`; every rank then flushes and hashes its share of them; rank 0
-writes `manifest.json` with sizes, checksums, the topology and the training state, renames the folder to
-`step_N/`, and moves `latest` last. All ranks must see one file system.
+A save is committed in this order, and a kill between any two leaves the checkpoints before it as they were:
+every rank writes and flushes its files into `step_N.partial/`, then `rank_R.files.json` with their checksums; when all
+ranks have, rank 0 writes `manifest.json`, renames the folder to `step_N/`, moves `latest`, and lets go of old ones.
+Ranks tell each other what they have written in the exchange that every step has anyway, so a save in the background
+needs no collective of its own, and a rank whose disk is full fails the save for all. All ranks must see one file system.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+import threading
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import deepspeed
+import torch
 import torch.distributed as dist
 
-import recipe
+from recipe.base import checkpoint_files as on_disk
 from recipe.base.errors import UserError
-from recipe.base.files import sha256, write_json, write_text
-from recipe.base.strict import load_json
+from recipe.base.files import flush_folder, write_json, write_text
+from recipe.base.settings import Checkpoint
+from recipe.run.agree import all_ranks, any_rank, from_first_rank, gathered
+from recipe.run.snapshot import Files, Snapshot, write_files
+from recipe.run.universal import load_universal
 
-SCHEMA, VERSION = "recipe.checkpoint", 1
+COMMIT_POINTS = ("copied", "written", "listed", "manifest", "renamed", "latest")
+SPARE_BYTES = 64 << 20  # left free beside a checkpoint, for logs
+
+
+def reached(point: str) -> None:
+    """Called at each of COMMIT_POINTS, by the ranks that get there; the fault suite puts itself here."""
 
 
 @dataclass
 class TrainState:
-    """All that a resumed run needs besides the engine's own state."""
+    """All that a resumed run needs besides the engine's own state.
 
-    step: int = 0  # optimizer steps done
+    There is no state of random numbers: order, initial weights and jitter are functions of the seed and the position.
+    """
+
+    step: int = 0  # optimizer steps done, skipped ones included
     sequences: int = 0  # sequences consumed: the position in the data
     tokens: int = 0  # tokens trained on: the position in the schedule
     mitigations: dict[str, Any] = field(default_factory=dict)  # which remedies hold, and until when
+    guard: dict[str, Any] = field(default_factory=dict)  # what the step guard has seen
+    rewinds: int = 0  # how often the run went back before a spike
 
     def advance(self, sequences: int, tokens: int) -> None:
         self.step, self.sequences, self.tokens = self.step + 1, self.sequences + sequences, self.tokens + tokens
 
 
 def topology(engine: deepspeed.DeepSpeedEngine) -> dict[str, int]:
-    """What a checkpoint must share with the run that loads it."""
+    """What a checkpoint's files depend on."""
     return {
         "world_size": dist.get_world_size(),
         "autoep_size": engine._config.expert_parallel_config.autoep_size,
@@ -47,89 +64,314 @@ def topology(engine: deepspeed.DeepSpeedEngine) -> dict[str, int]:
     }
 
 
+@dataclass
+class _Save:
+    """A save that has begun."""
+
+    step: int
+    partial: Path
+    files: Files
+    manifest: dict[str, Any]
+    keep: str | None
+    bytes: int  # over all ranks
+    begun: float  # monotonic
+    stall_s: float = 0.0
+    thread: threading.Thread | None = None
+    error: BaseException | None = None
+    committing: bool = False
+
+
 class CheckpointStore:
-    """The checkpoints of one run. `save` and `load` are called by all ranks together."""
+    """The checkpoints of one run.
 
-    def __init__(self, folder: str | Path, keep_last: int):
-        self.folder = Path(folder)
-        self.keep_last = keep_last
+    Args:
+        folder: where they are.
+        settings: the run config's checkpoint section.
+        provenance: what else the manifest holds (configs, versions).
+    """
 
-    def complete(self) -> list[Path]:
-        """Committed checkpoints, oldest first."""
-        return sorted(
-            p.parent for p in self.folder.glob("step_*/manifest.json") if not p.parent.name.endswith(".partial")
-        )
+    def __init__(self, folder: str | Path, settings: Checkpoint, provenance: dict[str, Any] | None = None):
+        self.folder, self.settings = Path(folder), settings
+        self._events: list[dict[str, Any]] = []  # on rank 0
+        self._provenance = provenance or {}
+        self._snapshot: Snapshot | None = None
+        self._save: _Save | None = None
 
-    def save(self, engine: deepspeed.DeepSpeedEngine, state: TrainState) -> Path:
-        name = f"step_{state.step:08d}"
-        partial, final = self.folder / f"{name}.partial", self.folder / name
-        if final.exists():
-            return final
-        if dist.get_rank() == 0 and partial.exists():
-            shutil.rmtree(partial)
-        dist.barrier()
-        engine.save_checkpoint(str(self.folder), tag=partial.name, save_latest=False)
-        dist.barrier()
-        files = _merge(_hash_share(partial, flush=True))
+    def save(self, engine: deepspeed.DeepSpeedEngine, state: TrainState, keep: str | None = None) -> None:
+        """Begin to save; `finish` ends it, or `settle` in a later step. `keep` says why retention must spare it."""
+        self.finish()
+        begun = time.monotonic()
+        name = on_disk.checkpoint_name(state.step)
+        if from_first_rank((self.folder / name / on_disk.MANIFEST).exists):
+            return
+        partial = self.folder / f"{name}.partial"
         if dist.get_rank() == 0:
-            manifest = {
-                "schema": SCHEMA,
-                "version": VERSION,
-                "code_version": recipe.__version__,
-                "topology": topology(engine),
-                "train_state": asdict(state),
-                "files": files,
-            }
-            write_json(partial / "manifest.json", manifest)
-            for script in ("zero_to_fp32.py", "zero_to_torch.py"):  # of no use under AutoEP; recipe/export.py is
-                (self.folder / script).unlink(missing_ok=True)
-            os.rename(partial, final)
-            write_text(self.folder / "latest", name)
-            for old in self.complete()[: -self.keep_last]:
-                shutil.rmtree(old)
-        dist.barrier()
-        return final
+            on_disk.remove_leftovers(self.folder)
+        if self._snapshot is None:
+            engine.checkpoint_engine = self._snapshot = Snapshot(self.settings.asynchronous)
+        engine.save_checkpoint(str(self.folder), tag=partial.name, save_latest=False)
+        manifest = {
+            "schema": on_disk.SCHEMA,
+            "version": on_disk.VERSION,
+            "topology": topology(engine),
+            "train_state": asdict(state),
+            **self._provenance,
+        }
+        total = torch.tensor(self._snapshot.bytes, device=engine.device)
+        dist.all_reduce(total)
+        self._save = _Save(state.step, partial, self._snapshot.files, manifest, keep, int(total), begun)
+        if not self._has_room(self._save):
+            self._drop("there is no room for it")
+            return
+        self._save.thread = threading.Thread(target=self._write, args=(self._save, dist.get_rank()), name="checkpoint")
+        self._save.thread.start()
+        if self.settings.asynchronous:
+            self._save.stall_s = time.monotonic() - begun
+        else:
+            self.finish()
 
-    def load(self, engine: deepspeed.DeepSpeedEngine, path: Path) -> TrainState:
-        """Verify every file of a checkpoint, then load it.
+    def before_update(self) -> None:
+        """Called before the optimizer changes what a save may still be copying."""
+        if self._save is not None and self._snapshot is not None:
+            begun = time.monotonic()
+            self._snapshot.before_update()
+            self._save.stall_s += time.monotonic() - begun
+
+    def votes(self) -> dict[str, float]:
+        """What this rank has to say of its save in the step's exchange."""
+        save = self._save
+        if save is None or save.committing or save.thread is None or save.thread.is_alive():
+            return {"written": 0.0, "unwritten": 0.0}
+        return {"written": 1.0, "unwritten": float(save.error is not None)}
+
+    def settle(self, totals: dict[str, float]) -> None:
+        """Go on with the save by what all ranks have said; called by all with the same totals."""
+        save = self._save
+        if save is None:
+            return
+        if save.committing:
+            assert save.thread is not None
+            if not save.thread.is_alive():
+                self._conclude()
+        elif totals["written"] == dist.get_world_size():
+            if totals["unwritten"]:
+                self._drop(f"{totals['unwritten']:.0f} ranks could not write it")
+            elif dist.get_rank() == 0:
+                save.committing = True
+                save.thread = threading.Thread(target=self._commit, args=(save,), name="commit")
+                save.thread.start()
+            else:
+                self._save = None
+
+    def take_events(self) -> list[dict[str, Any]]:
+        """What happened since the last call, on rank 0."""
+        taken, self._events = self._events, []
+        return taken
+
+    def finish(self) -> bool:
+        """Wait until a save that has begun is committed or given up; all ranks together.
+
+        Returns:
+            whether nothing failed.
+        """
+        if self._snapshot is not None:
+            self._snapshot.before_update()
+        waiting = self._save is not None
+        if not any_rank(waiting):
+            return True
+        begun = time.monotonic()
+        save, good = self._save, True
+        if save is not None and save.thread is not None:
+            save.thread.join()
+        written = not (save is not None and not save.committing and save.error is not None)
+        if not all_ranks(written):
+            self._drop("a rank could not write it")
+            return False
+        if save is not None and dist.get_rank() == 0:
+            if not save.committing:
+                self._commit(save)
+            save.stall_s += time.monotonic() - begun
+            good = self._conclude()
+        self._save = None
+        return all_ranks(good)
+
+    def choose(
+        self, name: str | None = None, *, fall_back: bool, rewound: tuple[int, int] | None = None
+    ) -> Path | None:
+        """The newest checkpoint (or `name`) whose every file has its checksum; all ranks together, before any engine.
+
+        Args:
+            fall_back: set a damaged one aside and take the one before it, instead of stopping.
+            rewound: number of a rewind and the step before which it goes back: younger checkpoints that have not
+                seen that rewind are set aside.
 
         Raises:
-            UserError: on all ranks alike, when it is damaged or of another topology.
+            UserError: on all ranks alike; a damaged one without `fall_back`, or no such checkpoint.
         """
-        manifest = load_json(path / "manifest.json")
-        if manifest.get("schema") != SCHEMA or manifest.get("version") != VERSION:
-            raise UserError(f"{path / 'manifest.json'} is not of {SCHEMA} version {VERSION}")
-        here = topology(engine)
-        if manifest["topology"] != here:
-            raise UserError(f"{path} was written with {manifest['topology']} but this run has {here}; launch the same")
-        found = _merge(_hash_share(path, flush=False, names=manifest["files"]))
-        for file, facts in manifest["files"].items():
-            if found.get(file) != facts:
-                state = "is missing" if found.get(file) is None else "does not have its checksum"
-                raise UserError(f"{path / file} {state}; resume from an older checkpoint by moving {path} away")
-        loaded, _ = engine.load_checkpoint(str(self.folder), tag=path.name, load_lr_scheduler_states=False)
-        assert loaded is not None, f"DeepSpeed found no checkpoint in {path}"
+        while True:
+            candidates = from_first_rank(lambda: self._candidates(name, rewound))
+            if not candidates:
+                return None
+            path = Path(candidates[-1])
+            found = self.damage(path)
+            if not found:
+                return path
+            if not fall_back:
+                raise UserError(f"{found[0]}; resume with --resume auto to go on from the checkpoint before it")
+            if dist.get_rank() == 0:
+                aside = on_disk.set_aside(path, "damaged")
+                said = f"{found[0]}; set aside as {aside.name}"
+                self._events.append({"event": "checkpoint_damaged", "step": on_disk.step_of(path), "said": said})
+            dist.barrier()
+
+    def _candidates(self, name: str | None, rewound: tuple[int, int] | None) -> list[str]:
+        found = on_disk.complete(self.folder)
+        names = [path.name for path in found]
+        if name is not None and name not in names:
+            raise UserError(f"{self.folder} has no checkpoint '{name}'; it has {', '.join(names) or 'none'}")
+        if rewound is not None:
+            number, before = rewound
+            for path in [p for p in found if on_disk.step_of(p) >= before]:
+                if on_disk.read_manifest(path)["train_state"]["rewinds"] < number:
+                    on_disk.set_aside(path, "rewound")
+                    found.remove(path)
+        return [str(path) for path in found if name in (None, path.name)]
+
+    def damage(self, path: Path) -> list[str]:
+        """What is wrong with a checkpoint's files, in their order; each rank reads its share of them."""
+        try:
+            files = sorted(on_disk.read_manifest(path)["files"].items())
+            found = on_disk.damage(path, files[dist.get_rank() :: dist.get_world_size()])
+        except UserError as error:
+            found = [str(error)]
+        return sorted({sentence for share in gathered(found) for sentence in share})
+
+    def load(self, engine: deepspeed.DeepSpeedEngine, path: Path) -> TrainState:
+        """Load a checkpoint that `choose` returned.
+
+        Raises:
+            UserError: of another topology, and not in its universal form yet; on all ranks alike.
+        """
+        manifest, here = on_disk.read_manifest(path), topology(engine)
+        if manifest["topology"] == here:
+            loaded, _ = engine.load_checkpoint(str(self.folder), tag=path.name, load_lr_scheduler_states=False)
+            assert loaded is not None, f"DeepSpeed found no checkpoint in {path}"
+        else:
+            universal = self.universal_for(path, here)
+            if found := self.damage(universal):
+                raise UserError(f"{found[0]}; remove {universal} and run launch/reshard.py again")
+            load_universal(engine, universal)
         return TrainState(**manifest["train_state"])
 
+    def universal_for(self, path: Path, here: dict[str, int]) -> Path:
+        """The universal form of a checkpoint of another topology.
 
-def _hash_share(folder: Path, *, flush: bool, names: Iterable[str] | None = None) -> dict[str, Any]:
-    """Size and SHA-256 of this rank's share of the files: every world-size-th one."""
-    if names is None:
-        names = (str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-    facts: dict[str, Any] = {}
-    for name in sorted(names)[dist.get_rank() :: dist.get_world_size()]:
-        path = folder / name
-        if not path.exists():
-            facts[name] = None
-            continue
-        if flush:
-            with open(path, "rb") as handle:
-                os.fsync(handle.fileno())
-        facts[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    return facts
+        Raises:
+            UserError: it has not been made, or this one cannot be loaded from it.
+        """
+        written = on_disk.read_manifest(path)["topology"]
+        said = _said(written), _said(here)
+        if written["zero_stage"] != here["zero_stage"]:
+            raise UserError(
+                f"{path} was written with {said[0]} and cannot be loaded with {said[1]}: DeepSpeed's universal "
+                "checkpoints do not change the ZeRO stage; use a ds_config of the same stage"
+            )
+        universal = on_disk.universal_of(path)
+        if not (universal / on_disk.MANIFEST).exists():
+            raise UserError(
+                f"{path} was written with {said[0]} and this run has {said[1]}; first run "
+                f"python launch/reshard.py --run {self.folder.parent} --checkpoint {path.name}"
+            )
+        return universal
+
+    # One save, on its way.
+
+    def _has_room(self, save: _Save) -> bool:
+        """Whether the file system has room, after letting go of what is expendable; rank 0 decides for all."""
+        enough = True
+        if dist.get_rank() == 0:
+            needed = save.bytes + SPARE_BYTES
+            for path in on_disk.expendable(self.folder, 1, self.settings.keep_every_steps):
+                if shutil.disk_usage(self.folder).free >= needed:
+                    break
+                on_disk.remove(path)
+                self._report(
+                    "checkpoint_removed", save, f"{path.name} removed early, to make room for step {save.step:,}"
+                )
+            enough = shutil.disk_usage(self.folder).free >= needed
+        return all_ranks(enough)
+
+    def _write(self, save: _Save, rank: int) -> None:
+        try:
+            assert self._snapshot is not None
+            self._snapshot.wait()
+            reached("copied")
+            facts = write_files(save.files, save.partial)
+            reached("written")
+            write_json(save.partial / f"rank_{rank:05d}.files.json", facts)
+            flush_folder(save.partial)
+            reached("listed")
+        except BaseException as error:
+            save.error = error
+
+    def _commit(self, save: _Save) -> None:
+        """By rank 0, when all ranks have written."""
+        try:
+            partial, final = save.partial, save.partial.with_name(on_disk.checkpoint_name(save.step))
+            lists = sorted(partial.glob("rank_*.files.json"))
+            assert len(lists) == save.manifest["topology"]["world_size"], f"{partial} lacks the lists of some ranks"
+            files = {name: facts for path in lists for name, facts in on_disk.read_list(path).items()}
+            write_json(partial / on_disk.MANIFEST, {**save.manifest, "time": time.time(), "files": files})
+            if save.keep is not None:
+                write_text(partial / on_disk.KEEP, save.keep + "\n")
+            flush_folder(partial)
+            reached("manifest")
+            os.rename(partial, final)
+            flush_folder(self.folder)
+            reached("renamed")
+            write_text(self.folder / "latest", final.name)
+            reached("latest")
+            for old in on_disk.expendable(self.folder, self.settings.keep_last, self.settings.keep_every_steps):
+                on_disk.remove(old)
+            for script in ("zero_to_fp32.py", "zero_to_torch.py"):  # of no use under AutoEP; recipe/export.py is
+                (self.folder / script).unlink(missing_ok=True)
+        except BaseException as error:
+            save.error = error
+
+    def _conclude(self) -> bool:
+        """On rank 0, after the commit: say what became of it."""
+        save, self._save = self._save, None
+        assert save is not None
+        if save.error is not None:
+            self._save = save
+            self._drop("it could not be committed")
+            return False
+        took = time.monotonic() - save.begun
+        self._report(
+            "checkpoint",
+            save,
+            f"checkpoint {self.folder / on_disk.checkpoint_name(save.step)}, {save.bytes / 2**20:,.0f} MiB in {took:.1f} s, "
+            f"training waited {save.stall_s:.2f} s",
+            bytes=save.bytes,
+            took_s=took,
+            stall_s=save.stall_s,
+        )
+        return True
+
+    def _drop(self, why: str) -> None:
+        """Give a save up, on all ranks; training goes on with the checkpoints there are."""
+        save, self._save = self._save, None
+        if save is None:
+            return
+        if save.error is not None:
+            why = f"{why}: {save.error}"
+        if dist.get_rank() == 0:
+            shutil.rmtree(save.partial, ignore_errors=True)
+            self._report("checkpoint_failed", save, f"no checkpoint of step {save.step:,}: {why}")
+
+    def _report(self, event: str, save: _Save, said: str, **more: Any) -> None:
+        self._events.append({"event": event, "step": save.step, "said": said, **more})
 
 
-def _merge(share: dict[str, Any]) -> dict[str, Any]:
-    gathered: list[dict[str, Any]] = [{}] * dist.get_world_size()
-    dist.all_gather_object(gathered, share)
-    return dict(sorted(item for part in gathered for item in part.items()))
+def _said(of: dict[str, int]) -> str:
+    return f"{of['world_size']} ranks, expert parallel size {of['autoep_size']}, ZeRO-{of['zero_stage']}"

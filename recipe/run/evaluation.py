@@ -21,7 +21,7 @@ def windows(source: Source, seq_length: int) -> Iterator[np.ndarray]:
     """
     for shard in source.shards:
         for start in range(0, shard.num_tokens - 1, seq_length):
-            yield shard.tokens[start : start + seq_length + 1]
+            yield shard.read(start, start + seq_length + 1)
 
 
 @torch.no_grad()

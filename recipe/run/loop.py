@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import signal
-from types import FrameType
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
 
+from recipe.base.errors import UserError
 from recipe.base.schedule import learning_rate
+from recipe.base.settings import Schedule
 from recipe.data.batch import Batch, make_batch
 from recipe.run.checkpoint import CheckpointStore, TrainState
 from recipe.run.engine import control_routing
 from recipe.run.metrics import MetricsWriter, Throughput
 from recipe.run.mitigations import Mitigator
+from recipe.run.probe import check_for_corruption
+from recipe.run.routing_control import StepSums
 from recipe.run.routing_metrics import routing_metrics
+from recipe.run.run_folder import RunFolder
 from recipe.run.startup import Launch
 from recipe.run.step import run_step
-
-
-class StopRequest:
-    """Set by SIGTERM or SIGINT on any rank; the ranks learn of it together after the step."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
+from recipe.run.step_guard import StepGuard, Verdict
+from recipe.run.stopping import StopRequest
+from recipe.run.stragglers import StepTime, compare, timed_collectives
+from recipe.run.watchdog import Watchdog
 
 
 def read_batches(launch: Launch, state: TrainState) -> list[Batch]:
@@ -48,8 +47,9 @@ def read_batches(launch: Launch, state: TrainState) -> list[Batch]:
             eod_id=facts["eod_id"],
             pad_id=facts.get("pad_id"),
             document_attention=launch.run.data.document_attention,
+            missing=missing,
         )
-        for sequences, sources in reads
+        for sequences, sources, missing in reads
     ]
 
 
@@ -60,61 +60,166 @@ def set_learning_rate(engine: deepspeed.DeepSpeedEngine, launch: Launch, state: 
     return lr
 
 
-def train(engine: deepspeed.DeepSpeedEngine, launch: Launch, store: CheckpointStore, state: TrainState) -> bool:
-    """Train from `state` to the end of the schedule.
+def every(steps: int | None, step: int) -> bool:
+    return steps is not None and step % steps == 0
 
-    Returns:
-        True at the end of the schedule; False when a signal asked to stop before it, after a checkpoint.
+
+def last_before_decay(schedule: Schedule, tokens: int, tokens_per_step: int) -> bool:
+    """Whether the next step is the first one of WSD's decay."""
+    starts = schedule.total_tokens - schedule.decay_tokens
+    return schedule.kind == "wsd" and tokens <= starts < tokens + tokens_per_step
+
+
+class Training:
+    """One incarnation of a run, from `state` to the end of the schedule or until it is asked to stop.
+
+    Args:
+        time_limit_s: of this process, from now; see `StopRequest`.
     """
-    run, total_steps = launch.run, launch.last_step(state.step, state.tokens)
-    stop = StopRequest()
-    control = control_routing(
-        engine, run.routing, seq_length=run.data.seq_length, sources=launch.order.names, seed=run.seed
-    )
-    mitigator = Mitigator(control, state.mitigations)
-    bias_frozen_from = run.schedule.total_tokens * (1 - run.routing.bias_freeze_share)
-    throughput = Throughput(launch.shape, run.data.seq_length, dist.get_world_size())
-    writer = MetricsWriter(run.run_dir, total_steps, state.step + 1) if dist.get_rank() == 0 else None
-    engine.train()
-    stopped = False
-    while state.step < total_steps and not stopped:
-        step = state.step + 1
-        logged = step in (1, total_steps) or step % run.logging.every_steps == 0
-        lr = set_learning_rate(engine, launch, state)
-        loss, sums = run_step(
-            engine,
-            control,
-            run.compute,
-            read_batches(launch, state),
-            step=step,
-            observing=logged,
-            update_bias=state.tokens < bias_frozen_from,
+
+    def __init__(
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        launch: Launch,
+        store: CheckpointStore,
+        state: TrainState,
+        folder: RunFolder,
+        watchdog: Watchdog,
+        time_limit_s: float | None = None,
+    ):
+        run = launch.run
+        self.engine, self.launch, self.store, self.state = engine, launch, store, state
+        self.watchdog, self.stop = watchdog, StopRequest(folder.stop_request, time_limit_s)
+        self.total_steps = launch.last_step(state.step, state.tokens)
+        self.control = control_routing(
+            engine, run.routing, seq_length=run.data.seq_length, sources=launch.order.names, seed=run.seed
         )
+        self.mitigator = Mitigator(self.control, state.mitigations)
+        self.guard = StepGuard(engine, run.numerics, state.guard, votes=self._votes, before_update=store.before_update)
+        self.throughput = Throughput(launch.shape, run.data.seq_length, dist.get_world_size())
+        self.writer = MetricsWriter(folder, self.total_steps, state.step + 1) if dist.get_rank() == 0 else None
+        self._ranks_compared: dict[str, Any] = {}  # of the last step whose collectives were timed
+        self._skipped_sequences = 0.0
+
+    def run(self) -> bool:
+        """Train.
+
+        Returns:
+            True at the end of the schedule; False when a stop was asked for before it; both after a checkpoint.
+
+        Raises:
+            Rewind: a spike that skipping steps does not end; `state` stands after it.
+            UserError: the run cannot go on, or its last checkpoint could not be written; on all ranks alike.
+        """
+        self.engine.train()
+        stopped = False
+        while self.state.step < self.total_steps and not stopped:
+            stopped = self._step()
+        finished = self.state.step >= self.total_steps
+        self.watchdog.place.enter("finishing")
+        saved = self.store.finish()
+        self._tell(self.store.take_events())
+        if not saved:
+            raise UserError(f"the last checkpoint could not be written to {self.store.folder}; make room and resume")
+        if self.writer is not None:
+            self.writer.event(self._end(finished))
+            self.writer.close()
+            self.stop.answered()
+        return finished
+
+    def _end(self, finished: bool) -> dict[str, Any]:
+        if finished:
+            return {"event": "finished", "step": self.state.step, "said": "training finished"}
+        why = self.stop.reason() or "signal"  # to another rank
+        said = f"stopped by a {why} after step {self.state.step:,}; --resume auto goes on"
+        return {"event": "stopped", "step": self.state.step, "why": why, "said": said}
+
+    def _step(self) -> bool:
+        """One optimizer step and what follows it; returns whether a stop is asked for."""
+        launch, state, run = self.launch, self.state, self.launch.run
+        step, begun = state.step + 1, time.monotonic()
+        logged = step in (1, self.total_steps) or every(run.logging.every_steps, step)
+        lr = set_learning_rate(self.engine, launch, state)
+        self.watchdog.place.enter("reading", step)
+        sampled = every(run.watch.stragglers_every_steps, step)
+        with timed_collectives() if sampled else nullcontext() as step_time:
+            _, sums = run_step(
+                self.engine,
+                self.control,
+                run.compute,
+                read_batches(launch, state),
+                step=step,
+                observing=logged,
+                update_bias=state.tokens < run.schedule.total_tokens * (1 - run.routing.bias_freeze_share),
+                guard=self.guard,
+                enter=self.watchdog.place.enter,
+            )
+        self.watchdog.first_step_is_done()
         state.advance(launch.ds.train_batch_size, launch.tokens_per_step)
-        throughput.count(launch.tokens_per_step)
-        # One small all-reduce: the global batch's loss, and whether any rank was asked to stop.
-        shared = torch.stack(
-            (loss.double(), torch.tensor(float(stop.signal is not None), dtype=torch.float64, device=loss.device))
-        )
-        dist.all_reduce(shared)
-        stopped = shared[1].item() > 0
+        self.throughput.count(launch.tokens_per_step)
+        verdict = self.guard.verdict()
+        self.store.settle(verdict.totals)
+        self._tell(self.guard.record(step, state.rewinds))
+        state.guard = self.guard.state
+        self._tell_of_skipped_data(step, verdict.totals["skipped_sequences"])
+        if step_time is not None:
+            self._compare_ranks(step, step_time)
         if sums is not None:
-            values = {
-                "tokens": state.tokens,
-                "loss": shared[0].item() / dist.get_world_size(),
-                "lr": lr,
-                "grad_norm": float(engine.get_global_grad_norm()),
-                **throughput.take(),
-                **routing_metrics(sums, control),
-            }
-            events = mitigator.update(step, values)
-            state.mitigations = mitigator.state
-            if writer is not None:
-                writer.write(step, values, events)
-        if stopped or step == total_steps or step % run.checkpoint.every_steps == 0:
-            path = store.save(engine, state)
-            if writer is not None:
-                print(f"checkpoint {path}", flush=True)
-    if writer is not None:
-        writer.close()
-    return state.step >= total_steps
+            self._report(step, lr, verdict, sums)
+        if every(run.watch.probe_every_steps, step):
+            dtype = torch.bfloat16 if launch.ds.bf16_enabled else torch.float32
+            check_for_corruption(launch.shape, self.engine.device, dtype)
+        stopped = verdict.totals["stop"] > 0
+        self._save(step, stopped)
+        self._tell(self.store.take_events())
+        self.stop.needed_s = max(self.stop.needed_s, time.monotonic() - begun)
+        return stopped
+
+    def _votes(self) -> dict[str, float]:
+        """What this rank adds to the step's exchange."""
+        return {
+            "stop": float(self.stop.reason() is not None),
+            "skipped_sequences": float(self.launch.order.skipped),
+            **self.store.votes(),
+        }
+
+    def _save(self, step: int, stopped: bool) -> None:
+        run = self.launch.run
+        decays_next = last_before_decay(run.schedule, self.state.tokens, self.launch.tokens_per_step)
+        if stopped or decays_next or step == self.total_steps or every(run.checkpoint.every_steps, step):
+            self.watchdog.place.enter("saving")
+            self.store.save(self.engine, self.state, keep="the last before the decay" if decays_next else None)
+
+    def _report(self, step: int, lr: float, verdict: Verdict, sums: StepSums) -> None:
+        values = {
+            "tokens": self.state.tokens,
+            "loss": verdict.loss,
+            "lr": lr,
+            "grad_norm": verdict.grad_norm,
+            "skipped_steps": self.guard.skipped,
+            "skipped_sequences": self._skipped_sequences,
+            **self._ranks_compared,
+            **self.throughput.take(),
+            **routing_metrics(sums, self.control),
+        }
+        if self.writer is not None:
+            self.writer.write(step, values)
+        if verdict.applied:
+            self._tell(self.mitigator.update(step, values))
+            self.state.mitigations = self.mitigator.state
+
+    def _compare_ranks(self, step: int, step_time: StepTime) -> None:
+        self._ranks_compared, said = compare(step_time, self.launch.run.watch.straggler_ratio)
+        if said is not None:
+            self._tell([{"event": "straggler", "step": step, "said": said, **self._ranks_compared}])
+
+    def _tell_of_skipped_data(self, step: int, total: float) -> None:
+        if total > self._skipped_sequences:
+            self._skipped_sequences = total
+            said = f"{total:.0f} sequences in damaged blocks of shards left out since the start"
+            self._tell([{"event": "data_skipped", "step": step, "said": said}])
+
+    def _tell(self, events: Sequence[dict[str, Any]]) -> None:
+        if self.writer is not None:
+            for event in events:
+                self.writer.event(event)

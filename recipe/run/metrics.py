@@ -1,14 +1,13 @@
 """What a run reports: metrics.jsonl, TensorBoard, and one console line per logging interval. Rank 0 only.
 
-metrics.jsonl has one JSON object per logged step, events.jsonl one per event. Both are only ever appended to: after a resume the steps that
-were lost appear again, and `read_metrics` takes the last line of each step.
+metrics.jsonl has one JSON object per logged step, events.jsonl one per event. Both are only ever appended to: after a
+resume the steps that were lost appear again, and `read_metrics` takes the last line of each step.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from recipe.base.hardware import accelerator_of
 from recipe.base.model_shape import ModelShape
+from recipe.run.run_folder import RunFolder
 
 
 class Throughput:
@@ -43,7 +43,7 @@ class Throughput:
 
 
 class MetricsWriter:
-    """Appends to a run folder's metrics.jsonl and TensorBoard logs, and prints the console line."""
+    """Appends to a run folder's metrics.jsonl, events.jsonl and TensorBoard logs, and prints the console line."""
 
     TAGS = {
         "loss": "train/loss",
@@ -58,17 +58,21 @@ class MetricsWriter:
         "scaled_aux_loss": "moe/scaled_aux_loss",
         "scaled_z_loss": "moe/scaled_z_loss",
         "expert_load_max_over_mean": "moe/expert_load_max_over_mean",
+        "skipped_steps": "train/skipped_steps",
+        "skipped_sequences": "data/skipped_sequences",
+        "slowest_over_median": "perf/slowest_rank_over_median",
+        "waited_median_s": "perf/waited_median_s",
     }
 
-    def __init__(self, run_dir: Path, total_steps: int, first_step: int):
-        self._file = open(run_dir / "metrics.jsonl", "a", encoding="utf-8")
-        self._events = open(run_dir / "events.jsonl", "a", encoding="utf-8")
+    def __init__(self, folder: RunFolder, total_steps: int, first_step: int):
+        self._folder = folder
+        self._file = open(folder.path / "metrics.jsonl", "a", encoding="utf-8")
         # TensorBoard then hides what an earlier incarnation logged from this step on.
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step)
+        self._board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_step)
         self._total_steps = total_steps
 
-    def write(self, step: int, values: dict[str, Any], events: Sequence[dict[str, Any]] = ()) -> None:
-        """Write a step's metrics, and what mitigations did in it."""
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Write a step's metrics."""
         self._file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
         self._file.flush()
         for name, tag in self.TAGS.items():
@@ -76,15 +80,15 @@ class MetricsWriter:
                 self._board.add_scalar(tag, values[name], step)
         self._write_routing(step, values)
         print(self._console_line(step, values), flush=True)
-        for event in events:
-            self._events.write(json.dumps({"time": time.time(), **event}) + "\n")
-            self._events.flush()
-            self._board.add_text("events", event["said"], step)
-            print(f"step {step:>7,}  {event['said']}", flush=True)
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Write something that happened: its step, its kind as `event`, and in `said` what a reader needs to know."""
+        self._folder.event(**event)
+        self._board.add_text("events", event["said"], event["step"])
+        print(f"step {event['step']:>7,}  {event['said']}", flush=True)
 
     def close(self) -> None:
         self._file.close()
-        self._events.close()
         self._board.close()
 
     def _write_routing(self, step: int, values: dict[str, Any]) -> None:

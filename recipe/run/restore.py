@@ -7,8 +7,9 @@ from typing import Any
 
 import deepspeed
 
-from recipe.base.ds_config import DsConfig
-from recipe.base.errors import UserError
+from recipe.base.checkpoint_files import complete
+from recipe.base.ds_config import DsConfig, load_ds_config
+from recipe.base.errors import ConfigError, UserError
 from recipe.base.model_shape import ModelShape, load_model_shape
 from recipe.base.ranks import required_world_size
 from recipe.base.settings import RunConfig
@@ -22,23 +23,35 @@ from recipe.run.run_folder import load_run_folder
 class RestorableRun:
     """A run folder and the checkpoint chosen from it; `restore` builds the engine, inside a session.
 
+    Args:
+        checkpoint: its name; None: the newest.
+        ds_path: a ds_config for other ranks than the run's, once the checkpoint is resharded.
+
     Raises:
         UserError: from the constructor, before a process group exists: no run, no such checkpoint, or a
-            number of ranks other than the run's.
+            ds_config that does not fit the model or the ranks launched.
     """
 
-    def __init__(self, folder: Path, checkpoint: str | None):
+    def __init__(self, folder: Path, checkpoint: str | None, ds_path: Path | None = None):
         self.run: RunConfig
         self.ds_raw: dict[str, Any]
         self.run, self.ds_raw = load_run_folder(folder)
         check_attention(self.run.compute)
         self.shape: ModelShape = load_model_shape(self.run.model)
-        self._store = CheckpointStore(folder / "checkpoints", self.run.checkpoint.keep_last)
-        self._path = self._choose(folder, checkpoint)
-        ranks = strict_model(DsConfig, self.ds_raw, f"ds_config of {folder}").world_size
+        self._store = CheckpointStore(folder / "checkpoints", self.run.checkpoint)
+        self._name = self._check_name(folder, checkpoint)
         launched = required_world_size()
-        if launched != ranks:
-            raise UserError(f"{folder} was trained on {ranks} ranks but {launched} were launched; launch {ranks}")
+        if ds_path is None:
+            ranks = strict_model(DsConfig, self.ds_raw, f"ds_config of {folder}").world_size
+            if launched != ranks:
+                raise UserError(
+                    f"{folder} was trained on {ranks} ranks but {launched} were launched; launch {ranks}, or give a "
+                    f"--deepspeed_config for {launched} and reshard the checkpoint with launch/reshard.py"
+                )
+        else:
+            ds, self.ds_raw = load_ds_config(ds_path)
+            if found := ds.problems_with(self.shape, launched):
+                raise ConfigError(f"{ds_path} with {self.run.model}", found)
 
     def restore(self) -> tuple[deepspeed.DeepSpeedEngine, TrainState]:
         engine = build_engine(
@@ -48,14 +61,16 @@ class RestorableRun:
             optimizer=self.run.optimizer,
             compute=self.run.compute,
         )
-        state = self._store.load(engine, self._path)
+        path = self._store.choose(self._name, fall_back=False)
+        assert path is not None
+        state = self._store.load(engine, path)
         engine.eval()
         return engine, state
 
-    def _choose(self, folder: Path, name: str | None) -> Path:
-        complete = {path.name: path for path in self._store.complete()}
-        if not complete:
+    def _check_name(self, folder: Path, name: str | None) -> str:
+        names = [path.name for path in complete(folder / "checkpoints")]
+        if not names:
             raise UserError(f"{folder} has no complete checkpoint yet; train on")
-        if name is not None and name not in complete:
-            raise UserError(f"{folder} has no checkpoint '{name}'; it has {', '.join(complete)}")
-        return complete[name] if name else list(complete.values())[-1]
+        if name is not None and name not in names:
+            raise UserError(f"{folder} has no checkpoint '{name}'; it has {', '.join(names)}")
+        return name or names[-1]

@@ -1,44 +1,102 @@
-"""The folder of a run: what it was started with, and whether it may be started or resumed here."""
+"""The folder of a run: what it was started with, whether it may be started or resumed here, and what happened in it.
+
+incarnations.jsonl  each start: command, code, packages, configs
+events.jsonl        what happened: checkpoints, skipped steps, rewinds, mitigations, failures
+failures/           what a rank knew of its own end, for whoever starts the run again
+heartbeats/ stacks/ where each rank is, and was when it hung
+lock                held by rank 0 of the incarnation that runs
+stop                made by a person or the supervisor: save and end
+rewind.json         the order to go back before a spike
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import socket
 import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any
 
 import recipe
 from recipe.base.errors import UserError
+from recipe.base.files import append_json, read_json_lines, write_json
+from recipe.base.ranks import rank
 from recipe.base.settings import RunConfig
 
-Resume = Literal["never", "auto"]
+STOP_REQUEST = "stop"
+LOCK_PATIENCE_S = 30.0  # that a killed incarnation's rank 0 may take to be gone
 # What a resumed run may change and still be the same run. The optimizer's settings are not among them: the
 # checkpoint's would silently win.
-_FREE_TO_CHANGE = {"run_dir", "logging", "checkpoint", "schedule", "routing", "compute"}
+_FREE_TO_CHANGE = {"run_dir", "logging", "checkpoint", "schedule", "routing", "compute", "numerics", "watch"}
 _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy", "pydantic")
 
 
-def check_run_folder(run: RunConfig, resume: Resume) -> list[str]:
+class RunFolder:
+    """Paths and records of one run.
+
+    Args:
+        incarnation: number of this start, from 1.
+    """
+
+    def __init__(self, path: Path, incarnation: int):
+        self.path, self.incarnation = path, incarnation
+
+    @property
+    def heartbeats(self) -> Path:
+        return self.path / "heartbeats"
+
+    def stacks(self, of_rank: int) -> Path:
+        return self.path / "stacks" / f"incarnation_{self.incarnation:04d}_rank_{of_rank:05d}.txt"
+
+    @property
+    def stop_request(self) -> Path:
+        return self.path / STOP_REQUEST
+
+    def event(self, **facts: Any) -> None:
+        """Append to events.jsonl."""
+        append_json(self.path / "events.jsonl", {"time": time.time(), "incarnation": self.incarnation, **facts})
+
+    def record_failure(self, kind: str, said: str, *, rank: int, host: str, step: int | None = None) -> None:
+        """Leave word of a rank's failure for the supervisor; at most one per rank and incarnation."""
+        path = self.path / "failures" / f"incarnation_{self.incarnation:04d}_rank_{rank:05d}.json"
+        write_json(path, {"time": time.time(), "kind": kind, "rank": rank, "host": host, "step": step, "said": said})
+
+    def record_own_failure(self, kind: str, said: str) -> None:
+        self.record_failure(kind, said, rank=rank(), host=socket.gethostname())
+
+    def order_rewind(self, number: int, before_step: int, sequences: int, said: str) -> None:
+        """Have the next incarnation go back to the last checkpoint before a step, and past the data up to `sequences`."""
+        order = {"number": number, "before_step": before_step, "sequences": sequences, "said": said}
+        write_json(self.path / "rewind.json", order)
+
+    def rewind_order(self) -> dict[str, Any] | None:
+        path = self.path / "rewind.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def check_run_folder(run: RunConfig, resumes: bool) -> list[str]:
     """Refuse to mix two runs in one folder.
 
     Returns:
         the sections of the run config that differ from the run's last start, allowed ones.
 
     Raises:
-        UserError: the folder holds a run and `resume` is "never", or what may not change differs.
+        UserError: the folder holds a run and is not to be resumed, or what may not change differs.
     """
     if not _starts(run.run_dir).exists():
         return []
-    if resume == "never":
+    if not resumes:
         raise UserError(
             f"{run.run_dir} already holds a run; add --resume auto to continue it or choose another run_dir"
         )
     last = load_run_folder(run.run_dir)[0]
     before = last.model_dump(mode="json")
     changed = sorted(key for key, value in run.model_dump(mode="json").items() if before[key] != value)
-    forbidden = [key for key in changed if key not in _FREE_TO_CHANGE]
+    forbidden = [key for key in changed if key not in _FREE_TO_CHANGE and not _only_on_damage(key, last, run)]
     if forbidden:
         raise UserError(
             f"{run.run_dir} holds a run with other settings in {', '.join(forbidden)}; "
@@ -53,19 +111,57 @@ def check_run_folder(run: RunConfig, resume: Resume) -> list[str]:
     return changed
 
 
-def record_start(run: RunConfig, ds_raw: dict[str, Any]) -> None:
-    """Append this start to incarnations.jsonl: when, by which command, code, packages and configs."""
-    run.run_dir.mkdir(parents=True, exist_ok=True)
+def _only_on_damage(section: str, last: RunConfig, run: RunConfig) -> bool:
+    """Whether the data differ in what is done with damage alone, which may be decided when there is some."""
+    return section == "data" and last.data.model_copy(update={"on_damage": run.data.on_damage}) == run.data
+
+
+def versions() -> dict[str, Any]:
+    return {"code_version": recipe.__version__, "packages": {name: version(name) for name in _PACKAGES}}
+
+
+_lock: IO[str] | None = None  # held until this process ends
+
+
+def lock_run_folder(folder: Path) -> None:
+    """Hold the folder until this process ends, so that no two incarnations write to it; by rank 0.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    global _lock
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = open(folder / "lock", "a+", encoding="utf-8")
+    deadline = time.monotonic() + LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the kinds of locks, the one that NFS knows
+            break
+        except OSError:
+            if time.monotonic() > deadline:
+                handle.seek(0)
+                holder = handle.read().strip() or "another process"
+                raise UserError(
+                    f"{folder} is in use by {holder}; end that run first or choose another run_dir"
+                ) from None
+            time.sleep(0.5)
+    handle.truncate(0)
+    handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    handle.flush()
+    _lock = handle
+
+
+def record_start(run: RunConfig, ds_raw: dict[str, Any]) -> int:
+    """Append this start to incarnations.jsonl: when, by which command, code, packages and configs; returns its number."""
     start = {
         "time": time.time(),
         "command": sys.argv,
-        "code_version": recipe.__version__,
-        "packages": {name: version(name) for name in _PACKAGES},
+        **versions(),
         "run_config": run.model_dump(mode="json"),
         "ds_config": ds_raw,
     }
-    with open(_starts(run.run_dir), "a", encoding="utf-8") as handle:
-        handle.write(json.dumps(start) + "\n")
+    append_json(_starts(run.run_dir), start)
+    return len(read_json_lines(_starts(run.run_dir)))
 
 
 def load_run_folder(folder: str | Path) -> tuple[RunConfig, dict[str, Any]]:
@@ -74,11 +170,10 @@ def load_run_folder(folder: str | Path) -> tuple[RunConfig, dict[str, Any]]:
     Raises:
         UserError: not a run folder.
     """
-    path = _starts(Path(folder))
-    if not path.exists():
-        raise UserError(f"{folder} holds no run (no {path.name}); give the run_dir of a training run")
-    last = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
-    return RunConfig.model_validate(last["run_config"]), last["ds_config"]
+    starts = read_json_lines(_starts(Path(folder)))
+    if not starts:
+        raise UserError(f"{folder} holds no run (no {_starts(Path(folder)).name}); give the run_dir of a training run")
+    return RunConfig.model_validate(starts[-1]["run_config"]), starts[-1]["ds_config"]
 
 
 def _starts(folder: Path) -> Path:

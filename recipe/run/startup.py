@@ -71,7 +71,8 @@ def check_launch(config_path: Path, overrides: list[str], ds_path: Path, world_s
         raise UserError(f"{run.data.tokens} has no training shards; tokenize more documents")
     sizes = {source.name: float(source.num_tokens) for source in sources}
     phases = plan_mixture(sizes, run.data.mixture, run.schedule.total_tokens, CYCLE * run.data.seq_length)
-    return Launch(run, ds, ds_raw, shape, BatchOrder(sources, phases, run.data.seq_length, run.seed), tokens.tokenizer)
+    order = BatchOrder(sources, phases, run.data.seq_length, run.seed, run.data.on_damage == "skip")
+    return Launch(run, ds, ds_raw, shape, order, tokens.tokenizer)
 
 
 def describe(launch: Launch) -> str:

@@ -7,7 +7,7 @@ averages gradients over ranks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import deepspeed
 import numpy as np
@@ -18,6 +18,7 @@ from recipe.base.model_shape import IGNORED
 from recipe.base.settings import Compute
 from recipe.data.batch import Batch
 from recipe.run.routing_control import MicroBatch, RoutingControl, StepSums
+from recipe.run.step_guard import StepGuard
 
 
 def run_step(
@@ -29,8 +30,15 @@ def run_step(
     step: int,
     observing: bool,
     update_bias: bool,
+    guard: StepGuard | None = None,
+    enter: Callable[[str], None] = lambda phase: None,
 ) -> tuple[torch.Tensor, StepSums | None]:
     """Train on this rank's micro-batches of one step.
+
+    Args:
+        observing, update_bias: whether the routers' sums are returned, and their biases moved.
+        guard: decides whether the weights are changed, and with them the biases.
+        enter: told of each phase that begins.
 
     Returns:
         this rank's part of the loss, on the device: its mean over ranks is the mean loss in nats per valid
@@ -42,21 +50,28 @@ def run_step(
     if control.counts_first:
         with torch.no_grad():
             for number, batch in enumerate(batches):
+                enter("counting")
                 control.begin_micro_batch(_micro_batch(number, batch, device))
                 engine(**for_attention(model_inputs(batch, device), compute), logits_to_keep=1)
                 control.end_forward()
         control.end_counting()
     total = torch.zeros((), device=device)
     for number, batch in enumerate(batches):
+        enter("forward")
         control.begin_micro_batch(_micro_batch(number, batch, device))
         targets_BS = torch.from_numpy(batch.targets).to(device)
         summed = summed_loss_of(engine, compute, model_inputs(batch, device), targets_BS)
         control.end_forward()
         loss = summed * loss_weight
-        engine.backward(loss * len(batches))  # which the engine divides by the accumulation steps
-        engine.step()
         total += loss.detach()
-    return total, control.end_step(update_bias=update_bias)
+        enter("backward")
+        engine.backward(loss * len(batches))  # which the engine divides by the accumulation steps
+        enter("update")
+        if guard is not None:
+            guard.offer(total)
+        engine.step()
+    applied = guard is None or guard.verdict().applied
+    return total, control.end_step(update_bias=update_bias and applied)
 
 
 def token_weights(batches: Sequence[Batch], device: torch.device) -> torch.Tensor:

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from recipe.base.checkpoint_files import complete
+from recipe.base.settings import Checkpoint
 from recipe.model import RecipeMoeConfig
 from recipe.run.autoep import moe_layers
 from recipe.run.checkpoint import CheckpointStore
@@ -28,8 +30,10 @@ def main() -> None:
         biases = [layer.router.e_score_correction_bias for _, layer in moe_layers(engine.module)]
         for number, bias in enumerate(biases):
             bias.copy_(torch.linspace(-0.1, 0.1, 8).roll(number))
-        store = CheckpointStore(output.with_suffix(".checkpoints"), keep_last=1)
-        path = store.save(engine, state)
+        store = CheckpointStore(output.with_suffix(".checkpoints"), Checkpoint(every_steps=1, keep_last=1))
+        store.save(engine, state)
+        assert store.finish()
+        (path,) = complete(store.folder)
         for bias in biases:
             bias.zero_()
         assert store.load(engine, path) == state

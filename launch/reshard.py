@@ -1,0 +1,41 @@
+#!/usr/bin/env python3
+"""Turn a checkpoint into DeepSpeed's universal form, which any number of ranks and any expert-parallel size can load."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from recipe.base.arguments import positive_int
+from recipe.base.checkpoint_files import complete
+from recipe.base.errors import UserError, exit_on_user_error
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example:\n  python launch/reshard.py --run runs/a\n  deepspeed --num_gpus 8 recipe/train.py ... --resume auto",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--run", required=True, type=Path, help="run_dir of a training run")
+    parser.add_argument("--checkpoint", help="name such as step_00001000 (default: the newest)")
+    parser.add_argument(
+        "--workers", type=positive_int, default=os.cpu_count() or 1, help="processes; each holds one rank's states"
+    )
+    args = parser.parse_args(argv)
+    found = {path.name: path for path in complete(args.run / "checkpoints")}
+    if not found:
+        raise UserError(f"{args.run} has no complete checkpoint")
+    name = args.checkpoint or list(found)[-1]
+    if name not in found:
+        raise UserError(f"{args.run} has no checkpoint '{name}'; it has {', '.join(found)}")
+    from recipe.run.universal import make_universal
+
+    print(f"universal checkpoint {make_universal(found[name], args.workers)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,292 @@
+#!/usr/bin/env python3
+"""Train until the schedule ends, through failures: starts the deepspeed launcher again from the newest intact checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from launch.hosts import hosts_for, read_hostfile, write_hostfile
+from launch.incidents import Incident, incident_of, last_step
+from recipe.base.arguments import natural_int
+from recipe.base.checkpoint_files import complete, read_manifest, step_of, universal_of
+from recipe.base.errors import UserError, exit_on_user_error
+from recipe.base.files import append_json, read_json_lines, write_json
+from recipe.run.startup import Launch, check_launch
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLE = """examples:
+  launch/train.sh --hostfile hosts --config recipe/configs/runs/X.yaml --deepspeed_config ds_configs/Y.json
+  launch/train.sh --num_gpus 2 --config recipe/configs/runs/X.yaml --deepspeed_config ds_configs/cpu_2.json \\
+      --set seed=1 -- --master_port 29501        (what follows -- goes to the deepspeed launcher)
+
+SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 let the step end, save and stop; twice ends the ranks at once."""
+MAX_BACKOFF_S = 300.0
+FAILURES_OF_A_HOST = 2  # then it is left out
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--hostfile", type=Path, help="HOST slots=N lines; more hosts than needed are spares")
+    where.add_argument("--num_gpus", type=int, help="ranks on this host alone")
+    parser.add_argument("--config", required=True, type=Path, help="run config, YAML")
+    parser.add_argument("--deepspeed_config", required=True, type=Path, help="ds_config, JSON")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the run config"
+    )
+    parser.add_argument(
+        "--max-stalls",
+        type=natural_int,
+        default=3,
+        help="restarts in a row without a new checkpoint (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--backoff", type=float, default=10.0, metavar="SECONDS",
+        help="before a restart; doubled with each stall (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--grace", type=float, default=120.0, metavar="SECONDS",
+        help="that ranks whose launcher has ended may take to save and leave (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="save and stop before it")
+    parser.add_argument(
+        "--step-down-on-oom", action="store_true", help="out of memory: halve the micro-batch, double the accumulation"
+    )
+    words = sys.argv[1:] if argv is None else argv
+    ours, _, launcher = _split(words)
+    args = parser.parse_args(ours)
+    args.launcher = launcher
+    return args
+
+
+def _split(words: list[str]) -> tuple[list[str], str, list[str]]:
+    at = words.index("--") if "--" in words else len(words)
+    return words[:at], "--", words[at + 1 :]
+
+
+class Supervisor:
+    """See the module's text."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.ds_path: Path = args.deepspeed_config
+        self.launch: Launch = check_launch(args.config, args.set, self.ds_path, None)
+        self.run_dir = self.launch.run.run_dir
+        self.hosts = read_hostfile(args.hostfile) if args.hostfile else None
+        self.failures: Counter[str] = Counter()  # of hosts
+        self.excluded: set[str] = set()
+        self.began = time.monotonic()
+        self.signals = 0
+        self.group: int | None = None  # process group of the launcher
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, self._asked)
+
+    def run(self) -> int:
+        """Start and restart; returns the exit code."""
+        stalls = 0
+        while True:
+            before = self._newest_step()
+            code = self._incarnation()
+            ended = read_json_lines(self.run_dir / "events.jsonl")
+            last: dict[str, Any] = next(
+                (e for e in reversed(ended) if e["event"] in ("started", "finished", "stopped", "rewind")), {}
+            )
+            if code == 0 and last.get("event") == "finished":
+                return 0
+            stopped = last.get("event") == "stopped"
+            if self.signals or (stopped and last.get("why") != "signal"):
+                print(f"supervisor: stopped after step {last.get('step', 0):,}", flush=True)
+                return 0 if stopped else code or 1
+            if stopped and code == 0:
+                incident = Incident("stopped", last["said"])
+            elif last.get("event") == "rewind" and last["incarnation"] == self._incarnations():
+                incident = Incident("rewind", last["said"])
+            else:
+                incident = incident_of(self.run_dir, self._incarnations(), code)
+            stalls = 0 if self._newest_step() > before or incident.kind == "rewind" else stalls + 1
+            if (end := self._end_of(incident, code, stalls)) is not None:
+                self._record(incident, code, end, 0.0)
+                raise UserError(end)
+            backoff = min(MAX_BACKOFF_S, self.args.backoff * 2**stalls) if incident.kind != "rewind" else 0.0
+            self._record(incident, code, f"restart in {backoff:.0f} s", backoff)
+            self._wait(backoff)
+            if self.signals:
+                return 1
+
+    def _end_of(self, incident: Incident, code: int, stalls: int) -> str | None:
+        """Why there is no restart, if there is none; what is changed for the next one otherwise."""
+        if code == 2 or incident.kind == "user_error":
+            return f"not restarted: {incident.said}"
+        if stalls > self.args.max_stalls:
+            return f"{stalls} starts in a row ended without a new checkpoint, the last: {incident.said}; look at {self.run_dir}"
+        if incident.kind == "out_of_memory" and self.args.step_down_on_oom:
+            return self._step_down()
+        if incident.host is not None and incident.kind in ("killed", "hang", "error"):
+            self.failures[incident.host] += 1
+            if self.hosts is not None and self.failures[incident.host] >= FAILURES_OF_A_HOST:
+                self.excluded.add(incident.host)
+        return None
+
+    def _step_down(self) -> str | None:
+        """Half the micro-batch and twice the accumulation from now on."""
+        raw = dict(self.launch.ds_raw)
+        if raw["train_micro_batch_size_per_gpu"] % 2:
+            return "out of memory with a micro-batch that cannot be halved; see the ways out in the log"
+        raw["train_micro_batch_size_per_gpu"] //= 2
+        raw["gradient_accumulation_steps"] *= 2
+        self.ds_path = self.run_dir / "ds_config.stepped_down.json"
+        write_json(self.ds_path, raw)
+        self.launch = check_launch(self.args.config, self.args.set, self.ds_path, None)
+        return None
+
+    def _incarnation(self) -> int:
+        """Run the launcher once, to the end of all its processes on this host; returns its exit code."""
+        self._reshard()
+        words = [str(Path(sys.executable).with_name("deepspeed")), *self._where(), *self.args.launcher]
+        words += ["recipe/train.py", "--config", str(self.args.config), "--deepspeed_config", str(self.ds_path)]
+        words += [word for override in self.args.set for word in ("--set", override)]
+        words += ["--resume", "auto"]
+        if self.args.time_limit is not None:
+            words += ["--time-limit", str(self.args.time_limit - (time.monotonic() - self.began))]
+        print(f"supervisor: {shlex.join(words)}", flush=True)
+        process = subprocess.Popen(words, start_new_session=True)
+        self.group = process.pid
+        if self.signals:  # asked while it was being started
+            self._ask_to_stop()
+        code = process.wait()
+        end_group(process.pid, self.args.grace)
+        self.group = None
+        return code
+
+    def _where(self) -> list[str]:
+        ranks = self.launch.ds.world_size
+        if self.hosts is None:
+            if self.args.num_gpus != ranks:
+                raise UserError(f"{self.ds_path} is for {ranks} ranks, not --num_gpus {self.args.num_gpus}")
+            port = [] if "--master_port" in self.args.launcher else ["--master_port", str(free_port())]
+            return ["--num_gpus", str(ranks), *port]
+        chosen = hosts_for(self.hosts, ranks, self.excluded)
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        write_hostfile(self.run_dir / "hostfile", chosen)
+        return ["--hostfile", str(self.run_dir / "hostfile")]
+
+    def _reshard(self) -> None:
+        """Bring the newest checkpoint into its universal form if this run has another topology."""
+        found = complete(self.run_dir / "checkpoints")
+        if not found:
+            return
+        ds, written = self.launch.ds, read_manifest(found[-1])["topology"]
+        here = {
+            "world_size": ds.world_size,
+            "autoep_size": ds.expert_parallel.autoep_size,
+            "zero_stage": ds.zero_optimization.stage,
+        }
+        if written != here and not universal_of(found[-1]).exists():
+            code = subprocess.run(
+                [sys.executable, "launch/reshard.py", "--run", str(self.run_dir)], check=False
+            ).returncode
+            if code:
+                raise UserError(
+                    f"{found[-1]} could not be resharded (see above); give the ds_config that it was written with"
+                )
+
+    def _record(self, incident: Incident, code: int, said: str, backoff_s: float) -> None:
+        """Append the end of an incarnation to events.jsonl."""
+        number, newest = self._incarnations(), self._newest_step()
+        reached = last_step(self.run_dir, number)
+        events = [e for e in read_json_lines(self.run_dir / "events.jsonl") if e["event"] in ("checkpoint", "started")]
+        since = events[-1]["time"] if events else time.time()
+        event: dict[str, Any] = {
+            "time": time.time(),
+            "incarnation": number,
+            "event": "incarnation_ended",
+            "step": newest if reached is None else reached,
+            "code": code,
+            "kind": incident.kind,
+            "rank": incident.rank,
+            "host": incident.host,
+            "lost_steps": max(0, (reached or 0) - 1 - newest),
+            "lost_s": max(0.0, time.time() - since),
+            "backoff_s": backoff_s,
+            "excluded_hosts": sorted(self.excluded),
+            "said": f"{incident.said}; {said}",
+        }
+        append_json(self.run_dir / "events.jsonl", event)
+        print(f"supervisor: incarnation {number} ended with code {code}: {event['said']}", flush=True)
+
+    def _asked(self, number: int, _: object) -> None:
+        self.signals += 1
+        self._ask_to_stop()
+
+    def _ask_to_stop(self) -> None:
+        if self.signals > 1 and self.group is not None:
+            os.killpg(self.group, signal.SIGKILL)
+        else:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            (self.run_dir / "stop").touch()
+
+    def _wait(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not self.signals:
+            time.sleep(0.1)
+
+    def _incarnations(self) -> int:
+        return len(read_json_lines(self.run_dir / "incarnations.jsonl"))
+
+    def _newest_step(self) -> int:
+        found = complete(self.run_dir / "checkpoints")
+        return step_of(found[-1]) if found else 0
+
+
+def end_group(group: int, grace_s: float) -> None:
+    """Let what is left of a process group save and leave, then kill it: no rank outlives its launcher."""
+    for number, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 30.0)):
+        if not (left := processes_of(group)):
+            return
+        print(f"supervisor: {len(left)} processes outlived their launcher, {number.name}", flush=True)
+        os.killpg(group, number)
+        deadline = time.monotonic() + patience_s
+        while processes_of(group) and time.monotonic() < deadline:
+            time.sleep(0.2)
+
+
+def processes_of(group: int) -> list[int]:
+    """Living processes of a process group, from /proc (those not yet reaped by their parent are dead)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
+        except (OSError, ValueError):
+            continue
+        if int(its_group) == group and state not in "ZX":
+            found.append(int(path.parent.name))
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    os.chdir(ROOT)
+    return Supervisor(args).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""Checkpoints on disk: which are whole, whether one is intact, and which are kept. No torch: a supervisor reads them too.
+
+checkpoints/
+  step_00000100/           committed: renamed into place when all of it is on disk
+    manifest.json          sizes and SHA-256 of all files, topology, training state, configs, versions
+    keep                   if there: never removed (the file says why); make one to keep a checkpoint
+  step_00000100.universal/ the same state for any number of ranks, made by launch/reshard.py
+  step_00000200.partial/   being written, or left by a kill
+  step_00000150.damaged/   set aside: a file does not have its checksum
+  step_00000180.rewound/   set aside: of a spike that the run went back before
+  latest                   name of the newest, for people and other tools
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from recipe.base.errors import UserError
+from recipe.base.files import flush_folder, sha256
+
+SCHEMA, VERSION = "recipe.checkpoint", 2
+MANIFEST, KEEP = "manifest.json", "keep"
+_NAME = re.compile(r"step_(\d{8,})")
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was taken; its universal form's too."""
+    match = _NAME.fullmatch(checkpoint.name.removesuffix(".universal"))
+    assert match, f"{checkpoint} is no checkpoint"
+    return int(match[1])
+
+
+def complete(folder: Path) -> list[Path]:
+    """Committed checkpoints, oldest first."""
+    found = [p.parent for p in folder.glob(f"step_*/{MANIFEST}") if _NAME.fullmatch(p.parent.name)]
+    return sorted(found, key=step_of)
+
+
+def universal_of(checkpoint: Path) -> Path:
+    """Where the universal form of a checkpoint is, if it has been made."""
+    return checkpoint.with_name(checkpoint.name + ".universal")
+
+
+def read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """Raises UserError if the manifest cannot be read or is of another version."""
+    path = checkpoint / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); resume from another checkpoint") from None
+    if not isinstance(manifest, dict) or (manifest.get("schema"), manifest.get("version")) != (SCHEMA, VERSION):
+        raise UserError(f"{path} is not of {SCHEMA} version {VERSION}; resume from another checkpoint")
+    return manifest
+
+
+def read_list(path: Path) -> dict[str, dict[str, Any]]:
+    """What one rank wrote: file name -> size and SHA-256."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def damage(checkpoint: Path, files: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
+    """What is wrong with some of a checkpoint's files, by its manifest's facts of them; one sentence each."""
+    found = []
+    for name, facts in files:
+        path = checkpoint / name
+        if not path.exists():
+            found.append(f"{path} is missing")
+        elif path.stat().st_size != facts["bytes"]:
+            found.append(f"{path} has {path.stat().st_size:,} bytes, not {facts['bytes']:,}")
+        elif sha256(path) != facts["sha256"]:
+            found.append(f"{path} does not have its checksum")
+    return found
+
+
+def set_aside(checkpoint: Path, why: str) -> Path:
+    """Rename a checkpoint so that it is not resumed from; `why` becomes the suffix."""
+    target = checkpoint.with_name(f"{checkpoint.name}.{why}")
+    if target.exists():
+        shutil.rmtree(target)
+    os.rename(checkpoint, target)
+    flush_folder(checkpoint.parent)
+    return target
+
+
+def expendable(folder: Path, keep_last: int, keep_every_steps: int | None) -> list[Path]:
+    """Checkpoints that retention lets go, oldest first: neither among the last, nor every n-th, nor marked `keep`."""
+    older = complete(folder)[:-keep_last]
+    return [p for p in older if not (keep_every_steps and step_of(p) % keep_every_steps == 0) and not _kept(p)]
+
+
+def remove(checkpoint: Path) -> None:
+    """Remove a checkpoint and its universal form; the manifest first, so that a kill leaves none that looks whole."""
+    for path in (universal_of(checkpoint), checkpoint):
+        (path / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what kills have left: partial checkpoints, and folders whose removal was cut short."""
+    for path in folder.glob("step_*"):
+        partial = _NAME.fullmatch(path.name.removesuffix(".partial")) and path.name.endswith(".partial")
+        if partial or (_NAME.fullmatch(path.name) and not (path / MANIFEST).exists()):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _kept(checkpoint: Path) -> bool:
+    return (checkpoint / KEEP).exists()

@@ -1,0 +1,77 @@
+"""One start of a run: choose the checkpoint, build the engine, restore, train; and go back before a spike when need be."""
+
+from __future__ import annotations
+
+import os
+
+import torch.distributed as dist
+
+from recipe.base.ranks import RESTART
+from recipe.model import RecipeMoeConfig
+from recipe.run import faults
+from recipe.run.checkpoint import CheckpointStore, TrainState
+from recipe.run.engine import build_engine
+from recipe.run.loop import Training
+from recipe.run.run_folder import RunFolder, versions
+from recipe.run.startup import Launch
+from recipe.run.step_guard import Rewind
+from recipe.run.watchdog import Watchdog
+
+
+def train_on(launch: Launch, folder: RunFolder, watchdog: Watchdog, *, resume: str, time_limit_s: float | None) -> int:
+    """Train to the end or until asked to stop; all ranks together.
+
+    Args:
+        resume: never, auto, latest, or a checkpoint's name.
+
+    Returns:
+        the exit code: 0, or RESTART to go back before a spike.
+    """
+    run = launch.run
+    provenance = {"run_config": run.model_dump(mode="json"), "ds_config": launch.ds_raw, **versions()}
+    store = CheckpointStore(run.run_dir / "checkpoints", run.checkpoint, provenance)
+    order = folder.rewind_order()
+    chosen = None
+    watchdog.place.enter("verifying the checkpoint")
+    if resume != "never":
+        chosen = store.choose(
+            resume if resume.startswith("step_") else None,
+            fall_back=resume == "auto",
+            rewound=(order["number"], order["before_step"]) if order else None,
+        )
+    watchdog.place.enter("building the engine")
+    engine = build_engine(
+        RecipeMoeConfig.from_shape(launch.shape),
+        launch.ds_raw,
+        seed=run.seed,
+        optimizer=run.optimizer,
+        compute=run.compute,
+    )
+    watchdog.place.enter("loading the checkpoint")
+    state = TrainState() if chosen is None else store.load(engine, chosen)
+    said = (
+        "started from the beginning"
+        if chosen is None
+        else f"resumed after step {state.step:,}, {state.tokens:,} tokens"
+    )
+    if order is not None and state.rewinds < order["number"]:
+        state.sequences, state.rewinds, state.guard = order["sequences"], order["number"], {}
+        said += f"; the data up to sequence {state.sequences:,} are left out"
+    if dist.get_rank() == 0:
+        started = {"event": "started", "step": state.step, "said": said, "ranks": dist.get_world_size()}
+        for event in (*store.take_events(), started):
+            folder.event(**event)
+            print(event["said"], flush=True)
+    if faults.VARIABLE in os.environ:
+        faults.install(engine, watchdog.place, folder.incarnation)
+    try:
+        Training(engine, launch, store, state, folder, watchdog, time_limit_s).run()
+    except Rewind as rewind:
+        store.finish()
+        if dist.get_rank() == 0:
+            folder.order_rewind(state.rewinds + 1, rewind.before_step, state.sequences, str(rewind))
+            said = f"going back to the last checkpoint before step {rewind.before_step:,}: {rewind}"
+            folder.event(event="rewind", step=state.step, said=said)
+            print(said, flush=True)
+        return RESTART
+    return 0

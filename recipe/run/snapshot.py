@@ -1,0 +1,133 @@
+"""What DeepSpeed would write to a checkpoint's files, taken to host memory and written while training goes on.
+
+DeepSpeed 0.19.8 hands each file to its `CheckpointEngine`; this is one. Its own ways to write in the background do
+not hold here: the fast writer's files do not load under torch's weights-only default, the decoupled one fails on CPU,
+and neither checks what it wrote. Weights and moments change only in the optimizer's update, so their copies are made
+beside the next forward and backward pass and are waited for before the update (the two phases of CheckFreq, FAST '21).
+What changes earlier, such as expert biases, is small and copied at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.runtime.checkpoint_engine import CheckpointCommitInfo, TorchCheckpointEngine
+
+from recipe.base.files import HashedFile
+
+COPIED_AT_ONCE_BYTES = 1 << 20
+
+Files = Sequence[tuple[Path, Any]]  # each file's path and what torch.save is to write there
+
+
+class Snapshot(TorchCheckpointEngine):
+    """Collects the files of a save. With `copies` they hold host copies, without the live tensors themselves."""
+
+    def __init__(self, copies: bool):
+        super().__init__()
+        self.copies = copies
+        self.files: list[tuple[Path, Any]] = []
+        self.bytes = 0
+        self._buffers: list[torch.Tensor] = []  # host memory, used again by every save
+        self._used = 0
+        self._copied: dict[tuple[Any, ...], torch.Tensor] = {}  # what several files share is copied once
+        self._later: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._thread: threading.Thread | None = None
+        self._event: torch.cuda.Event | None = None
+
+    def create(self, info: CheckpointCommitInfo) -> None:
+        assert self._thread is None, "the copies of the last save are still being made"
+        self.files, self.bytes, self._used = [], 0, 0
+
+    def save(self, state_dict: Any, path: str) -> None:
+        self.files.append((Path(path), self._taken(state_dict)))
+
+    def commit(self, info: CheckpointCommitInfo) -> bool:
+        """DeepSpeed has handed over all files."""
+        self._copied = {}
+        later, self._later = self._later, []
+        if not later:
+            return True
+        if later[0][1].is_cuda:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                _copy(later)
+            self._event = torch.cuda.Event()
+            self._event.record(stream)
+        else:
+            self._thread = threading.Thread(target=_copy, args=(later,), name="snapshot")
+            self._thread.start()
+        return True
+
+    def preserves_storage_sharing(self) -> bool:
+        return False  # spares the clone that DeepSpeed would make of every tensor
+
+    def before_update(self) -> None:
+        """Called before the tensors change; on a GPU the update is queued behind the copies, and nothing waits here."""
+        if self._event is not None:
+            torch.cuda.current_stream().wait_event(self._event)
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def wait(self) -> None:
+        """Return when the copies can be read."""
+        if self._event is not None:
+            self._event.synchronize()
+        if (thread := self._thread) is not None:
+            thread.join()
+
+    def _taken(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            self.bytes += value.numel() * value.element_size()
+            return self._host(value.detach()) if self.copies else value.detach()
+        if isinstance(value, dict):
+            return {key: self._taken(inner) for key, inner in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(self._taken(inner) for inner in value)
+        return value
+
+    def _host(self, tensor: torch.Tensor) -> torch.Tensor:
+        size = tensor.numel() * tensor.element_size()
+        if size < COPIED_AT_ONCE_BYTES:
+            return tensor.cpu().clone()
+        key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+        if key not in self._copied:
+            target = self._buffer(size).view(tensor.dtype).view(tensor.shape)
+            self._later.append((target, tensor))
+            self._copied[key] = target
+        return self._copied[key]
+
+    def _buffer(self, size: int) -> torch.Tensor:
+        """The next host buffer, exactly of this size: the order and sizes of a run's tensors do not change."""
+        if self._used == len(self._buffers) or self._buffers[self._used].numel() != size:
+            del self._buffers[self._used :]
+            # Zeros, so that the memory is there before the copies are timed by the training.
+            self._buffers.append(torch.zeros(size, dtype=torch.uint8, pin_memory=torch.cuda.is_available()))
+        self._used += 1
+        return self._buffers[self._used - 1]
+
+
+def write_files(files: Files, folder: Path) -> dict[str, dict[str, Any]]:
+    """Write and flush; returns the size and SHA-256 of each by its name in `folder`."""
+    facts = {}
+    for path, state in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = HashedFile(path)
+        try:
+            torch.save(state, handle)  # type: ignore[arg-type]
+        except BaseException:
+            handle.abandon()
+            raise
+        facts[str(path.relative_to(folder))] = handle.close()
+    return facts
+
+
+def _copy(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    for target, source in pairs:
+        target.copy_(source, non_blocking=True)

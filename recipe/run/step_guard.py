@@ -1,0 +1,200 @@
+"""Whether an optimizer step may change the weights, decided by all ranks alike just before it would.
+
+The one exchange that every step has is made here, when the global batch's loss and gradient norm are known and the
+weights are still what they were. A loss or norm that is not finite, or far above what the last steps had (a robust
+z-score; OLMo-core's SkipStepOptimizer uses 6 standard deviations over 128 steps), means that the update is left out:
+weights, moments and the optimizer's own step count stay.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import deepspeed
+import torch
+import torch.distributed as dist
+
+from recipe.base.errors import UserError
+from recipe.base.settings import Numerics
+
+MAD_TO_SIGMA = 1.4826  # of a normal distribution
+SMALLEST_SIGMA = 0.002  # of the median: a flat history makes no spike of noise
+
+
+class Rewind(Exception):
+    """A spike that skipping does not end: go back to the last checkpoint before it, past its data."""
+
+    def __init__(self, before_step: int, said: str):
+        self.before_step = before_step
+        super().__init__(said)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a step."""
+
+    kind: Literal["applied", "nonfinite", "spike"]
+    said: str
+    loss: float  # nats per token, mean of the global batch
+    grad_norm: float
+    totals: dict[str, float]  # sums over ranks of what the others asked
+
+    @property
+    def applied(self) -> bool:
+        return self.kind == "applied"
+
+
+class StepGuard:
+    """See the module's text.
+
+    Args:
+        settings: the run config's numerics section.
+        state: of an earlier incarnation, as `state` gave it.
+        votes: this rank's numbers to be summed over ranks in the step's exchange, whatever they mean.
+        before_update: called when the weights are about to change.
+    """
+
+    def __init__(
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        settings: Numerics,
+        state: dict[str, Any],
+        *,
+        votes: Callable[[], dict[str, float]],
+        before_update: Callable[[], None],
+    ):
+        self._engine, self._settings, self._votes, self._before_update = engine, settings, votes, before_update
+        self._losses: list[float] = list(state.get("losses", []))
+        self._norms: list[float] = list(state.get("norms", []))
+        self._skipped_in_a_row: dict[str, int] = {"nonfinite": 0, "spike": 0, **state.get("skipped_in_a_row", {})}
+        self._spike_since: int | None = state.get("spike_since")
+        self.skipped = int(state.get("skipped", 0))  # steps of the run so far
+        self._loss: torch.Tensor | None = None
+        self._verdict: Verdict | None = None
+        optimizer: Any = getattr(engine.optimizer, "optimizer", engine.optimizer)
+        update = optimizer.step
+
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            """In place of the torch optimizer's step, which ZeRO calls once for each of its groups."""
+            if not self.verdict().applied:
+                return None
+            self._before_update()
+            return update(*args, **kwargs)
+
+        optimizer.step = guarded
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return {
+            "losses": self._losses,
+            "norms": self._norms,
+            "skipped_in_a_row": self._skipped_in_a_row,
+            "spike_since": self._spike_since,
+            "skipped": self.skipped,
+        }
+
+    def offer(self, loss: torch.Tensor) -> None:
+        """This rank's part of a step's loss; its mean over ranks is the global batch's. Before the engine's step."""
+        self._loss, self._verdict = loss, None
+
+    def verdict(self) -> Verdict:
+        """The step's verdict; the first call after `offer` exchanges, on all ranks."""
+        if self._verdict is None:
+            self._verdict = self._exchange()
+        return self._verdict
+
+    def _exchange(self) -> Verdict:
+        assert self._loss is not None
+        # DeepSpeed skips a step whose norm is not finite by itself, and says inf.
+        norm = getattr(self._engine.optimizer, "_global_grad_norm", None)
+        bad = float(not math.isfinite(self._loss.item()))
+        mine = {**self._votes(), "bad": bad, "bad_rank": bad * dist.get_rank()}
+        names = list(mine)
+        summed = torch.tensor(
+            [float(self._loss), math.nan if norm is None else float(norm), *mine.values()],
+            dtype=torch.float64,
+            device=self._engine.device,
+        )
+        dist.all_reduce(summed)
+        loss, grad_norm, *rest = summed.tolist()
+        ranks, totals = dist.get_world_size(), dict(zip(names, rest, strict=True))
+        loss, grad_norm = loss / ranks, grad_norm / ranks
+        if bad_ranks := totals["bad"]:
+            where = f"rank {totals['bad_rank']:.0f}" if bad_ranks == 1 else f"{bad_ranks:.0f} ranks"
+            return Verdict("nonfinite", f"the loss of {where} is not finite", loss, grad_norm, totals)
+        if norm is not None and not math.isfinite(grad_norm):
+            return Verdict(
+                "nonfinite", "the gradient is not finite on some rank, the losses are", loss, grad_norm, totals
+            )
+        spike = self._spike("loss", loss, self._losses) or self._spike("gradient norm", grad_norm, self._norms)
+        return Verdict("spike" if spike else "applied", spike or "", loss, grad_norm, totals)
+
+    def _spike(self, name: str, value: float, history: list[float]) -> str | None:
+        spikes = self._settings.spikes
+        if spikes is None or len(history) < spikes.window // 2 or math.isnan(value):
+            return None
+        z = robust_z(value, history)
+        if z <= spikes.sigmas:
+            return None
+        return f"{name} {value:.4g} is {z:.1f} sigma above the last {len(history)} steps' median {statistics.median(history):.4g}"
+
+    def record(self, step: int, rewinds: int) -> list[dict[str, Any]]:
+        """Take the verdict into the history.
+
+        Returns:
+            what happened, an event each.
+
+        Raises:
+            Rewind: the spike goes on, and the run has not gone back before.
+            UserError: it has; or too many steps in a row were not finite.
+        """
+        verdict = self.verdict()
+        for kind in self._skipped_in_a_row:
+            self._skipped_in_a_row[kind] = self._skipped_in_a_row[kind] + 1 if verdict.kind == kind else 0
+        if verdict.applied:
+            self._spike_since = None
+            if self._settings.spikes is not None:
+                for history, value in ((self._losses, verdict.loss), (self._norms, verdict.grad_norm)):
+                    if math.isfinite(value):  # without ZeRO there is no norm
+                        history.append(value)
+                    del history[: -self._settings.spikes.window]
+            return []
+        self.skipped += 1
+        self._check_nonfinite(step, verdict)
+        self._check_spike(step, verdict, rewinds)
+        return [{"event": "step_skipped", "step": step, "kind": verdict.kind, "said": f"step skipped: {verdict.said}"}]
+
+    def _check_nonfinite(self, step: int, verdict: Verdict) -> None:
+        limit = self._settings.max_nonfinite_in_a_row
+        if self._skipped_in_a_row["nonfinite"] >= limit:
+            raise UserError(
+                f"{limit} steps in a row up to {step:,} were not finite, the last since {verdict.said}; "
+                "lower schedule.peak_lr, or look at that rank's GPU, and resume"
+            )
+
+    def _check_spike(self, step: int, verdict: Verdict, rewinds: int) -> None:
+        spikes = self._settings.spikes
+        if verdict.kind != "spike" or spikes is None:
+            return
+        if self._spike_since is None:
+            self._spike_since = step
+        if self._skipped_in_a_row["spike"] < spikes.sustained:
+            return
+        said = f"{spikes.sustained} steps in a row up to {step:,} were spikes: {verdict.said}"
+        if rewinds:
+            raise UserError(
+                f"{said}; the run has gone back before a spike once already and stops here; "
+                "lower schedule.peak_lr or look at the data, and resume from a checkpoint by its name"
+            )
+        raise Rewind(self._spike_since, said)
+
+
+def robust_z(value: float, history: list[float]) -> float:
+    """How many robust standard deviations (of the median absolute deviation) a value is above the history's median."""
+    median = statistics.median(history)
+    deviation = MAD_TO_SIGMA * statistics.median(abs(x - median) for x in history)
+    return (value - median) / max(deviation, SMALLEST_SIGMA * abs(median), 1e-12)

@@ -1,0 +1,54 @@
+"""When training is to end before its schedule does: a signal, a file, or a time limit; always with a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+import torch.distributed as dist
+
+Reason = Literal["signal", "file", "time limit"]
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+MARGIN_S = 30.0  # besides twice what the last save and the last step took
+
+
+class StopRequest:
+    """Any rank may be signalled; rank 0 looks at the file and the clock. The ranks learn of it together in the step.
+
+    Args:
+        file: whoever makes it asks the run to stop; removed when the run has.
+        time_limit_s: of this process, from now; None: Slurm's end of the job if it says one.
+    """
+
+    def __init__(self, file: Path, time_limit_s: float | None):
+        self._file = file
+        self._signal: int | None = None
+        for number in SIGNALS:
+            signal.signal(number, self._ask)
+        if time_limit_s is None and "SLURM_JOB_END_TIME" in os.environ:
+            time_limit_s = float(os.environ["SLURM_JOB_END_TIME"]) - time.time()
+        self._deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
+        self.needed_s = 0.0  # what a step and a save take, as far as is known
+
+    def reason(self) -> Reason | None:
+        """Why this rank wants to stop."""
+        if self._signal is not None:
+            return "signal"
+        if dist.get_rank() != 0:
+            return None
+        if self._file.exists():
+            return "file"
+        if self._deadline is not None and time.monotonic() > self._deadline - MARGIN_S - 2 * self.needed_s:
+            return "time limit"
+        return None
+
+    def answered(self) -> None:
+        """The run has stopped."""
+        self._file.unlink(missing_ok=True)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._signal = number

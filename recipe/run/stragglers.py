@@ -1,0 +1,116 @@
+"""Which rank is slow: now and then one step whose collectives are timed one by one.
+
+Ranks wait for each other in every collective, so the time of a step says nothing about who is slow. In a sampled step
+each collective is made to block, and what is left of the step is the rank's own time: reading, computing, and
+whatever else keeps it. The slowest rank has the most of it, and waits the least.
+"""
+
+from __future__ import annotations
+
+import socket
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed.comm
+import torch
+import torch.distributed as dist
+
+from recipe.run.agree import gathered
+
+# What DeepSpeed's engine and the recipe call; each is looked up in its module at every call.
+_DEEPSPEED = (
+    "all_gather", "all_gather_into_tensor", "allgather_fn", "all_gather_coalesced", "all_reduce", "all_reduce_coalesced",
+    "all_to_all", "all_to_all_single", "barrier", "broadcast", "gather", "inference_all_reduce", "reduce",
+    "reduce_scatter", "reduce_scatter_fn", "reduce_scatter_tensor",
+)  # fmt: skip
+_TORCH = ("all_gather", "all_gather_object", "all_reduce", "all_to_all_single", "barrier", "broadcast")
+
+
+@dataclass
+class StepTime:
+    """Seconds of one step on one rank."""
+
+    host: str
+    whole_s: float = 0.0
+    waited_s: float = 0.0  # in collectives: for the other ranks and for the network
+
+    @property
+    def own_s(self) -> float:
+        return self.whole_s - self.waited_s
+
+
+@contextmanager
+def timed_collectives() -> Iterator[StepTime]:
+    """Time a step and the collectives in it, which block meanwhile."""
+    found, inside = StepTime(socket.gethostname()), False
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal inside
+            if inside:  # DeepSpeed's functions call torch's
+                return function(*args, **kwargs)
+            _synchronize()
+            begun, inside = time.perf_counter(), True
+            try:
+                result = function(*args, **kwargs)
+                if hasattr(result, "wait"):
+                    result.wait()
+                _synchronize()
+                return result
+            finally:
+                inside = False
+                found.waited_s += time.perf_counter() - begun
+
+        return call
+
+    replaced = [(deepspeed.comm, name) for name in _DEEPSPEED] + [(dist, name) for name in _TORCH]
+    originals = [(module, name, getattr(module, name)) for module, name in replaced if hasattr(module, name)]
+    for module, name, function in originals:
+        setattr(module, name, timed(function))
+    begun = time.perf_counter()
+    try:
+        yield found
+        _synchronize()
+        found.whole_s = time.perf_counter() - begun
+    finally:
+        for module, name, function in originals:
+            setattr(module, name, function)
+
+
+def compare(mine: StepTime, ratio: float) -> tuple[dict[str, Any], str | None]:
+    """The ranks of a timed step side by side; all ranks together.
+
+    Returns:
+        metrics, and what to say of the slowest rank if its own time is `ratio` times the median's or more.
+    """
+    return judged(gathered(mine), ratio)
+
+
+def judged(times: list[StepTime], ratio: float) -> tuple[dict[str, Any], str | None]:
+    own = [found.own_s for found in times]
+    median = statistics.median(own)
+    slowest = max(range(len(own)), key=own.__getitem__)
+    over = own[slowest] / max(median, 1e-9)
+    metrics = {
+        "slowest_rank": slowest,
+        "slowest_host": times[slowest].host,
+        "slowest_over_median": over,
+        "own_median_s": median,
+        "waited_median_s": statistics.median(found.waited_s for found in times),
+        "waited_least_s": min(found.waited_s for found in times),
+    }
+    if over < ratio:
+        return metrics, None
+    return metrics, (
+        f"rank {slowest} on {times[slowest].host} is slow: {own[slowest]:.3f} s of its own in a step, {over:.2f} times "
+        f"the median; it waited {times[slowest].waited_s:.3f} s for the others, the median rank {metrics['waited_median_s']:.3f} s"
+    )
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

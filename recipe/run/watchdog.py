@@ -1,0 +1,138 @@
+"""Ends a job that makes no progress, and says which ranks hold it up.
+
+A thread beside the training. Every rank that sees itself stuck prints the stacks of all its Python threads; the first
+of those that still live compares the heartbeats and names the ranks that do not beat (killed, stopped, a dead host)
+and, if all beat, those that are behind the others. Then they leave with the code that lets a supervisor start again.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass
+
+from recipe.base.heartbeats import Heartbeat, read_heartbeats, state_of_process, write_heartbeat
+from recipe.base.ranks import RESTART, rank
+from recipe.base.settings import Watch
+from recipe.run.run_folder import RunFolder
+
+
+@dataclass
+class Place:
+    """Where the training of this rank is; the loop says so, the watchdog looks."""
+
+    step: int = 0
+    phase: str = "starting"
+    number: int = 0
+
+    def enter(self, phase: str, step: int | None = None) -> None:
+        if step is not None:
+            self.step = step
+        self.phase = phase
+        self.number += 1
+
+
+class Watchdog(threading.Thread):
+    """See the module's text. A context in which it watches."""
+
+    def __init__(self, folder: RunFolder, settings: Watch):
+        super().__init__(name="watchdog", daemon=True)
+        self.place = Place()
+        self._folder, self._settings = folder, settings
+        self._stopped = threading.Event()
+        self._beat = 0
+        self._patience_s = settings.start_s
+        folder.heartbeats.mkdir(parents=True, exist_ok=True)
+        self._write()
+
+    def first_step_is_done(self) -> None:
+        """From now on progress is expected at the pace of steps."""
+        self._patience_s = self._settings.no_progress_s
+        self.place.enter("between steps")
+
+    def __enter__(self) -> Watchdog:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self.join()
+
+    def run(self) -> None:
+        seen, since = self.place.number, time.monotonic()
+        while not self._stopped.wait(self._settings.heartbeat_s):
+            self._write()
+            now = time.monotonic()
+            if self.place.number != seen:
+                seen, since = self.place.number, now
+            if now - since > self._patience_s:
+                self._end_job(now - since)
+
+    def _end_job(self, waited_s: float) -> None:
+        """Say what is known and end this process."""
+        place = self.place
+        stacks = self._folder.stacks(rank())
+        stacks.parent.mkdir(exist_ok=True)
+        with open(stacks, "w", encoding="utf-8") as handle:
+            faulthandler.dump_traceback(handle, all_threads=True)
+        faulthandler.dump_traceback(sys.stderr, all_threads=True)
+        before = read_heartbeats(self._folder.heartbeats, self._folder.incarnation)
+        for _ in range(2):  # all have then had the time for a beat
+            self._stopped.wait(self._settings.heartbeat_s)
+            self._write()
+        after = read_heartbeats(self._folder.heartbeats, self._folder.incarnation)
+        culprits, said = who_holds_up(before, after)
+        said = (
+            f"no progress for {waited_s:.0f} s in step {place.step:,} ({place.phase}): {said}; "
+            f"stacks are in {stacks.parent}"
+        )
+        beating = [number for number in after if number in before and after[number].beat > before[number].beat]
+        if rank() == min(beating, default=rank()):
+            print(f"error: {said}", file=sys.stderr, flush=True)
+            for culprit in culprits:
+                self._folder.record_failure("hang", said, rank=culprit.rank, host=culprit.host, step=place.step)
+        else:
+            self._stopped.wait(self._settings.heartbeat_s)  # the first speaks before the launcher ends all
+        os._exit(RESTART)
+
+    def _write(self) -> None:
+        self._beat += 1
+        place = self.place
+        write_heartbeat(
+            self._folder.heartbeats,
+            Heartbeat(
+                rank=rank(),
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                incarnation=self._folder.incarnation,
+                step=place.step,
+                phase=place.phase,
+                place=place.number,
+                beat=self._beat,
+            ),
+        )
+
+
+def who_holds_up(before: dict[int, Heartbeat], after: dict[int, Heartbeat]) -> tuple[list[Heartbeat], str]:
+    """The ranks that a stuck job waits for, from two readings of the heartbeats, and what to say of them."""
+    silent = [
+        after[number] for number in sorted(after) if number in before and after[number].beat == before[number].beat
+    ]
+    if silent:
+        return silent, "; ".join(_silent(beat) for beat in silent[:8])
+    furthest = max(beat.place for beat in after.values())
+    behind = [after[number] for number in sorted(after) if after[number].place < furthest]
+    if behind:
+        where = "; ".join(f"rank {b.rank} on {b.host} is in step {b.step:,} ({b.phase})" for b in behind[:8])
+        return behind, f"{where}, the others are further"
+    return [], "all ranks beat and are at the same place: a collective that does not end, look at the network"
+
+
+def _silent(beat: Heartbeat) -> str:
+    state = state_of_process(beat.pid) if beat.host == socket.gethostname() else None
+    known = f", its process {beat.pid} is {state or 'gone'}" if beat.host == socket.gethostname() else ""
+    return f"rank {beat.rank} on {beat.host} has no heartbeat{known}, last seen in step {beat.step:,} ({beat.phase})"
