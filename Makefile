@@ -1,4 +1,4 @@
-# make quickstart | test | test-slow | lint | install | benchmark-peers.   PYTHON=python3.12 make ... chooses the interpreter.
+# make quickstart | test | test-slow | soak | lint | install | benchmark-peers.   PYTHON=python3.12 make ... chooses the interpreter.
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # DeepSpeed compiles one small op for CPU ranks; it lives and goes with the environment.
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: benchmark-peers quickstart install test test-slow lint clean
+.PHONY: benchmark-peers quickstart install test test-slow soak lint clean
 
 quickstart: $(INSTALLED)
 	python launch/quickstart.py --work $(WORK) $(if $(CORPUS),--corpus $(CORPUS))
@@ -29,7 +29,10 @@ test: $(INSTALLED)
 	python -m pytest -m "not slow"
 
 test-slow: $(INSTALLED)
-	python -m pytest -m slow
+	python -m pytest -m "slow and not soak"
+
+soak: $(INSTALLED)
+	python -m pytest -m soak
 
 lint: $(INSTALLED)
 	ruff check .

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from recipe.base.errors import what_to_do
+from recipe.base.ranks import RESTART, rank
 from recipe.run.run_folder import RunFolder
 
 # What gloo and NCCL say when another rank is gone; such a rank is a witness, not the cause.
@@ -45,4 +46,7 @@ def recorded_failures(folder: RunFolder, memory_report: Callable[[], str]) -> It
         if kind == "out_of_memory":
             print(f"out of memory: {said}\n{memory_report()}", file=sys.stderr, flush=True)
         folder.record_own_failure(kind, said)
+        if kind == "peer_lost":  # one rank's end makes a traceback on each of the others
+            print(f"error: rank {rank()} lost another rank: {said[:200]}", file=sys.stderr, flush=True)
+            raise SystemExit(RESTART) from None
         raise

@@ -12,6 +12,8 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -90,6 +92,19 @@ def _kill_in_save(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, plac
     checkpoint.reached = reached
 
 
+def _fill_disk(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Place) -> None:
+    """Between the look at the free space and the writing, once."""
+    filler = Path(fault["file"])
+
+    def reached(point: str) -> None:
+        if point == "copied" and not filler.exists():
+            with open(filler, "wb") as handle, suppress(OSError):
+                while True:
+                    handle.write(bytes(1 << 20))
+
+    checkpoint.reached = reached
+
+
 def _nan_gradient(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Place) -> None:
     def hook(module: torch.nn.Module, gradients: Any, *_: Any) -> Any:
         return tuple(g * float("nan") for g in gradients) if _due(fault, place) else None
@@ -146,6 +161,7 @@ _KINDS: dict[str, Callable[..., None]] = {
     "stop_process": _in_forward(lambda fault: os.kill(os.getpid(), signal.SIGSTOP)),
     "sleep": _in_forward(lambda fault: time.sleep(fault["seconds"])),
     "out_of_memory": _in_forward(_out_of_memory),
+    "fill_disk": _fill_disk,
     "nan_gradient": _nan_gradient,
     "bad_data": _bad_data,
     "collapse": _collapse,

@@ -1,0 +1,148 @@
+"""Supervised runs under faults, and what is reported of them for docs/reliability.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipe.base.files import append_json, read_json_lines
+from recipe.run.metrics import read_metrics
+from tests.conftest import CPU, ROOT, RunFiles, launch
+
+STEPS = 12
+SCHEDULE = {"total_tokens": STEPS * 8 * 32, "peak_lr": 1e-3, "min_lr": 1e-4, "warmup_tokens": 1024}
+SECTIONS = {
+    "schedule": SCHEDULE,
+    "checkpoint": {"every_steps": 2, "keep_last": 3},
+    "watch": {"no_progress_s": 6, "heartbeat_s": 1},
+}
+
+
+@dataclass
+class Supervised:
+    """A run under launch/train.sh."""
+
+    run: RunFiles
+    process: subprocess.Popen
+    log: Path
+
+    @property
+    def run_dir(self) -> Path:
+        return self.run.run_dir
+
+    def wait(self, timeout: float = 400) -> int:
+        try:
+            return self.process.wait(timeout)
+        finally:
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def events(self, kind: str | None = None) -> list[dict[str, Any]]:
+        found = read_json_lines(self.run_dir / "events.jsonl")
+        return [event for event in found if kind in (None, event["event"])]
+
+    def losses(self) -> dict[int, float]:
+        return {m["step"]: m["loss"] for m in read_metrics(self.run_dir)}
+
+    def until(self, happened: Callable[[], Any], timeout: float = 120) -> None:
+        deadline = time.monotonic() + timeout
+        while not happened():
+            assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.output[-3000:]}"
+            assert time.monotonic() < deadline, self.output[-3000:]
+            time.sleep(0.02)
+
+    def until_step(self, step: int) -> None:
+        self.until(lambda: (self.run_dir / "metrics.jsonl").exists() and max(self.losses(), default=0) >= step)
+
+    def finished(self) -> dict[int, float]:
+        """The losses, once the run has ended well."""
+        code = self.wait()
+        assert code == 0, self.output[-4000:]
+        assert self.events("finished")
+        return self.losses()
+
+
+@pytest.fixture
+def supervise(new_run, write_ds, tmp_path):
+    """A function that starts a small run under the supervisor, with faults; 2 ranks, 12 steps, a checkpoint every 2."""
+    started: list[Supervised] = []
+
+    def start(
+        name: str, faults: list[dict[str, Any]] | None = None, *, words: tuple[object, ...] = (), ds: Path | None = None,
+        run: RunFiles | None = None, **sections: Any,
+    ) -> Supervised:  # fmt: skip
+        run = run or new_run(name, **{**SECTIONS, **sections})
+        ds = ds or write_ds(2, micro_batch=4, accumulation=1, autoep_size=2)
+        log = tmp_path / f"{name}_{len(started)}.log"
+        command = ["launch/train.sh", "--num_gpus", 2, *run.arguments(ds), "--backoff", 0, "--max-stalls", 9, *words]
+        environment = {**CPU, "RECIPE_FAULTS": json.dumps(faults)} if faults else CPU
+        with open(log, "w") as handle:
+            process = subprocess.Popen(
+                [str(word) for word in (*command, "--", "--quiet")],
+                cwd=ROOT, env=environment, stdout=handle, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        started.append(Supervised(run, process, log))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.process.poll() is None:
+            os.killpg(one.process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(prepared, tmp_path_factory) -> dict[int, float]:
+    """The losses of the same run without a fault, by step."""
+    import yaml
+
+    from tests.conftest import ds_config
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "ds.json").write_text(json.dumps(ds_config(2, micro_batch=4, accumulation=1, autoep_size=2)))
+    values = {
+        "run_dir": str(folder / "run"),
+        "model": "recipe/configs/models/tiny",
+        "tokenizer": str(prepared.tokenizer),
+        "data": {"tokens": str(prepared.tokens), "seq_length": 32},
+        "logging": {"every_steps": 1},
+        **SECTIONS,
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(values))
+    done = launch(2, "recipe/train.py", "--config", folder / "run.yaml", "--deepspeed_config", folder / "ds.json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses = {m["step"]: m["loss"] for m in read_metrics(folder / "run")}
+    assert sorted(losses) == list(range(1, STEPS + 1))
+    return losses
+
+
+def report(fault: str, detected: str, *, seconds: float | None, lost_steps: int | None, then: str) -> None:
+    """Add a row to the table of docs/reliability.md, if FAULTS_REPORT names a file for it."""
+    if path := os.environ.get("FAULTS_REPORT"):
+        row = {"fault": fault, "detected": detected, "seconds": seconds, "lost_steps": lost_steps, "then": then}
+        append_json(Path(path), row)
+
+
+def seconds_to_notice(supervised: Supervised, incarnation: int) -> float:
+    """From the last sign of training of an incarnation to the record of its end, seconds."""
+    (end,) = (e for e in supervised.events("incarnation_ended") if e["incarnation"] == incarnation)
+    signs = [
+        e["time"]
+        for e in supervised.events()
+        if e["incarnation"] == incarnation and e is not end and e["time"] < end["time"]
+    ]
+    lines = (json.loads(line) for line in (supervised.run_dir / "metrics.jsonl").read_text().splitlines())
+    signs += [m["time"] for m in lines if m["time"] < end["time"]]
+    return end["time"] - max(signs)
