@@ -97,33 +97,38 @@ class Supervisor:
         """Start and restart; returns the exit code."""
         stalls = 0
         while True:
-            before = self._newest_step()
+            step_before, starts_before = self._newest_step(), self._incarnations()
             code = self._incarnation()
-            ended = read_json_lines(self.run_dir / "events.jsonl")
-            last: dict[str, Any] = next(
-                (e for e in reversed(ended) if e["event"] in ("started", "finished", "stopped", "rewind")), {}
-            )
-            if code == 0 and last.get("event") == "finished":
+            word = self._last_word() if self._incarnations() > starts_before else {}
+            if code == 0 and word.get("event") == "finished":
                 return 0
-            stopped = last.get("event") == "stopped"
-            if self.signals or (stopped and last.get("why") != "signal"):
-                print(f"supervisor: stopped after step {last.get('step', 0):,}", flush=True)
+            stopped = word.get("event") == "stopped"
+            if self.signals or (stopped and word["why"] != "signal"):
+                print(f"supervisor: stopped, the newest checkpoint is of step {self._newest_step():,}", flush=True)
                 return 0 if stopped else code or 1
-            if stopped and code == 0:
-                incident = Incident("stopped", last["said"])
-            elif last.get("event") == "rewind" and last["incarnation"] == self._incarnations():
-                incident = Incident("rewind", last["said"])
+            if self._incarnations() == starts_before:
+                incident = Incident("unknown", f"the launcher ended with code {code} before the run began")
+            elif word.get("event") in ("stopped", "rewind"):
+                incident = Incident(word["event"], word["said"])
             else:
                 incident = incident_of(self.run_dir, self._incarnations(), code)
-            stalls = 0 if self._newest_step() > before or incident.kind == "rewind" else stalls + 1
+            advanced = self._newest_step() > step_before or incident.kind == "rewind"
+            stalls = 0 if advanced else stalls + 1
             if (end := self._end_of(incident, code, stalls)) is not None:
                 self._record(incident, code, end, 0.0)
                 raise UserError(end)
-            backoff = min(MAX_BACKOFF_S, self.args.backoff * 2**stalls) if incident.kind != "rewind" else 0.0
-            self._record(incident, code, f"restart in {backoff:.0f} s", backoff)
-            self._wait(backoff)
+            backoff_s = 0.0 if incident.kind == "rewind" else min(MAX_BACKOFF_S, self.args.backoff * 2**stalls)
+            self._record(incident, code, f"restart in {backoff_s:.0f} s", backoff_s)
+            self._wait(backoff_s)
             if self.signals:
                 return 1
+
+    def _last_word(self) -> dict[str, Any]:
+        """What the newest incarnation said of its state last: started, finished, stopped or rewind."""
+        number, kinds = self._incarnations(), ("started", "finished", "stopped", "rewind")
+        events = read_json_lines(self.run_dir / "events.jsonl")
+        ours = [e for e in events if e["incarnation"] == number and e["event"] in kinds]
+        return ours[-1] if ours else {}
 
     def _end_of(self, incident: Incident, code: int, stalls: int) -> str | None:
         """Why there is no restart, if there is none; what is changed for the next one otherwise."""

@@ -106,24 +106,26 @@ def _fill_disk(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: 
 
 
 def _nan_gradient(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Place) -> None:
-    def hook(module: torch.nn.Module, gradients: Any, *_: Any) -> Any:
-        return tuple(g * float("nan") for g in gradients) if _due(fault, place) else None
+    def hook(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        if _due(fault, place) and output.requires_grad:
+            output.register_hook(lambda gradient: gradient * float("nan"))
 
-    engine.module.model.layers[1].register_full_backward_hook(hook)
+    engine.module.model.layers[1].register_forward_hook(hook)
 
 
 def _bad_data(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Place) -> None:
-    """Targets that have nothing to do with the inputs, while the data's position is in [first, last)."""
-    original = loop.read_batches
+    """Logits many times too large, and with them loss and gradient, while the data's position is in [first, last)."""
+    original, bad = loop.read_batches, [False]
 
     def read(launch: Any, state: Any) -> Any:
-        batches = original(launch, state)
-        if fault["first"] <= state.sequences < fault["last"]:
-            for batch in batches:
-                batch.targets[:] = launch.shape.vocab_size - 1 - batch.targets[:, ::-1] % 7
-        return batches
+        bad[0] = fault["first"] <= state.sequences < fault["last"]
+        return original(launch, state)
+
+    def hook(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
+        return output * 50 if bad[0] else None
 
     loop.read_batches = read
+    engine.module.model.norm.register_forward_hook(hook)
 
 
 def _collapse(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Place) -> None:

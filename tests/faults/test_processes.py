@@ -21,7 +21,7 @@ def test_a_stopped_rank_is_named_and_the_job_restarted(supervise, undisturbed):
     (end,) = run.events("incarnation_ended")
     assert (end["kind"], end["rank"]) == ("hang", 1)
     assert "rank 1 on" in end["said"]
-    assert "is stopped, last seen in step 5 (forward)" in end["said"]
+    assert "is stopped, last seen in step" in end["said"]
     stacks = (run.run_dir / "stacks" / "incarnation_0001_rank_00000.txt").read_text()
     assert "all_to_all_single" in stacks  # where the rank that waits is
     report(
@@ -66,7 +66,8 @@ def test_a_signal_to_the_supervisor_saves_and_a_new_one_goes_on(supervise, undis
 
 
 def test_a_time_limit_is_kept(supervise):
-    run = supervise("limited", words=("--time-limit", 45))
+    slowly = [{"kind": "sleep", "rank": 0, "step": 1, "steps": STEPS, "seconds": 4.0}]
+    run = supervise("limited", slowly, words=("--time-limit", 60), watch={"no_progress_s": 60})
     assert run.wait() == 0
     (stop,) = run.events("stopped")
     assert stop["why"] == "time limit"
