@@ -1,8 +1,8 @@
 """Checkpoints for any number of ranks, through DeepSpeed's Universal Checkpoint.
 
 Measured on DeepSpeed 0.19.8: after its load every parameter group has the hyperparameters of the first one, so that
-norms decay, and the parameters share one `step` tensor, which then advances several times a step; the losses differ
-by 5e-3. Both are put right here.
+norms decay; the parameters share one `step` tensor, which then advances several times a step; and buffers, which the
+expert biases are, keep what the engine was built with. The losses differ by 5e-3. All three are put right here.
 """
 
 from __future__ import annotations
@@ -79,3 +79,14 @@ def load_universal(engine: deepspeed.DeepSpeedEngine, universal: Path) -> None:
     for state in optimizer.state.values():
         if isinstance(state.get("step"), torch.Tensor):
             state["step"] = state["step"].clone()
+    _load_buffers(engine, universal)
+
+
+def _load_buffers(engine: deepspeed.DeepSpeedEngine, universal: Path) -> None:
+    """Buffers are whole on every rank, so any rank's file has them."""
+    file = sorted(universal.glob("*model_states.pt"))[0]
+    saved = torch.load(file, map_location="cpu", weights_only=False)["module"]
+    persistent = engine.module.state_dict().keys()
+    for name, buffer in engine.module.named_buffers():
+        if name in persistent:
+            buffer.copy_(saved[name])

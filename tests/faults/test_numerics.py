@@ -11,7 +11,7 @@ from tests.faults.conftest import STEPS, report
 
 pytestmark = [pytest.mark.distributed, pytest.mark.faults]
 
-SPIKES = {"spikes": {"window": 8, "sigmas": 40, "sustained": 3}}
+SPIKES = {"spikes": {"window": 8, "sigmas": 100, "sustained": 3}}
 
 
 def test_a_nan_gradient_is_skipped_and_too_many_stop_the_run(supervise, undisturbed):

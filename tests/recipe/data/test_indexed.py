@@ -25,7 +25,7 @@ def test_what_is_written_is_read(tmp_path, vocab_size):
     assert [d.tolist() for d in shard.documents()] == DOCUMENTS
     assert shard.num_tokens == 54
     assert shard.num_documents == 4
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.bin", "a.idx"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.bin", "a.idx", "a.sums"]
 
 
 @pytest.mark.parametrize("vocab_size", [65_499, 131_072])

@@ -65,8 +65,8 @@ def test_a_global_batch_is_the_same_for_any_number_of_ranks(sources, world_size)
             for rank in range(world_size)
         ]
         expected = np.stack([batches.sequence(i) for i in range(consumed, consumed + batch)])
-        assert np.array_equal(np.concatenate([tokens for tokens, _ in read]), expected)
-        found = [batches.names[number] for _, numbers in read for number in numbers]
+        assert np.array_equal(np.concatenate([tokens for tokens, _, _ in read]), expected)
+        found = [batches.names[number] for _, numbers, _ in read for number in numbers]
         assert found == [batches.locate(i)[0] for i in range(consumed, consumed + batch)]
 
 

@@ -8,6 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from recipe.run.metrics import MetricsWriter, load_image, load_over_mean, read_metrics
+from recipe.run.run_folder import RunFolder
 
 VALUES = {
     "tokens": 100,
@@ -27,7 +28,7 @@ VALUES = {
 
 def test_a_step_logged_twice_counts_once_and_a_cut_line_not_at_all(tmp_path):
     for loss in (1.0, 2.0):
-        writer = MetricsWriter(tmp_path, total_steps=10, first_step=1)
+        writer = MetricsWriter(RunFolder(tmp_path, 1), total_steps=10, first_step=1)
         writer.write(1, {**VALUES, "loss": loss})
         writer.close()
     with open(tmp_path / "metrics.jsonl", "a") as handle:
@@ -37,7 +38,7 @@ def test_a_step_logged_twice_counts_once_and_a_cut_line_not_at_all(tmp_path):
 
 
 def test_tensorboard_has_the_scalars_and_the_load_of_each_layer(tmp_path, capsys):
-    writer = MetricsWriter(tmp_path, total_steps=10, first_step=1)
+    writer = MetricsWriter(RunFolder(tmp_path, 1), total_steps=10, first_step=1)
     writer.write(3, {**VALUES, "mfu": 0.25})
     writer.close()
     board = EventAccumulator(str(tmp_path / "tensorboard"))

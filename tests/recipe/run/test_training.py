@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from recipe.base.files import read_json_lines
 from recipe.run.metrics import read_metrics
 from tests.conftest import CPU, ROOT, launch, launch_words, run_command, run_python, shared_memory
 
@@ -105,7 +106,7 @@ def test_a_resumed_run_has_the_biases_and_the_remedies_of_an_undisturbed_one(new
     )
     assert found == expected  # losses, loads, bias norms, drop rates: every number of every step
     assert expected[0]["routing"]["drop_rate"][0] < expected[5]["routing"]["drop_rate"][0]
-    events = [json.loads(line) for line in (whole.run_dir / "events.jsonl").read_text().splitlines()]
+    events = [e for e in read_json_lines(whole.run_dir / "events.jsonl") if "detector" in e]
     assert [(e["step"], e["event"]) for e in events][:2] == [(2, "fired"), (15, "ended")]
     assert "capacity factor 1 for 13 steps" in events[0]["said"]
 
@@ -169,7 +170,7 @@ def test_a_signal_to_the_whole_job_also_saves(new_run, write_ds):
     assert len(list((run.run_dir / "checkpoints").glob("step_*/manifest.json"))) == 1
 
 
-def test_a_damaged_checkpoint_is_named_and_not_loaded(new_run, write_ds):
+def test_a_damaged_checkpoint_is_named_and_not_loaded_when_it_alone_is_asked_for(new_run, write_ds):
     ds_path = write_ds(2, micro_batch=4, accumulation=1, autoep_size=2)
     run = new_run("damaged")
     finish(2, run, ds_path)
@@ -177,13 +178,12 @@ def test_a_damaged_checkpoint_is_named_and_not_loaded(new_run, write_ds):
     raw = bytearray(shard.read_bytes())
     raw[len(raw) // 2] ^= 1
     shard.write_bytes(raw)
-    done = launch(2, TRAIN, *run.arguments(ds_path, "--resume", "auto"))
+    done = launch(2, TRAIN, *run.arguments(ds_path, "--resume", "latest"))
     assert done.returncode == 2
-    assert f"{shard} does not have its checksum" in done.stderr
-    shard.unlink()
-    done = launch(2, TRAIN, *run.arguments(ds_path, "--resume", "auto"))
+    assert f"{shard} does not have its checksum; resume with --resume auto to go on from" in done.stderr
+    done = launch(2, TRAIN, *run.arguments(ds_path, "--resume", "step_00000015"))
     assert done.returncode == 2
-    assert f"{shard} is missing" in done.stderr
+    assert "has no checkpoint 'step_00000015'; it has step_00000010, step_00000020" in done.stderr
 
 
 def test_a_checkpoint_of_another_topology_is_refused(new_run, write_ds):
@@ -193,7 +193,11 @@ def test_a_checkpoint_of_another_topology_is_refused(new_run, write_ds):
         2, TRAIN, *run.arguments(write_ds(2, micro_batch=4, accumulation=1, autoep_size=1), "--resume", "auto")
     )
     assert done.returncode == 2
-    assert "'autoep_size': 2" in done.stderr
+    assert (
+        "was written with 2 ranks, expert parallel size 2, ZeRO-3 and this run has 2 ranks, expert parallel"
+        in done.stderr
+    )
+    assert "first run python launch/reshard.py --run" in done.stderr
 
 
 def test_a_run_folder_is_not_mixed_with_another_run(new_run, write_ds):
