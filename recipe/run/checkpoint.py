@@ -108,7 +108,8 @@ class CheckpointStore:
         if dist.get_rank() == 0:
             on_disk.remove_leftovers(self.folder)
         if self._snapshot is None:
-            engine.checkpoint_engine = self._snapshot = Snapshot(self.settings.asynchronous)
+            self._snapshot = Snapshot(self.settings.asynchronous)
+        engine.checkpoint_engine = self._snapshot
         engine.save_checkpoint(str(self.folder), tag=partial.name, save_latest=False)
         manifest = {
             "schema": on_disk.SCHEMA,

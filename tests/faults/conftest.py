@@ -39,6 +39,9 @@ class Supervised:
     def run_dir(self) -> Path:
         return self.run.run_dir
 
+    def over(self) -> bool:
+        return self.process.poll() is not None or bool(self.events("finished"))
+
     def wait(self, timeout: float = 400) -> int:
         try:
             return self.process.wait(timeout)
