@@ -134,7 +134,8 @@ def dd(folder: Path, size: int) -> float:
     return time.monotonic() - begun
 
 
-def measure(folder: Path, saves: int) -> dict[str, Any]:
+def measure(folder: Path, saves: int) -> dict[str, Any] | None:
+    """The result, on rank 0."""
     bench = Bench(folder)
     ways: dict[str, Callable[[], dict[str, float]]] = {
         "in the background": lambda: bench.ours("background"),
@@ -155,6 +156,8 @@ def measure(folder: Path, saves: int) -> dict[str, Any]:
         if dist.get_rank() == 0 and number:
             wrote.append(dd(folder, size))
         dist.barrier()
+    if dist.get_rank() != 0:
+        return None
     rows = {
         name: {key: statistics.median(r[key] for r in results) for key in ("stall_s", "took_s")}
         for name, results in found.items()
@@ -164,7 +167,7 @@ def measure(folder: Path, saves: int) -> dict[str, Any]:
     return {
         "ranks": bench.ranks, "threads": torch.get_num_threads(), "torch": torch.__version__, "bytes": size, "saves": saves,
         "ways": {n: {**r, "bytes_per_s": size / r["took_s"], "stall_over_at_once": r["stall_s"] / at_once} for n, r in rows.items()},
-        "dd": {"took_s": statistics.median(wrote or [1.0]), "bytes_per_s": size / statistics.median(wrote or [1.0])},
+        "dd": {"took_s": statistics.median(wrote), "bytes_per_s": size / statistics.median(wrote)},
         "step_s": quiet, "step_s_while_writing": during,
     }  # fmt: skip
 
@@ -200,7 +203,7 @@ def main() -> int:
         parser.error("--folder must be given and new")
     with session():
         found = measure(args.folder, args.saves)
-        if dist.get_rank() == 0:
+        if found is not None:
             shutil.rmtree(args.folder)
             json.dump(found, sys.stdout, indent=1)
             print()

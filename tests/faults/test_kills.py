@@ -71,8 +71,8 @@ def test_random_kills_over_one_run(kills, supervise, new_run, write_ds):
     dice = random.Random(kills)
     run = supervise("random", words=("--max-stalls", 99), schedule=schedule)
     killed = 0
+    beats = run.run_dir / "heartbeats"
     while killed < kills and not run.over():
-        beats = run.run_dir / "heartbeats"
         run.until(lambda number=killed + 1: len(read_heartbeats(beats, number)) == 2)
         victim, moment = dice.randrange(2), time.monotonic() + dice.uniform(0, 6)
         while time.monotonic() < moment and not run.over():
@@ -80,7 +80,7 @@ def test_random_kills_over_one_run(kills, supervise, new_run, write_ds):
         if not run.over():
             killed += 1
             os.kill(read_heartbeats(beats, killed)[victim].pid, signal.SIGKILL)
-            run.until(lambda: len(run.events("incarnation_ended")) == killed)
+            run.until(lambda number=killed: len(run.events("incarnation_ended")) == number)
     assert run.finished() == {m["step"]: m["loss"] for m in read_metrics(whole.run_dir)}
     assert killed > kills // 2  # a fast machine may finish before the last ones
     worst = max(end["lost_steps"] for end in run.events("incarnation_ended"))

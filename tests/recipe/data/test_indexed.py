@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from recipe.base.errors import UserError
-from recipe.data.indexed import Shard, ShardWriter, token_dtype
+from recipe.data.indexed import BLOCK_BYTES, DamagedShard, Shard, ShardWriter, token_dtype
 
 DOCUMENTS = [[1, 2, 3], [60_000], [7] * 50, []]
 
@@ -74,3 +74,32 @@ def test_an_unfinished_shard_has_no_name(tmp_path):
     writer = ShardWriter(tmp_path / "a", token_dtype(10))
     writer.add_document([1, 2])
     assert not (tmp_path / "a.bin").exists()
+
+
+def test_a_flipped_bit_is_found_by_whoever_reads_its_block_and_by_nobody_else(tmp_path):
+    writer = ShardWriter(tmp_path / "a", token_dtype(1000))
+    writer.add_document(list(range(900)) * 100)  # 180,000 bytes: three blocks
+    writer.close()
+    content = bytearray((tmp_path / "a.bin").read_bytes())
+    content[BLOCK_BYTES + 5] ^= 4
+    (tmp_path / "a.bin").write_bytes(content)
+    shard, per_block = Shard(tmp_path / "a"), BLOCK_BYTES // 2
+    assert shard.verifiable
+    assert shard.read(0, per_block).size == per_block
+    assert shard.read(2 * per_block, 90_000).size == 90_000 - 2 * per_block
+    for start, stop in ((per_block - 1, per_block + 1), (per_block + 100, per_block + 101), (0, 90_000)):
+        with pytest.raises(DamagedShard, match=r"a\.bin is damaged at byte 65,536"):
+            shard.read(start, stop)
+
+
+def test_sums_that_are_damaged_or_of_another_shard_are_refused(tmp_path):
+    for name, tokens in (("a", [1, 2, 3]), ("b", [1, 2])):
+        writer = ShardWriter(tmp_path / name, token_dtype(10))
+        writer.add_document(tokens)
+        writer.close()
+    (tmp_path / "a.sums").write_bytes((tmp_path / "b.sums").read_bytes())
+    with pytest.raises(UserError, match="does not belong to"):
+        Shard(tmp_path / "a")
+    (tmp_path / "b.sums").write_bytes((tmp_path / "b.sums").read_bytes()[:-3])
+    with pytest.raises(UserError, match="is damaged; restore it"):
+        Shard(tmp_path / "b")

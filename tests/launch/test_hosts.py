@@ -1,0 +1,40 @@
+"""Hostfiles are read strictly, and hosts that failed are left out."""
+
+from __future__ import annotations
+
+import pytest
+
+from launch.hosts import hosts_for, read_hostfile, write_hostfile
+from recipe.base.errors import UserError
+
+HOSTS = {"a": 8, "b": 8, "c": 8}
+
+
+def test_a_hostfile_is_read_as_it_is_written(tmp_path):
+    path = tmp_path / "hosts"
+    path.write_text("# rack 1\na slots=8\n\nb slots=8  # spare\nc   slots=8\n")
+    assert read_hostfile(path) == HOSTS
+    write_hostfile(path, HOSTS)
+    assert read_hostfile(path) == HOSTS
+
+
+@pytest.mark.parametrize("text", ["a 8\n", "a slots=8\na slots=8\n", "a slots=eight\n", "\n# none\n"])
+def test_what_is_no_hostfile_is_refused(text, tmp_path):
+    path = tmp_path / "hosts"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"is not a new 'HOST slots=N'|names no host"):
+        read_hostfile(path)
+
+
+def test_a_missing_hostfile_does_not_mean_one_host(tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        read_hostfile(tmp_path / "none")
+
+
+def test_spares_take_the_place_of_hosts_that_failed():
+    assert hosts_for(HOSTS, 16, set()) == {"a": 8, "b": 8}
+    assert hosts_for(HOSTS, 16, {"a"}) == {"b": 8, "c": 8}
+    with pytest.raises(UserError, match="the hosts without a, b give 8 ranks, but the ds_config is for 16"):
+        hosts_for(HOSTS, 16, {"a", "b"})
+    with pytest.raises(UserError, match="give 16 ranks, but the ds_config is for 12"):
+        hosts_for(HOSTS, 12, set())

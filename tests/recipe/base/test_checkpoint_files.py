@@ -1,0 +1,69 @@
+"""What counts as a checkpoint, which are kept, and what is said of damage."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from recipe.base import checkpoint_files as on_disk
+from recipe.base.errors import UserError
+from recipe.base.files import HashedFile, sha256
+
+
+def make(folder, step, *, keep=False):
+    path = folder / on_disk.checkpoint_name(step)
+    path.mkdir()
+    handle = HashedFile(path / "states.pt")
+    handle.write(b"weights" * step)
+    files = {"states.pt": handle.close()}
+    manifest = {"schema": on_disk.SCHEMA, "version": on_disk.VERSION, "files": files}
+    (path / on_disk.MANIFEST).write_text(json.dumps(manifest))
+    if keep:
+        (path / on_disk.KEEP).touch()
+    return path
+
+
+def test_a_hashed_file_has_the_facts_of_what_is_on_disk(tmp_path):
+    path = make(tmp_path, 3)
+    facts = on_disk.read_manifest(path)["files"]["states.pt"]
+    assert facts == {"bytes": 21, "sha256": sha256(path / "states.pt")}
+
+
+def test_only_committed_folders_are_complete_and_leftovers_go(tmp_path):
+    whole = make(tmp_path, 9), make(tmp_path, 100_000_000)
+    for name in ("step_00000010.partial", "step_00000011", "step_00000008.damaged", "step_00000009.universal.partial"):
+        (tmp_path / name).mkdir()
+    assert on_disk.complete(tmp_path) == list(whole)
+    on_disk.remove_leftovers(tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {p.name for p in whole} | {"step_00000008.damaged", "step_00000009.universal.partial"}
+
+
+def test_retention_spares_the_last_every_nth_and_the_marked(tmp_path):
+    paths = {step: make(tmp_path, step, keep=step == 3) for step in range(1, 9)}
+    assert on_disk.expendable(tmp_path, 2, 4) == [paths[step] for step in (1, 2, 5, 6)]
+    assert on_disk.expendable(tmp_path, 2, None) == [paths[step] for step in (1, 2, 4, 5, 6)]
+    (tmp_path / "step_00000001.universal").mkdir()
+    on_disk.remove(paths[1])
+    assert not list(tmp_path.glob("step_00000001*"))
+
+
+def test_damage_is_named(tmp_path):
+    path = make(tmp_path, 2)
+    files = sorted(on_disk.read_manifest(path)["files"].items())
+    assert on_disk.damage(path, files) == []
+    (path / "states.pt").write_bytes(b"weightsweight!")
+    assert on_disk.damage(path, files) == [f"{path / 'states.pt'} does not have its checksum"]
+    (path / "states.pt").write_bytes(b"w")
+    assert on_disk.damage(path, files) == [f"{path / 'states.pt'} has 1 bytes, not 14"]
+    (path / "states.pt").unlink()
+    assert on_disk.damage(path, files) == [f"{path / 'states.pt'} is missing"]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"schema": "recipe.checkpoint", "version": 1}'])
+def test_a_manifest_that_is_not_ours_is_refused(content, tmp_path):
+    path = make(tmp_path, 1)
+    (path / on_disk.MANIFEST).write_text(content)
+    with pytest.raises(UserError, match="resume from another checkpoint"):
+        on_disk.read_manifest(path)
