@@ -186,7 +186,8 @@ def table(found: dict[str, Any]) -> str:
     ]
     rows.append(["dd, flushed", "", "", f"{found['dd']['took_s']:.2f}", f"{found['dd']['bytes_per_s'] / 1e9:.2f}"])
     head = [f"{size:.2f} GiB, {found['ranks']} ranks", "training waits, s", "of at once", "until on disk, s", "GB/s"]
-    return markdown_table(head, rows)
+    steps = f"A training step takes {found['step_s']:.2f} s, and {found['step_s_while_writing']:.2f} s while a save is written on the same cores."
+    return f"{markdown_table(head, rows)}\n\n{steps}"
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import ROOT, run_python
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/data.md", "docs/design.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/data.md", "docs/design.md", "docs/reliability.md"])
 def test_every_path_that_is_named_exists(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     named = set(re.findall(r"(?:recipe|data_prep|launch|ds_configs|docs|tests|benchmarks)/[\w./-]*\w", text))
@@ -68,6 +68,19 @@ def test_the_measured_layer_is_that_of_the_committed_result():
     printed = run_python("benchmarks/moe_layer.py", "--table", "benchmarks/results/moe_layer.json")
     assert printed.returncode == 0, printed.stderr
     assert between((ROOT / "docs" / "design.md").read_text(encoding="utf-8"), "layer") == printed.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("faults", ("tests/faults/table.py", "benchmarks/results/faults.jsonl")),
+        ("checkpoint", ("benchmarks/checkpoint.py", "--table", "benchmarks/results/checkpoint.json")),
+    ],
+)
+def test_the_tables_of_reliability_are_those_of_the_committed_results(name, words):
+    printed = run_python(*words)
+    assert printed.returncode == 0, printed.stderr
+    assert between((ROOT / "docs" / "reliability.md").read_text(encoding="utf-8"), name) == printed.stdout.strip()
 
 
 def between(text: str, name: str) -> str:

@@ -16,7 +16,7 @@ from recipe.run.metrics import read_metrics
 from tests.conftest import launch
 from tests.faults.conftest import SECTIONS, report, seconds_to_notice
 
-pytestmark = [pytest.mark.distributed, pytest.mark.faults]
+pytestmark = [pytest.mark.distributed, pytest.mark.faults, pytest.mark.slow]
 
 
 def test_killed_in_the_step_and_at_every_point_of_the_commit_protocol(supervise, undisturbed):
@@ -58,7 +58,6 @@ def test_killed_in_the_step_and_at_every_point_of_the_commit_protocol(supervise,
     assert len(complete(run.run_dir / "checkpoints")) == 3
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.soak)])
 def test_random_kills_over_one_run(kills, supervise, new_run, write_ds):
     """Ranks killed from outside at random moments, also while they start and save."""

@@ -9,7 +9,7 @@ import pytest
 from recipe.base.checkpoint_files import complete
 from tests.faults.conftest import STEPS, report
 
-pytestmark = [pytest.mark.distributed, pytest.mark.faults]
+pytestmark = [pytest.mark.distributed, pytest.mark.faults, pytest.mark.slow]
 
 SPIKES = {"spikes": {"window": 8, "sigmas": 100, "sustained": 3}}
 

@@ -12,7 +12,7 @@ import pytest
 from recipe.base.heartbeats import read_heartbeats
 from tests.faults.conftest import STEPS, report, seconds_to_notice
 
-pytestmark = [pytest.mark.distributed, pytest.mark.faults]
+pytestmark = [pytest.mark.distributed, pytest.mark.faults, pytest.mark.slow]
 
 
 def test_a_stopped_rank_is_named_and_the_job_restarted(supervise, undisturbed):

@@ -11,7 +11,7 @@ import pytest
 from recipe.base.checkpoint_files import complete, step_of
 from tests.faults.conftest import SCHEDULE, STEPS, report
 
-pytestmark = [pytest.mark.distributed, pytest.mark.faults]
+pytestmark = [pytest.mark.distributed, pytest.mark.faults, pytest.mark.slow]
 
 
 @pytest.fixture
