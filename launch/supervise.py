@@ -11,11 +11,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from launch.hosts import hosts_for, read_hostfile, write_hostfile
+from launch.hosts import HostPool, read_hostfile, write_hostfile
 from launch.incidents import Incident, incident_of, last_step
 from recipe.base.arguments import natural_int
 from recipe.base.checkpoint_files import complete, read_manifest, step_of, universal_of
@@ -31,7 +30,6 @@ EXAMPLE = """examples:
 
 SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 let the step end, save and stop; twice ends the ranks at once."""
 MAX_BACKOFF_S = 300.0
-FAILURES_OF_A_HOST = 2  # then it is left out
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -84,9 +82,7 @@ class Supervisor:
         self.ds_path: Path = args.deepspeed_config
         self.launch: Launch = check_launch(args.config, args.set, self.ds_path, None)
         self.run_dir = self.launch.run.run_dir
-        self.hosts = read_hostfile(args.hostfile) if args.hostfile else None
-        self.failures: Counter[str] = Counter()  # of hosts
-        self.excluded: set[str] = set()
+        self.hosts = HostPool(read_hostfile(args.hostfile)) if args.hostfile else None
         self.began = time.monotonic()
         self.signals = 0
         self.group: int | None = None  # process group of the launcher
@@ -138,10 +134,8 @@ class Supervisor:
             return f"{stalls} starts in a row ended without a new checkpoint, the last: {incident.said}; look at {self.run_dir}"
         if incident.kind == "out_of_memory" and self.args.step_down_on_oom:
             return self._step_down()
-        if incident.host is not None and incident.kind in ("killed", "hang", "error"):
-            self.failures[incident.host] += 1
-            if self.hosts is not None and self.failures[incident.host] >= FAILURES_OF_A_HOST:
-                self.excluded.add(incident.host)
+        if self.hosts is not None and incident.host is not None and incident.kind in ("killed", "hang", "error"):
+            self.hosts.blame(incident.host)
         return None
 
     def _step_down(self) -> str | None:
@@ -160,7 +154,13 @@ class Supervisor:
         """Run the launcher once, to the end of all its processes on this host; returns its exit code."""
         self._reshard()
         words = [str(Path(sys.executable).with_name("deepspeed")), *self._where(), *self.args.launcher]
-        words += ["recipe/train.py", "--config", str(self.args.config), "--deepspeed_config", str(self.ds_path)]
+        words += [
+            str(ROOT / "recipe/train.py"),
+            "--config",
+            str(self.args.config),
+            "--deepspeed_config",
+            str(self.ds_path),
+        ]
         words += [word for override in self.args.set for word in ("--set", override)]
         words += ["--resume", "auto"]
         if self.args.time_limit is not None:
@@ -182,7 +182,7 @@ class Supervisor:
                 raise UserError(f"{self.ds_path} is for {ranks} ranks, not --num_gpus {self.args.num_gpus}")
             port = [] if "--master_port" in self.args.launcher else ["--master_port", str(free_port())]
             return ["--num_gpus", str(ranks), *port]
-        chosen = hosts_for(self.hosts, ranks, self.excluded)
+        chosen = self.hosts.choose(ranks)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         write_hostfile(self.run_dir / "hostfile", chosen)
         return ["--hostfile", str(self.run_dir / "hostfile")]
@@ -200,7 +200,7 @@ class Supervisor:
         }
         if written != here and not universal_of(found[-1]).exists():
             code = subprocess.run(
-                [sys.executable, "launch/reshard.py", "--run", str(self.run_dir)], check=False
+                [sys.executable, str(ROOT / "launch/reshard.py"), "--run", str(self.run_dir)], check=False
             ).returncode
             if code:
                 raise UserError(
@@ -225,7 +225,7 @@ class Supervisor:
             "lost_steps": max(0, (reached or 0) - 1 - newest),
             "lost_s": max(0.0, time.time() - since),
             "backoff_s": backoff_s,
-            "excluded_hosts": sorted(self.excluded),
+            "excluded_hosts": sorted(self.hosts.excluded) if self.hosts is not None else [],
             "said": f"{incident.said}; {said}",
         }
         append_json(self.run_dir / "events.jsonl", event)
@@ -288,9 +288,7 @@ def free_port() -> int:
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
-    os.chdir(ROOT)
-    return Supervisor(args).run()
+    return Supervisor(parse(argv)).run()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launch.hosts import hosts_for, read_hostfile, write_hostfile
+from launch.hosts import HostPool, hosts_for, read_hostfile, write_hostfile
 from recipe.base.errors import UserError
 
 HOSTS = {"a": 8, "b": 8, "c": 8}
@@ -38,3 +38,14 @@ def test_spares_take_the_place_of_hosts_that_failed():
         hosts_for(HOSTS, 16, {"a", "b"})
     with pytest.raises(UserError, match="give 16 ranks, but the ds_config is for 12"):
         hosts_for(HOSTS, 12, set())
+
+
+def test_a_host_that_failed_twice_is_left_out():
+    pool = HostPool(HOSTS)
+    pool.blame("b")
+    pool.blame("unknown")
+    pool.blame("unknown")
+    assert pool.choose(16) == {"a": 8, "b": 8}
+    pool.blame("b")
+    assert pool.excluded == {"b"}
+    assert pool.choose(16) == {"a": 8, "c": 8}
