@@ -28,7 +28,7 @@ from recipe.base.ranks import rank
 from recipe.base.settings import RunConfig
 
 STOP_REQUEST = "stop"
-LOCK_PATIENCE_S = 30.0  # that a killed incarnation's rank 0 may take to be gone
+LOCK_PATIENCE_S = 15.0  # that a killed incarnation's rank 0 may take to be gone
 # What a resumed run may change and still be the same run. The optimizer's settings are not among them: the
 # checkpoint's would silently win.
 _FREE_TO_CHANGE = {"run_dir", "logging", "checkpoint", "schedule", "routing", "compute", "numerics", "watch"}

@@ -76,7 +76,7 @@ def test_a_time_limit_is_kept(supervise):
 
 
 def test_two_incarnations_do_not_share_a_run_folder(supervise, undisturbed, write_ds, monkeypatch):
-    run = supervise("raced", [{"kind": "sleep", "rank": 0, "step": 3, "seconds": 45}], watch={"no_progress_s": 200})
+    run = supervise("raced", [{"kind": "sleep", "rank": 0, "step": 3, "seconds": 60}], watch={"no_progress_s": 200})
     run.until_step(2)
     began = time.monotonic()
     second = supervise("raced", run=run.run)
