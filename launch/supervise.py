@@ -210,9 +210,10 @@ class Supervisor:
     def _record(self, incident: Incident, code: int, said: str, backoff_s: float) -> None:
         """Append the end of an incarnation to events.jsonl."""
         number, newest = self._incarnations(), self._newest_step()
-        reached = last_step(self.run_dir, number)
         events = [e for e in read_json_lines(self.run_dir / "events.jsonl") if e["event"] in ("checkpoint", "started")]
         since = events[-1]["time"] if events else time.time()
+        started = [e["time"] for e in events if e["event"] == "started" and e["incarnation"] == number]
+        reached = last_step(self.run_dir, number, started[-1] if started else time.time())
         event: dict[str, Any] = {
             "time": time.time(),
             "incarnation": number,
@@ -222,7 +223,7 @@ class Supervisor:
             "kind": incident.kind,
             "rank": incident.rank,
             "host": incident.host,
-            "lost_steps": max(0, (reached or 0) - 1 - newest),
+            "lost_steps": max(0, (reached or 0) - newest),
             "lost_s": max(0.0, time.time() - since),
             "backoff_s": backoff_s,
             "excluded_hosts": sorted(self.hosts.excluded) if self.hosts is not None else [],

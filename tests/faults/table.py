@@ -19,13 +19,13 @@ def main() -> None:
         [
             row["fault"],
             shortened(row["detected"]),
+            row["then"],
             number(row["seconds"], ".1f"),
             number(row["lost_steps"], "d"),
-            row["then"],
         ]
         for row in sorted(read_json_lines(Path(sys.argv[1])), key=lambda row: row["fault"])
     ]
-    print(markdown_table(["fault", "what is said", "noticed after, s", "steps lost", "then"], rows, left=2))
+    print(markdown_table(["fault", "what is said", "then", "noticed after, s", "steps lost"], rows, left=3))
 
 
 def number(value: float | None, form: str) -> str:

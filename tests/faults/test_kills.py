@@ -58,9 +58,10 @@ def test_killed_in_the_step_and_at_every_point_of_the_commit_protocol(supervise,
     assert len(complete(run.run_dir / "checkpoints")) == 3
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.soak)])
-def test_random_kills_over_one_run(kills, supervise, new_run, write_ds):
+@pytest.mark.soak
+def test_fifty_random_kills_over_one_run(supervise, new_run, write_ds):
     """Ranks killed from outside at random moments, also while they start and save."""
+    kills = 50
     schedule = {"total_tokens": 12 * kills * 8 * 32, "peak_lr": 1e-3, "min_lr": 1e-4, "warmup_tokens": 1024}
     whole = new_run("whole", **{**SECTIONS, "schedule": schedule})
     done = launch(

@@ -75,22 +75,26 @@ def test_a_time_limit_is_kept(supervise):
     assert (run.run_dir / "checkpoints" / f"step_{stop['step']:08d}").exists()
 
 
-def test_two_incarnations_do_not_share_a_run_folder(supervise, undisturbed, write_ds, monkeypatch):
-    run = supervise("raced", [{"kind": "sleep", "rank": 0, "step": 3, "seconds": 60}], watch={"no_progress_s": 200})
+def test_two_incarnations_do_not_share_a_run_folder(supervise, undisturbed):
+    """The first one's ranks are held while the second tries, so that they cannot finish before it."""
+    run = supervise("raced", watch={"no_progress_s": 200})
     run.until_step(2)
+    ranks = [beat.pid for beat in read_heartbeats(run.run_dir / "heartbeats", 1).values()]
+    for pid in ranks:
+        os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
     second = supervise("raced", run=run.run)
-    assert second.wait() == 2
+    code, took = second.wait(), time.monotonic() - began
+    for pid in ranks:
+        os.kill(pid, signal.SIGCONT)
+    assert code == 2
     assert f"{run.run_dir} is in use by process" in second.output
-    report(
-        "two incarnations race for a run folder",
-        "the second, by the first one's lock",
-        seconds=time.monotonic() - began,
-        lost_steps=0,
-        then="the second ends with code 2, the first with equal losses",
-    )
     assert run.finished() == undisturbed
     assert len(run.events("started")) == 1
+    report(
+        "two incarnations race for a run folder", "the second, by the first one's lock", seconds=took, lost_steps=0,
+        then="the second ends with code 2, the first with equal losses",
+    )  # fmt: skip
 
 
 def test_an_error_of_the_user_is_not_tried_again(new_run, write_ds, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from launch.incidents import incident_of, last_step, signal_of
@@ -25,7 +27,13 @@ def test_the_rank_that_left_no_word_was_killed(folder):
     found = incident_of(folder.path, 2, 247)
     assert (found.kind, found.rank, found.host) == ("killed", 2, "host1")
     assert found.said == "rank 2 on host1 killed by SIGKILL"
-    assert last_step(folder.path, 2) == 7
+    assert last_step(folder.path, 2, since=100.0) == 6
+    with open(folder.path / "metrics.jsonl", "w") as handle:
+        for step, at in ((5, 90.0), (9, 101.0)):
+            handle.write(json.dumps({"step": step, "time": at}) + "\n")
+        handle.write('{"step": 10, "ti')  # cut by the kill
+    assert last_step(folder.path, 2, since=100.0) == 9
+    assert last_step(folder.path, 2, since=102.0) == 6  # of an incarnation before
 
 
 def test_a_cause_goes_before_its_witnesses(folder):
