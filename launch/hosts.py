@@ -1,8 +1,9 @@
-"""Hostfiles: which hosts a run uses, without those that failed."""
+"""Hostfiles: which hosts a run uses, without those that failed; and a port for a run on this one."""
 
 from __future__ import annotations
 
 import re
+import socket
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
@@ -79,3 +80,10 @@ def hosts_for(hosts: dict[str, int], ranks: int, excluded: Collection[str]) -> d
 
 def write_hostfile(path: Path, hosts: dict[str, int]) -> None:
     path.write_text("".join(f"{host} slots={slots}\n" for host, slots in hosts.items()), encoding="utf-8")
+
+
+def free_port() -> int:
+    """A port of this host that nobody listens on, since another job may hold the launcher's default."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -10,8 +10,8 @@ from typing import Any
 
 from recipe.base.heartbeats import Heartbeat, read_heartbeats
 
-# In the order in which they explain an end; a rank that lost a peer is a witness only.
 TAIL_BYTES = 8 << 20  # of metrics.jsonl, more than one line of it
+# In the order in which they explain an end; a rank that lost a peer is a witness only.
 CAUSES = ("user_error", "hang", "out_of_memory", "error")
 
 

@@ -8,7 +8,6 @@ import json
 import os
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any
 import yaml
 
 from data_prep.documents import read_documents
+from launch.hosts import free_port
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.strict import load_json
 from recipe.data.mixture import CYCLE, plan_mixture
@@ -50,10 +50,7 @@ def python(script: str, *arguments: object) -> None:
 
 def deepspeed(script: str, *arguments: object) -> None:
     launcher = Path(sys.executable).with_name("deepspeed")
-    with socket.socket() as probe:  # a free port, since another job may hold the launcher's default
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command(launcher, "--quiet", "--num_gpus", RANKS, "--master_port", port, script, *arguments)
+    command(launcher, "--quiet", "--num_gpus", RANKS, "--master_port", free_port(), script, *arguments)
 
 
 def write_configs(work: Path) -> None:

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from recipe.base.arguments import positive_int
-from recipe.base.checkpoint_files import complete
-from recipe.base.errors import UserError, exit_on_user_error
+from recipe.base.checkpoint_files import find
+from recipe.base.errors import exit_on_user_error
 
 
 @exit_on_user_error
@@ -26,15 +26,11 @@ def main(argv: list[str] | None = None) -> None:
         "--workers", type=positive_int, default=os.cpu_count() or 1, help="processes; each holds one rank's states"
     )
     args = parser.parse_args(argv)
-    found = {path.name: path for path in complete(args.run / "checkpoints")}
-    if not found:
-        raise UserError(f"{args.run} has no complete checkpoint")
-    name = args.checkpoint or list(found)[-1]
-    if name not in found:
-        raise UserError(f"{args.run} has no checkpoint '{name}'; it has {', '.join(found)}")
+    checkpoint = find(args.run / "checkpoints", args.checkpoint)
+    # Imported late: refusing needs neither torch nor DeepSpeed.
     from recipe.run.universal import make_universal
 
-    print(f"universal checkpoint {make_universal(found[name], args.workers)}")
+    print(f"universal checkpoint {make_universal(checkpoint, args.workers)}")
 
 
 if __name__ == "__main__":

@@ -7,17 +7,16 @@ import argparse
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from launch.hosts import HostPool, read_hostfile, write_hostfile
+from launch.hosts import HostPool, free_port, read_hostfile, write_hostfile
 from launch.incidents import Incident, incident_of, last_step
 from recipe.base.arguments import natural_int
-from recipe.base.checkpoint_files import complete, read_manifest, step_of, universal_of
+from recipe.base.checkpoint_files import complete, read_manifest, step_of, topology, universal_of
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import append_json, read_json_lines, write_json
 from recipe.run.startup import Launch, check_launch
@@ -63,15 +62,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--step-down-on-oom", action="store_true", help="out of memory: halve the micro-batch, double the accumulation"
     )
     words = sys.argv[1:] if argv is None else argv
-    ours, _, launcher = _split(words)
-    args = parser.parse_args(ours)
-    args.launcher = launcher
-    return args
-
-
-def _split(words: list[str]) -> tuple[list[str], str, list[str]]:
     at = words.index("--") if "--" in words else len(words)
-    return words[:at], "--", words[at + 1 :]
+    args = parser.parse_args(words[:at])
+    args.launcher = words[at + 1 :]
+    return args
 
 
 class Supervisor:
@@ -83,6 +77,7 @@ class Supervisor:
         self.launch: Launch = check_launch(args.config, args.set, self.ds_path, None)
         self.run_dir = self.launch.run.run_dir
         self.hosts = HostPool(read_hostfile(args.hostfile)) if args.hostfile else None
+        (self.run_dir / "stop").unlink(missing_ok=True)  # of somebody who asked before; from here on it is ours to keep
         self.began = time.monotonic()
         self.signals = 0
         self.group: int | None = None  # process group of the launcher
@@ -193,11 +188,11 @@ class Supervisor:
         if not found:
             return
         ds, written = self.launch.ds, read_manifest(found[-1])["topology"]
-        here = {
-            "world_size": ds.world_size,
-            "autoep_size": ds.expert_parallel.autoep_size,
-            "zero_stage": ds.zero_optimization.stage,
-        }
+        here = topology(
+            world_size=ds.world_size,
+            autoep_size=ds.expert_parallel.autoep_size,
+            zero_stage=ds.zero_optimization.stage,
+        )
         if written != here and not universal_of(found[-1]).exists():
             code = subprocess.run(
                 [sys.executable, str(ROOT / "launch/reshard.py"), "--run", str(self.run_dir)], check=False
@@ -279,12 +274,6 @@ def processes_of(group: int) -> list[int]:
         if int(its_group) == group and state not in "ZX":
             found.append(int(path.parent.name))
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @exit_on_user_error

@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     from recipe.run.engine import check_attention
     from recipe.run.failures import recorded_failures
     from recipe.run.incarnation import train_on
-    from recipe.run.run_folder import STOP_REQUEST, RunFolder, check_run_folder, lock_run_folder, record_start
+    from recipe.run.run_folder import RunFolder, check_run_folder, lock_run_folder, record_start
     from recipe.run.session import session
     from recipe.run.watchdog import Watchdog
 
@@ -78,7 +78,6 @@ def main(argv: list[str] | None = None) -> int:
 
     def begin() -> int:
         lock_run_folder(run.run_dir)
-        (run.run_dir / STOP_REQUEST).unlink(missing_ok=True)  # of an incarnation before
         print(describe(launch), flush=True)
         if changed:
             print(f"changed since the last start: {', '.join(changed)}", flush=True)

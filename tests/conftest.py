@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from launch import hosts
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -58,9 +59,7 @@ _ports: list[int] = []
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        _ports.append(probe.getsockname()[1])
+    _ports.append(hosts.free_port())
     return _ports[-1]
 
 
@@ -155,24 +154,34 @@ class RunFiles:
         return ["--config", self.config, "--deepspeed_config", ds_path, *more]
 
 
+def schedule_of(steps: int) -> dict[str, Any]:
+    """The schedule of a small run of so many steps of 8 sequences of 32."""
+    return {"total_tokens": steps * 8 * 32, "peak_lr": 1e-3, "min_lr": 1e-4, "warmup_tokens": 1024}
+
+
+def write_run(folder: Path, name: str, prepared: Prepared, **sections: Any) -> RunFiles:
+    """Write a small run's config: sequences of 32, 20 steps of 8 sequences, a checkpoint every 10."""
+    values = {
+        "run_dir": str(folder / name),
+        "model": "recipe/configs/models/tiny",
+        "tokenizer": str(prepared.tokenizer),
+        "data": {"tokens": str(prepared.tokens), "seq_length": 32},
+        "schedule": schedule_of(20),
+        "checkpoint": {"every_steps": 10},
+        "logging": {"every_steps": 1},
+        **sections,
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return RunFiles(path, folder / name)
+
+
 @pytest.fixture
 def new_run(prepared: Prepared, tmp_path: Path):
-    """A function that writes a small run's config: sequences of 32, 20 steps of 8 sequences, a checkpoint every 10."""
+    """`write_run` into the test's folder."""
 
     def make(name: str, **sections: Any) -> RunFiles:
-        values = {
-            "run_dir": str(tmp_path / name),
-            "model": "recipe/configs/models/tiny",
-            "tokenizer": str(prepared.tokenizer),
-            "data": {"tokens": str(prepared.tokens), "seq_length": 32},
-            "schedule": {"total_tokens": 20 * 8 * 32, "peak_lr": 1e-3, "min_lr": 1e-4, "warmup_tokens": 1024},
-            "checkpoint": {"every_steps": 10},
-            "logging": {"every_steps": 1},
-            **sections,
-        }
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(values), encoding="utf-8")
-        return RunFiles(path, tmp_path / name)
+        return write_run(tmp_path, name, prepared, **sections)
 
     return make
 

@@ -33,9 +33,14 @@ def checkpoint_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
+def topology(*, world_size: int, autoep_size: int, zero_stage: int) -> dict[str, int]:
+    """What a checkpoint's files depend on."""
+    return {"world_size": world_size, "autoep_size": autoep_size, "zero_stage": zero_stage}
+
+
 def step_of(checkpoint: Path) -> int:
-    """The step after which a checkpoint was taken; its universal form's too."""
-    match = _NAME.fullmatch(checkpoint.name.removesuffix(".universal"))
+    """The step after which a checkpoint was taken."""
+    match = _NAME.fullmatch(checkpoint.name)
     assert match, f"{checkpoint} is no checkpoint"
     return int(match[1])
 
@@ -44,6 +49,20 @@ def complete(folder: Path) -> list[Path]:
     """Committed checkpoints, oldest first."""
     found = [p.parent for p in folder.glob(f"step_*/{MANIFEST}") if _NAME.fullmatch(p.parent.name)]
     return sorted(found, key=step_of)
+
+
+def find(folder: Path, name: str | None) -> Path:
+    """A committed checkpoint by its name; None: the newest.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = {path.name: path for path in complete(folder)}
+    if not found:
+        raise UserError(f"{folder} has no complete checkpoint yet; train on")
+    if name is not None and name not in found:
+        raise UserError(f"{folder} has no checkpoint '{name}'; it has {', '.join(found)}")
+    return found[name] if name else list(found.values())[-1]
 
 
 def universal_of(checkpoint: Path) -> Path:
@@ -61,11 +80,6 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or (manifest.get("schema"), manifest.get("version")) != (SCHEMA, VERSION):
         raise UserError(f"{path} is not of {SCHEMA} version {VERSION}; resume from another checkpoint")
     return manifest
-
-
-def read_list(path: Path) -> dict[str, dict[str, Any]]:
-    """What one rank wrote: file name -> size and SHA-256."""
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def damage(checkpoint: Path, files: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:

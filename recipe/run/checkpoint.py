@@ -25,6 +25,7 @@ from recipe.base import checkpoint_files as on_disk
 from recipe.base.errors import UserError
 from recipe.base.files import flush_folder, write_json, write_text
 from recipe.base.settings import Checkpoint
+from recipe.base.strict import load_json
 from recipe.run.agree import all_ranks, any_rank, from_first_rank, gathered
 from recipe.run.snapshot import Files, Snapshot, write_files
 from recipe.run.universal import load_universal
@@ -56,12 +57,11 @@ class TrainState:
 
 
 def topology(engine: deepspeed.DeepSpeedEngine) -> dict[str, int]:
-    """What a checkpoint's files depend on."""
-    return {
-        "world_size": dist.get_world_size(),
-        "autoep_size": engine._config.expert_parallel_config.autoep_size,
-        "zero_stage": engine.zero_optimization_stage(),
-    }
+    return on_disk.topology(
+        world_size=dist.get_world_size(),
+        autoep_size=engine._config.expert_parallel_config.autoep_size,
+        zero_stage=engine.zero_optimization_stage(),
+    )
 
 
 @dataclass
@@ -101,10 +101,9 @@ class CheckpointStore:
         """Begin to save; `finish` ends it, or `settle` in a later step. `keep` says why retention must spare it."""
         self.finish()
         begun = time.monotonic()
-        name = on_disk.checkpoint_name(state.step)
-        if from_first_rank((self.folder / name / on_disk.MANIFEST).exists):
+        if self.holds(state.step):
             return
-        partial = self.folder / f"{name}.partial"
+        partial = self.folder / f"{on_disk.checkpoint_name(state.step)}.partial"
         if dist.get_rank() == 0:
             on_disk.remove_leftovers(self.folder)
         if self._snapshot is None:
@@ -130,6 +129,10 @@ class CheckpointStore:
             self._save.stall_s = time.monotonic() - begun
         else:
             self.finish()
+
+    def holds(self, step: int) -> bool:
+        """Whether the checkpoint of a step is committed; all ranks together."""
+        return from_first_rank((self.folder / on_disk.checkpoint_name(step) / on_disk.MANIFEST).exists)
 
     def before_update(self) -> None:
         """Called before the optimizer changes what a save may still be copying."""
@@ -226,10 +229,9 @@ class CheckpointStore:
             dist.barrier()
 
     def _candidates(self, name: str | None, rewound: tuple[int, int] | None) -> list[str]:
+        if name is not None:
+            on_disk.find(self.folder, name)
         found = on_disk.complete(self.folder)
-        names = [path.name for path in found]
-        if name is not None and name not in names:
-            raise UserError(f"{self.folder} has no checkpoint '{name}'; it has {', '.join(names) or 'none'}")
         if rewound is not None:
             number, before = rewound
             for path in [p for p in found if on_disk.step_of(p) >= before]:
@@ -321,7 +323,7 @@ class CheckpointStore:
             partial, final = save.partial, save.partial.with_name(on_disk.checkpoint_name(save.step))
             lists = sorted(partial.glob("rank_*.files.json"))
             assert len(lists) == save.manifest["topology"]["world_size"], f"{partial} lacks the lists of some ranks"
-            files = {name: facts for path in lists for name, facts in on_disk.read_list(path).items()}
+            files = {name: facts for path in lists for name, facts in load_json(path).items()}
             write_json(partial / on_disk.MANIFEST, {**save.manifest, "time": time.time(), "files": files})
             if save.keep is not None:
                 write_text(partial / on_disk.KEEP, save.keep + "\n")

@@ -117,9 +117,9 @@ class Training:
             stopped = self._step()
         finished = self.state.step >= self.total_steps
         self.watchdog.place.enter("finishing")
-        saved = self.store.finish()
+        self.store.finish()
         self._tell(self.store.take_events())
-        if not saved:
+        if not self.store.holds(self.state.step):
             raise UserError(f"the last checkpoint could not be written to {self.store.folder}; make room and resume")
         if self.writer is not None:
             self.writer.event(self._end(finished))

@@ -7,7 +7,7 @@ from typing import Any
 
 import deepspeed
 
-from recipe.base.checkpoint_files import complete
+from recipe.base.checkpoint_files import find
 from recipe.base.ds_config import DsConfig, load_ds_config
 from recipe.base.errors import ConfigError, UserError
 from recipe.base.model_shape import ModelShape, load_model_shape
@@ -39,7 +39,7 @@ class RestorableRun:
         check_attention(self.run.compute)
         self.shape: ModelShape = load_model_shape(self.run.model)
         self._store = CheckpointStore(folder / "checkpoints", self.run.checkpoint)
-        self._name = self._check_name(folder, checkpoint)
+        self._name = find(folder / "checkpoints", checkpoint).name
         launched = required_world_size()
         if ds_path is None:
             ranks = strict_model(DsConfig, self.ds_raw, f"ds_config of {folder}").world_size
@@ -66,11 +66,3 @@ class RestorableRun:
         state = self._store.load(engine, path)
         engine.eval()
         return engine, state
-
-    def _check_name(self, folder: Path, name: str | None) -> str:
-        names = [path.name for path in complete(folder / "checkpoints")]
-        if not names:
-            raise UserError(f"{folder} has no complete checkpoint yet; train on")
-        if name is not None and name not in names:
-            raise UserError(f"{folder} has no checkpoint '{name}'; it has {', '.join(names)}")
-        return name or names[-1]

@@ -27,7 +27,6 @@ from recipe.base.files import append_json, read_json_lines, write_json
 from recipe.base.ranks import rank
 from recipe.base.settings import RunConfig
 
-STOP_REQUEST = "stop"
 LOCK_PATIENCE_S = 15.0  # that a killed incarnation's rank 0 may take to be gone
 # What a resumed run may change and still be the same run. The optimizer's settings are not among them: the
 # checkpoint's would silently win.
@@ -54,7 +53,7 @@ class RunFolder:
 
     @property
     def stop_request(self) -> Path:
-        return self.path / STOP_REQUEST
+        return self.path / "stop"
 
     def event(self, **facts: Any) -> None:
         """Append to events.jsonl."""

@@ -16,10 +16,10 @@ import pytest
 
 from recipe.base.files import append_json, read_json_lines
 from recipe.run.metrics import read_metrics
-from tests.conftest import CPU, ROOT, RunFiles, launch
+from tests.conftest import CPU, ROOT, RunFiles, ds_config, launch, schedule_of, write_run
 
 STEPS = 12
-SCHEDULE = {"total_tokens": STEPS * 8 * 32, "peak_lr": 1e-3, "min_lr": 1e-4, "warmup_tokens": 1024}
+SCHEDULE = schedule_of(STEPS)
 SECTIONS = {
     "schedule": SCHEDULE,
     "checkpoint": {"every_steps": 2, "keep_last": 3},
@@ -109,24 +109,12 @@ def supervise(new_run, write_ds, tmp_path):
 @pytest.fixture(scope="session")
 def undisturbed(prepared, tmp_path_factory) -> dict[int, float]:
     """The losses of the same run without a fault, by step."""
-    import yaml
-
-    from tests.conftest import ds_config
-
     folder = tmp_path_factory.mktemp("undisturbed")
-    (folder / "ds.json").write_text(json.dumps(ds_config(2, micro_batch=4, accumulation=1, autoep_size=2)))
-    values = {
-        "run_dir": str(folder / "run"),
-        "model": "recipe/configs/models/tiny",
-        "tokenizer": str(prepared.tokenizer),
-        "data": {"tokens": str(prepared.tokens), "seq_length": 32},
-        "logging": {"every_steps": 1},
-        **SECTIONS,
-    }
-    (folder / "run.yaml").write_text(yaml.safe_dump(values))
-    done = launch(2, "recipe/train.py", "--config", folder / "run.yaml", "--deepspeed_config", folder / "ds.json")
+    run, ds = write_run(folder, "run", prepared, **SECTIONS), folder / "ds.json"
+    ds.write_text(json.dumps(ds_config(2, micro_batch=4, accumulation=1, autoep_size=2)))
+    done = launch(2, "recipe/train.py", *run.arguments(ds))
     assert done.returncode == 0, done.stderr[-3000:]
-    losses = {m["step"]: m["loss"] for m in read_metrics(folder / "run")}
+    losses = {m["step"]: m["loss"] for m in read_metrics(run.run_dir)}
     assert sorted(losses) == list(range(1, STEPS + 1))
     return losses
 

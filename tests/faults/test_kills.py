@@ -13,7 +13,7 @@ from recipe.base.checkpoint_files import complete
 from recipe.base.heartbeats import read_heartbeats
 from recipe.run.checkpoint import COMMIT_POINTS
 from recipe.run.metrics import read_metrics
-from tests.conftest import launch
+from tests.conftest import launch, schedule_of
 from tests.faults.conftest import SECTIONS, report, seconds_to_notice
 
 pytestmark = [pytest.mark.distributed, pytest.mark.faults, pytest.mark.slow]
@@ -62,7 +62,7 @@ def test_killed_in_the_step_and_at_every_point_of_the_commit_protocol(supervise,
 def test_fifty_random_kills_over_one_run(supervise, new_run, write_ds):
     """Ranks killed from outside at random moments, also while they start and save."""
     kills = 50
-    schedule = {"total_tokens": 12 * kills * 8 * 32, "peak_lr": 1e-3, "min_lr": 1e-4, "warmup_tokens": 1024}
+    schedule = schedule_of(12 * kills)
     whole = new_run("whole", **{**SECTIONS, "schedule": schedule})
     done = launch(
         2, "recipe/train.py", *whole.arguments(write_ds(2, micro_batch=4, accumulation=1, autoep_size=2)), timeout=900

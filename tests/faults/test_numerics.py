@@ -7,6 +7,7 @@ import math
 import pytest
 
 from recipe.base.checkpoint_files import complete
+from tests.conftest import schedule_of
 from tests.faults.conftest import STEPS, report
 
 pytestmark = [pytest.mark.distributed, pytest.mark.faults, pytest.mark.slow]
@@ -43,7 +44,7 @@ def test_a_nan_gradient_is_skipped_and_too_many_stop_the_run(supervise, undistur
 
 def test_a_spike_is_skipped_and_a_lasting_one_gone_back_before_once(supervise):
     """Bad data in step 8 alone; then from step 13 on, until the run has gone past them; and again for ever."""
-    total = {"schedule": {"total_tokens": 24 * 8 * 32, "peak_lr": 1e-3, "min_lr": 1e-4, "warmup_tokens": 1024}}
+    total = {"schedule": schedule_of(24)}
     once = [
         {"kind": "bad_data", "first": 7 * 8, "last": 8 * 8, "incarnation": 1},
         {"kind": "bad_data", "first": 12 * 8, "last": 15 * 8, "incarnation": 1},
@@ -80,7 +81,7 @@ def test_a_spike_that_comes_back_after_the_rewind_stops_the_run(supervise):
     run = supervise("again", [
         {"kind": "bad_data", "first": 8 * 8, "last": 10**9, "incarnation": 1},
         {"kind": "bad_data", "first": 18 * 8, "last": 10**9, "incarnation": 2},
-    ], numerics=SPIKES, schedule={"total_tokens": 24 * 8 * 32, "peak_lr": 1e-3, "min_lr": 1e-4, "warmup_tokens": 1024})  # fmt: skip
+    ], numerics=SPIKES, schedule=schedule_of(24))  # fmt: skip
     assert run.wait() == 2
     assert "the run has gone back before a spike once already and stops here" in run.output
     assert len(run.events("rewind")) == 1
@@ -111,7 +112,7 @@ def test_a_collapsed_router_is_noticed_and_revived(supervise):
         }
     }
     run = supervise("collapsed", [{"kind": "collapse", "step": 5, "bias": 0.6}], routing=routing,
-                    schedule={"total_tokens": 30 * 8 * 32, "peak_lr": 1e-3, "min_lr": 1e-4, "warmup_tokens": 1024})  # fmt: skip
+                    schedule=schedule_of(30))  # fmt: skip
     losses = run.finished()
     fired = next(event for event in run.events("fired") if event["step"] >= 5)
     assert fired["step"] <= 8

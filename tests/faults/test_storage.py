@@ -55,6 +55,17 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(small_disk, supervise, un
     )
 
 
+def test_a_run_does_not_end_well_without_its_last_checkpoint(small_disk, supervise):
+    with open(small_disk / "filler", "wb") as handle:
+        handle.write(bytes(150 << 20))  # no room for any checkpoint from the beginning
+    run = supervise("lastless", run_dir=str(small_disk / "run"))
+    run.run = type(run.run)(run.run.config, small_disk / "run")
+    assert run.wait() == 2
+    assert f"the last checkpoint could not be written to {small_disk / 'run' / 'checkpoints'}; make room" in run.output
+    assert not run.events("finished")
+    assert len(run.events("checkpoint_failed")) == STEPS // 2
+
+
 def test_damaged_checkpoints_are_named_and_the_newest_intact_one_is_taken(supervise, undisturbed, write_ds):
     sections = {"checkpoint": {"every_steps": 2, "keep_last": 9}}
     run = supervise("damaged", **sections, schedule={**SCHEDULE, "kind": "wsd", "decay_tokens": 1})

@@ -26,11 +26,7 @@ def test_a_chain_of_topologies_keeps_losses_and_export(new_run, write_ds, tmp_pa
         (ranks, ep): write_ds(ranks, micro_batch=8 // ranks, accumulation=1, autoep_size=ep) for ranks, ep in CHAIN
     }
     # One run without, and one that changes its topology every 5 steps; a step's tokens are the same.
-    total = 20 * 8 * 32
-    schedule = {"peak_lr": 1e-3, "min_lr": 1e-4, "warmup_tokens": 1024, "total_tokens": total}
-    whole, run = (
-        new_run(name, checkpoint={"every_steps": 5, "keep_last": 9}, schedule=schedule) for name in ("whole", "chain")
-    )
+    whole, run = (new_run(name, checkpoint={"every_steps": 5, "keep_last": 9}) for name in ("whole", "chain"))
     done = launch(4, "recipe/train.py", *whole.arguments(ds_of[4, 4]))
     assert done.returncode == 0, done.stderr[-3000:]
     shutil.copytree(whole.run_dir, run.run_dir)
