@@ -115,7 +115,7 @@ class Watch(Section):
     no_progress_s: float = Field(900, gt=0)  # then the ranks say where they are and the job ends
     start_s: float = Field(3600, gt=0)  # the same until the first step is done: loading, compiling
     heartbeat_s: float = Field(10, gt=0)
-    stragglers_every_steps: int | None = Field(100, gt=0)  # one step whose collectives are timed, serially
+    stragglers_every_steps: int | None = Field(100, gt=0)  # one step whose waits for collectives are timed
     straggler_ratio: float = Field(1.2, gt=1)  # a rank's own time over the median's, from which on it is an event
     probe_every_steps: int | None = Field(None, gt=0)  # the same computation on every rank, compared bit by bit
 

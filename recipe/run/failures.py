@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
 from recipe.base.errors import what_to_do
+from recipe.base.files import write_text
 from recipe.base.ranks import RESTART, rank
 from recipe.run.run_folder import RunFolder
 
@@ -46,7 +48,8 @@ def recorded_failures(folder: RunFolder, memory_report: Callable[[], str]) -> It
         if kind == "out_of_memory":
             print(f"out of memory: {said}\n{memory_report()}", file=sys.stderr, flush=True)
         folder.record_own_failure(kind, said)
-        if kind == "peer_lost":  # one rank's end makes a traceback on each of the others
+        if kind == "peer_lost":  # one rank's end makes a traceback on each of the others: to a file
+            write_text(folder.stacks(rank()), traceback.format_exc())
             print(f"error: rank {rank()} lost another rank: {said[:200]}", file=sys.stderr, flush=True)
             raise SystemExit(RESTART) from None
         raise

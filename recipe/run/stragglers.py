@@ -1,8 +1,12 @@
-"""Which rank is slow: now and then one step whose collectives are timed one by one.
+"""Which rank is slow: now and then one step in which every wait for a collective is timed.
 
 Ranks wait for each other in every collective, so the time of a step says nothing about who is slow. In a sampled step
-each collective is made to block, and what is left of the step is the rank's own time: reading, computing, and
+the host waits where the step does, and what is left of the step is the rank's own time: reading, computing, and
 whatever else keeps it. The slowest rank has the most of it, and waits the least.
+
+Collectives are started as they always are and waited for where they always are. To wait where they are started would
+be simpler, and wrong: ZeRO-3 starts the gathers of several groups in the order of a set of parameters, which differs
+between ranks, before it waits for any of them.
 """
 
 from __future__ import annotations
@@ -45,7 +49,7 @@ class StepTime:
 
 @contextmanager
 def timed_collectives() -> Iterator[StepTime]:
-    """Time a step and the collectives in it, which block meanwhile."""
+    """Time a step, and in it what is waited for collectives."""
     found, inside = StepTime(socket.gethostname()), False
 
     def timed(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -53,17 +57,15 @@ def timed_collectives() -> Iterator[StepTime]:
             nonlocal inside
             if inside:  # DeepSpeed's functions call torch's
                 return function(*args, **kwargs)
-            _synchronize()
-            begun, inside = time.perf_counter(), True
+            inside = True
             try:
-                result = function(*args, **kwargs)
-                if hasattr(result, "wait"):
-                    result.wait()
-                _synchronize()
-                return result
+                if kwargs.get("async_op"):
+                    handle = function(*args, **kwargs)
+                    return None if handle is None else _Handle(handle, found)
+                with _waiting(found):
+                    return function(*args, **kwargs)
             finally:
                 inside = False
-                found.waited_s += time.perf_counter() - begun
 
         return call
 
@@ -111,6 +113,30 @@ def judged(times: list[StepTime], ratio: float) -> tuple[dict[str, Any], str | N
     )
 
 
+class _Handle:
+    """What an asynchronous collective returned, whose wait is timed."""
+
+    def __init__(self, handle: Any, found: StepTime):
+        self._handle, self._found = handle, found
+
+    def wait(self, *args: Any, **kwargs: Any) -> Any:
+        with _waiting(self._found):
+            return self._handle.wait(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._handle, name)
+
+
+@contextmanager
+def _waiting(found: StepTime) -> Iterator[None]:
+    """Time what is done inside, without the computation that was queued before it."""
+    _synchronize()
+    begun = time.perf_counter()
+    yield
+    _synchronize()
+    found.waited_s += time.perf_counter() - begun
+
+
 def _synchronize() -> None:
     if torch.cuda.is_available():
-        torch.cuda.synchronize()
+        torch.cuda.current_stream().synchronize()

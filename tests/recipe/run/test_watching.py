@@ -16,6 +16,7 @@ from recipe.run.probe import who_deviates
 from recipe.run.step_guard import robust_z
 from recipe.run.stragglers import StepTime, judged
 from recipe.run.watchdog import who_holds_up
+from tests.conftest import ROOT, launch
 
 
 def beats(*places: int, moving: bool = True) -> tuple[dict[int, Heartbeat], dict[int, Heartbeat]]:
@@ -55,6 +56,14 @@ def test_the_slow_rank_is_the_one_with_most_time_of_its_own():
     assert said is not None
     assert "rank 1 on host1 is slow: 1.800 s of its own in a step, 1.80 times the median" in said
     assert judged(times, 2.0)[1] is None
+
+
+@pytest.mark.distributed
+def test_collectives_that_ranks_start_in_different_orders_end_when_they_are_timed():
+    done = launch(2, "tests/recipe/run/stragglers_worker.py", env={"PYTHONPATH": str(ROOT)}, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "rank 1 on" in done.stdout
+    assert "of its own in a step" in done.stdout
 
 
 def test_the_bits_of_most_are_the_right_ones():
