@@ -44,18 +44,18 @@ class HostPool:
     """The hosts of a hostfile, and which of them are not used any more."""
 
     def __init__(self, hosts: dict[str, int]):
-        self._hosts, self._failures = hosts, Counter[str]()
+        self.hosts, self._failures = hosts, Counter[str]()
         self.excluded: set[str] = set()
 
     def blame(self, host: str) -> None:
         """A failure is traced to a host; one that has FAILURES_OF_A_HOST is left out from now on."""
         self._failures[host] += 1
-        if host in self._hosts and self._failures[host] >= FAILURES_OF_A_HOST:
+        if host in self.hosts and self._failures[host] >= FAILURES_OF_A_HOST:
             self.excluded.add(host)
 
     def choose(self, ranks: int) -> dict[str, int]:
         """See `hosts_for`."""
-        return hosts_for(self._hosts, ranks, self.excluded)
+        return hosts_for(self.hosts, ranks, self.excluded)
 
 
 def hosts_for(hosts: dict[str, int], ranks: int, excluded: Collection[str]) -> dict[str, int]:

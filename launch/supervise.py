@@ -13,12 +13,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launch.hosts import HostPool, free_port, read_hostfile, write_hostfile
 from launch.incidents import Incident, incident_of, last_step
+from launch.places import add_place_arguments, place_of
 from recipe.base.arguments import natural_int
 from recipe.base.checkpoint_files import complete, read_manifest, step_of, topology, universal_of
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import append_json, read_json_lines, write_json
+from recipe.base.ranks import RESTART
 from recipe.run.startup import Launch, check_launch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,7 +28,9 @@ EXAMPLE = """examples:
   launch/train.sh --num_gpus 2 --config recipe/configs/runs/X.yaml --deepspeed_config ds_configs/cpu_2.json \\
       --set seed=1 -- --master_port 29501        (what follows -- goes to the deepspeed launcher)
 
-SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 let the step end, save and stop; twice ends the ranks at once."""
+SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 let the step end, save and stop; twice ends the ranks at once.
+
+exit code: 0 the schedule is done; 75 stopped before its end, started again it goes on; 2 something that you must change."""
 MAX_BACKOFF_S = 300.0
 
 
@@ -35,9 +38,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--hostfile", type=Path, help="HOST slots=N lines; more hosts than needed are spares")
-    where.add_argument("--num_gpus", type=int, help="ranks on this host alone")
+    add_place_arguments(parser)
     parser.add_argument("--config", required=True, type=Path, help="run config, YAML")
     parser.add_argument("--deepspeed_config", required=True, type=Path, help="ds_config, JSON")
     parser.add_argument(
@@ -76,7 +77,7 @@ class Supervisor:
         self.ds_path: Path = args.deepspeed_config
         self.launch: Launch = check_launch(args.config, args.set, self.ds_path, None)
         self.run_dir = self.launch.run.run_dir
-        self.hosts = HostPool(read_hostfile(args.hostfile)) if args.hostfile else None
+        self.place = place_of(args, args.launcher, self.run_dir)
         (self.run_dir / "stop").unlink(missing_ok=True)  # of somebody who asked before; from here on it is ours to keep
         self.began = time.monotonic()
         self.signals = 0
@@ -86,6 +87,9 @@ class Supervisor:
 
     def run(self) -> int:
         """Start and restart; returns the exit code."""
+        if self._is_done():
+            print(f"supervisor: the schedule of {self.run_dir} is done", flush=True)
+            return 0
         stalls = 0
         while True:
             step_before, starts_before = self._newest_step(), self._incarnations()
@@ -96,7 +100,7 @@ class Supervisor:
             stopped = word.get("event") == "stopped"
             if self.signals or (stopped and word["why"] != "signal"):
                 print(f"supervisor: stopped, the newest checkpoint is of step {self._newest_step():,}", flush=True)
-                return 0 if stopped else code or 1
+                return RESTART if stopped else code or 1
             if self._incarnations() == starts_before:
                 incident = Incident("unknown", f"the launcher ended with code {code} before the run began")
             elif word.get("event") in ("stopped", "rewind"):
@@ -114,6 +118,12 @@ class Supervisor:
             if self.signals:
                 return 1
 
+    def _is_done(self) -> bool:
+        """Whether the newest checkpoint stands at the end of the schedule, as in the last jobs of a chain."""
+        found = complete(self.run_dir / "checkpoints")
+        tokens = read_manifest(found[-1])["train_state"]["tokens"] if found else 0
+        return tokens >= self.launch.run.schedule.total_tokens
+
     def _last_word(self) -> dict[str, Any]:
         """What the newest incarnation said of its state last: started, finished, stopped or rewind."""
         number, kinds = self._incarnations(), ("started", "finished", "stopped", "rewind")
@@ -129,8 +139,8 @@ class Supervisor:
             return f"{stalls} starts in a row ended without a new checkpoint, the last: {incident.said}; look at {self.run_dir}"
         if incident.kind == "out_of_memory" and self.args.step_down_on_oom:
             return self._step_down()
-        if self.hosts is not None and incident.host is not None and incident.kind in ("killed", "hang", "error"):
-            self.hosts.blame(incident.host)
+        if incident.rank is not None and incident.kind in ("killed", "hang", "error"):
+            self.place.blame(incident.rank)
         return None
 
     def _step_down(self) -> str | None:
@@ -148,7 +158,7 @@ class Supervisor:
     def _incarnation(self) -> int:
         """Run the launcher once, to the end of all its processes on this host; returns its exit code."""
         self._reshard()
-        words = [str(Path(sys.executable).with_name("deepspeed")), *self._where(), *self.args.launcher]
+        words = self.place.command(self.launch.ds.world_size)
         words += [
             str(ROOT / "recipe/train.py"),
             "--config",
@@ -169,18 +179,6 @@ class Supervisor:
         end_group(process.pid, self.args.grace)
         self.group = None
         return code
-
-    def _where(self) -> list[str]:
-        ranks = self.launch.ds.world_size
-        if self.hosts is None:
-            if self.args.num_gpus != ranks:
-                raise UserError(f"{self.ds_path} is for {ranks} ranks, not --num_gpus {self.args.num_gpus}")
-            port = [] if "--master_port" in self.args.launcher else ["--master_port", str(free_port())]
-            return ["--num_gpus", str(ranks), *port]
-        chosen = self.hosts.choose(ranks)
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        write_hostfile(self.run_dir / "hostfile", chosen)
-        return ["--hostfile", str(self.run_dir / "hostfile")]
 
     def _reshard(self) -> None:
         """Bring the newest checkpoint into its universal form if this run has another topology."""
@@ -217,11 +215,11 @@ class Supervisor:
             "code": code,
             "kind": incident.kind,
             "rank": incident.rank,
-            "host": incident.host,
+            "host": incident.host if incident.rank is None else self.place.host_of(incident.rank) or incident.host,
             "lost_steps": max(0, (reached or 0) - newest),
             "lost_s": max(0.0, time.time() - since),
             "backoff_s": backoff_s,
-            "excluded_hosts": sorted(self.hosts.excluded) if self.hosts is not None else [],
+            "excluded_hosts": sorted(self.place.excluded),
             "said": f"{incident.said}; {said}",
         }
         append_json(self.run_dir / "events.jsonl", event)

@@ -196,3 +196,12 @@ def write_ds(tmp_path: Path):
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory):
+    """The environment in which Slurm's commands find a cluster of this machine."""
+    from tests.clusters import slurm_cluster
+
+    with slurm_cluster(tmp_path_factory.mktemp("slurm")) as environment:
+        yield environment

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +16,8 @@ from data_prep.documents import write_documents
 from data_prep.engines import make_engine
 from data_prep.stage import Stage
 from recipe.base.errors import UserError
-from tests.conftest import CPU, ROOT, documents_in, free_port, run_python
+from tests.clusters import slurm_says, wait_for
+from tests.conftest import CPU, ROOT, documents_in, run_python
 from tests.data_prep.test_jobs import contents, job_words
 
 pytestmark = pytest.mark.xdist_group("engines")  # clusters of their own, one at a time
@@ -106,82 +105,6 @@ def test_a_ray_cluster_that_is_not_there_is_told(prepared, source, tmp_path):
     done = run_python(*words, "--engine-option", "address=127.0.0.1:1")
     assert done.returncode == 2
     assert "no Ray cluster at 127.0.0.1:1" in done.stderr
-
-
-SLURM_CONF = """
-ClusterName=test
-SlurmctldHost=localhost
-SlurmUser=root
-AuthType=auth/munge
-AuthInfo=socket={state}/munge.socket
-SlurmctldPort={port_a}
-SlurmdPort={port_b}
-StateSaveLocation={state}/ctld
-SlurmdSpoolDir={state}/d
-SlurmctldPidFile={state}/ctld.pid
-SlurmdPidFile={state}/d.pid
-SlurmctldLogFile={state}/ctld.log
-SlurmdLogFile={state}/d.log
-ProctrackType=proctrack/pgid
-TaskPlugin=task/none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
-JobAcctGatherType=jobacct_gather/none
-MpiDefault=none
-SchedulerParameters=batch_sched_delay=0,sched_interval=1
-MinJobAge=60
-NodeName=localhost CPUs=2 RealMemory=4000 State=UNKNOWN
-PartitionName=cpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP
-"""
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
-    """A Slurm cluster of this machine, with its own munge; the environment in which its commands find it."""
-    if shutil.which("slurmctld") is None or shutil.which("munged") is None:
-        if os.environ.get("CI"):
-            pytest.fail("CI needs slurm-wlm and munge; install them")
-        pytest.skip("needs Debian's slurm-wlm and munge")
-    if os.geteuid() != 0:
-        pytest.skip("slurmd runs jobs as root's child only")
-    state = tmp_path_factory.mktemp("slurm")
-    (state / "ctld").mkdir()
-    (state / "d").mkdir()
-    state.chmod(0o755)
-    for parent in state.parents[:3]:
-        parent.chmod(0o755)
-    conf, key = state / "slurm.conf", state / "munge.key"
-    conf.write_text(SLURM_CONF.format(state=state, port_a=free_port(), port_b=free_port()))
-    key.write_bytes(os.urandom(128))
-    key.chmod(0o600)
-    environment = {**CPU, "SLURM_CONF": str(conf)}
-    munge = ["munged", "--foreground", f"--key-file={key}", f"--socket={state}/munge.socket", f"--pid-file={state}/m.pid",
-             f"--log-file={state}/munge.log", f"--seed-file={state}/munge.seed", "--force"]  # fmt: skip
-    daemons = [subprocess.Popen(munge, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)]
-    try:
-        wait_for(lambda: (state / "munge.socket").exists(), "munged")
-        for name in ("slurmctld", "slurmd"):
-            words = [name, "-D", *(["-N", "localhost"] if name == "slurmd" else [])]
-            daemons.append(
-                subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            )
-        wait_for(lambda: "idle" in slurm_says(environment, "sinfo", "-h", "-o", "%T"), "an idle node")
-        yield environment
-    finally:
-        for daemon in reversed(daemons):
-            daemon.terminate()
-            daemon.wait(timeout=20)
-
-
-def slurm_says(environment: dict[str, str], *words: str) -> str:
-    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=30, check=False).stdout
-
-
-def wait_for(ready, what: str, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < end, f"no {what} in {seconds} s"
-        time.sleep(0.1)
 
 
 def test_a_slurm_job_array_gives_the_bytes_of_a_local_run(prepared, source, local, slurm, tmp_path):

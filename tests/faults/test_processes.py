@@ -50,7 +50,7 @@ def test_a_signal_to_the_supervisor_saves_and_a_new_one_goes_on(supervise, undis
     run = supervise("asked")
     run.until_step(5)
     run.process.send_signal(signal.SIGUSR1)
-    assert run.wait() == 0
+    assert run.wait() == 75
     (stop,) = run.events("stopped")
     assert (stop["why"], stop["step"] < STEPS) == ("file", True)
     assert not (run.run_dir / "stop").exists()
@@ -69,7 +69,7 @@ def test_a_signal_while_the_run_starts_is_not_lost(supervise):
     run = supervise("early")
     run.until(lambda: "supervisor: " in run.output)  # the launcher has been started, no rank yet
     run.process.send_signal(signal.SIGTERM)
-    assert run.wait() == 0
+    assert run.wait() == 75
     (stop,) = run.events("stopped")
     assert (stop["why"], stop["step"]) == ("file", 1)
 
@@ -77,7 +77,7 @@ def test_a_signal_while_the_run_starts_is_not_lost(supervise):
 def test_a_time_limit_is_kept(supervise):
     slowly = [{"kind": "sleep", "rank": 0, "step": 1, "steps": STEPS, "seconds": 4.0}]
     run = supervise("limited", slowly, words=("--time-limit", 60), watch={"no_progress_s": 60})
-    assert run.wait() == 0
+    assert run.wait() == 75
     (stop,) = run.events("stopped")
     assert stop["why"] == "time limit"
     assert stop["step"] < STEPS

@@ -1,0 +1,20 @@
+# Environment of every launch; sourced by train.sh, train.slurm and data_prep.slurm, or by hand before `deepspeed`:
+#   source launch/env.sh
+# What is set already wins. Slurm's srun carries all of it to every node. The deepspeed launcher carries PYTHON*, and on
+# GPUs NCCL*, LD_LIBRARY* and PATH*; launch/train.sh carries the others listed in launch/environment.py. For a bare
+# `deepspeed --hostfile` put them into ~/.deepspeed_env, as launch/deepspeed_env.example does.
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+export PATH="$root/.venv/bin:$PATH"
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+
+# Compiled ops and kernels: with the environment, on the file system that all hosts see.
+export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$root/.venv/torch_extensions}"
+export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$root/.venv/triton}"
+
+# Segments that grow: micro-batches whose experts get different numbers of tokens otherwise fragment the GPU's memory.
+export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-expandable_segments:True}"
+export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
+
+# NCCL finds NVLink and InfiniBand by itself. Set NCCL_SOCKET_IFNAME (and GLOO_SOCKET_IFNAME) where the hosts' names
+# resolve to a network that is not between all of them, NCCL_IB_HCA where some ports must be left out.
+export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"

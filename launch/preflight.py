@@ -1,0 +1,330 @@
+#!/usr/bin/env python3
+"""Look at every host before a run: GPUs, versions, clocks, disks, limits, links and the speed of each GPU; write a hostfile without the bad ones."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launch.hosts import write_hostfile
+from launch.places import Place, add_place_arguments, place_of
+from recipe.base.arguments import positive_int
+from recipe.base.ds_config import load_ds_config
+from recipe.base.errors import UserError, exit_on_user_error
+from recipe.base.files import write_json
+from recipe.base.hardware import GIB, Cluster, accelerator_of, network_bytes_per_s
+from recipe.base.model_shape import load_model_shape
+from recipe.base.settings import load_run_config
+from recipe.base.strict import load_json
+from recipe.base.tables import markdown_table
+from recipe.planner.links import Group, Links
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLE = """examples:
+  python launch/preflight.py --hostfile hosts --folder /shared/run --write good_hosts \\
+      --config recipe/configs/runs/X.yaml --deepspeed_config ds_configs/Y.json --interconnect 400g
+  python launch/preflight.py --num_gpus 2 --folder work
+
+exit code: 0 every host is good; 1 some are not, and are not in the hostfile that is written; 2 something that you must change."""
+
+# What a host must have. A figure that is compared with the other hosts' is a share of their median.
+CLOCK_S = 0.5  # beyond the time that asking takes
+GPU_USED_MIB = 1024  # of another process
+SHM_GIB, SHM_GPU_GIB = 0.25, 8.0  # the buffers of CPU ranks; NCCL's and pinned memory
+NOFILE = 4096  # sockets of a thousand peers, shards and checkpoints
+MATMUL_SHARE, LINK_SHARE, DISK_SHARE = 0.93, 0.8, 0.5
+FACTS_S = 300.0  # that a host may take to answer
+
+
+@dataclass
+class Report:
+    """What was found of all hosts."""
+
+    facts: dict[str, dict[str, Any]]
+    bad: dict[str, list[str]]  # host -> reasons
+    links: dict[str, Any] = field(default_factory=dict)  # of `launch/preflight_ranks.py`, with names for numbers
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_place_arguments(parser)
+    parser.add_argument("--folder", required=True, type=Path, help="on the file system that the run will use")
+    parser.add_argument("--config", type=Path, help="run config: the room that its checkpoints need is asked for")
+    parser.add_argument("--deepspeed_config", type=Path, help="ds_config: its ranks are compared with the hosts'")
+    parser.add_argument("--interconnect", help="Gb/s between nodes as for launch/plan.py (default: the vendor's node)")
+    parser.add_argument(
+        "--burn-seconds", type=float, default=30.0, help="of matmuls on every GPU (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--mib", type=positive_int, default=256, help="that files and collectives have (default: %(default)s)"
+    )
+    parser.add_argument("--write", type=Path, help="hostfile of the good hosts")
+    parser.add_argument("--json", type=Path, help="all that was measured")
+    words = sys.argv[1:] if argv is None else argv
+    at = words.index("--") if "--" in words else len(words)
+    args = parser.parse_args(words[:at])
+    args.launcher = words[at + 1 :]
+    return args
+
+
+def ask(place: Place, folder: Path, mib: int) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
+    """The facts of the hosts that answer, and why others do not."""
+
+    def one(host: str) -> tuple[str, dict[str, Any] | str]:
+        words = [
+            sys.executable,
+            str(ROOT / "launch/host_facts.py"),
+            "--folder",
+            str(folder),
+            "--mib",
+            str(mib),
+            "--host",
+            host,
+        ]
+        begun = time.time()
+        done = place.run_on(host, words, FACTS_S)
+        ended = time.time()
+        if done.returncode:
+            said = (done.stderr.strip() or f"code {done.returncode}").splitlines()[-1]
+            return host, f"cannot be asked: {said}"
+        found = json.loads(done.stdout.strip().splitlines()[-1])
+        # The host's clock was read in between; what lies outside is a difference of clocks.
+        found["clock_s"] = max(0.0, begun - found["time"], found["time"] - ended)
+        found["seen_here"] = (folder / f"preflight.{host}").exists()
+        return host, found
+
+    with ThreadPoolExecutor(max_workers=64) as pool:
+        answers = list(pool.map(one, place.hosts))
+    facts = {host: found for host, found in answers if isinstance(found, dict)}
+    return facts, {host: [found] for host, found in answers if isinstance(found, str)}
+
+
+def judge(facts: Mapping[str, dict[str, Any]], slots: Mapping[str, int], needed_gib: float) -> dict[str, list[str]]:
+    """What is wrong with each host, by what it has; hosts without a fault have no entry."""
+    bad: dict[str, list[str]] = {}
+    usual = {
+        name: _most([f["versions"].get(name, "missing") for f in facts.values()])
+        for name in sorted({name for f in facts.values() for name in f["versions"]})
+    }
+    drivers = _most([gpu["driver_version"] for f in facts.values() for gpu in f["gpus"]])
+    names = _most([gpu["name"] for f in facts.values() for gpu in f["gpus"]])
+    speed = {key: _median([f[key] for f in facts.values()]) for key in ("write_mb_per_s", "read_mb_per_s")}
+    with_gpus = any(f["gpus"] for f in facts.values())
+    for host, f in facts.items():
+        said = [
+            f"{name} {f['versions'].get(name, 'missing')}, the others have {value}; install the same environment"
+            for name, value in usual.items()
+            if f["versions"].get(name, "missing") != value
+        ]
+        if with_gpus:
+            said += _judge_gpus(f["gpus"], slots[host], names, drivers)
+        if f["clock_s"] > CLOCK_S:
+            said.append(f"clock is off by {f['clock_s']:.1f} s; start chrony or ntpd")
+        if not f["seen_here"]:
+            said.append("what it writes to --folder is not seen here; mount the shared file system")
+        if f["free_gib"] < needed_gib:
+            said.append(f"{f['free_gib']:.0f} GiB free in --folder, the run needs {needed_gib:.0f}; make room")
+        if f["shm_free_gib"] < (SHM_GPU_GIB if with_gpus else SHM_GIB):
+            said.append(
+                f"{f['shm_free_gib']:.2f} GiB free in /dev/shm; remove what killed runs left, or mount it larger"
+            )
+        if f["nofile"] < NOFILE:
+            said.append(f"ulimit -n is {f['nofile']}; raise it to {NOFILE} in limits.conf")
+        if f["infiniband"] and f["memlock"] != -1:
+            said.append("ulimit -l is limited, which RDMA needs unlimited; set memlock in limits.conf")
+        for key, name in (("write_mb_per_s", "writes"), ("read_mb_per_s", "reads")):
+            if f[key] < DISK_SHARE * speed[key]:
+                said.append(f"{name} --folder at {f[key]:.0f} MB/s, the others at {speed[key]:.0f}")
+        if said:
+            bad[host] = said
+    return bad
+
+
+def _judge_gpus(gpus: list[dict[str, str]], slots: int, name: str, driver: str) -> list[str]:
+    said = []
+    if len(gpus) != slots:
+        said.append(f"{len(gpus)} GPUs, the hostfile says {slots}; look for one that fell off the bus (dmesg, Xid 79)")
+    for number, gpu in enumerate(gpus):
+        if gpu["name"] != name:
+            said.append(f"GPU {number} is a {gpu['name']}, the others are {name}")
+        if gpu["driver_version"] != driver:
+            said.append(f"driver {gpu['driver_version']}, the others have {driver}")
+        if float(gpu["memory.used"]) > GPU_USED_MIB:
+            said.append(f"GPU {number} has {gpu['memory.used']} MiB in use; end the process that holds it")
+        if gpu["ecc.errors.uncorrected.volatile.total"] not in ("0", "[N/A]"):
+            said.append(f"GPU {number} has uncorrected memory errors; reset or replace it")
+    return list(dict.fromkeys(said))
+
+
+def judge_links(links: dict[str, Any], slots: Mapping[str, int]) -> dict[str, list[str]]:
+    """What is wrong with each host by what its ranks measured: a slow GPU, slow links inside, slow links to all others."""
+    bad: dict[str, list[str]] = {}
+    median = _median(links["tflops"])
+    numbers = iter(links["tflops"])
+    for host, count in slots.items():
+        for gpu in range(count):
+            if (found := next(numbers)) < MATMUL_SHARE * median:
+                bad.setdefault(host, []).append(
+                    f"GPU {gpu} multiplies at {found:.3g} TFLOP/s, {found / median:.0%} of the median; look at its clocks and heat"
+                )
+    for op in ("all_reduce", "all_to_all"):
+        inside = {host: values[op] for host, values in links["inside"].items()}
+        between = {host: _median(rates) for host in slots if (rates := rates_of(links, host, op))}
+        for where, found_of in (("inside", inside), ("to the other hosts", between)):
+            usual = _median(list(found_of.values()))
+            for host, found in found_of.items():
+                # Of two hosts' one link neither is the slow one.
+                if len(found_of) > 2 and found < LINK_SHARE * usual:
+                    bad.setdefault(host, []).append(
+                        f"{op} {where} at {found:.3g} GB/s, {found / usual:.0%} of the median; look at its NICs and cables"
+                    )
+    return bad
+
+
+def rates_of(links: dict[str, Any], host: str, op: str) -> list[float]:
+    """GB/s of a collective between a host and each of the others."""
+    return [values[op] for pair, values in links["between"].items() if host in pair.split(" ")]
+
+
+def measure(place: Place, slots: dict[str, int], folder: Path, seconds: float, mib: int) -> dict[str, Any]:
+    """Run launch/preflight_ranks.py on these hosts; raises UserError if it fails."""
+    output = folder / "preflight.links.json"
+    words = place.command(sum(slots.values()))
+    words += [
+        str(ROOT / "launch/preflight_ranks.py"),
+        "--output",
+        str(output),
+        "--burn-seconds",
+        str(seconds),
+        "--mib",
+        str(mib),
+    ]
+    done = place.run_here(words)
+    if done.returncode:
+        raise UserError(f"the hosts could not measure together (code {done.returncode}):\n{done.stderr[-2000:]}")
+    links = load_json(output)
+    output.unlink()
+    names = list(slots)
+    links["inside"] = {names[int(number)]: values for number, values in links["inside"].items()}
+    links["between"] = {
+        " ".join(names[int(number)] for number in pair.split("-")): values for pair, values in links["between"].items()
+    }
+    return links
+
+
+def planned(links: dict[str, Any], slots: Mapping[str, int], interconnect: str | None, mib: int) -> dict[str, float]:
+    """GB/s that the planner expects of the same collectives; nothing for a GPU that it does not know."""
+    accelerator, each = accelerator_of(links["device"]), next(iter(slots.values()))
+    if accelerator is None:
+        return {}
+    network = network_bytes_per_s(interconnect or accelerator.network)
+    model, size = Links(Cluster(accelerator, 2 * each, network)), mib * 2**20
+    both = {"inside": Group(each, each), "between": Group(2 * each, each)}
+    found = {}
+    for where, group in both.items():
+        found[f"{where} all_reduce"] = size / model.ring_s("all_reduce", size, group) / 1e9 if group.ranks > 1 else 0.0
+        found[f"{where} all_to_all"] = size / model.all_to_all_s(size, group) / 1e9 if group.ranks > 1 else 0.0
+    return found
+
+
+def needed_gib(args: argparse.Namespace, place: Place) -> float:
+    """GiB of the checkpoints that a run keeps, one of them being written; checks that the ranks are enough.
+
+    Raises:
+        UserError: only one of the two configs, an unreadable one, or fewer ranks than the ds_config is for.
+    """
+    if (args.config is None) != (args.deepspeed_config is None):
+        raise UserError("give both --config and --deepspeed_config, or neither")
+    if args.config is None:
+        return 0.0
+    run, (ds, _) = load_run_config(args.config), load_ds_config(args.deepspeed_config)
+    ranks = sum(place.hosts.values())
+    if ranks < ds.world_size:
+        raise UserError(f"the hosts have {ranks} ranks, but {args.deepspeed_config} is for {ds.world_size}; add hosts")
+    # Weights in their precision, and two moments and the weights in fp32: 14 bytes, or 12 where the weights are fp32.
+    per_parameter = 14 if ds.bf16_enabled else 12
+    size = per_parameter * sum(load_model_shape(run.model).parameters().values())
+    return (run.checkpoint.keep_last + 1) * size / GIB
+
+
+def table(report: Report, slots: Mapping[str, int]) -> str:
+    """A line per host."""
+    rows = []
+    number = 0
+    for host, count in slots.items():
+        f, links = report.facts.get(host), report.links
+        measured = bool(links) and host in links["slots"]
+        rate = f"{min(links['tflops'][number : number + count]):.3g}" if measured else "-"
+        number += count if measured else 0
+        cells = [host, "BAD" if host in report.bad else "good"]
+        cells += [f"{len(f['gpus'])}", f"{f['clock_s'] * 1000:.0f}", f"{f['write_mb_per_s']:,.0f}", f"{f['read_mb_per_s']:,.0f}",
+                  f"{f['free_gib']:,.0f}"] if f else ["-"] * 5  # fmt: skip
+        cells.append(rate)
+        for op in ("all_reduce", "all_to_all"):
+            cells.append(f"{links['inside'][host][op]:.3g}" if measured and host in links["inside"] else "-")
+            rates = rates_of(links, host, op) if measured else []
+            cells.append(f"{_median(rates):.3g} / {min(rates):.3g}" if rates else "-")
+        rows.append(cells)
+    head = ["host", "", "GPUs", "clock ms", "write MB/s", "read MB/s", "free GiB", "TFLOP/s",
+            "all-reduce inside", "between (median / least)", "all-to-all inside", "between"]  # fmt: skip
+    return markdown_table(head, rows, left=2)
+
+
+def _most(values: list[str]) -> str:
+    return Counter(values).most_common(1)[0][0] if values else ""
+
+
+def _median(values: list[float]) -> float:
+    return statistics.median(values) if values else 0.0
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    folder = args.folder.resolve()
+    place = place_of(args, args.launcher, folder / "preflight")
+    needed = needed_gib(args, place)
+    facts, bad = ask(place, folder, args.mib)
+    for host in place.hosts:
+        (folder / f"preflight.{host}").unlink(missing_ok=True)
+    report = Report(facts, bad | judge(facts, place.hosts, needed))
+    place.leave_out(set(report.bad))
+    good = {host: slots for host, slots in place.hosts.items() if host not in report.bad}
+    expected: dict[str, float] = {}
+    if good:
+        report.links = {**measure(place, good, folder, args.burn_seconds, args.mib), "slots": good}
+        report.bad |= judge_links(report.links, good)
+        expected = planned(report.links, good, args.interconnect, args.mib)
+    print(table(report, place.hosts))
+    for name, rate in expected.items():
+        print(f"planned {name}: {rate:.3g} GB/s")
+    for host, reasons in report.bad.items():
+        for reason in reasons:
+            print(f"{host}: {reason}")
+    good = {host: slots for host, slots in good.items() if host not in report.bad}
+    if args.json is not None:
+        write_json(args.json, {"facts": facts, "links": report.links, "planned_gb_per_s": expected, "bad": report.bad})
+    if not good:
+        raise UserError("no host is good; see above")
+    if args.write is not None:
+        write_hostfile(args.write, good)
+        print(f"wrote {args.write}: {len(good)} of {len(place.hosts)} hosts")
+    return 1 if report.bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

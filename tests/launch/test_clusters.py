@@ -1,0 +1,129 @@
+"""Launches as on a cluster: over ssh to several hosts of which one dies, and through Slurm's queue."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from recipe.base.files import read_json_lines
+from recipe.run.metrics import read_metrics
+from tests.clusters import loopback_hosts, slurm_says, wait_for
+from tests.conftest import ROOT, launch, run_command, run_python, schedule_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.xdist_group("engines")]
+
+STEPS = 12
+SECTIONS = {
+    "schedule": schedule_of(STEPS),
+    "checkpoint": {"every_steps": 2},
+    "watch": {"no_progress_s": 20, "heartbeat_s": 1},
+}
+
+
+@pytest.fixture
+def hosts(tmp_path):
+    with loopback_hosts(tmp_path, ["127.0.0.2", "127.0.0.3", "127.0.0.4"]) as found:
+        yield found
+
+
+@pytest.fixture
+def ds(write_ds):
+    return write_ds(2, micro_batch=4, accumulation=1, autoep_size=2)
+
+
+def losses(run) -> dict[int, float]:
+    return {m["step"]: m["loss"] for m in read_metrics(run.run_dir)}
+
+
+def test_preflight_leaves_out_the_host_that_does_not_answer(hosts, tmp_path):
+    hostfile = hosts.hostfile(tmp_path / "hosts", slots=1)
+    hosts.kill("127.0.0.4")
+    done = run_python(
+        "launch/preflight.py", "--hostfile", hostfile, "--folder", tmp_path / "shared", "--burn-seconds", 0.5, "--mib", 4,
+        "--write", tmp_path / "good", "--json", tmp_path / "all.json", "--", *hosts.launcher, env=hosts.environment,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert (tmp_path / "good").read_text() == "127.0.0.2 slots=1\n127.0.0.3 slots=1\n"
+    assert re.search(r"127\.0\.0\.4: cannot be asked: .*refused", done.stdout)
+    found = json.loads((tmp_path / "all.json").read_text())
+    assert len(found["links"]["tflops"]) == 2
+    assert found["links"]["between"]["127.0.0.2 127.0.0.3"]["all_to_all"] > 0
+    assert sorted(path.name for path in (tmp_path / "shared").iterdir()) == ["preflight"]
+
+
+def test_a_host_that_dies_is_left_out_and_a_spare_finishes_the_run(hosts, tmp_path, new_run, ds):
+    alone = new_run("alone", **SECTIONS)
+    assert launch(2, "recipe/train.py", *alone.arguments(ds)).returncode == 0
+    run = new_run("run", **SECTIONS)
+    hostfile = hosts.hostfile(tmp_path / "hosts", slots=1)
+    words = ["launch/train.sh", "--hostfile", hostfile, *run.arguments(ds), "--backoff", 0, "--", *hosts.launcher]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(
+            [str(word) for word in words], cwd=ROOT, env=hosts.environment, stdout=log, stderr=subprocess.STDOUT
+        )
+    wait_for(lambda: (run.run_dir / "metrics.jsonl").exists() and max(losses(run), default=0) >= 4, "step 4", 180)
+    hosts.kill("127.0.0.3")
+    assert process.wait(240) == 0, (tmp_path / "log").read_text()[-4000:]
+    (end,) = (e for e in read_json_lines(run.run_dir / "events.jsonl") if e["event"] == "incarnation_ended")
+    assert (end["kind"], end["rank"], end["host"]) == ("killed", 1, "127.0.0.3")
+    assert "left out, since they do not answer: 127.0.0.3" in (tmp_path / "log").read_text()
+    assert (run.run_dir / "hostfile").read_text() == "127.0.0.2 slots=1\n127.0.0.4 slots=1\n"
+    assert losses(run) == losses(alone)
+
+
+def test_a_slurm_job_saves_before_its_limit_is_requeued_and_finishes(slurm, tmp_path, new_run, ds):
+    slowly = {"RECIPE_FAULTS": json.dumps([{"kind": "sleep", "rank": 0, "step": 1, "steps": 6, "seconds": 2.0}])}
+    run = new_run("run", **SECTIONS)
+    sent = subprocess.run(
+        ["sbatch", "--parsable", "--nodes=1", "--gpus-per-node=0", "--signal=B:USR2@30", "--time=1", "--output", tmp_path / "log",
+         "launch/train.slurm", "--gpus-per-node", "2", *map(str, run.arguments(ds))],
+        cwd=ROOT, env={**slurm, **slowly}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert sent.returncode == 0, sent.stderr
+    job = sent.stdout.strip()
+
+    def stopped() -> bool:
+        return any(e["event"] == "stopped" for e in read_json_lines(run.run_dir / "events.jsonl"))
+
+    wait_for(stopped, "stop before the limit", 120)
+    wait_for(lambda: slurm_says(slurm, "squeue", "-h", "-j", job, "-o", "%t").strip() == "PD", "requeued job", 60)
+    slurm_says(slurm, "scontrol", "update", f"JobId={job}", "StartTime=now", "TimeLimit=10")
+    wait_for(lambda: not slurm_says(slurm, "squeue", "-h", "-j", job, "-t", "PD,R,CG"), "end of the job", 180)
+    assert max(losses(run)) == STEPS, (tmp_path / "log").read_text()[-3000:]
+    events = [e["event"] for e in read_json_lines(run.run_dir / "events.jsonl")]
+    assert events.count("started") == 2
+    assert events[-1] == "finished"
+
+
+def test_a_data_job_runs_from_a_slurm_job(slurm, tmp_path, prepared):
+    sent = subprocess.run(
+        ["sbatch", "--wait", "--output", tmp_path / "log", "launch/data_prep.slurm", "data_prep/curate.py",
+         "--input", prepared.raw, "--output", tmp_path / "out", "--workers", "2", "--engine-option", "partition=cpu"],
+        cwd=ROOT, env=slurm, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert sent.returncode == 0, sent.stderr + (tmp_path / "log").read_text()
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["stage"] == "curate"
+
+
+@pytest.mark.skipif(shutil.which("sbatch") is None, reason="needs Debian's slurm-wlm")
+def test_the_slurm_scripts_refuse_what_is_no_job(slurm, tmp_path):
+    for script, words, folder in (
+        ("data_prep.slurm", ["data_prep/nothing.py"], ROOT),
+        ("train.slurm", ["--gpus-per-node=2"], tmp_path),
+    ):
+        sent = subprocess.run(
+            ["sbatch", "--wait", "--nodes=1", "--gpus-per-node=0", "--output", tmp_path / "log", ROOT / "launch" / script, *words],
+            cwd=folder, env=slurm, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert sent.returncode == 2, sent.stderr
+        assert (tmp_path / "log").read_text().startswith("error: ")
+
+
+def test_slurm_nodes_are_for_the_inside_of_a_job(new_run, ds):
+    done = run_command("launch/train.sh", "--slurm", *new_run("run").arguments(ds))
+    assert done.returncode == 2
+    assert "--slurm is for the inside of a Slurm job" in done.stderr
