@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from recipe.base.heartbeats import Heartbeat, read_heartbeats
+from recipe.base.run_records import last_metrics
 
-TAIL_BYTES = 8 << 20  # of metrics.jsonl, more than one line of it
 # In the order in which they explain an end; a rank that lost a peer is a witness only.
 CAUSES = ("user_error", "hang", "out_of_memory", "error")
 
@@ -55,20 +55,10 @@ def last_step(run_dir: Path, incarnation: int, since: float) -> int | None:
     """The last step that is known to be done by an incarnation that began at `since` (seconds of the epoch)."""
     beats = read_heartbeats(run_dir / "heartbeats", incarnation)
     steps = [beat.step - 1 for beat in beats.values()]  # the one it works on is not done
-    logged = _last_logged(run_dir / "metrics.jsonl")
+    logged = last_metrics(run_dir)
     if logged is not None and logged["time"] >= since:
         steps.append(logged["step"])
     return max(steps, default=None)
-
-
-def _last_logged(metrics: Path) -> dict[str, Any] | None:
-    """The last whole line, without reading a file of weeks."""
-    if not metrics.exists():
-        return None
-    with open(metrics, "rb") as handle:
-        handle.seek(max(0, metrics.stat().st_size - TAIL_BYTES))
-        lines = handle.read().split(b"\n")[:-1]
-    return json.loads(lines[-1]) if len(lines) > 1 or (lines and lines[0].startswith(b"{")) else None
 
 
 def _records(run_dir: Path, incarnation: int) -> list[dict[str, Any]]:

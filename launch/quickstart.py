@@ -19,11 +19,11 @@ import yaml
 from data_prep.documents import read_documents
 from launch.hosts import free_port
 from recipe.base.errors import UserError, exit_on_user_error
+from recipe.base.run_records import read_metrics
 from recipe.base.strict import load_json
 from recipe.data.mixture import CYCLE, plan_mixture
 from recipe.data.token_folder import TokenFolder
 from recipe.data.unigram import unigram_entropy
-from recipe.run.metrics import read_metrics
 from recipe.run.run_folder import load_run_folder
 
 ROOT = Path(__file__).resolve().parent.parent

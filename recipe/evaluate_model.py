@@ -9,9 +9,9 @@ from typing import Any
 
 from recipe.base.arguments import positive_int
 from recipe.base.errors import UserError, exit_on_user_error
-from recipe.base.files import sha256, write_json
+from recipe.base.files import write_json
 from recipe.base.ranks import leave
-from recipe.data.token_folder import Source, TokenFolder
+from recipe.data.token_folder import held_out_sources
 
 EXAMPLE = """examples:
   deepspeed --num_gpus 2 recipe/evaluate_model.py --run runs/a
@@ -51,19 +51,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def held_out_sources(folder: Path, tokenizer: Path) -> tuple[list[Source], int]:
-    """The held-out sources, and the token that ends a document."""
-    tokens = TokenFolder(folder)
-    if sha256(tokenizer / "tokenizer.json") != tokens.tokenizer["sha256"]:
-        raise UserError(
-            f"{folder} was tokenized with another tokenizer than {tokenizer}; give tokens made with that one"
-        )
-    sources = tokens.sources("held_out")
-    if not sources:
-        raise UserError(f"{folder} has no held-out shards; tokenize with held_out above 0")
-    return sources, tokens.tokenizer["eod_id"]
-
-
 def window_length(asked: int | None, default: int, maximum: int) -> int:
     """The tokens per window to evaluate with, refused beyond what the model's positions reach."""
     if asked is not None and asked > maximum:
@@ -75,10 +62,10 @@ def evaluate_run(args: argparse.Namespace) -> None:
     import torch.distributed as dist
     from torch.utils.tensorboard import SummaryWriter
 
-    from recipe.run.evaluation import evaluate_source
+    from recipe.run.evaluation import evaluate_engine
     from recipe.run.restore import RestorableRun
     from recipe.run.session import session
-    from recipe.run.step import summed_loss_of
+    from recipe.run.tags import tagged_evaluation
 
     restorable = RestorableRun(args.run, args.checkpoint, args.deepspeed_config)
     run = restorable.run
@@ -87,24 +74,13 @@ def evaluate_run(args: argparse.Namespace) -> None:
     seq_length = window_length(args.seq_length, run.data.seq_length, restorable.shape.max_position_embeddings)
     with session():
         engine, state = restorable.restore()
-        results = {
-            source.name: evaluate_source(
-                lambda inputs, targets: summed_loss_of(engine, run.compute, inputs, targets),
-                source,
-                seq_length=seq_length,
-                batch_size=args.batch_size,
-                device=engine.device,
-                eod_id=eod_id,
-                rank=dist.get_rank(),
-                world_size=dist.get_world_size(),
-            )
-            for source in sources
-        }
+        results = evaluate_engine(
+            engine, run.compute, sources, seq_length=seq_length, batch_size=args.batch_size, eod_id=eod_id
+        )
         if dist.get_rank() == 0:
             with SummaryWriter(str(args.run / "tensorboard")) as board:
-                for name, result in results.items():
-                    board.add_scalar(f"eval/{name}/loss", result["loss"], state.step)
-                    board.add_scalar(f"eval/{name}/bits_per_byte", result["bits_per_byte"], state.step)
+                for tag, value in tagged_evaluation(results).items():
+                    board.add_scalar(tag, value, state.step)
             report(results, args.output or args.run / "evaluation.json", {"step": state.step})
 
 
@@ -142,8 +118,8 @@ def evaluate_export(args: argparse.Namespace) -> None:
 def report(results: dict[str, dict[str, Any]], output: Path | None, facts: dict[str, Any]) -> None:
     for name, result in results.items():
         print(
-            f"held-out {name:<12} loss {result['loss']:.5f} nats/token  {result['bits_per_byte']:.4f} bits/byte  "
-            f"{result['tokens']:,} tokens",
+            f"held-out {name:<12} {result['bits_per_byte']:.4f} bits/byte  loss {result['loss']:.5f} nats/token  "
+            f"perplexity {result['perplexity']:.3f}  {result['tokens']:,} tokens",
             flush=True,
         )
     if output is not None:

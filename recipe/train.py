@@ -68,12 +68,14 @@ def main(argv: list[str] | None = None) -> int:
     from recipe.run.engine import check_attention
     from recipe.run.failures import recorded_failures
     from recipe.run.incarnation import train_on
+    from recipe.run.prometheus import check_prometheus
     from recipe.run.run_folder import RunFolder, check_run_folder, lock_run_folder, record_start
     from recipe.run.session import session
     from recipe.run.watchdog import Watchdog
 
     run = launch.run
     check_attention(run.compute)
+    check_prometheus(run.logging.prometheus_port)
     changed = check_run_folder(run, args.resume != "never")
 
     def begin() -> int:

@@ -120,8 +120,17 @@ class Watch(Section):
     probe_every_steps: int | None = Field(None, gt=0)  # the same computation on every rank, compared bit by bit
 
 
+class Evaluation(Section):
+    """Held-out loss during training, of every source, over all of its held-out tokens."""
+
+    every_steps: int | None = Field(None, gt=0)  # and after the last step; null: never
+    tokens: Path | None = None  # another output of data_prep/tokenize_corpus.py; null: that of data.tokens
+    batch_size: int = Field(8, gt=0)  # sequences per rank at a time
+
+
 class Logging(Section):
     every_steps: int = Field(10, gt=0)
+    prometheus_port: int | None = Field(None, gt=0, lt=65536)  # of rank 0's host, where /metrics has the newest values
 
 
 class RunConfig(Section):
@@ -140,6 +149,7 @@ class RunConfig(Section):
     numerics: Numerics = Numerics()
     watch: Watch = Watch()
     logging: Logging = Logging()
+    evaluation: Evaluation = Evaluation()
 
     def problems(self) -> list[str]:
         schedule, found = self.schedule, self.data.mixture.problems() + self.routing.problems()

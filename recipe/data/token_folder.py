@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from recipe.base.errors import UserError
+from recipe.base.files import sha256
 from recipe.base.strict import load_json
 from recipe.data.indexed import Shard
 
@@ -59,3 +60,20 @@ class TokenFolder:
             if not shard.verifiable:
                 raise UserError(f"{shard.prefix}.sums is missing; restore it or tokenize again")
         return Source(name, shards, sum(e["tokens"] for e in entries), sum(e["text_bytes"] for e in entries))
+
+
+def held_out_sources(folder: Path, tokenizer: Path) -> tuple[list[Source], int]:
+    """The held-out sources of a folder, and the token that ends a document.
+
+    Raises:
+        UserError: there are none, or they were made with another tokenizer.
+    """
+    tokens = TokenFolder(folder)
+    if sha256(tokenizer / "tokenizer.json") != tokens.tokenizer["sha256"]:
+        raise UserError(
+            f"{folder} was tokenized with another tokenizer than {tokenizer}; give tokens made with that one"
+        )
+    sources = tokens.sources("held_out")
+    if not sources:
+        raise UserError(f"{folder} has no held-out shards; tokenize with held_out above 0")
+    return sources, tokens.tokenizer["eod_id"]

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import deepspeed
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from recipe.base.model_shape import IGNORED
+from recipe.base.settings import Compute
 from recipe.data.batch import document_positions
 from recipe.data.token_folder import Source
+from recipe.run.step import summed_loss_of
 
 
 def windows(source: Source, seq_length: int) -> Iterator[np.ndarray]:
@@ -44,8 +48,9 @@ def evaluate_source(
         eod_id: given when documents attend to themselves alone, as the model was trained.
 
     Returns:
-        tokens predicted, mean loss in nats per token, and bits per UTF-8 byte of the text: the sum of all
-        losses, end-of-document tokens included, over the bytes of the documents.
+        tokens predicted, mean loss in nats per token and its exponential, and bits per UTF-8 byte of the text:
+        the sum of all losses, end-of-document tokens included, over the bytes of the documents. Only the last
+        compares models of different tokenizers.
     """
     all_windows = list(windows(source, seq_length))
     rounds = math.ceil(len(all_windows) / (batch_size * world_size))
@@ -70,5 +75,35 @@ def evaluate_source(
     return {
         "tokens": int(predicted),
         "loss": nats / predicted,
+        "perplexity": math.exp(nats / predicted),
         "bits_per_byte": nats / math.log(2) / source.text_bytes,
     }
+
+
+def evaluate_engine(
+    engine: deepspeed.DeepSpeedEngine,
+    compute: Compute,
+    sources: Sequence[Source],
+    *,
+    seq_length: int,
+    batch_size: int,
+    eod_id: int | None,
+) -> dict[str, dict[str, Any]]:
+    """`evaluate_source` of every source, by all ranks together; the engine is left in the mode it was in."""
+    training = engine.module.training
+    engine.eval()
+    results = {
+        source.name: evaluate_source(
+            lambda inputs, targets: summed_loss_of(engine, compute, inputs, targets),
+            source,
+            seq_length=seq_length,
+            batch_size=batch_size,
+            device=engine.device,
+            eod_id=eod_id,
+            rank=dist.get_rank(),
+            world_size=dist.get_world_size(),
+        )
+        for source in sources
+    }
+    engine.train(training)
+    return results

@@ -17,7 +17,8 @@ from recipe.base.settings import Schedule
 from recipe.data.batch import Batch, make_batch
 from recipe.run.checkpoint import CheckpointStore, TrainState
 from recipe.run.engine import control_routing
-from recipe.run.metrics import MetricsWriter, Throughput
+from recipe.run.evaluation import evaluate_engine
+from recipe.run.metrics import MetricsWriter
 from recipe.run.mitigations import Mitigator
 from recipe.run.probe import check_for_corruption
 from recipe.run.routing_control import StepSums
@@ -28,6 +29,7 @@ from recipe.run.step import run_step
 from recipe.run.step_guard import StepGuard, Verdict
 from recipe.run.stopping import StopRequest
 from recipe.run.stragglers import StepTime, compare, timed_collectives
+from recipe.run.throughput import Throughput
 from recipe.run.watchdog import Watchdog
 
 
@@ -96,8 +98,10 @@ class Training:
         )
         self.mitigator = Mitigator(self.control, state.mitigations)
         self.guard = StepGuard(engine, run.numerics, state.guard, votes=self._votes, before_update=store.before_update)
-        self.throughput = Throughput(launch.shape, run.data.seq_length, dist.get_world_size())
-        self.writer = MetricsWriter(folder, self.total_steps, state.step + 1) if dist.get_rank() == 0 else None
+        self.throughput = Throughput(launch.shape, run.data.seq_length, dist.get_world_size(), run.compute)
+        self.writer = None
+        if dist.get_rank() == 0:
+            self.writer = MetricsWriter(folder, self.total_steps, state.step + 1, run.logging.prometheus_port)
         self._ranks_compared: dict[str, Any] = {}  # of the last step whose collectives were timed
         self._skipped_sequences = 0.0
 
@@ -140,7 +144,7 @@ class Training:
         step, begun = state.step + 1, time.monotonic()
         logged = step in (1, self.total_steps) or every(run.logging.every_steps, step)
         lr = set_learning_rate(self.engine, launch, state)
-        self.watchdog.place.enter("reading", step)
+        self._enter("reading", step)
         sampled = every(run.watch.stragglers_every_steps, step)
         with timed_collectives() if sampled else nullcontext() as step_time:
             _, sums = run_step(
@@ -152,13 +156,17 @@ class Training:
                 observing=logged,
                 update_bias=state.tokens < run.schedule.total_tokens * (1 - run.routing.bias_freeze_share),
                 guard=self.guard,
-                enter=self.watchdog.place.enter,
+                enter=self._enter,
             )
         self.watchdog.first_step_is_done()
         state.advance(launch.ds.train_batch_size, launch.tokens_per_step)
-        self.throughput.count(launch.tokens_per_step)
         verdict = self.guard.verdict()
+        self._enter("settling")
         self.store.settle(verdict.totals)
+        self._enter("between steps")
+        self.throughput.count(launch.tokens_per_step)
+        if self.writer is not None:
+            self.writer.step_is_done()
         self._tell(self.guard.record(step, state.rewinds))
         state.guard = self.guard.state
         self._tell_of_skipped_data(step, verdict.totals["skipped_sequences"])
@@ -170,10 +178,31 @@ class Training:
             dtype = torch.bfloat16 if launch.ds.bf16_enabled else torch.float32
             check_for_corruption(launch.shape, self.engine.device, dtype)
         stopped = verdict.totals["stop"] > 0
+        if launch.held_out and (step == self.total_steps or every(run.evaluation.every_steps, step)):
+            self._evaluate(step)
         self._save(step, stopped)
         self._tell(self.store.take_events())
         self.stop.needed_s = max(self.stop.needed_s, time.monotonic() - begun)
         return stopped
+
+    def _enter(self, phase: str, step: int | None = None) -> None:
+        self.watchdog.place.enter(phase, step)
+        self.throughput.phases.enter(phase)
+
+    def _evaluate(self, step: int) -> None:
+        run, begun = self.launch.run, time.monotonic()
+        self._enter("evaluating")
+        results = evaluate_engine(
+            self.engine,
+            run.compute,
+            self.launch.held_out,
+            seq_length=run.data.seq_length,
+            batch_size=run.evaluation.batch_size,
+            eod_id=self.launch.tokenizer["eod_id"] if run.data.document_attention else None,
+        )
+        self._enter("between steps")
+        if self.writer is not None:
+            self.writer.evaluation(step, results, time.monotonic() - begun)
 
     def _votes(self) -> dict[str, float]:
         """What this rank adds to the step's exchange."""
@@ -187,8 +216,9 @@ class Training:
         run = self.launch.run
         decays_next = last_before_decay(run.schedule, self.state.tokens, self.launch.tokens_per_step)
         if stopped or decays_next or step == self.total_steps or every(run.checkpoint.every_steps, step):
-            self.watchdog.place.enter("saving")
+            self._enter("saving")
             self.store.save(self.engine, self.state, keep="the last before the decay" if decays_next else None)
+            self._enter("between steps")
 
     def _report(self, step: int, lr: float, verdict: Verdict, sums: StepSums) -> None:
         values = {
@@ -200,6 +230,7 @@ class Training:
             "skipped_sequences": self._skipped_sequences,
             **self._ranks_compared,
             **self.throughput.take(),
+            **self._data_position(),
             **routing_metrics(sums, self.control),
         }
         if self.writer is not None:
@@ -207,6 +238,12 @@ class Training:
         if verdict.applied:
             self._tell(self.mitigator.update(step, values))
             self.state.mitigations = self.mitigator.state
+
+    def _data_position(self) -> dict[str, dict[str, float]]:
+        """What has been read of each source."""
+        order, sequences = self.launch.order, self.state.sequences
+        read = {name: count * self.launch.run.data.seq_length for name, count in order.read(sequences).items()}
+        return {"source_tokens": read, "source_epochs": order.epochs(sequences)}
 
     def _compare_ranks(self, step: int, step_time: StepTime) -> None:
         self._ranks_compared, said = compare(step_time, self.launch.run.watch.straggler_ratio)

@@ -1,6 +1,8 @@
 """The folder of a run: what it was started with, whether it may be started or resumed here, and what happened in it.
 
 incarnations.jsonl  each start: command, code, packages, configs
+metrics.jsonl       each logged step
+evaluations.jsonl   held-out loss of each source, every so many steps
 events.jsonl        what happened: checkpoints, skipped steps, rewinds, mitigations, failures
 failures/           what a rank knew of its own end, for whoever starts the run again
 heartbeats/ stacks/ where each rank is, and was when it hung
@@ -25,12 +27,14 @@ import recipe
 from recipe.base.errors import UserError
 from recipe.base.files import append_json, read_json_lines, write_json
 from recipe.base.ranks import rank
+from recipe.base.run_records import read_starts
 from recipe.base.settings import RunConfig
 
 LOCK_PATIENCE_S = 15.0  # that a killed incarnation's rank 0 may take to be gone
 # What a resumed run may change and still be the same run. The optimizer's settings are not among them: the
 # checkpoint's would silently win.
-_FREE_TO_CHANGE = {"run_dir", "logging", "checkpoint", "schedule", "routing", "compute", "numerics", "watch"}
+_FREE_TO_CHANGE = {"run_dir", "logging", "checkpoint", "schedule", "routing", "compute", "numerics", "watch",
+                   "evaluation"}  # fmt: skip
 _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy", "pydantic")
 
 
@@ -58,6 +62,10 @@ class RunFolder:
     def event(self, **facts: Any) -> None:
         """Append to events.jsonl."""
         append_json(self.path / "events.jsonl", {"time": time.time(), "incarnation": self.incarnation, **facts})
+
+    def evaluation(self, **facts: Any) -> None:
+        """Append to evaluations.jsonl: held-out results of a step."""
+        append_json(self.path / "evaluations.jsonl", {"time": time.time(), "incarnation": self.incarnation, **facts})
 
     def record_failure(self, kind: str, said: str, *, rank: int, host: str, step: int | None = None) -> None:
         """Leave word of a rank's failure for the supervisor; at most one per rank and incarnation."""
@@ -169,9 +177,7 @@ def load_run_folder(folder: str | Path) -> tuple[RunConfig, dict[str, Any]]:
     Raises:
         UserError: not a run folder.
     """
-    starts = read_json_lines(_starts(Path(folder)))
-    if not starts:
-        raise UserError(f"{folder} holds no run (no {_starts(Path(folder)).name}); give the run_dir of a training run")
+    starts = read_starts(folder)
     return RunConfig.model_validate(starts[-1]["run_config"]), starts[-1]["ds_config"]
 
 

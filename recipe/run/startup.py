@@ -14,7 +14,7 @@ from recipe.base.routing_settings import Routing
 from recipe.base.settings import RunConfig, load_run_config
 from recipe.data.loader import BatchOrder
 from recipe.data.mixture import CYCLE, plan_mixture
-from recipe.data.token_folder import TokenFolder
+from recipe.data.token_folder import Source, TokenFolder, held_out_sources
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Launch:
     shape: ModelShape
     order: BatchOrder
     tokenizer: dict[str, Any]  # facts of the shards' tokenizer
+    held_out: list[Source]  # that are evaluated during training; none where that is off
 
     @property
     def tokens_per_step(self) -> int:
@@ -72,7 +73,10 @@ def check_launch(config_path: Path, overrides: list[str], ds_path: Path, world_s
     sizes = {source.name: float(source.num_tokens) for source in sources}
     phases = plan_mixture(sizes, run.data.mixture, run.schedule.total_tokens, CYCLE * run.data.seq_length)
     order = BatchOrder(sources, phases, run.data.seq_length, run.seed, run.data.on_damage == "skip")
-    return Launch(run, ds, ds_raw, shape, order, tokens.tokenizer)
+    held_out: list[Source] = []
+    if run.evaluation.every_steps is not None:
+        held_out, _ = held_out_sources(run.evaluation.tokens or run.data.tokens, run.tokenizer)
+    return Launch(run, ds, ds_raw, shape, order, tokens.tokenizer, held_out)
 
 
 def describe(launch: Launch) -> str:
@@ -103,6 +107,11 @@ def describe(launch: Launch) -> str:
         f"{'inside each document' if run.data.document_attention else 'over the whole sequence'}, "
         f"loss in chunks of {run.compute.loss_chunk_tokens:,} tokens"
     )
+    if launch.held_out:
+        counts = ", ".join(
+            f"{sum(s.num_tokens for s in source.shards):,} of {source.name}" for source in launch.held_out
+        )
+        lines.append(f"evaluation  every {run.evaluation.every_steps:,} steps, held-out tokens: {counts}")
     lines.append(f"run folder  {run.run_dir}, a checkpoint every {run.checkpoint.every_steps:,} steps")
     return "\n".join(lines)
 

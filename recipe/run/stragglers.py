@@ -14,9 +14,10 @@ from __future__ import annotations
 import socket
 import statistics
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import deepspeed.comm
@@ -24,13 +25,29 @@ import torch
 import torch.distributed as dist
 
 from recipe.run.agree import gathered
+from recipe.run.throughput import memory_gib
 
-# What DeepSpeed's engine and the recipe call; each is looked up in its module at every call.
-_DEEPSPEED = (
-    "all_gather", "all_gather_into_tensor", "allgather_fn", "all_gather_coalesced", "all_reduce", "all_reduce_coalesced",
-    "all_to_all", "all_to_all_single", "barrier", "broadcast", "gather", "inference_all_reduce", "reduce",
-    "reduce_scatter", "reduce_scatter_fn", "reduce_scatter_tensor",
-)  # fmt: skip
+# What DeepSpeed's engine and the recipe call, each looked up in its module at every call: function -> the kind of its
+# collective, and which of its arguments holds the bytes that count.
+KINDS = {
+    "all_gather": ("all_gather", 0),
+    "all_gather_coalesced": ("all_gather", 0),
+    "all_gather_into_tensor": ("all_gather", 0),
+    "all_gather_object": ("other", None),
+    "all_reduce": ("all_reduce", 0),
+    "all_reduce_coalesced": ("all_reduce", 0),
+    "all_to_all": ("all_to_all", 1),
+    "all_to_all_single": ("all_to_all", 1),
+    "allgather_fn": ("all_gather", 0),
+    "barrier": ("other", None),
+    "broadcast": ("other", 0),
+    "gather": ("other", 0),
+    "inference_all_reduce": ("all_reduce", 0),
+    "reduce": ("other", 0),
+    "reduce_scatter": ("reduce_scatter", 1),
+    "reduce_scatter_fn": ("reduce_scatter", 1),
+    "reduce_scatter_tensor": ("reduce_scatter", 1),
+}
 _TORCH = ("all_gather", "all_gather_object", "all_reduce", "all_to_all_single", "barrier", "broadcast")
 
 
@@ -40,7 +57,15 @@ class StepTime:
 
     host: str
     whole_s: float = 0.0
-    waited_s: float = 0.0  # in collectives: for the other ranks and for the network
+    waits_s: dict[str, float] = field(
+        default_factory=lambda: defaultdict(float)
+    )  # by kind of collective: for the other ranks and the network
+    sent_bytes: Counter[str] = field(default_factory=Counter)  # by kind, as `recipe.planner.communication` counts them
+    memory_gib: float = 0.0
+
+    @property
+    def waited_s(self) -> float:
+        return sum(self.waits_s.values())
 
     @property
     def own_s(self) -> float:
@@ -52,31 +77,35 @@ def timed_collectives() -> Iterator[StepTime]:
     """Time a step, and in it what is waited for collectives."""
     found, inside = StepTime(socket.gethostname()), False
 
-    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        kind, counted = KINDS[name]
+
         def call(*args: Any, **kwargs: Any) -> Any:
             nonlocal inside
             if inside:  # DeepSpeed's functions call torch's
                 return function(*args, **kwargs)
             inside = True
+            found.sent_bytes[kind] += _bytes(args, kwargs, counted)
             try:
                 if kwargs.get("async_op"):
                     handle = function(*args, **kwargs)
-                    return None if handle is None else _Handle(handle, found)
-                with _waiting(found):
+                    return None if handle is None else _Handle(handle, found, kind)
+                with _waiting(found, kind):
                     return function(*args, **kwargs)
             finally:
                 inside = False
 
         return call
 
-    replaced = [(deepspeed.comm, name) for name in _DEEPSPEED] + [(dist, name) for name in _TORCH]
+    replaced = [(deepspeed.comm, name) for name in KINDS] + [(dist, name) for name in _TORCH]
     originals = [(module, name, getattr(module, name)) for module, name in replaced if hasattr(module, name)]
     for module, name, function in originals:
-        setattr(module, name, timed(function))
+        setattr(module, name, timed(name, function))
     begun = time.perf_counter()
     try:
         yield found
         _synchronize()
+        found.memory_gib = memory_gib()
         found.whole_s = time.perf_counter() - begun
     finally:
         for module, name, function in originals:
@@ -97,6 +126,7 @@ def judged(times: list[StepTime], ratio: float) -> tuple[dict[str, Any], str | N
     median = statistics.median(own)
     slowest = max(range(len(own)), key=own.__getitem__)
     over = own[slowest] / max(median, 1e-9)
+    kinds = {kind for found in times for kind in found.sent_bytes}
     metrics = {
         "slowest_rank": slowest,
         "slowest_host": times[slowest].host,
@@ -104,6 +134,9 @@ def judged(times: list[StepTime], ratio: float) -> tuple[dict[str, Any], str | N
         "own_median_s": median,
         "waited_median_s": statistics.median(found.waited_s for found in times),
         "waited_least_s": min(found.waited_s for found in times),
+        "comm_waited_s": {k: statistics.median(found.waits_s[k] for found in times) for k in sorted(kinds)},
+        "comm_bytes": {k: statistics.mean(found.sent_bytes[k] for found in times) for k in sorted(kinds)},
+        "memory_most_gib": max(found.memory_gib for found in times),
     }
     if over < ratio:
         return metrics, None
@@ -116,25 +149,34 @@ def judged(times: list[StepTime], ratio: float) -> tuple[dict[str, Any], str | N
 class _Handle:
     """What an asynchronous collective returned, whose wait is timed."""
 
-    def __init__(self, handle: Any, found: StepTime):
-        self._handle, self._found = handle, found
+    def __init__(self, handle: Any, found: StepTime, kind: str):
+        self._handle, self._found, self._kind = handle, found, kind
 
     def wait(self, *args: Any, **kwargs: Any) -> Any:
-        with _waiting(self._found):
+        with _waiting(self._found, self._kind):
             return self._handle.wait(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._handle, name)
 
 
+def _bytes(args: tuple[Any, ...], kwargs: dict[str, Any], place: int | None) -> int:
+    """Bytes of the tensor or tensors that stand at one place among a call's arguments."""
+    given = [*args, *kwargs.values()]
+    if place is None or place >= len(given):
+        return 0
+    tensors = given[place] if isinstance(given[place], list | tuple) else [given[place]]
+    return sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor))
+
+
 @contextmanager
-def _waiting(found: StepTime) -> Iterator[None]:
+def _waiting(found: StepTime, kind: str) -> Iterator[None]:
     """Time what is done inside, without the computation that was queued before it."""
     _synchronize()
     begun = time.perf_counter()
     yield
     _synchronize()
-    found.waited_s += time.perf_counter() - begun
+    found.waits_s[kind] += time.perf_counter() - begun
 
 
 def _synchronize() -> None:

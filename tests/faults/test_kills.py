@@ -11,8 +11,8 @@ import pytest
 
 from recipe.base.checkpoint_files import complete
 from recipe.base.heartbeats import read_heartbeats
+from recipe.base.run_records import read_metrics
 from recipe.run.checkpoint import COMMIT_POINTS
-from recipe.run.metrics import read_metrics
 from tests.conftest import launch, schedule_of
 from tests.faults.conftest import SECTIONS, report, seconds_to_notice
 

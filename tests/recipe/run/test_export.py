@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from recipe.base.run_records import read_metrics
 from recipe.base.strict import load_json
 from recipe.data.token_folder import TokenFolder
 from recipe.run.evaluation import evaluate_source
-from recipe.run.metrics import read_metrics
 from tests.conftest import launch, run_python
 
 pytestmark = pytest.mark.distributed

@@ -7,7 +7,8 @@ import json
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from recipe.run.metrics import MetricsWriter, load_image, load_over_mean, read_metrics
+from recipe.base.run_records import read_metrics
+from recipe.run.metrics import MetricsWriter, load_image, load_over_mean
 from recipe.run.run_folder import RunFolder
 
 VALUES = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from recipe.run.metrics import read_metrics
+from recipe.base.run_records import read_metrics
 from tests.conftest import launch, run_python
 
 pytestmark = pytest.mark.distributed

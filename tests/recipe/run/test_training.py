@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from recipe.base.files import read_json_lines
-from recipe.run.metrics import read_metrics
+from recipe.base.run_records import read_metrics
 from tests.conftest import CPU, ROOT, launch, launch_words, run_command, run_python, shared_memory
 
 TRAIN = "recipe/train.py"

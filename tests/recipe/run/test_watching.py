@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 
 import pytest
 import torch
@@ -49,7 +50,10 @@ def test_heartbeats_are_overwritten_and_belong_to_an_incarnation(tmp_path):
 
 
 def test_the_slow_rank_is_the_one_with_most_time_of_its_own():
-    times = [StepTime(f"host{rank}", 2.0, waited) for rank, waited in enumerate((1.0, 0.2, 1.1, 1.0))]
+    times = [
+        StepTime(f"host{rank}", 2.0, defaultdict(float, all_gather=waited))
+        for rank, waited in enumerate((1.0, 0.2, 1.1, 1.0))
+    ]
     metrics, said = judged(times, 1.5)
     assert metrics["slowest_rank"] == 1
     assert metrics["slowest_over_median"] == pytest.approx(1.8)

@@ -1,0 +1,61 @@
+"""Reading what a run writes about itself: metrics.jsonl, events.jsonl, incarnations.jsonl. No torch: it is read while runs run.
+
+metrics.jsonl has one JSON object per logged step, events.jsonl one per event, both with `time` in seconds of the epoch. They are
+only ever appended to: after a resume the steps that were lost appear again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from recipe.base.errors import UserError
+from recipe.base.files import read_json_lines
+
+TAIL_BYTES = 8 << 20  # of metrics.jsonl, more than one line of it
+
+
+def iterate_metrics(run_dir: str | Path) -> Iterator[dict[str, Any]]:
+    """The lines of metrics.jsonl as they were written, lost steps included; a last one that a kill has cut is left out."""
+    with open(Path(run_dir) / "metrics.jsonl", "rb") as handle:
+        for line in handle:
+            if line.endswith(b"\n"):
+                yield orjson.loads(line)
+
+
+def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
+    """The logged steps of a run in order; of a step logged twice, the later line."""
+    by_step = {values["step"]: values for values in iterate_metrics(run_dir)}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def last_metrics(run_dir: str | Path) -> dict[str, Any] | None:
+    """The last whole line, without reading a file of weeks; None if there is none yet."""
+    path = Path(run_dir) / "metrics.jsonl"
+    if not path.exists():
+        return None
+    with open(path, "rb") as handle:
+        handle.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        lines = handle.read().split(b"\n")[:-1]
+    return orjson.loads(lines[-1]) if len(lines) > 1 or (lines and lines[0].startswith(b"{")) else None
+
+
+def read_events(run_dir: str | Path) -> list[dict[str, Any]]:
+    """What happened, oldest first."""
+    return read_json_lines(Path(run_dir) / "events.jsonl")
+
+
+def read_starts(run_dir: str | Path) -> list[dict[str, Any]]:
+    """Each start of a run: time, command, versions, run_config, ds_config.
+
+    Raises:
+        UserError: not a run folder.
+    """
+    path = Path(run_dir) / "incarnations.jsonl"
+    starts = read_json_lines(path)
+    if not starts:
+        raise UserError(f"{run_dir} holds no run (no {path.name}); give the run_dir of a training run")
+    return starts

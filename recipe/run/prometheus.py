@@ -1,0 +1,56 @@
+"""A run's newest metrics for a Prometheus server to read, through its official client (`logging.prometheus_port`)."""
+
+from __future__ import annotations
+
+import re
+
+from recipe.base.errors import UserError
+
+
+class Exporter:
+    """Serves gauges at /metrics of this host, one per tag: `train/loss` is `recipe_train_loss`.
+
+    The last part of a tag below a family (a layer, a source, a phase) is its label `of`.
+    """
+
+    def __init__(self, port: int, run_name: str):
+        from prometheus_client import CollectorRegistry, Gauge, start_http_server
+
+        self._registry, self._gauge, self._run = CollectorRegistry(), Gauge, run_name
+        self._gauges: dict[str, Gauge] = {}
+        try:
+            self._server, self._thread = start_http_server(port, registry=self._registry)
+        except OSError as error:
+            raise UserError(f"logging.prometheus_port {port}: {error.strerror}; choose a free one") from None
+
+    def set(self, tags: dict[str, float], step: int) -> None:
+        """The values of a step."""
+        for tag, value in {**tags, "train/step": step}.items():
+            group, name, *of = tag.split("/")
+            if group == "eval":  # the source is the label
+                name, of = of[-1], [name, *of[:-1]]
+            metric = re.sub(r"\W", "_", "_".join(("recipe", group, name)))
+            if metric not in self._gauges:
+                self._gauges[metric] = self._gauge(metric, f"{group}/{name}", ["run", "of"], registry=self._registry)
+            self._gauges[metric].labels(self._run, "/".join(of)).set(value)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def check_prometheus(port: int | None) -> None:
+    """Refuse a port without the client, before anything runs.
+
+    Raises:
+        UserError: prometheus-client is not installed.
+    """
+    if port is None:
+        return
+    try:
+        import prometheus_client  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "logging.prometheus_port needs prometheus-client; install it with pip install -e '.[prometheus]'"
+        ) from None

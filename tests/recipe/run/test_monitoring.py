@@ -1,0 +1,106 @@
+"""What a run shows of itself while it runs: held-out loss, phases, collectives, data, to every reader."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from launch.hosts import free_port
+from recipe.base.errors import UserError
+from recipe.base.files import read_json_lines
+from recipe.base.run_records import read_metrics
+from recipe.run.phases import NAMES, PhaseClock
+from recipe.run.prometheus import Exporter
+from recipe.run.tags import tagged, tagged_evaluation
+from tests.conftest import ROOT, launch
+
+
+@pytest.mark.distributed
+def test_a_watched_run_shows_everything_and_learns_the_same(new_run, write_ds):
+    ds = write_ds(2, micro_batch=4, accumulation=1, autoep_size=2)
+    plain = new_run("plain")
+    assert launch(2, "recipe/train.py", *plain.arguments(ds)).returncode == 0
+    watched = new_run("watched", evaluation={"every_steps": 8}, watch={"stragglers_every_steps": 4},
+                      logging={"every_steps": 1, "prometheus_port": free_port()})  # fmt: skip
+    done = launch(2, "recipe/train.py", *watched.arguments(ds))
+    assert done.returncode == 0, done.stderr[-3000:]
+    steps = read_metrics(watched.run_dir)
+    assert [m["loss"] for m in steps] == [m["loss"] for m in read_metrics(plain.run_dir)]
+
+    evaluations = read_json_lines(watched.run_dir / "evaluations.jsonl")
+    assert [e["step"] for e in evaluations] == [8, 16, 20]
+    again = launch(2, "recipe/evaluate_model.py", "--run", watched.run_dir)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert evaluations[-1]["sources"] == json.loads((watched.run_dir / "evaluation.json").read_text())["sources"]
+
+    last = steps[-1]
+    spent = sum(seconds for m in steps for seconds in m["phase_s"].values())
+    assert spent == pytest.approx(sum(m["step_time_s"] for m in steps), rel=0.02)
+    assert {"data_wait", "forward", "backward", "optimizer", "checkpoint", "other"} <= set(last["phase_s"])
+    assert last["source_tokens"].keys() == {"en", "zh"}
+    assert sum(last["source_tokens"].values()) == last["tokens"]
+    assert last["comm_bytes"]["all_to_all"] > 0
+    assert "held-out  en" in done.stdout
+
+    board = EventAccumulator(str(watched.run_dir / "tensorboard"))
+    board.Reload()
+    assert {tag.split("/")[0] for tag in board.Tags()["scalars"]} == {"train", "perf", "comm", "moe", "data", "eval"}
+    assert board.Scalars("eval/zh/loss")[-1].value == pytest.approx(evaluations[-1]["sources"]["zh"]["loss"])
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("stage", [1, 3])
+def test_bytes_counted_where_collectives_are_called_are_those_that_arrive(stage, write_ds, tmp_path):
+    ds = write_ds(2, micro_batch=2, accumulation=1, autoep_size=2, stage=stage)
+    worker, output = ROOT / "tests/recipe/run/timed_worker.py", tmp_path / "out.json"
+    done = launch(2, worker, ds, output, env={"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in json.loads(output.read_text()):
+        kinds = set(rank["arrived"]) - {"broadcast", "reduce", "barrier"}
+        assert {"all_to_all", "all_reduce"} <= kinds
+        assert {kind: rank["called"][kind] for kind in kinds} == {kind: rank["arrived"][kind] for kind in kinds}
+        assert 0 < sum(rank["waits_s"].values()) < rank["whole_s"]
+
+
+def test_phases_add_up_to_the_time_that_passed():
+    clock = PhaseClock()
+    for phase in NAMES:
+        clock.enter(phase)
+    found = clock.take(steps=2)
+    assert set(found) == set(NAMES.values())
+    assert all(seconds >= 0 for seconds in found.values())
+    assert set(clock.take(steps=1)) == {"other"}
+
+
+VALUES = {"loss": 2.5, "phase_s": {"forward": 0.25}, "routing": {"entropy": [0.5, 0.75]}, "slowest_host": "a"}
+
+
+def test_prometheus_reads_the_newest_values_with_their_labels():
+    port = free_port()
+    exporter = Exporter(port, "run1")
+    exporter.set(tagged(VALUES), step=6)
+    exporter.set(tagged({**VALUES, "loss": 2.0}), step=7)
+    exporter.set(tagged_evaluation({"zh": {"loss": 3.0, "bits_per_byte": 1.0}}), step=7)
+    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+    exporter.close()
+    for line in (
+        'recipe_train_loss{of="",run="run1"} 2.0',
+        'recipe_train_step{of="",run="run1"} 7.0',
+        'recipe_perf_phase_s{of="forward",run="run1"} 0.25',
+        'recipe_moe_entropy{of="moe_layer_01",run="run1"} 0.75',
+        'recipe_eval_loss{of="zh",run="run1"} 3.0',
+    ):
+        assert line in text
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics")
+
+
+def test_a_port_that_is_taken_is_told():
+    port = free_port()
+    first = Exporter(port, "a")
+    with pytest.raises(UserError, match=f"logging.prometheus_port {port}: Address already in use"):
+        Exporter(port, "b")
+    first.close()
