@@ -1,0 +1,114 @@
+"""What watching a run costs: training steps with all that a run records by default, and the same steps with none of it.
+
+One run of the real loop; blocks of steps with and without in turn, so that both see the same machine, model and data.
+Without: no logged step (and so no sums of the routers), no phases, no timed collectives. Ratio of the blocks' medians.
+
+    deepspeed --num_gpus 2 benchmarks/instrumentation.py --config recipe/configs/runs/quickstart.yaml \\
+        --deepspeed_config ds_configs/cpu_2.json > result.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import torch.distributed as dist
+
+from recipe.base.errors import exit_on_user_error
+from recipe.base.ranks import leave, required_world_size
+from recipe.base.settings import Logging, RunConfig, Watch
+from recipe.model import RecipeMoeConfig
+from recipe.run.agree import from_first_rank
+from recipe.run.checkpoint import CheckpointStore, TrainState
+from recipe.run.engine import build_engine
+from recipe.run.loop import Training
+from recipe.run.phases import PhaseClock
+from recipe.run.run_folder import RunFolder
+from recipe.run.session import session
+from recipe.run.startup import Launch, check_launch
+from recipe.run.watchdog import Watchdog
+
+NEVER = 10**9
+
+
+class NoClock(PhaseClock):
+    """Phases that nobody times."""
+
+    def enter(self, phase: str) -> None:
+        pass
+
+
+def settings_of(run: RunConfig, watched: bool) -> RunConfig:
+    """The run with the default logging and watching, or without any."""
+    logging = Logging() if watched else Logging(every_steps=NEVER)
+    watch = Watch() if watched else Watch(stragglers_every_steps=None)
+    checkpoint = run.checkpoint.model_copy(update={"every_steps": NEVER})
+    schedule = run.schedule.model_copy(update={"total_tokens": 10**12})
+    return run.model_copy(update={"logging": logging, "watch": watch, "checkpoint": checkpoint, "schedule": schedule})
+
+
+def measure(launch: Launch, folder: Path, blocks: int, steps: int) -> dict[str, list[float]]:
+    """Seconds of each block, with and without."""
+    run = launch.run
+    launches = {name: dataclasses.replace(launch, run=settings_of(run, name == "with")) for name in ("with", "without")}
+    engine = build_engine(
+        RecipeMoeConfig.from_shape(launch.shape), launch.ds_raw, seed=0, optimizer=run.optimizer, compute=run.compute
+    )
+    run_folder = RunFolder(folder, 1)
+    store = CheckpointStore(folder / "checkpoints", launches["with"].run.checkpoint)
+    found: dict[str, list[float]] = {"with": [], "without": []}
+    with Watchdog(run_folder, launches["with"].run.watch) as watchdog:
+        training = Training(engine, launches["with"], store, TrainState(), run_folder, watchdog)
+        clocks = {"with": training.throughput.phases, "without": NoClock.__new__(NoClock)}
+        engine.train()
+        for block in range(-1, blocks):  # the first pair warms up
+            for name in ("with", "without") if block % 2 else ("without", "with"):
+                training.launch, training.throughput.phases = launches[name], clocks[name]
+                dist.barrier()
+                begun = time.perf_counter()
+                for _ in range(steps):
+                    training._step()
+                dist.barrier()
+                if block >= 0:
+                    found[name].append(time.perf_counter() - begun)
+    return found
+
+
+@exit_on_user_error
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, type=Path)
+    parser.add_argument("--deepspeed_config", required=True, type=Path)
+    parser.add_argument("--blocks", type=int, default=6, help="of each kind (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=100, help="of a block (default: %(default)s)")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    launch = check_launch(args.config, [], args.deepspeed_config, required_world_size())
+    with session():
+        folder = Path(from_first_rank(tempfile.mkdtemp))
+        with redirect_stdout(sys.stderr):
+            found = measure(launch, folder, args.blocks, args.steps)
+        if dist.get_rank() == 0:
+            medians = {name: statistics.median(seconds) / args.steps for name, seconds in found.items()}
+            ratios = [a / b for a, b in zip(found["with"], found["without"], strict=True)]
+            result = {
+                "ranks": dist.get_world_size(),
+                "steps_of_a_block": args.steps,
+                "step_s": medians,
+                "blocks_s": found,
+                "ratio_of_medians": medians["with"] / medians["without"],
+                "ratio_of_pairs": {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)},
+            }
+            print(json.dumps(result, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    leave(main())

@@ -1,0 +1,1 @@
+"""What a run has written, read and drawn for people: recipe/report.py and recipe/watch.py. No torch."""
