@@ -35,7 +35,9 @@ class Mark:
     style: str = "bad"
 
 
-def line_chart(curves: Sequence[Curve], marks: Sequence[Mark] = (), *, unit: str = "", from_zero: bool = False) -> Markup:
+def line_chart(
+    curves: Sequence[Curve], marks: Sequence[Mark] = (), *, unit: str = "", from_zero: bool = False
+) -> Markup:
     """Curves over steps; where several points fall into one, their mean with a band from the least to the most."""
     drawn = [(curve, bucketed(curve.x, curve.y, BUCKETS)) for curve in curves]
     drawn = [(curve, points) for curve, points in drawn if len(points[0])]
@@ -54,14 +56,18 @@ def line_chart(curves: Sequence[Curve], marks: Sequence[Mark] = (), *, unit: str
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{up(tick):.1f}" y2="{up(tick):.1f}"/>')
         parts.append(f'<text class="tick" text-anchor="end" x="{LEFT - 6}" y="{up(tick) + 4:.1f}">{short(tick)}</text>')
     for tick in ticks(x_least, x_most, 8):
-        parts.append(f'<text class="tick" text-anchor="middle" x="{across(tick):.1f}" y="{HEIGHT - 10}">{short(tick)}</text>')
+        parts.append(
+            f'<text class="tick" text-anchor="middle" x="{across(tick):.1f}" y="{HEIGHT - 10}">{short(tick)}</text>'
+        )
     for curve, (x, mean, least, most) in drawn:
         if (most > least).any():
             band = [f"{across(a):.1f},{up(b):.1f}" for a, b in zip(x, most, strict=True)]
             band += [f"{across(a):.1f},{up(b):.1f}" for a, b in zip(x[::-1], least[::-1], strict=True)]
             parts.append(f'<polygon class="band {curve.style}" points="{" ".join(band)}"/>')
         points = " ".join(f"{across(a):.1f},{up(b):.1f}" for a, b in zip(x, mean, strict=True))
-        parts.append(f'<polyline class="curve {curve.style}" points="{points}"><title>{escape(curve.name)}</title></polyline>')
+        parts.append(
+            f'<polyline class="curve {curve.style}" points="{points}"><title>{escape(curve.name)}</title></polyline>'
+        )
         if len(x) == 1:
             parts.append(f'<circle class="dot {curve.style}" cx="{across(x[0]):.1f}" cy="{up(mean[0]):.1f}" r="3"/>')
     for mark in marks:
@@ -73,7 +79,9 @@ def line_chart(curves: Sequence[Curve], marks: Sequence[Mark] = (), *, unit: str
     legend = "".join(
         f'<span class="key {curve.style}"></span>{escape(curve.name)} &nbsp; ' for curve, _ in drawn if curve.name
     )
-    return Markup(f'<div class="legend">{legend}</div><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>')
+    return Markup(
+        f'<div class="legend">{legend}</div><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>'
+    )
 
 
 def heatmap(steps: np.ndarray, values_TL: np.ndarray, *, least: float, most: float, columns: int = 160) -> Markup:
@@ -93,10 +101,12 @@ def heatmap(steps: np.ndarray, values_TL: np.ndarray, *, least: float, most: flo
                 f'style="--heat: {100 * share:.0f}%"><title>MoE layer {layer}, step {x[column]:,.0f}: {value:.2f}</title></rect>'
             )
         if layers <= 16 or layer % 4 == 0:
-            parts.append(f'<text class="tick" text-anchor="end" x="{LEFT - 6}" y="{layer * height + height - 3}">{layer}</text>')
+            parts.append(
+                f'<text class="tick" text-anchor="end" x="{LEFT - 6}" y="{layer * height + height - 3}">{layer}</text>'
+            )
     bottom = layers * height + 16
-    for x, anchor, step in ((LEFT, "start", steps[0]), (WIDTH - RIGHT, "end", steps[-1])):
-        parts.append(f'<text class="tick" text-anchor="{anchor}" x="{x}" y="{bottom}">step {int(step):,}</text>')
+    for left, anchor, step in ((LEFT, "start", steps[0]), (WIDTH - RIGHT, "end", steps[-1])):
+        parts.append(f'<text class="tick" text-anchor="{anchor}" x="{left}" y="{bottom}">step {int(step):,}</text>')
     return Markup(f'<svg viewBox="0 0 {WIDTH} {bottom + 6}" role="img">{"".join(parts)}</svg>')
 
 

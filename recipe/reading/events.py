@@ -47,4 +47,6 @@ def state_of(events: list[dict[str, Any]]) -> str:
     if not words:
         return "starting"
     last = words[-1]
-    return {"started": "running", "finished": "finished", "stopped": "stopped"}.get(last["event"], f"ended: {last['said']}")
+    return {"started": "running", "finished": "finished", "stopped": "stopped"}.get(
+        last["event"], f"ended: {last['said']}"
+    )

@@ -11,7 +11,18 @@ import numpy as np
 
 from recipe.base.run_records import iterate_metrics
 
-SCALARS = ("time", "loss", "lr", "grad_norm", "tokens", "tokens_per_s", "step_time_s", "mfu", "memory_gib", "expert_load_max_over_mean")
+SCALARS = (
+    "time",
+    "loss",
+    "lr",
+    "grad_norm",
+    "tokens",
+    "tokens_per_s",
+    "step_time_s",
+    "mfu",
+    "memory_gib",
+    "expert_load_max_over_mean",
+)
 MAPPINGS = ("phase_s", "step_time_percentiles_s", "comm_waited_s", "source_tokens")
 
 
@@ -22,7 +33,9 @@ class History:
     steps: np.ndarray
     columns: dict[str, np.ndarray]
     layer_loads_TL: np.ndarray  # busiest expert over the mean, by logged step and MoE layer
-    lost: list[dict[str, np.ndarray]] = field(default_factory=list)  # stretches done again after a resume: steps, loss, time
+    lost: list[dict[str, np.ndarray]] = field(
+        default_factory=list
+    )  # stretches done again after a resume: steps, loss, time
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.columns.get(name, np.full(len(self.steps), np.nan))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import torch
 import torch.distributed as dist
 
 from recipe.base.ranks import RESTART
@@ -58,7 +59,14 @@ def train_on(launch: Launch, folder: RunFolder, watchdog: Watchdog, *, resume: s
         state.sequences, state.rewinds, state.guard = order["sequences"], order["number"], {}
         said += f"; the data up to sequence {state.sequences:,} are left out"
     if dist.get_rank() == 0:
-        started = {"event": "started", "step": state.step, "said": said, "ranks": dist.get_world_size()}
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        started = {
+            "event": "started",
+            "step": state.step,
+            "said": said,
+            "ranks": dist.get_world_size(),
+            "device": device,
+        }
         for event in (*store.take_events(), started):
             folder.event(**event)
             print(event["said"], flush=True)

@@ -11,6 +11,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from recipe.base.tables import duration
 from recipe.run.prometheus import Exporter
 from recipe.run.run_folder import RunFolder
 from recipe.run.tags import LAYOUT, tagged, tagged_evaluation
@@ -90,14 +91,6 @@ class MetricsWriter:
             f"load max/mean {values['expert_load_max_over_mean']:5.2f}  "
             f"eta {duration((self._total_steps - step) * values['step_time_s'])}"
         )
-
-
-def duration(seconds: float) -> str:
-    """Such as 12d 03h, 3h 07m, 45 s; of constant width but for the last."""
-    minutes = int(seconds / 60)
-    if minutes >= 24 * 60:
-        return f"{minutes // 1440}d {minutes // 60 % 24:02d}h"
-    return f"{minutes // 60}h {minutes % 60:02d}m" if minutes else f"{seconds:.0f} s"
 
 
 def load_over_mean(tokens_per_expert: list[list[int]] | torch.Tensor) -> torch.Tensor:

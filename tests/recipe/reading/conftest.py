@@ -1,0 +1,77 @@
+"""Run folders as training writes them, of any length, without training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipe.base.strict import load_json, load_yaml
+
+BEGAN = 1_700_000_000.0
+
+
+class WrittenRun:
+    """Writes a run folder line by line, with a clock of its own: a second a step."""
+
+    def __init__(
+        self, path: Path, model: str = "tiny", config: str = "quickstart", ds: str = "cpu_2", device: str = "cpu"
+    ):
+        self.path, self.device, self.now, self.number = path, device, BEGAN, 0
+        path.mkdir()
+        run = {**load_yaml(f"recipe/configs/runs/{config}.yaml"), "watch": {"heartbeat_s": 10, "no_progress_s": 900}}
+        run["model"] = f"recipe/configs/models/{model}"
+        self._start = {
+            "run_config": run,
+            "ds_config": load_json(f"ds_configs/{ds}.json"),
+            "command": ["recipe/train.py"],
+            "packages": {},
+        }
+
+    def _append(self, name: str, value: dict[str, Any]) -> None:
+        with open(self.path / name, "a", encoding="utf-8") as handle:
+            handle.write(json.dumps(value) + "\n")
+
+    def start(self, step: int = 0, *, takes: float = 10.0) -> None:
+        self.number += 1
+        self._append("incarnations.jsonl", {"time": self.now, **self._start})
+        self.now += takes
+        self.event("started", step, device=self.device, ranks=2, said=f"resumed after step {step}")
+
+    def event(self, kind: str, step: int, /, **facts: Any) -> None:
+        self._append(
+            "events.jsonl",
+            {"time": self.now, "incarnation": self.number, "event": kind, "step": step, "said": kind, **facts},
+        )
+
+    def steps(self, first: int, last: int, every: int = 1, loss=lambda step: 2 + 6 / (1 + step / 50)) -> None:
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as handle:
+            for step in range(first, last + 1, every):
+                self.now += every
+                handle.write(json.dumps(self._line(step, loss(step))) + "\n")
+
+    def _line(self, step: int, loss: float) -> dict[str, Any]:
+        return {
+            "step": step, "time": self.now, "loss": loss, "lr": 1e-3, "grad_norm": 1.0, "tokens": step * 2048, "skipped_steps": 0,
+            "tokens_per_s": 2048.0, "step_time_s": 1.0, "memory_gib": 1.0, "expert_load_max_over_mean": 1.5,
+            "phase_s": {"data_wait": 0.05, "forward": 0.4, "backward": 0.4, "optimizer": 0.1, "checkpoint": 0.05},
+            "source_tokens": {"en": step * 1024.0, "zh": step * 1024.0}, "routing": {"load_max_over_mean": [1.5, 1.2], "dead_experts": [0, 0]},
+        }  # fmt: skip
+
+    def fault(self, step: int, *, lost_s: float, down: float = 5.0) -> None:
+        self.event(
+            "incarnation_ended",
+            step,
+            kind="killed",
+            code=1,
+            lost_s=lost_s,
+            said="rank 1 on b killed by SIGKILL; restart in 0 s",
+        )
+        self.now += down
+
+
+@pytest.fixture
+def written(tmp_path):
+    return lambda **options: WrittenRun(tmp_path / "written", **options)
