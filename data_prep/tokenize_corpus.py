@@ -7,6 +7,7 @@ Documents come shuffled, by a hash of their id and text: the shards do not depen
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -141,7 +142,8 @@ class Rows:
 
     def __init__(self, target: Exchange, number: int):
         self._target, self._number, self._chunk = target, number, 0
-        self._totals = {"documents": 0, "tokens": 0, "text_bytes": 0}
+        self._totals: dict[str, Any] = {"documents": 0, "tokens": 0, "text_bytes": 0}
+        self._licenses: Counter[str] = Counter()  # tokens by the licence that the document carried
         self._clear()
 
     def _clear(self) -> None:
@@ -156,12 +158,13 @@ class Rows:
         self._bytes.append(len(text))
         self._tokens.append(np.append(ids, np.uint32(eod)))
         self._size += ids.size + 1
+        self._licenses[str(document.get("license") or "not stated")] += ids.size + 1
         if self._size >= CHUNK_TOKENS:
             self._flush()
 
-    def close(self) -> dict[str, int]:
+    def close(self) -> dict[str, Any]:
         self._flush()
-        return self._totals
+        return {**self._totals, "licenses": dict(self._licenses)}
 
     def _flush(self) -> None:
         keys = np.array(self._keys, np.uint64)
@@ -209,6 +212,14 @@ def _totals(shards: list[dict[str, Any]]) -> dict[str, Any]:
     return merged({shard["split"]: {shard["source"]: {name: shard[name] for name in names}}} for shard in shards)
 
 
+def _licenses(encoded: list[dict[str, Any]]) -> dict[str, Any]:
+    """Tokens of the training split by source and licence, those with most first."""
+    series = [entry for result in encoded for entry in result["series"].values() if entry["split"] == "train"]
+    found = merged({entry["source"]: entry["licenses"]} for entry in series)
+    by_tokens = lambda item: (-item[1], item[0])  # noqa: E731
+    return {source: dict(sorted(found[source].items(), key=by_tokens)) for source in sorted(found)}
+
+
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     parser = job_parser(
@@ -241,6 +252,7 @@ def main(argv: list[str] | None = None) -> None:
         results = {
             "tokenizer": facts,
             "shards": shards,
+            "licenses": _licenses(encoded),
             "fell_back": [r["fell_back"] for r in encoded if r["fell_back"]],
         }
         stage.finish(counts=counts, files=[], results=results)

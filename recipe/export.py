@@ -24,6 +24,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         type=Path,
         help="ds_config for another number of ranks than the run's, of a resharded checkpoint",
     )
+    parser.add_argument(
+        "--no-card",
+        action="store_true",
+        help="no README.md, which lists the data; for where the run's data.tokens are not",
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -31,17 +36,26 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
+    from recipe.data.token_folder import TokenFolder
     from recipe.model import RecipeMoeConfig
+    from recipe.reading.model_card import model_card
     from recipe.run.export import check_exportable, export_hf
     from recipe.run.restore import RestorableRun
     from recipe.run.session import session
+    from recipe.run.startup import batch_order
 
     source = RestorableRun(args.run, args.checkpoint, args.deepspeed_config)
     config = RecipeMoeConfig.from_shape(source.shape)
     check_exportable(config, args.output)
+    about_data = None if args.no_card else (batch_order(source.run), TokenFolder(source.run.data.tokens).manifest)
     with session():
         engine, state = source.restore()
-        export_hf(engine, config, source.run.tokenizer, args.output)
+        card = None
+        if about_data is not None:
+            order, manifest = about_data
+            read = {name: count * source.run.data.seq_length for name, count in order.read(state.sequences).items()}
+            card = model_card(source.run, source.shape, manifest, step=state.step, tokens=state.tokens, read=read)
+        export_hf(engine, config, source.run.tokenizer, args.output, card)
         if is_first_rank():
             print(f"exported step {state.step:,} as glm4_moe -> {args.output}", flush=True)
 

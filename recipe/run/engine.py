@@ -17,6 +17,7 @@ from recipe.base.settings import Compute, Optimizer
 from recipe.model import RecipeMoeConfig, RecipeMoeForCausalLM
 from recipe.model.modeling import initialize_parameter
 from recipe.run.autoep import connect, moe_layers, recipe_layers
+from recipe.run.foreign_weights import Weights
 from recipe.run.routing_control import RoutingControl
 
 
@@ -34,7 +35,9 @@ def check_attention(compute: Compute) -> None:
         raise UserError("compute.attention flash_attention_2 needs the package flash-attn; install it or set sdpa")
 
 
-def build_model(config: RecipeMoeConfig, ds_raw: dict[str, Any], seed: int, compute: Compute) -> RecipeMoeForCausalLM:
+def build_model(
+    config: RecipeMoeConfig, ds_raw: dict[str, Any], seed: int, compute: Compute, weights: Weights | None = None
+) -> RecipeMoeForCausalLM:
     """The model with its initial weights; under ZeRO-3 each rank keeps its partition from the start."""
     zero3 = ds_raw["zero_optimization"]["stage"] == 3
     config._attn_implementation = compute.attention
@@ -44,7 +47,14 @@ def build_model(config: RecipeMoeConfig, ds_raw: dict[str, Any], seed: int, comp
         for name, parameter in model.named_parameters():
             with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0, enabled=zero3):
                 if not zero3 or deepspeed.comm.get_rank() == 0:
-                    initialize_parameter(parameter, name, config, seed)
+                    if weights is None:
+                        initialize_parameter(parameter, name, config, seed)
+                    else:
+                        parameter.copy_(weights(name))
+        if weights is not None:
+            for name, buffer in model.named_buffers():
+                if name.endswith("e_score_correction_bias"):
+                    buffer.copy_(weights(name))
     if compute.recompute != "none":
         model.gradient_checkpointing_enable({"use_reentrant": compute.recompute == "reentrant"})
     return model
@@ -66,10 +76,16 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def build_engine(
-    config: RecipeMoeConfig, ds_raw: dict[str, Any], *, seed: int, optimizer: Optimizer, compute: Compute
+    config: RecipeMoeConfig,
+    ds_raw: dict[str, Any],
+    *,
+    seed: int,
+    optimizer: Optimizer,
+    compute: Compute,
+    weights: Weights | None = None,
 ) -> deepspeed.DeepSpeedEngine:
-    """Initialise DeepSpeed; the process group must exist."""
-    model = build_model(config, ds_raw, seed, compute)
+    """Initialise DeepSpeed; the process group must exist. Without `weights` the initial ones are random."""
+    model = build_model(config, ds_raw, seed, compute, weights)
 
     def adamw(_: Any) -> torch.optim.Optimizer:
         # Called by the engine after AutoEP has replaced the MoE blocks, so the groups hold what is trained.

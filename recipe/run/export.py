@@ -27,8 +27,14 @@ from recipe.model import RecipeMoeConfig
 from recipe.run.autoep import AutoEPMoELayer
 
 
-def export_hf(engine: deepspeed.DeepSpeedEngine, config: RecipeMoeConfig, tokenizer: Path, output: Path) -> None:
-    """Write `output`, which appears only when complete. Called by all ranks together, after `check_exportable`."""
+def export_hf(
+    engine: deepspeed.DeepSpeedEngine, config: RecipeMoeConfig, tokenizer: Path, output: Path, card: str | None = None
+) -> None:
+    """Write `output`, which appears only when complete. Called by all ranks together, after `check_exportable`.
+
+    Args:
+        card: its README.md.
+    """
     partial = output.with_name(output.name + ".partial")
     first = dist.get_rank() == 0
     if first:
@@ -50,6 +56,8 @@ def export_hf(engine: deepspeed.DeepSpeedEngine, config: RecipeMoeConfig, tokeni
         index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
         (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
         _write_configs(config, tokenizer, partial, next(engine.module.parameters()).dtype)
+        if card is not None:
+            (partial / "README.md").write_text(card, encoding="utf-8")
         os.rename(partial, output)
     dist.barrier()
 

@@ -75,24 +75,12 @@ def test_stock_transformers_gives_the_engines_logits(ranks, sizes, new_run, writ
     torch.testing.assert_close(stock_logits, engine_logits, **tolerance)
 
 
-@pytest.fixture
-def trained(new_run, prepared, write_ds):
-    # Limited in training, dropless in evaluation and export.
-    routing = {"capacity": {"mode": "drop", "factor": 0.5}}
-    data = {"tokens": str(prepared.tokens), "seq_length": 32, "document_attention": True}
-    run = new_run("trained", data=data, routing=routing)
-    train(2, run, write_ds(2, micro_batch=4, accumulation=1, autoep_size=2))
-    return run
-
-
-def test_the_run_and_its_export_have_the_same_held_out_loss(trained, prepared, tmp_path):
-    done = launch(2, "recipe/evaluate_model.py", "--run", trained.run_dir)
-    assert done.returncode == 0, done.stderr[-3000:]
+@pytest.mark.slow
+@pytest.mark.xdist_group("exported")
+def test_the_run_and_its_export_have_the_same_held_out_loss(trained, exported, prepared, tmp_path):
     of_run = load_json(trained.run_dir / "evaluation.json")
     assert of_run["step"] == 20
-    done = launch(2, "recipe/export.py", "--run", trained.run_dir, "--output", tmp_path / "export")
-    assert done.returncode == 0, done.stderr[-3000:]
-    words = ["--model", tmp_path / "export", "--tokens", prepared.tokens, "--seq-length", 32, "--batch-size", 5]
+    words = ["--model", exported, "--tokens", prepared.tokens, "--seq-length", 32, "--batch-size", 5]
     words.append("--document-attention")
     done = run_python("recipe/evaluate_model.py", *words, "--output", tmp_path / "eval.json")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -104,19 +92,24 @@ def test_the_run_and_its_export_have_the_same_held_out_loss(trained, prepared, t
         assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
         assert found["bits_per_byte"] == pytest.approx(expected["bits_per_byte"], rel=1e-6)
 
-    done = run_python("launch/generate.py", "--model", tmp_path / "export", "--prompt", "清晨", "--max-new-tokens", 5)
+    done = run_python("launch/generate.py", "--model", exported, "--prompt", "清晨", "--max-new-tokens", 5)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "[Glm4MoeForCausalLM] 清晨" in done.stdout
 
     # The biases that training moved, by its rate in every step, are in the export.
-    with safe_open(tmp_path / "export" / "model-00003-of-00007.safetensors", "pt") as layer_1:
+    with safe_open(exported / "model-00003-of-00007.safetensors", "pt") as layer_1:
         bias = layer_1.get_tensor("model.layers.1.mlp.gate.e_score_correction_bias")
     (last,) = (m for m in read_metrics(trained.run_dir) if m["step"] == 20)
     assert bias.norm().item() == pytest.approx(last["routing"]["bias_norm"][0], rel=1e-6)
     assert bias.abs().max() > 1e-3
     assert min(last["routing"]["drop_rate"]) > 0.4
 
-    index = json.loads((tmp_path / "export" / "model.safetensors.index.json").read_text())
+    card = (exported / "README.md").read_text(encoding="utf-8")
+    assert "5,120 tokens in 20 steps" in card
+    assert "| en | not stated |" in card
+    assert f"| zh | {of_run['sources']['zh']['bits_per_byte']:.4f} |" in card
+
+    index = json.loads((exported / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) == 4 + 3  # a file per layer, embedding, norm, head
 
     # Mistakes, on the same run: each ends in one sentence and code 2.
@@ -124,7 +117,7 @@ def test_the_run_and_its_export_have_the_same_held_out_loss(trained, prepared, t
         (
             "recipe/export.py",
             2,
-            ["--run", trained.run_dir, "--output", tmp_path / "export"],
+            ["--run", trained.run_dir, "--output", exported],
             "exists; choose a new folder",
         ),
         ("recipe/export.py", 2, ["--run", tmp_path, "--output", tmp_path / "x"], "holds no run"),
@@ -142,7 +135,7 @@ def test_the_run_and_its_export_have_the_same_held_out_loss(trained, prepared, t
         assert "Traceback" not in done.stderr
     for mistaken, said in (
         (["--model", tmp_path], "holds no config.json"),
-        (["--model", tmp_path / "export"], "needs --tokens"),
+        (["--model", exported], "needs --tokens"),
         ([*words, "--seq-length", 4096], "exceeds the model's max_position_embeddings 2048"),
         ([*words, "--seq-length", 0], "must be at least 1, not 0"),
         ([*words, "--batch-size", "many"], "'many' is not a whole number"),

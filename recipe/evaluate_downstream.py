@@ -1,0 +1,150 @@
+#!/usr/bin/env python3
+"""Downstream tasks through lm-evaluation-harness: of a run's checkpoint on the live engine, or of an exported folder."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from recipe.base.arguments import natural_int, positive_int
+from recipe.base.errors import UserError, exit_on_user_error
+from recipe.base.files import write_json
+from recipe.base.ranks import is_first_rank, leave
+
+EXAMPLE = """examples:
+  python recipe/evaluate_downstream.py --save-data work/downstream             (once, where there is a network)
+  deepspeed --num_gpus 8 recipe/evaluate_downstream.py --run runs/a --data work/downstream
+  python recipe/evaluate_downstream.py --model exports/a --tasks xcopa_zh,piqa --data work/downstream --output scores.json"""
+TASKS = Path(__file__).parent / "configs" / "downstream"
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--run", type=Path, help="run_dir of a training run; needs the launcher with the run's ranks")
+    what.add_argument("--model", type=Path, help="exported folder; one process")
+    what.add_argument("--save-data", type=Path, metavar="DIR", help="write the tasks' datasets there, and stop")
+    parser.add_argument(
+        "--tasks", default="downstream_en,downstream_zh", help="tasks and groups (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tasks-path", action="append", type=Path, default=[], help="folder with more task files (YAML)"
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="read datasets from there, as --save-data wrote them")
+    parser.add_argument("--num-fewshot", type=natural_int, help="examples in the prompt (default: the task's)")
+    parser.add_argument("--limit", type=positive_int, help="only the first so many of each task, for a trial")
+    parser.add_argument("--batch-size", type=positive_int, default=8, help="requests per rank (default: %(default)s)")
+    parser.add_argument("--checkpoint", help="with --run: name such as step_00001000 (default: the newest)")
+    parser.add_argument(
+        "--deepspeed_config", type=Path, help="with --run: ds_config for other ranks, of a resharded checkpoint"
+    )
+    parser.add_argument("--output", type=Path, help="JSON for the scores (default with --run: results.json in it)")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.model and (args.checkpoint or args.deepspeed_config):
+        parser.error("--checkpoint and --deepspeed_config go with --run")
+    return args
+
+
+def tasks_of(args: argparse.Namespace, manager: Any) -> dict[str, Any]:
+    """The tasks that are asked for, with their datasets."""
+    from recipe.run.downstream import Datasets, load_tasks
+
+    with Datasets(args.data).used() if args.data else nullcontext():
+        tasks = load_tasks(manager, args.tasks.split(","))
+    for task in _leaves(tasks):
+        if args.num_fewshot is not None:
+            task.set_config(key="num_fewshot", value=args.num_fewshot)
+        task.set_fewshot_seed(seed=1234)
+    return tasks
+
+
+def evaluate(lm: Any, args: argparse.Namespace, tasks: dict[str, Any]) -> dict[str, Any]:
+    """The scores of a language model of the harness; the same on every rank."""
+    from lm_eval.evaluator import evaluate as run_tasks
+
+    from recipe.run.downstream import scores
+
+    return scores(run_tasks(lm, tasks, limit=args.limit, bootstrap_iters=0, log_samples=False))
+
+
+def _leaves(tasks: dict[str, Any]) -> list[Any]:
+    return [leaf for value in tasks.values() for leaf in (_leaves(value) if isinstance(value, dict) else [value])]
+
+
+def evaluate_run(args: argparse.Namespace, tasks: dict[str, Any]) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers import AutoTokenizer
+
+    from recipe.run.downstream import EngineLM
+    from recipe.run.restore import RestorableRun
+    from recipe.run.session import session
+
+    restorable = RestorableRun(args.run, args.checkpoint, args.deepspeed_config)
+    with session():
+        engine, state = restorable.restore()
+        lm = EngineLM(
+            lambda tokens: engine(input_ids=tokens).logits,
+            AutoTokenizer.from_pretrained(restorable.run.tokenizer),
+            engine.device,
+            max_length=restorable.shape.max_position_embeddings,
+            batch_size=args.batch_size,
+        )
+        found = evaluate(lm, args, tasks)
+        if is_first_rank():
+            with SummaryWriter(str(args.run / "tensorboard")) as board:
+                for task, metrics in found.items():
+                    for metric, score in metrics.items():
+                        board.add_scalar(f"eval/{task}/{metric}", score["value"], state.step)
+            report(found, args.output or args.run / "results.json", {"step": state.step})
+
+
+def evaluate_export(args: argparse.Namespace, tasks: dict[str, Any]) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    lm = HFLM(pretrained=str(args.model), batch_size=args.batch_size, device=_device())
+    report(evaluate(lm, args, tasks), args.output, {"model": str(args.model)})
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def report(tasks: dict[str, Any], output: Path | None, facts: dict[str, Any]) -> None:
+    for task, metrics in tasks.items():
+        said = "  ".join(f"{metric} {score['value']:.4f}" for metric, score in metrics.items())
+        print(f"{task:<28} {said}", flush=True)
+    if output is not None:
+        write_json(output, {**facts, "tasks": tasks})
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError("this needs lm-evaluation-harness; install it with pip install -e '.[downstream]'")
+    if args.model is not None and not (args.model / "config.json").exists():
+        raise UserError(f"--model {args.model} holds no config.json; give a folder written by export.py")
+    if args.data is not None:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    from recipe.run.downstream import Datasets, known_tasks, load_tasks
+
+    manager = known_tasks(args.tasks.split(","), [TASKS, *args.tasks_path])
+    if args.save_data is not None:
+        with Datasets(args.save_data).saving():
+            load_tasks(manager, args.tasks.split(","))
+        print(f"wrote the datasets of {args.tasks} to {args.save_data}")
+    else:
+        (evaluate_run if args.run else evaluate_export)(args, tasks_of(args, manager))
+
+
+if __name__ == "__main__":
+    leave(main())

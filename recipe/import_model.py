@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+"""Begin a run from a HuggingFace model: its weights as the run's first checkpoint, under the DeepSpeed launcher."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from recipe.base.errors import UserError, exit_on_user_error
+from recipe.base.files import write_json
+from recipe.base.model_shape import ModelShape
+from recipe.base.ranks import is_first_rank, leave, required_world_size
+from recipe.base.strict import strict_model
+from recipe.run.startup import check_launch
+
+EXAMPLE = """examples:
+  python recipe/import_model.py --model exports/a --write-shape models/a       (config.json for the run config's `model`)
+  deepspeed --num_gpus 8 recipe/import_model.py --model exports/a --config more.yaml --deepspeed_config ds_configs/a100_8.json
+  deepspeed --num_gpus 8 recipe/train.py --config more.yaml --deepspeed_config ds_configs/a100_8.json --resume auto
+
+--upcycle makes a MoE of a dense glm4_moe model (every MLP dense): what it computes at first is what the dense one did."""
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, type=Path, help="HuggingFace folder of a glm4_moe model, safetensors")
+    parser.add_argument(
+        "--write-shape", type=Path, metavar="DIR", help="write the config.json of such a model there, and stop"
+    )
+    parser.add_argument("--upcycle", action="store_true", help="the model is dense, the run's has experts")
+    parser.add_argument("--config", type=Path, help="run config, YAML; its run_dir must be new")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the run config"
+    )
+    parser.add_argument("--deepspeed_config", type=Path, help="ds_config, JSON")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.write_shape is None and (args.config is None or args.deepspeed_config is None):
+        parser.error("--config and --deepspeed_config are needed, or --write-shape")
+    return args
+
+
+def write_shape(model: Path, folder: Path) -> None:
+    from recipe.run.foreign_weights import shape_values
+
+    values, path = shape_values(model), folder / "config.json"
+    strict_model(ModelShape, values, model / "config.json")
+    if path.exists():
+        raise UserError(f"{path} exists; choose another folder")
+    write_json(path, values)
+    print(f"wrote {path}")
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    if args.write_shape is not None:
+        write_shape(args.model, args.write_shape)
+        return
+    launch = check_launch(args.config, args.set, args.deepspeed_config, required_world_size())
+    run = launch.run
+
+    from recipe.model import RecipeMoeConfig
+    from recipe.model.modeling import initialize_parameter
+    from recipe.run.agree import from_first_rank
+    from recipe.run.checkpoint import CheckpointStore, TrainState
+    from recipe.run.engine import build_engine
+    from recipe.run.foreign_weights import same_model, upcycled
+    from recipe.run.run_folder import RunFolder, check_run_folder, lock_run_folder, record_start, versions
+    from recipe.run.session import session
+
+    check_run_folder(run, resumes=False)
+    config = RecipeMoeConfig.from_shape(launch.shape)
+    if args.upcycle:
+        weights = upcycled(
+            args.model, launch.shape, lambda name, rows: initialize_parameter(rows, name, config, run.seed)
+        )
+    else:
+        weights = same_model(args.model, launch.shape)
+
+    def begin() -> int:
+        lock_run_folder(run.run_dir)
+        return record_start(run, launch.ds_raw)
+
+    with session():
+        folder = RunFolder(run.run_dir, from_first_rank(begin))
+        engine = build_engine(
+            config, launch.ds_raw, seed=run.seed, optimizer=run.optimizer, compute=run.compute, weights=weights
+        )
+        provenance = {"run_config": run.model_dump(mode="json"), "ds_config": launch.ds_raw, **versions()}
+        store = CheckpointStore(run.run_dir / "checkpoints", run.checkpoint, provenance)
+        store.save(engine, TrainState(), keep="what the run began from")
+        if not store.finish():
+            raise UserError(
+                f"the checkpoint could not be written to {store.folder}; make room and begin in a new run_dir"
+            )
+        if is_first_rank():
+            said = f"began from the weights of {args.model}{', upcycled' if args.upcycle else ''}"
+            folder.event(event="imported", step=0, said=said)
+            print(f"{said}; train with --resume auto", flush=True)
+
+
+if __name__ == "__main__":
+    leave(main())

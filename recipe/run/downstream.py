@@ -1,0 +1,218 @@
+"""A live engine under lm-evaluation-harness, and its tasks' datasets from a local folder.
+
+Every rank sees all requests, as an expert-parallel model needs: batches are dealt to the ranks in turn, and a rank that has none
+left in the last round computes along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import torch.distributed as dist
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from recipe.base.errors import UserError, nearest
+
+Request = tuple[Any, list[int], list[int]]  # what was asked, its context's tokens, its continuation's
+
+
+class EngineLM(TemplateLM):
+    """Scores continuations with a model that all ranks compute together.
+
+    Args:
+        logits_of: tokens [B, S] -> logits [B, S, V]; called equally often on every rank.
+        tokenizer: of transformers.
+        max_length: tokens that the model sees at a time.
+        batch_size: requests of a batch, per rank.
+    """
+
+    def __init__(
+        self,
+        logits_of: Callable[[torch.Tensor], torch.Tensor],
+        tokenizer: Any,
+        device: torch.device,
+        *,
+        max_length: int,
+        batch_size: int,
+    ):
+        super().__init__()
+        self.logits_of, self.tokenizer, self._device = logits_of, tokenizer, device
+        self.max_length, self.batch_size = max_length, batch_size
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.tokenizer.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else bos
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        more = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        return self.tokenizer.encode(string, **more)
+
+    def _loglikelihood_tokens(self, requests: list[Request], **kwargs: Any) -> list[tuple[float, bool]]:
+        longest_first = sorted(range(len(requests)), key=lambda i: -len(requests[i][1]) - len(requests[i][2]))
+        batches = [longest_first[i : i + self.batch_size] for i in range(0, len(requests), self.batch_size)]
+        rank, ranks = dist.get_rank(), dist.get_world_size()
+        found = torch.zeros(len(requests), 2, dtype=torch.float64, device=self._device)
+        for first in range(0, len(batches), ranks):
+            mine = batches[first + rank] if first + rank < len(batches) else None
+            scored = self._score([requests[i] for i in mine or batches[first]])
+            if mine is not None:
+                found[mine] = scored
+        dist.all_reduce(found)
+        return [(nats, greedy > 0.5) for nats, greedy in found.tolist()]
+
+    @torch.no_grad()
+    def _score(self, requests: Sequence[Request]) -> torch.Tensor:
+        """Log-likelihood of each continuation, and whether it is the model's first choice, float64 [B, 2]."""
+        rows = [(context + continuation)[-(self.max_length + 1) :] for _, context, continuation in requests]
+        tokens_BS = torch.zeros(len(rows), max(map(len, rows)) - 1, dtype=torch.long)
+        for number, row in enumerate(rows):
+            tokens_BS[number, : len(row) - 1] = torch.tensor(row[:-1])
+        logits_BSV = self.logits_of(tokens_BS.to(self._device))
+        found = []
+        for row, (_, _, continuation), logits_SV in zip(rows, requests, logits_BSV, strict=True):
+            targets_C = torch.tensor(continuation, device=self._device)
+            ours_CV = logits_SV[len(row) - 1 - len(continuation) : len(row) - 1].float().log_softmax(dim=-1)
+            nats = ours_CV.gather(1, targets_C.unsqueeze(1)).sum().double()
+            found.append(torch.stack((nats, (ours_CV.argmax(dim=-1) == targets_C).all().double())))
+        return torch.stack(found)
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        windows: list[Request] = []
+        owners = []
+        for number, (text,) in enumerate(request.args for request in requests):
+            cut = get_rolling_token_windows(
+                token_list=self.tok_encode(text),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            )
+            for context, continuation in map(make_disjoint_window, cut):
+                windows.append((None, context, continuation))
+                owners.append(number)
+        totals = [0.0] * len(requests)
+        for owner, (nats, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+            totals[owner] += nats
+        return totals
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        raise UserError("tasks that generate text need the exported model; export it and give --model")
+
+
+class Datasets:
+    """The datasets of tasks as files of a folder: `<dataset>/<split>.jsonl`.
+
+    Args:
+        folder: where they are, or go.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Tasks that are loaded meanwhile leave their datasets here."""
+        original = ConfigurableTask.download
+
+        def download(task: Any, *args: Any, **kwargs: Any) -> None:
+            original(task, *args, **kwargs)
+            target = self._folder_of(task)
+            for split, rows in task.dataset.items():
+                target.mkdir(parents=True, exist_ok=True)
+                rows.to_json(target / f"{split}.jsonl", force_ascii=False)
+
+        with _download_replaced(download):
+            yield
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Tasks that are loaded meanwhile read their datasets from here, and from nowhere else."""
+
+        def download(task: Any, *args: Any, **kwargs: Any) -> None:
+            source = self._folder_of(task)
+            files = {path.stem: str(path) for path in sorted(source.glob("*.jsonl"))}
+            if not files:
+                raise UserError(
+                    f"{source} holds no dataset for task {task.config.task}; fetch it with --save-data where there is a network"
+                )
+            task.dataset = datasets.load_dataset("json", data_files=files)
+
+        with _download_replaced(download):
+            yield
+
+    def _folder_of(self, task: Any) -> Path:
+        parts = [task.DATASET_PATH, task.DATASET_NAME, *_named_files(task)]
+        return self.folder / "__".join(str(part).strip("./").replace("/", "_") for part in parts if part)
+
+
+def _named_files(task: Any) -> list[str]:
+    """What tells tasks apart that read files of one format."""
+    files = (task.config.dataset_kwargs or {}).get("data_files")
+    return [] if files is None else [task.config.task]
+
+
+@contextmanager
+def _download_replaced(function: Callable[..., None]) -> Iterator[None]:
+    original = ConfigurableTask.download
+    ConfigurableTask.download = function
+    try:
+        yield
+    finally:
+        ConfigurableTask.download = original
+
+
+def known_tasks(names: Sequence[str], folders: Sequence[Path]) -> TaskManager:
+    """The harness's tasks and those of the folders' YAML files.
+
+    Raises:
+        UserError: a folder that is not there, or names that are no tasks.
+    """
+    missing = [str(folder) for folder in folders if not folder.is_dir()]
+    if missing:
+        raise UserError(f"--tasks-path {', '.join(missing)} is no folder; give one with task files (YAML)")
+    manager = TaskManager(include_path=[str(folder) for folder in folders])
+    unknown = [f"'{name}'{nearest(name, manager.all_tasks)}" for name in names if name not in manager.all_tasks]
+    if unknown:
+        raise UserError(f"unknown task {'; '.join(unknown)}")
+    return manager
+
+
+def load_tasks(manager: TaskManager, names: Sequence[str]) -> dict[str, Any]:
+    """Tasks with their datasets.
+
+    Raises:
+        UserError: a dataset that cannot be had.
+    """
+    try:
+        return manager.load_task_or_group(list(names))
+    except (OSError, ConnectionError, datasets.exceptions.DatasetsError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"a dataset cannot be had ({said}); fetch all with --save-data where there is a network, and give --data here"
+        ) from None
+
+
+def scores(results: dict[str, Any]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """The harness's results as task -> metric -> value and standard error."""
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    for task, values in {**results["results"], **results.get("groups", {})}.items():
+        for key, value in values.items():
+            metric, _, variant = key.partition(",")
+            if not isinstance(value, int | float) or not variant or metric.endswith("_stderr"):
+                continue
+            name = metric if variant == "none" else f"{metric} ({variant})"
+            error = values.get(f"{metric}_stderr,{variant}")
+            found.setdefault(task, {})[name] = {"value": value, "stderr": error if isinstance(error, float) else None}
+    return found
