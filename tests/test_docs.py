@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
+import shlex
+import sys
 
 import pytest
 
-from tests.conftest import ROOT, run_python
+from tests.conftest import ROOT, run_command, run_python
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/data.md", "docs/design.md", "docs/reliability.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "docs/data.md", "docs/design.md", "docs/reliability.md", "docs/runbook.md"]
+)
 def test_every_path_that_is_named_exists(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     named = set(re.findall(r"(?:recipe|data_prep|launch|ds_configs|docs|tests|benchmarks)/[\w./-]*\w", text))
     placeholders = {"recipe/configs/runs/X.yaml", "ds_configs/Y.json", "data_prep/NAME.py"}
-    assert len(named) > 10
+    assert len(named) > 5
     for name in named - placeholders:
         assert (ROOT / name).exists(), name
 
@@ -81,6 +85,45 @@ def test_the_tables_of_reliability_are_those_of_the_committed_results(name, word
     printed = run_python(*words)
     assert printed.returncode == 0, printed.stderr
     assert between((ROOT / "docs" / "reliability.md").read_text(encoding="utf-8"), name) == printed.stdout.strip()
+
+
+def test_the_configuration_is_what_the_schemas_say():
+    printed = run_python("recipe/describe_settings.py")
+    assert printed.returncode == 0, printed.stderr
+    assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == printed.stdout
+
+
+def commands_of(page: str) -> list[list[str]]:
+    """The indented command lines of a page, continued lines joined."""
+    text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = re.findall(r"^(?:    |       )((?:python|deepspeed|sbatch|launch/\S+) .*)$", text, re.M)
+    return [shlex.split(line, comments=True) for line in lines if "[" not in line and "..." not in line]
+
+
+COMMANDS = [words for page in ("README.md", "docs/runbook.md", "docs/data.md") for words in commands_of(page)]
+
+
+def test_there_are_commands_in_the_documents():
+    assert len(COMMANDS) > 15
+
+
+@pytest.mark.parametrize("script", sorted({w for words in COMMANDS for w in words if w.endswith((".py", "train.sh"))}))
+def test_the_options_of_documented_commands_exist(script):
+    done = run_command(*([sys.executable] if script.endswith(".py") else []), script, "--help")
+    assert done.returncode == 0, done.stderr
+    for words in COMMANDS:
+        if script in words:
+            asked = {w.split("=")[0] for w in words[words.index(script) :] if w.startswith("--")} - {"--"}
+            assert {option for option in asked if option not in done.stdout} == set(), words
+
+
+@pytest.mark.parametrize(
+    "words", [w for w in COMMANDS if w[1] in ("launch/plan.py", "recipe/describe_models.py")], ids=" ".join
+)
+def test_commands_that_plan_run_as_they_stand(words, tmp_path):
+    words = [str(tmp_path / w) if w == "mine.json" else w for w in words]
+    done = run_python(*words[1:])
+    assert done.returncode == 0, done.stderr
 
 
 def between(text: str, name: str) -> str:

@@ -1,0 +1,116 @@
+#!/usr/bin/env python3
+"""Print docs/configuration.md: every key of the run config, the ds_config and a model's config.json, from their schemas."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import types
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from recipe.base.ds_config import DsConfig
+from recipe.base.model_shape import ModelShape
+from recipe.base.settings import RunConfig
+from recipe.base.tables import markdown_table
+
+HEAD = """# Configuration
+
+Printed by `python recipe/describe_settings.py`; a test keeps it so. One owner per number: the model's `config.json` has its
+shape, the run config what is learned and how it is watched, the ds_config what depends on the cluster. Unknown keys are errors that
+name the nearest known one. The data jobs' configs are short and commented: `data_prep/configs/`."""
+PARTS = (
+    ("Run config (YAML, `--config`)", RunConfig, "Any key may be given on the command line: `--set schedule.peak_lr=3e-4`."),
+    ("ds_config (JSON, `--deepspeed_config`)", DsConfig, "The keys of DeepSpeed that the recipe lets through; `launch/plan.py --write` makes such a file."),
+    ("Model (`config.json` in `model:`)", ModelShape, "Names and meanings of transformers' `glm4_moe`."),
+)  # fmt: skip
+
+
+def sections(model: type[BaseModel], prefix: str = "") -> list[tuple[str, type[BaseModel]]]:
+    """A model and those below it, with the dotted names they have in a file."""
+    found = [(prefix, model)]
+    for name, field in model.model_fields.items():
+        if (inner := inner_model(field.annotation)) is not None:
+            found += sections(inner, f"{prefix}.{field.alias or name}".lstrip("."))
+    return found
+
+
+def inner_model(annotation: Any) -> type[BaseModel] | None:
+    """The section that a key holds, also where it may be null."""
+    choices = [annotation, *get_args(annotation)]
+    if get_origin(annotation) not in (None, Union, types.UnionType):
+        choices = []
+    return next((c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def table(model: type[BaseModel]) -> str:
+    """The keys of one section that hold values."""
+    comments = comments_of(model)
+    rows = []
+    for name, field in model.model_fields.items():
+        if inner_model(field.annotation) is None:
+            default = "required" if field.default is PydanticUndefined and field.default_factory is None else f"`{shown(field.get_default(call_default_factory=True))}`"  # fmt: skip
+            limits = ", ".join(limit for limit in map(limit_of, field.metadata) if limit)
+            kind = type_of(field.annotation) + (f", {limits}" if limits else "")
+            rows.append([f"`{field.alias or name}`", kind, default, comments.get(name, "")])
+    return markdown_table(["key", "value", "default", "meaning"], rows, left=4) if rows else ""
+
+
+def limit_of(item: Any) -> str:
+    signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+    return next((f"{sign} {getattr(item, name):g}" for name, sign in signs.items() if hasattr(item, name)), "")
+
+
+def type_of(annotation: Any) -> str:
+    if annotation is type(None):
+        return "null"
+    if get_origin(annotation) is Literal:
+        return " or ".join(f"`{shown(value)}`" for value in get_args(annotation))
+    if get_origin(annotation) in (Union, types.UnionType):
+        return " or ".join(type_of(part) for part in get_args(annotation))
+    if get_args(annotation):
+        return f"{get_origin(annotation).__name__} of {', '.join(type_of(part) for part in get_args(annotation))}"
+    return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", "Path": "path"}.get(
+        annotation.__name__, annotation.__name__
+    )
+
+
+def shown(value: Any) -> str:
+    """A value as YAML and JSON write it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(list(value) if isinstance(value, tuple) else value)
+
+
+def comments_of(model: type[BaseModel]) -> dict[str, str]:
+    """What stands behind a field in the code, or in the lines above it."""
+    found = {}
+    for line in inspect.getsource(model).splitlines():
+        name, colon, rest = line.strip().partition(":")
+        if colon and name in model.model_fields and "  # " in rest:
+            found[name] = rest.split("  # ", 1)[1].replace("|", "\\|")
+    return found
+
+
+def document() -> str:
+    parts = [HEAD]
+    for title, root, said in PARTS:
+        parts += [f"## {title}", said]
+        for name, model in sections(root):
+            text = inspect.cleandoc(vars(model).get("__doc__") or "").split("\n\nArgs:")[0].replace("\n", " ")
+            body = table(model)
+            parts += [part for part in (f"### `{name}`" if name else "", text if name else "", body) if part]
+    return "\n\n".join(parts)
+
+
+def main() -> int:
+    print(document())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
