@@ -13,8 +13,9 @@ from recipe.base.checkpoint_files import complete
 from recipe.base.heartbeats import read_heartbeats
 from recipe.base.run_records import read_metrics
 from recipe.run.checkpoint import COMMIT_POINTS
-from tests.conftest import launch, schedule_of
+from tests.conftest import launch, run_python, schedule_of
 from tests.faults.conftest import SECTIONS, report, seconds_to_notice
+from tests.recipe.reading.test_report import screenshot
 
 pytestmark = [pytest.mark.distributed, pytest.mark.faults, pytest.mark.slow]
 
@@ -56,6 +57,12 @@ def test_killed_in_the_step_and_at_every_point_of_the_commit_protocol(supervise,
         )
     assert not list((run.run_dir / "checkpoints").glob("*.partial"))
     assert len(complete(run.run_dir / "checkpoints")) == 3
+    drawn = run_python("recipe/report.py", run.run_dir)
+    assert drawn.returncode == 0, drawn.stderr
+    page = (run.run_dir / "report.html").read_text(encoding="utf-8")
+    assert page.split("<h2>What happened")[0].count('<g class="mark bad">') == len(faults)
+    assert page.count('class="curve lost"') >= 1
+    screenshot(run.run_dir / "report.html", "report_of_nine_kills")
 
 
 @pytest.mark.soak
