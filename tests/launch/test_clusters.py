@@ -13,6 +13,7 @@ from recipe.base.files import read_json_lines
 from recipe.base.run_records import read_metrics
 from tests.clusters import loopback_hosts, slurm_says, wait_for
 from tests.conftest import ROOT, launch, run_command, run_python, schedule_of
+from tests.faults.conftest import report
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.xdist_group("engines")]
 
@@ -73,6 +74,10 @@ def test_a_host_that_dies_is_left_out_and_a_spare_finishes_the_run(hosts, tmp_pa
     assert "left out, since they do not answer: 127.0.0.3" in (tmp_path / "log").read_text()
     assert (run.run_dir / "hostfile").read_text() == "127.0.0.2 slots=1\n127.0.0.4 slots=1\n"
     assert losses(run) == losses(alone)
+    report(
+        "a host dies (its sshd and all that it ran)", end["said"].split(";")[0], seconds=None, lost_steps=end["lost_steps"],
+        then="left out, a spare takes its place, losses equal to the last bit",
+    )  # fmt: skip
 
 
 def test_a_slurm_job_saves_before_its_limit_is_requeued_and_finishes(slurm, tmp_path, new_run, ds):
