@@ -37,7 +37,7 @@ EXAMPLE = """examples:
 
 exit code: 0 every host is good; 1 some are not, and are not in the hostfile that is written; 2 something that you must change."""
 
-# What a host must have. A figure that is compared with the other hosts' is a share of their median.
+# What a host must have. A figure that is compared with the other hosts' is a share of their median; of two, neither is the slow one.
 CLOCK_S = 0.5  # beyond the time that asking takes
 GPU_USED_MIB = 1024  # of another process
 SHM_GIB, SHM_GPU_GIB = 0.25, 8.0  # the buffers of CPU ranks; NCCL's and pinned memory
@@ -145,7 +145,7 @@ def judge(facts: Mapping[str, dict[str, Any]], slots: Mapping[str, int], needed_
         if f["infiniband"] and f["memlock"] != -1:
             said.append("ulimit -l is limited, which RDMA needs unlimited; set memlock in limits.conf")
         for key, name in (("write_mb_per_s", "writes"), ("read_mb_per_s", "reads")):
-            if f[key] < DISK_SHARE * speed[key]:
+            if len(facts) > 2 and f[key] < DISK_SHARE * speed[key]:
                 said.append(f"{name} --folder at {f[key]:.0f} MB/s, the others at {speed[key]:.0f}")
         if said:
             bad[host] = said
@@ -175,7 +175,7 @@ def judge_links(links: dict[str, Any], slots: Mapping[str, int]) -> dict[str, li
     numbers = iter(links["tflops"])
     for host, count in slots.items():
         for gpu in range(count):
-            if (found := next(numbers)) < MATMUL_SHARE * median:
+            if (found := next(numbers)) < MATMUL_SHARE * median and len(links["tflops"]) > 2:
                 bad.setdefault(host, []).append(
                     f"GPU {gpu} multiplies at {found:.3g} TFLOP/s, {found / median:.0%} of the median; look at its clocks and heat"
                 )
@@ -185,7 +185,6 @@ def judge_links(links: dict[str, Any], slots: Mapping[str, int]) -> dict[str, li
         for where, found_of in (("inside", inside), ("to the other hosts", between)):
             usual = _median(list(found_of.values()))
             for host, found in found_of.items():
-                # Of two hosts' one link neither is the slow one.
                 if len(found_of) > 2 and found < LINK_SHARE * usual:
                     bad.setdefault(host, []).append(
                         f"{op} {where} at {found:.3g} GB/s, {found / usual:.0%} of the median; look at its NICs and cables"
