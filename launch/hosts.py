@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import sys
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
@@ -80,6 +81,11 @@ def hosts_for(hosts: dict[str, int], ranks: int, excluded: Collection[str]) -> d
 
 def write_hostfile(path: Path, hosts: dict[str, int]) -> None:
     path.write_text("".join(f"{host} slots={slots}\n" for host, slots in hosts.items()), encoding="utf-8")
+
+
+def deepspeed_launcher() -> str:
+    """The launcher of this environment, whatever PATH says."""
+    return str(Path(sys.executable).with_name("deepspeed"))
 
 
 def free_port() -> int:

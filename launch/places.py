@@ -10,27 +10,21 @@ import shlex
 import socket
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from launch.environment import forwarded, write_deepspeed_env
-from launch.hosts import HostPool, free_port, read_hostfile, write_hostfile
+from launch.hosts import HostPool, deepspeed_launcher, free_port, read_hostfile, write_hostfile
 from recipe.base.arguments import positive_int
 from recipe.base.errors import UserError
 
 ANSWER_S = 10  # that a host may take to answer over ssh
-LOST_STATES = (
-    "down",
-    "drain",
-    "drng",
-    "fail",
-    "maint",
-    "unk",
-    "not_responding",
-)  # of a Slurm node, as sinfo's %t begins
+# Of a Slurm node, as sinfo's %t begins; one that ends with a star does not answer.
+LOST_STATES = ("down", "drain", "drng", "fail", "maint", "unk")
 
 
-class Place:
+class Place(ABC):
     """Hosts that can run ranks.
 
     Args:
@@ -42,14 +36,11 @@ class Place:
         self.launcher, self.folder = launcher, folder
         self.chosen: dict[str, int] = {}  # host -> ranks of the last launch
 
+    @abstractmethod
     def command(self, ranks: int) -> list[str]:
         """The words before the script that start so many ranks."""
-        raise NotImplementedError
 
-    def run_here(self, words: list[str]) -> subprocess.CompletedProcess[str]:
-        """Run what `command` began, to its end."""
-        return subprocess.run(words, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-
+    @abstractmethod
     def leave_out(self, hosts: set[str]) -> None:
         """Do not use these from now on."""
 
@@ -62,20 +53,22 @@ class Place:
         return None
 
     @property
+    @abstractmethod
     def hosts(self) -> dict[str, int]:
         """All hosts and their ranks."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run_on(self, host: str, words: list[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
         """Run a command on one host, in this folder; a code other than 0 also when it does not end in time."""
-        raise NotImplementedError
 
+    @abstractmethod
     def blame(self, rank: int) -> None:
         """A failure is traced to a rank."""
 
     @property
+    @abstractmethod
     def excluded(self) -> set[str]:
-        return set()
+        """Hosts that are not used any more."""
 
 
 class ThisHost(Place):
@@ -90,7 +83,7 @@ class ThisHost(Place):
             raise UserError(f"the ds_config is for {ranks} ranks, not --num_gpus {self.slots}")
         self.chosen = self.hosts
         port = [] if "--master_port" in self.launcher else ["--master_port", str(free_port())]
-        return [deepspeed(), "--num_gpus", str(ranks), *port, *self.launcher]
+        return [deepspeed_launcher(), "--num_gpus", str(ranks), *port, *self.launcher]
 
     @property
     def hosts(self) -> dict[str, int]:
@@ -98,6 +91,16 @@ class ThisHost(Place):
 
     def run_on(self, host: str, words: list[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
         return run(words, timeout_s)
+
+    def leave_out(self, hosts: set[str]) -> None:
+        """There is no other."""
+
+    def blame(self, rank: int) -> None:
+        """There is no other."""
+
+    @property
+    def excluded(self) -> set[str]:
+        return set()
 
 
 class _Pool(Place):
@@ -130,8 +133,9 @@ class _Pool(Place):
             print(f"left out, since they do not answer: {', '.join(lost)}", file=sys.stderr, flush=True)
             self.pool.excluded |= set(lost)
 
+    @abstractmethod
     def lost(self, hosts: list[str]) -> list[str]:
-        raise NotImplementedError
+        """Those that cannot be used now."""
 
 
 class Hosts(_Pool):
@@ -146,7 +150,7 @@ class Hosts(_Pool):
         port = [] if "--master_port" in self.launcher else ["--master_port", str(free_port())]
         # Over ssh also when one host is left of several: it need not be this one.
         several = ["--force_multi"] if self.several else []
-        return [deepspeed(), "--hostfile", str(self.folder / "hostfile"), *several, *port, *self.launcher]
+        return [deepspeed_launcher(), "--hostfile", str(self.folder / "hostfile"), *several, *port, *self.launcher]
 
     @property
     def several(self) -> bool:
@@ -195,8 +199,7 @@ class SlurmNodes(_Pool):
 
     def lost(self, hosts: list[str]) -> list[str]:
         said = _output("sinfo", "--noheader", "--Node", f"--nodes={','.join(hosts)}", "--format=%N %t")
-        states = dict(line.split() for line in said.splitlines())
-        return [host for host in hosts if states.get(host, "unk").startswith(LOST_STATES)]
+        return lost_nodes(said, hosts)
 
 
 def add_place_arguments(parser: argparse.ArgumentParser) -> None:
@@ -230,11 +233,13 @@ def place_of(args: argparse.Namespace, launcher: list[str], folder: Path) -> Pla
     return SlurmNodes(dict.fromkeys(nodes, slots), launcher, folder)
 
 
-def deepspeed() -> str:
-    return str(Path(sys.executable).with_name("deepspeed"))
+def lost_nodes(said: str, hosts: list[str]) -> list[str]:
+    """The nodes that sinfo's lines of name and state say are down, leaving, or silent; also those it does not know."""
+    states = dict(line.split() for line in said.splitlines())
+    return [host for host in hosts if (state := states.get(host, "unk")).startswith(LOST_STATES) or state.endswith("*")]
 
 
-def run(words: list[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+def run(words: list[str], timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:
     """Run a command, output captured; code 255 when it does not end in time."""
     try:
         return subprocess.run(

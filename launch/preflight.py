@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.hosts import write_hostfile
-from launch.places import Place, add_place_arguments, place_of
+from launch.places import Place, add_place_arguments, place_of, run
 from recipe.base.arguments import positive_int
 from recipe.base.ds_config import load_ds_config
 from recipe.base.errors import UserError, exit_on_user_error
@@ -210,7 +210,7 @@ def measure(place: Place, slots: dict[str, int], folder: Path, seconds: float, m
         "--mib",
         str(mib),
     ]
-    done = place.run_here(words)
+    done = run(words)
     if done.returncode:
         raise UserError(f"the hosts could not measure together (code {done.returncode}):\n{done.stderr[-2000:]}")
     links = load_json(output)
@@ -248,14 +248,14 @@ def needed_gib(args: argparse.Namespace, place: Place) -> float:
         raise UserError("give both --config and --deepspeed_config, or neither")
     if args.config is None:
         return 0.0
-    run, (ds, _) = load_run_config(args.config), load_ds_config(args.deepspeed_config)
+    config, (ds, _) = load_run_config(args.config), load_ds_config(args.deepspeed_config)
     ranks = sum(place.hosts.values())
     if ranks < ds.world_size:
         raise UserError(f"the hosts have {ranks} ranks, but {args.deepspeed_config} is for {ds.world_size}; add hosts")
     # Weights in their precision, and two moments and the weights in fp32: 14 bytes, or 12 where the weights are fp32.
     per_parameter = 14 if ds.bf16_enabled else 12
-    size = per_parameter * sum(load_model_shape(run.model).parameters().values())
-    return (run.checkpoint.keep_last + 1) * size / GIB
+    size = per_parameter * sum(load_model_shape(config.model).parameters().values())
+    return (config.checkpoint.keep_last + 1) * size / GIB
 
 
 def table(report: Report, slots: Mapping[str, int]) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from data_prep.documents import read_documents
-from launch.hosts import free_port
+from launch.hosts import deepspeed_launcher, free_port
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.run_records import read_metrics
 from recipe.base.strict import load_json
@@ -49,8 +49,7 @@ def python(script: str, *arguments: object) -> None:
 
 
 def deepspeed(script: str, *arguments: object) -> None:
-    launcher = Path(sys.executable).with_name("deepspeed")
-    command(launcher, "--quiet", "--num_gpus", RANKS, "--master_port", free_port(), script, *arguments)
+    command(deepspeed_launcher(), "--quiet", "--num_gpus", RANKS, "--master_port", free_port(), script, *arguments)
 
 
 def write_configs(work: Path) -> None:

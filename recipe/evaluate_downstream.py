@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from recipe.base.arguments import natural_int, positive_int
+from recipe.base.arguments import add_subject, check_exported, natural_int, positive_int
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import write_json
 from recipe.base.ranks import is_first_rank, leave
@@ -26,9 +26,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--run", type=Path, help="run_dir of a training run; needs the launcher with the run's ranks")
-    what.add_argument("--model", type=Path, help="exported folder; one process")
+    what = add_subject(parser)
     what.add_argument("--save-data", type=Path, metavar="DIR", help="write the tasks' datasets there, and stop")
     parser.add_argument(
         "--tasks", default="downstream_en,downstream_zh", help="tasks and groups (default: %(default)s)"
@@ -40,12 +38,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num-fewshot", type=natural_int, help="examples in the prompt (default: the task's)")
     parser.add_argument("--limit", type=positive_int, help="only the first so many of each task, for a trial")
     parser.add_argument("--batch-size", type=positive_int, default=8, help="requests per rank (default: %(default)s)")
-    parser.add_argument("--checkpoint", help="with --run: name such as step_00001000 (default: the newest)")
-    parser.add_argument(
-        "--deepspeed_config", type=Path, help="with --run: ds_config for other ranks, of a resharded checkpoint"
-    )
     parser.add_argument("--output", type=Path, help="JSON for the scores (default with --run: results.json in it)")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.model and (args.checkpoint or args.deepspeed_config):
         parser.error("--checkpoint and --deepspeed_config go with --run")
@@ -131,8 +124,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("this needs lm-evaluation-harness; install it with pip install -e '.[downstream]'")
-    if args.model is not None and not (args.model / "config.json").exists():
-        raise UserError(f"--model {args.model} holds no config.json; give a folder written by export.py")
+    if args.model is not None:
+        check_exported(args.model)
     if args.data is not None:
         os.environ["HF_HUB_OFFLINE"] = "1"
     from recipe.run.downstream import Datasets, known_tasks, load_tasks

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from recipe.base.arguments import positive_int
+from recipe.base.arguments import add_subject, check_exported, positive_int
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import write_json
 from recipe.base.ranks import leave
@@ -22,10 +22,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--run", type=Path, help="run_dir of a training run; needs the launcher with the run's ranks")
-    what.add_argument("--model", type=Path, help="exported folder; one process")
-    parser.add_argument("--checkpoint", help="with --run: name such as step_00001000 (default: the newest)")
+    add_subject(parser)
     parser.add_argument("--tokens", type=Path, help="output of tokenize_corpus.py (default with --run: the run's own)")
     parser.add_argument(
         "--seq-length", type=positive_int, help="tokens per window (default: the run's, or the model's maximum)"
@@ -37,12 +34,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--document-attention", action="store_true", help="with --model: documents see themselves alone (--run knows)"
     )
     parser.add_argument("--output", type=Path, help="JSON for the results (default with --run: evaluation.json in it)")
-    parser.add_argument(
-        "--deepspeed_config",
-        type=Path,
-        help="with --run: ds_config for another number of ranks than the run's, of a resharded checkpoint",
-    )
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.model and args.checkpoint:
         parser.error("--checkpoint goes with --run; an exported folder is one checkpoint already")
@@ -91,8 +82,7 @@ def evaluate_export(args: argparse.Namespace) -> None:
     from recipe.model.loss import next_token_loss
     from recipe.run.evaluation import evaluate_source
 
-    if not (args.model / "config.json").exists():
-        raise UserError(f"--model {args.model} holds no config.json; give a folder written by export.py")
+    check_exported(args.model)
     if args.tokens is None:
         raise UserError("--model needs --tokens, the output folder of tokenize_corpus.py")
     sources, eod_id = held_out_sources(args.tokens, args.model)

@@ -47,14 +47,16 @@ def main(argv: list[str] | None = None) -> None:
     source = RestorableRun(args.run, args.checkpoint, args.deepspeed_config)
     config = RecipeMoeConfig.from_shape(source.shape)
     check_exportable(config, args.output)
-    about_data = None if args.no_card else (batch_order(source.run), TokenFolder(source.run.data.tokens).manifest)
+    tokens = None if args.no_card else TokenFolder(source.run.data.tokens)
+    order = None if tokens is None else batch_order(source.run, tokens)
     with session():
         engine, state = source.restore()
         card = None
-        if about_data is not None:
-            order, manifest = about_data
+        if tokens is not None and order is not None:
             read = {name: count * source.run.data.seq_length for name, count in order.read(state.sequences).items()}
-            card = model_card(source.run, source.shape, manifest, step=state.step, tokens=state.tokens, read=read)
+            card = model_card(
+                source.run, source.shape, tokens.manifest, step=state.step, tokens=state.tokens, read=read
+            )
         export_hf(engine, config, source.run.tokenizer, args.output, card)
         if is_first_rank():
             print(f"exported step {state.step:,} as glm4_moe -> {args.output}", flush=True)

@@ -46,8 +46,16 @@ def run_python(*words: object, **options: Any) -> subprocess.CompletedProcess[st
 
 def launch_words(ranks: int, script: object, *arguments: object) -> list[str]:
     """The deepspeed launcher on a free port with so many local ranks."""
-    launcher = Path(sys.executable).with_name("deepspeed")
-    words = [launcher, "--quiet", "--num_gpus", ranks, "--master_port", free_port(), script, *arguments]
+    words = [
+        hosts.deepspeed_launcher(),
+        "--quiet",
+        "--num_gpus",
+        ranks,
+        "--master_port",
+        free_port(),
+        script,
+        *arguments,
+    ]
     return [str(word) for word in words]
 
 

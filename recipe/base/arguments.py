@@ -3,6 +3,30 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+
+from recipe.base.errors import UserError
+
+
+def add_subject(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+    """--run or --model: what is evaluated, and of a run which checkpoint on how many ranks. More choices may be added."""
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--run", type=Path, help="run_dir of a training run; needs the launcher with the run's ranks")
+    what.add_argument("--model", type=Path, help="exported folder; one process")
+    parser.add_argument("--checkpoint", help="with --run: name such as step_00001000 (default: the newest)")
+    parser.add_argument(
+        "--deepspeed_config",
+        type=Path,
+        help="with --run: ds_config for another number of ranks than the run's, of a resharded checkpoint",
+    )
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    return what
+
+
+def check_exported(folder: Path) -> None:
+    """Raises UserError if --model is no exported folder."""
+    if not (folder / "config.json").exists():
+        raise UserError(f"--model {folder} holds no config.json; give a folder written by export.py")
 
 
 def positive_int(text: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import deepspeed
@@ -14,18 +14,17 @@ import torch.distributed as dist
 from recipe.base.model_shape import IGNORED
 from recipe.base.settings import Compute
 from recipe.data.batch import document_positions
+from recipe.data.indexed import Shard
 from recipe.data.token_folder import Source
 from recipe.run.step import summed_loss_of
 
 
-def windows(source: Source, seq_length: int) -> Iterator[np.ndarray]:
-    """Cut a source's shards into windows of at most seq_length + 1 tokens that share their ends.
+def windows(source: Source, seq_length: int) -> list[tuple[Shard, int]]:
+    """Where windows of at most seq_length + 1 tokens that share their ends begin in a source's shards.
 
     Every token but a shard's first is predicted exactly once.
     """
-    for shard in source.shards:
-        for start in range(0, shard.num_tokens - 1, seq_length):
-            yield shard.read(start, start + seq_length + 1)
+    return [(shard, start) for shard in source.shards for start in range(0, shard.num_tokens - 1, seq_length)]
 
 
 @torch.no_grad()
@@ -52,7 +51,7 @@ def evaluate_source(
         the sum of all losses, end-of-document tokens included, over the bytes of the documents. Only the last
         compares models of different tokenizers.
     """
-    all_windows = list(windows(source, seq_length))
+    all_windows = windows(source, seq_length)
     rounds = math.ceil(len(all_windows) / (batch_size * world_size))
     total = torch.zeros(2, dtype=torch.float64, device=device)
     for round_number in range(rounds):
@@ -60,7 +59,8 @@ def evaluate_source(
         batch = all_windows[start : start + batch_size]
         tokens = np.zeros((batch_size, seq_length), np.int64)
         targets = np.full((batch_size, seq_length), IGNORED, np.int64)
-        for row, window in enumerate(batch):
+        for row, (shard, place) in enumerate(batch):
+            window = shard.read(place, place + seq_length + 1)
             tokens[row, : window.size - 1] = window[:-1]
             targets[row, : window.size - 1] = window[1:]
         targets_BS = torch.from_numpy(targets).to(device)
@@ -88,13 +88,22 @@ def evaluate_engine(
     seq_length: int,
     batch_size: int,
     eod_id: int | None,
+    progress: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, Any]]:
-    """`evaluate_source` of every source, by all ranks together; the engine is left in the mode it was in."""
+    """`evaluate_source` of every source, by all ranks together; the engine is left in the mode it was in.
+
+    `progress` is called before each forward pass, for a watchdog.
+    """
     training = engine.module.training
     engine.eval()
+
+    def loss_of(inputs: dict[str, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+        progress()
+        return summed_loss_of(engine, compute, inputs, targets)
+
     results = {
         source.name: evaluate_source(
-            lambda inputs, targets: summed_loss_of(engine, compute, inputs, targets),
+            loss_of,
             source,
             seq_length=seq_length,
             batch_size=batch_size,

@@ -191,7 +191,6 @@ class Training:
 
     def _evaluate(self, step: int) -> None:
         run, begun = self.launch.run, time.monotonic()
-        self._enter("evaluating")
         results = evaluate_engine(
             self.engine,
             run.compute,
@@ -199,6 +198,7 @@ class Training:
             seq_length=run.data.seq_length,
             batch_size=run.evaluation.batch_size,
             eod_id=self.launch.tokenizer["eod_id"] if run.data.document_attention else None,
+            progress=lambda: self._enter("evaluating"),
         )
         self._enter("between steps")
         if self.writer is not None:

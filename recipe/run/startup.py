@@ -67,20 +67,20 @@ def check_launch(config_path: Path, overrides: list[str], ds_path: Path, world_s
         raise ConfigError(f"{ds_path} with {run.model}", found)
     tokens = TokenFolder(run.data.tokens)
     _check_tokenizer(run, shape, tokens)
-    order = batch_order(run)
+    order = batch_order(run, tokens)
     held_out: list[Source] = []
     if run.evaluation.every_steps is not None:
         held_out, _ = held_out_sources(run.evaluation.tokens or run.data.tokens, run.tokenizer)
     return Launch(run, ds, ds_raw, shape, order, tokens.tokenizer, held_out)
 
 
-def batch_order(run: RunConfig) -> BatchOrder:
-    """Which tokens a run sees when.
+def batch_order(run: RunConfig, tokens: TokenFolder) -> BatchOrder:
+    """Which tokens of its folder a run sees when.
 
     Raises:
         UserError: no training shards, or damaged ones.
     """
-    sources = TokenFolder(run.data.tokens).sources("train")
+    sources = tokens.sources("train")
     if not sources:
         raise UserError(f"{run.data.tokens} has no training shards; tokenize more documents")
     sizes = {source.name: float(source.num_tokens) for source in sources}

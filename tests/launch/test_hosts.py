@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from launch.hosts import HostPool, hosts_for, read_hostfile, write_hostfile
+from launch.places import lost_nodes
 from recipe.base.errors import UserError
 
 HOSTS = {"a": 8, "b": 8, "c": 8}
@@ -49,3 +50,8 @@ def test_a_host_that_failed_twice_is_left_out():
     pool.blame("b")
     assert pool.excluded == {"b"}
     assert pool.choose(16) == {"a": 8, "c": 8}
+
+
+def test_slurm_nodes_that_are_down_leaving_or_silent_are_lost():
+    said = "a alloc\nb drng\nc idle*\nd down*\ne mix\n"
+    assert lost_nodes(said, ["a", "b", "c", "d", "e", "f"]) == ["b", "c", "d", "f"]
