@@ -87,9 +87,6 @@ class Supervisor:
 
     def run(self) -> int:
         """Start and restart; returns the exit code."""
-        if self._is_done():
-            print(f"supervisor: the schedule of {self.run_dir} is done", flush=True)
-            return 0
         stalls = 0
         while True:
             step_before, starts_before = self._newest_step(), self._incarnations()
@@ -117,12 +114,6 @@ class Supervisor:
             self._wait(backoff_s)
             if self.signals:
                 return 1
-
-    def _is_done(self) -> bool:
-        """Whether the newest checkpoint stands at the end of the schedule, as in the last jobs of a chain."""
-        found = complete(self.run_dir / "checkpoints")
-        tokens = read_manifest(found[-1])["train_state"]["tokens"] if found else 0
-        return tokens >= self.launch.run.schedule.total_tokens
 
     def _last_word(self) -> dict[str, Any]:
         """What the newest incarnation said of its state last: started, finished, stopped or rewind."""

@@ -6,6 +6,7 @@ only ever appended to: after a resume the steps that were lost appear again.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def iterate_metrics(run_dir: str | Path) -> Iterator[dict[str, Any]]:
     with open(Path(run_dir) / "metrics.jsonl", "rb") as handle:
         for line in handle:
             if line.endswith(b"\n"):
-                yield orjson.loads(line)
+                yield _parsed(line)
 
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
@@ -40,7 +41,15 @@ def last_metrics(run_dir: str | Path) -> dict[str, Any] | None:
     with open(path, "rb") as handle:
         handle.seek(max(0, path.stat().st_size - TAIL_BYTES))
         lines = handle.read().split(b"\n")[:-1]
-    return orjson.loads(lines[-1]) if len(lines) > 1 or (lines and lines[0].startswith(b"{")) else None
+    return _parsed(lines[-1]) if len(lines) > 1 or (lines and lines[0].startswith(b"{")) else None
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    """One line. A loss that is not finite is written as NaN or Infinity, which only Python's own reader, a slower one, knows."""
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return json.loads(line)
 
 
 def read_events(run_dir: str | Path) -> list[dict[str, Any]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
-from recipe.base.run_records import read_events, read_starts
+from recipe.base.run_records import last_metrics, read_events, read_metrics, read_starts
 from recipe.reading.charts import short, ticks
 from recipe.reading.goodput import goodput
 from recipe.reading.history import bucketed, read_history
@@ -23,6 +25,16 @@ def test_steps_that_were_done_again_count_once_and_are_kept_aside(written):
     assert history.layer_loads_TL.shape == (12, 2)
     assert history.under("phase_s")["forward"].tolist() == [0.4] * 12
     assert np.isnan(history["mfu"]).all()
+
+
+def test_steps_that_were_not_finite_are_read(written):
+    run = written()
+    run.steps(1, 3, loss=lambda step: {1: 2.0, 2: math.nan, 3: math.inf}[step])
+    first, second, third = (m["loss"] for m in read_metrics(run.path))
+    assert (first, math.isnan(second), third) == (2.0, True, math.inf)
+    assert last_metrics(run.path)["loss"] == math.inf
+    at, *_ = bucketed(read_history(run.path).steps, read_history(run.path)["loss"], 500)
+    assert at.tolist() == [1.0]
 
 
 def test_a_long_curve_keeps_its_extremes():
