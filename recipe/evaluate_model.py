@@ -81,6 +81,7 @@ def evaluate_export(args: argparse.Namespace) -> None:
 
     from recipe.model.loss import next_token_loss
     from recipe.run.evaluation import evaluate_source
+    from recipe.run.inputs import on_device
 
     check_exported(args.model)
     if args.tokens is None:
@@ -91,9 +92,14 @@ def evaluate_export(args: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model: Any = AutoModelForCausalLM.from_pretrained(args.model)
     model.to(device).eval()
+
+    def loss_of(inputs: dict[str, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+        logits = model(**on_device(inputs, device), use_cache=False).logits
+        return next_token_loss(logits, on_device(targets, device), reduction="sum")
+
     results = {
         source.name: evaluate_source(
-            lambda inputs, targets: next_token_loss(model(**inputs, use_cache=False).logits, targets, reduction="sum"),
+            loss_of,
             source,
             seq_length=seq_length,
             batch_size=args.batch_size,

@@ -38,6 +38,7 @@ REFUSED_KEYS = {
     "zero_optimization.offload_optimizer": _NO_OFFLOAD,
     "zero_optimization.offload_param": _NO_OFFLOAD,
     "expert_parallel.expert_tensor_parallel_size": _ZERO3_REFUSES,
+    "expert_parallel.combine_impl": "has no effect: the recipe's layers add up experts' outputs themselves; remove it",
     "expert_parallel.load_balance_coeff": "is refused by AutoEP; balance belongs to the run config (routing:)",
 }
 
@@ -80,7 +81,6 @@ class ExpertParallel(_Section):
     use_grouped_mm: bool = True
     disable_triton_grouped_mm: bool = False
     gate_up_impl: Literal["separate", "fused"] = "separate"
-    combine_impl: Literal["weighted_sum", "fused_weighted_sum", "legacy_bmm"] = "weighted_sum"
 
 
 class CommsLogger(_Section):

@@ -21,6 +21,7 @@ class Batch:
     positions: np.ndarray | None  # restart at each document; None where documents attend to each other
     valid: np.ndarray  # bool; False for padding, which no router counts
     sources: np.ndarray  # [B], number of the source that each sequence comes from
+    missing: int = 0  # sequences that are damaged on disk, and count as padding
 
 
 def document_positions(tokens_BS: np.ndarray, eod_id: int) -> np.ndarray:
@@ -50,4 +51,4 @@ def make_batch(
         valid = valid & ~missing[:, None]
         targets = np.where(valid, targets, IGNORED)
     positions = document_positions(tokens, eod_id) if document_attention else None
-    return Batch(tokens, targets, positions, valid, sources)
+    return Batch(tokens, targets, positions, valid, sources, 0 if missing is None else int(missing.sum()))

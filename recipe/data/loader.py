@@ -117,7 +117,6 @@ class BatchOrder:
         assert phases[0].first_cycle == 0
         assert all(set(phase.weights) == {source.name for source in sources} for phase in phases)
         self.seed, self.skip_damage, self._seq_length = seed, skip_damage, seq_length
-        self.skipped = 0  # sequences left out of the micro-batches so far
         self.names = sorted(source.name for source in sources)
         self.phases = [(phase.first_cycle, cycle_places(phase.weights)) for phase in phases]
         self._orders = {s.name: _SourceOrder(s, seq_length, seed) for s in sources}
@@ -184,7 +183,6 @@ class BatchOrder:
                 if not self.skip_damage:
                     raise
                 missing[row] = True
-                self.skipped += 1
         return tokens, sources, missing
 
     def read(self, sequences: int) -> dict[str, float]:

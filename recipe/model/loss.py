@@ -8,12 +8,12 @@ Legend: T tokens, D hidden size, V vocabulary, C tokens of a chunk.
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 import torch.nn.functional as F
 
 from recipe.base.model_shape import IGNORED
+from recipe.model.fusion import fusible
+from recipe.model.wide import wide_matmul
 
 
 def next_token_loss(logits_BSV: torch.Tensor, targets_BS: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
@@ -26,16 +26,7 @@ def next_token_loss(logits_BSV: torch.Tensor, targets_BS: torch.Tensor, reductio
 def summed_loss(
     hidden_TD: torch.Tensor, weight_VD: torch.Tensor, targets_T: torch.Tensor, chunk_tokens: int
 ) -> torch.Tensor:
-    """Sum over tokens of the next-token loss in nats, from hidden states and the head's weight.
-
-    On a GPU with liger-kernel installed, its fused kernel (arXiv 2410.10989); `ChunkedLoss` otherwise.
-    """
-    if hidden_TD.is_cuda and importlib.util.find_spec("liger_kernel") is not None:
-        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
-
-        return liger_fused_linear_cross_entropy(
-            hidden_TD, weight_VD, targets_T, ignore_index=IGNORED, reduction="sum", accum_dtype=torch.float32
-        )
+    """Sum over tokens of the next-token loss in nats, from hidden states and the head's weight."""
     return ChunkedLoss.apply(hidden_TD, weight_VD, targets_T, chunk_tokens)
 
 
@@ -55,15 +46,16 @@ class ChunkedLoss(torch.autograd.Function):
         for start in range(0, hidden_TD.shape[0], chunk_tokens):
             rows = slice(start, start + chunk_tokens)
             hidden_CD, targets_C = hidden_TD[rows], targets_T[rows]
-            logits_CV = F.linear(hidden_CD, weight_VD).float()
-            total += F.cross_entropy(logits_CV, targets_C, ignore_index=IGNORED, reduction="sum")
+            logits_CV = F.linear(hidden_CD, weight_VD)
             if grad_hidden is None and grad_weight is None:
+                total += next_token_loss(logits_CV.unsqueeze(0), targets_C, reduction="sum")
                 continue
-            grad_CV = _loss_gradient(logits_CV, targets_C).to(hidden_TD.dtype)
+            loss_C, grad_CV = loss_and_gradient(logits_CV, targets_C)
+            total += loss_C.sum()
             if grad_hidden is not None:
                 torch.mm(grad_CV, weight_VD, out=grad_hidden[rows])
             if grad_weight is not None:
-                grad_weight += grad_CV.T @ hidden_CD
+                grad_weight += wide_matmul(grad_CV.T, hidden_CD)
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight_VD.dtype))
         return total
 
@@ -78,9 +70,16 @@ class ChunkedLoss(torch.autograd.Function):
         )
 
 
-def _loss_gradient(logits_CV: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
-    """softmax - one-hot, zero where the target is ignored; in the memory of the logits."""
-    counted_C = targets_C != IGNORED
-    torch.softmax(logits_CV, dim=-1, out=logits_CV)
-    logits_CV[counted_C.nonzero().squeeze(1), targets_C[counted_C]] -= 1.0
-    return logits_CV.mul_(counted_C.unsqueeze(1))
+@fusible(rows_vary=True)
+def loss_and_gradient(logits_CV: torch.Tensor, targets_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss of each token in nats [C], fp32, and its gradient by the logits: softmax - one-hot, in their precision."""
+    logits_fp32 = logits_CV.float()
+    log_total_C = logits_fp32.logsumexp(dim=1)
+    counted_C, target_C = targets_C != IGNORED, targets_C.clamp(min=0)
+    row_C = torch.arange(targets_C.numel(), device=targets_C.device)
+    log_share_C = logits_fp32[row_C, target_C] - log_total_C
+    # Where nothing is counted, softmax over an infinite total is zero.
+    log_total_C = torch.where(counted_C, log_total_C, torch.inf)
+    grad_CV = (logits_fp32 - log_total_C.unsqueeze(1)).exp_().to(logits_CV.dtype)
+    grad_CV[row_C, target_C] = torch.where(counted_C, log_share_C.expm1(), 0.0).to(logits_CV.dtype)
+    return torch.where(counted_C, -log_share_C, 0.0), grad_CV

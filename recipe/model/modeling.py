@@ -25,12 +25,21 @@ from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from recipe.model.configuration import RecipeMoeConfig
+from recipe.model.fusion import fusible
 from recipe.model.loss import next_token_loss, summed_loss
-from recipe.model.routing.choice import choose_experts, router_logits, router_scores
+from recipe.model.routing.choice import router_logits, scores_and_choice, weights_of
+
+
+@fusible()
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x / rms(x) * weight, with the mean square in fp32 (arXiv 1910.07467)."""
+    x_fp32 = x.float()
+    x_fp32 = x_fp32 * torch.rsqrt(x_fp32.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * x_fp32.to(x.dtype)
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, with the mean square in fp32 (arXiv 1910.07467)."""
+    """`rms_norm` with its weight."""
 
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -38,9 +47,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x_fp32 = x.float()
-        x_fp32 = x_fp32 * torch.rsqrt(x_fp32.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * x_fp32.to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 def rotary_cos_sin(config: Any, position_ids: torch.Tensor, dtype: torch.dtype):
@@ -58,6 +65,7 @@ def rotary_cos_sin(config: Any, position_ids: torch.Tensor, dtype: torch.dtype):
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
+@fusible()
 def rotate(x_BHSd: torch.Tensor, cos_BSr: torch.Tensor, sin_BSr: torch.Tensor) -> torch.Tensor:
     """Rotate the first `r` dimensions of each head; the rest passes through."""
     cos, sin = cos_BSr.unsqueeze(1), sin_BSr.unsqueeze(1)
@@ -103,6 +111,12 @@ class Attention(nn.Module):
         return self.o_proj(out.reshape(*x_BSD.shape[:-1], -1))
 
 
+@fusible()
+def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up (arXiv 2002.05202)."""
+    return F.silu(gate) * up
+
+
 class Mlp(nn.Module):
     """SwiGLU: a dense layer, or the shared experts of an MoE layer side by side as one."""
 
@@ -113,11 +127,14 @@ class Mlp(nn.Module):
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 class Router(nn.Module):
-    """Token-choice top-k router; `e_score_correction_bias` shifts the choice but not the weights."""
+    """Token-choice top-k router; `e_score_correction_bias` shifts the choice but not the weights.
+
+    Top-k of biased scores, weighted by the unbiased ones (DeepSeek-V3, arXiv 2412.19437 eq. 12-16).
+    """
 
     def __init__(self, config: RecipeMoeConfig):
         super().__init__()
@@ -128,16 +145,21 @@ class Router(nn.Module):
     def forward(self, x_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         config = self.config
         bias_E: torch.Tensor = self.e_score_correction_bias  # type: ignore[assignment]
-        scores_TE = router_scores(router_logits(x_TD, self.weight), config.scoring_func)
-        return choose_experts(
-            scores_TE,
+        scores_TE, _, experts_TK = scores_and_choice(
+            router_logits(x_TD, self.weight),
             bias_E,
-            top_k=config.num_experts_per_tok,
-            n_group=config.n_group,
-            topk_group=config.topk_group,
+            config.scoring_func,
+            config.num_experts_per_tok,
+            config.n_group,
+            config.topk_group,
+        )
+        weights_TK = weights_of(
+            scores_TE,
+            experts_TK,
             norm_topk_prob=config.norm_topk_prob,
             routed_scaling_factor=config.routed_scaling_factor,
         )
+        return weights_TK, experts_TK
 
 
 class Experts(nn.Module):
@@ -233,6 +255,9 @@ class RecipeMoeModel(RecipeMoePreTrainedModel):
     ) -> torch.Tensor:
         """Hidden states [B, S, D] after the final norm."""
         x_BSD = self.embed_tokens(input_ids)
+        # Without positions of the caller's there is one document a row, and transformers need not look for more,
+        # which a GPU's host would wait for.
+        documents = position_ids
         if position_ids is None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = torch.arange(past, past + x_BSD.shape[1], device=x_BSD.device).unsqueeze(0)
@@ -241,12 +266,11 @@ class RecipeMoeModel(RecipeMoePreTrainedModel):
             inputs_embeds=x_BSD,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
-            position_ids=position_ids,
+            position_ids=documents,
         )
         cos_sin = rotary_cos_sin(self.config, position_ids, x_BSD.dtype)
         for layer in self.layers:
-            # position_ids for flash attention, which finds document boundaries in them
-            x_BSD = layer(x_BSD, cos_sin, mask, past_key_values, position_ids=position_ids, **kwargs)
+            x_BSD = layer(x_BSD, cos_sin, mask, past_key_values, **kwargs)
         return self.norm(x_BSD)
 
 

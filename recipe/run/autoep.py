@@ -9,15 +9,16 @@ Legend: T tokens of this rank's micro-batch, D hidden size, E routed experts, K 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from deepspeed.module_inject import auto_ep_layer
 from deepspeed.module_inject.auto_ep_layer import (
     AutoEPMoELayer,
+    SplitPlan,
     _AllToAllV,
-    combine_from_routed,
     compute_split_plan,
     permute_by_local_expert,
     unpermute_by_local_expert,
@@ -26,7 +27,8 @@ from deepspeed.moe.ep_count import count_tokens_per_expert
 from deepspeed.moe.ep_router import TokenChoiceTopKRouter
 from torch import nn
 
-from recipe.model.routing.choice import jitter, preferences, router_logits, router_scores, score_shares, weights_of
+from recipe.model.routing.choice import jitter, router_logits, score_shares, scores_and_choice, weights_of
+from recipe.model.routing.movement import from_experts, grouped_places, sorted_places, to_experts
 from recipe.run.routing_control import RoutingControl
 
 
@@ -53,18 +55,21 @@ class RecipeRouter(TokenChoiceTopKRouter):
         """AutoEP's contract: weights [T, K], experts [T, K], assignments per expert [E] int32.
 
         A dropped assignment has weight 0 and the expert number E, and is not counted; only
-        `CapacityLayer` may be given those.
+        `RecipeLayer` may be given those.
         """
         assert expert_bias is None, "AutoEP's own expert bias is off; ours is e_score_correction_bias"
         control = self.control if self.training else None
         if control is not None and control.settings.jitter > 0:
             x_TD = jitter(x_TD, control.settings.jitter, control.noise_key(self.number))
         logits_TE = self.gate(x_TD)
-        scores_TE = router_scores(logits_TE, self.score_func)
-        choice_TE = preferences(
-            scores_TE, self.e_score_correction_bias, self.num_expert_groups or 1, self.num_limited_groups or 1
+        scores_TE, choice_TE, chosen_TK = scores_and_choice(
+            logits_TE,
+            self.e_score_correction_bias,
+            self.score_func,
+            self.top_k,
+            self.num_expert_groups or 1,
+            self.num_limited_groups or 1,
         )
-        chosen_TK = choice_TE.topk(self.top_k, dim=-1, sorted=False).indices
         if control is None:
             return self._weights(scores_TE, chosen_TK), chosen_TK, count_tokens_per_expert(chosen_TK, self.num_experts)
         experts_TK, kept_TK = control.limit(choice_TE, chosen_TK, self.ep_group)
@@ -83,47 +88,55 @@ class RecipeRouter(TokenChoiceTopKRouter):
         return weights_of(scores_TE, experts_TK, norm_topk_prob=self.route_norm, routed_scaling_factor=self.route_scale)
 
 
-class CapacityLayer(AutoEPMoELayer):
-    """AutoEP's layer, which under a capacity sends and computes the rows that are kept and no others."""
+class RecipeLayer(AutoEPMoELayer):
+    """AutoEP's layer with our router, rows that are moved once each way, and those that are dropped left out."""
 
     def _forward(self, hidden_BSD: torch.Tensor) -> torch.Tensor:
-        control = self.router.control
-        if not self.training or control is None or not control.limits:
-            return super()._forward(hidden_BSD)
+        folding = self.folding_group_handles
+        if folding is not None and folding.spec.tp_size > 1:
+            return super()._forward(hidden_BSD)  # AutoTP folded in divides the assignments itself
         x_TD = hidden_BSD.flatten(0, 1)
-        weights_TK, experts_TK, counts_E = self.router(x_TD, None)
-        if self.ep_size == 1:
-            rows, counts = int(counts_E.sum()), counts_E
-        else:
-            plan = compute_split_plan(
-                experts_TK, self.num_experts, self.ep_size, self.num_local_experts, self.ep_group, counts_E
-            )
-            rows, counts = sum(plan.input_splits), plan.local_counts_by_source
-        kept_N = experts_TK.flatten().argsort(stable=True)[:rows]  # by expert; dropped ones sort last
-        routed_ND = x_TD[kept_N // self.top_k]
-        if self.ep_size > 1:
-            routed_ND = _AllToAllV.apply(self.ep_group, routed_ND, plan.input_splits, plan.output_splits)
-        by_expert, places, aligned, received = permute_by_local_expert(routed_ND, counts)
-        out_ND = unpermute_by_local_expert(self.experts(by_expert, aligned), places, received)
-        if self.ep_size > 1:
-            out_ND = _AllToAllV.apply(self.ep_group, out_ND, plan.output_splits, plan.input_splits)
-        out_BSD = combine_from_routed(
-            out_ND,
-            top_scores=weights_TK,
-            token_indices_sorted=kept_N,
-            top_k=self.top_k,
-            score_apply=self.score_apply,
-            combine_impl="weighted_sum",
-            shape=tuple(hidden_BSD.shape),
+        routed = self.router(x_TD, None)
+        out_TD = self._here(x_TD, *routed) if self.ep_size == 1 else self._everywhere(x_TD, *routed)
+        return self._finalize_output(out_TD.view_as(hidden_BSD), x_TD, hidden_BSD, hidden_BSD.shape[-1])
+
+    def _here(self, x_TD: torch.Tensor, weights_TK, experts_TK, counts_E) -> torch.Tensor:
+        """All experts are this rank's: rows go straight to where their grouped GEMM wants them."""
+        place_A, assignment_N, sizes_E = grouped_places(experts_TK, counts_E)
+        rows_ND = self.experts(to_experts(x_TD, place_A, assignment_N), sizes_E)
+        return from_experts(rows_ND, weights_TK, place_A, assignment_N)
+
+    def _everywhere(self, x_TD: torch.Tensor, weights_TK, experts_TK, counts_E) -> torch.Tensor:
+        """Experts are spread over the expert-parallel group, whose ranks exchange rows."""
+        plan_of = self._planned(experts_TK, counts_E)
+        # Without limits every assignment has a row, and their number is known without asking the GPU.
+        limited = self.training and self.router.control is not None and self.router.control.limits
+        num_rows = sum(plan_of().input_splits) if limited else experts_TK.numel()
+        place_A, assignment_N = sorted_places(experts_TK, num_rows)
+        rows_ND = to_experts(x_TD, place_A, assignment_N)
+        plan = plan_of()
+        rows_ND = _AllToAllV.apply(self.ep_group, rows_ND, plan.input_splits, plan.output_splits)
+        by_expert, places, aligned, received = permute_by_local_expert(rows_ND, plan.local_counts_by_source)
+        rows_ND = unpermute_by_local_expert(self.experts(by_expert, aligned), places, received)
+        rows_ND = _AllToAllV.apply(self.ep_group, rows_ND, plan.output_splits, plan.input_splits)
+        return from_experts(rows_ND, weights_TK, place_A, assignment_N)
+
+    def _planned(self, experts_TK: torch.Tensor, counts_E: torch.Tensor) -> Callable[[], SplitPlan]:
+        """How many rows go where and come from where, once it is asked for; with `async_split_plan` on its way until then."""
+        if self.async_split_plan:
+            pending = self._start_async_split_plan(counts_E)
+            return cache(lambda: self._wait_async_split_plan(pending))
+        plan = compute_split_plan(
+            experts_TK, self.num_experts, self.ep_size, self.num_local_experts, self.ep_group, counts_E
         )
-        return self._finalize_output(out_BSD, x_TD, hidden_BSD, hidden_BSD.shape[-1])
+        return lambda: plan
 
 
 @contextmanager
 def recipe_layers() -> Iterator[None]:
-    """While active, AutoEP builds its layers as `CapacityLayer` with `RecipeRouter`."""
+    """While active, AutoEP builds its layers as `RecipeLayer` with `RecipeRouter`."""
     original = auto_ep_layer.TokenChoiceTopKRouter, auto_ep_layer.AutoEPMoELayer
-    auto_ep_layer.TokenChoiceTopKRouter, auto_ep_layer.AutoEPMoELayer = RecipeRouter, CapacityLayer
+    auto_ep_layer.TokenChoiceTopKRouter, auto_ep_layer.AutoEPMoELayer = RecipeRouter, RecipeLayer
     try:
         yield
     finally:

@@ -15,6 +15,7 @@ from recipe.base.errors import UserError
 from recipe.base.routing_settings import Routing
 from recipe.base.settings import Compute, Optimizer
 from recipe.model import RecipeMoeConfig, RecipeMoeForCausalLM
+from recipe.model.fusion import fuse
 from recipe.model.modeling import initialize_parameter
 from recipe.run.autoep import connect, moe_layers, recipe_layers
 from recipe.run.foreign_weights import Weights
@@ -93,6 +94,7 @@ def build_engine(
         fused = torch.cuda.is_available()
         return torch.optim.AdamW(groups, lr=0.0, betas=optimizer.betas, eps=optimizer.eps, fused=fused)
 
+    fuse(compute.compile)
     with recipe_layers():
         engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=ds_raw)
     return engine

@@ -42,7 +42,7 @@ def evaluate_source(
     """Loss over all held-out tokens of one source.
 
     Args:
-        loss_of: the model's arguments and targets [B, S] -> summed loss; called the same number of times on
+        loss_of: the model's arguments and targets [B, S], on the host -> summed loss; called the same number of times on
             every rank, since an expert-parallel model needs all of its ranks in each call.
         eod_id: given when documents attend to themselves alone, as the model was trained.
 
@@ -63,12 +63,11 @@ def evaluate_source(
             window = shard.read(place, place + seq_length + 1)
             tokens[row, : window.size - 1] = window[:-1]
             targets[row, : window.size - 1] = window[1:]
-        targets_BS = torch.from_numpy(targets).to(device)
-        inputs = {"input_ids": torch.from_numpy(tokens).to(device)}
+        inputs = {"input_ids": torch.from_numpy(tokens)}
         if eod_id is not None:
-            inputs["position_ids"] = torch.from_numpy(document_positions(tokens, eod_id)).to(device)
-        total[0] += loss_of(inputs, targets_BS).double()
-        total[1] += (targets_BS != IGNORED).sum()
+            inputs["position_ids"] = torch.from_numpy(document_positions(tokens, eod_id))
+        total[0] += loss_of(inputs, torch.from_numpy(targets)).double()
+        total[1] += (targets != IGNORED).sum()
     if world_size > 1:
         torch.distributed.all_reduce(total)
     nats, predicted = total.tolist()

@@ -115,16 +115,16 @@ def _nan_gradient(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, plac
 
 def _bad_data(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Place) -> None:
     """Logits many times too large, and with them loss and gradient, while the data's position is in [first, last)."""
-    original, bad = loop.read_batches, [False]
+    original, bad = loop.ReadAhead.take, [False]
 
-    def read(launch: Any, state: Any) -> Any:
-        bad[0] = fault["first"] <= state.sequences < fault["last"]
-        return original(launch, state)
+    def take(self: Any, position: int, following: int) -> Any:
+        bad[0] = fault["first"] <= position < fault["last"]
+        return original(self, position, following)
 
     def hook(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
         return output * 50 if bad[0] else None
 
-    loop.read_batches = read
+    loop.ReadAhead.take = take  # type: ignore[method-assign]
     engine.module.model.norm.register_forward_hook(hook)
 
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from recipe.base.errors import UserError
 from recipe.base.schedule import learning_rate
 from recipe.base.settings import Schedule
+from recipe.data.ahead import ReadAhead
 from recipe.data.batch import Batch, make_batch
 from recipe.run.checkpoint import CheckpointStore, TrainState
 from recipe.run.engine import control_routing
@@ -33,25 +34,25 @@ from recipe.run.throughput import Throughput
 from recipe.run.watchdog import Watchdog
 
 
-def read_batches(launch: Launch, state: TrainState) -> list[Batch]:
-    """This rank's micro-batches of the next step."""
+def read_batches(launch: Launch, sequences: int) -> list[Batch]:
+    """This rank's micro-batches of the step that begins after so many sequences of the run."""
     ds, facts = launch.ds, launch.tokenizer
     reads = [
         launch.order.micro_batch(
-            state.sequences, micro_step, dist.get_rank(), dist.get_world_size(), ds.train_micro_batch_size_per_gpu
+            sequences, micro_step, dist.get_rank(), dist.get_world_size(), ds.train_micro_batch_size_per_gpu
         )
         for micro_step in range(ds.gradient_accumulation_steps)
     ]
     return [
         make_batch(
-            sequences,
+            tokens,
             sources,
             eod_id=facts["eod_id"],
             pad_id=facts.get("pad_id"),
             document_attention=launch.run.data.document_attention,
             missing=missing,
         )
-        for sequences, sources, missing in reads
+        for tokens, sources, missing in reads
     ]
 
 
@@ -103,7 +104,9 @@ class Training:
         if dist.get_rank() == 0:
             self.writer = MetricsWriter(folder, self.total_steps, state.step + 1, run.logging.prometheus_port)
         self._ranks_compared: dict[str, Any] = {}  # of the last step whose collectives were timed
-        self._skipped_sequences = 0.0
+        self.batches = ReadAhead(lambda sequences: read_batches(launch, sequences))
+        self._skipped_here = 0  # sequences left out of this rank's micro-batches
+        self._skipped_sequences = 0.0  # of all ranks'
 
     def run(self) -> bool:
         """Train.
@@ -145,13 +148,15 @@ class Training:
         logged = step in (1, self.total_steps) or every(run.logging.every_steps, step)
         lr = set_learning_rate(self.engine, launch, state)
         self._enter("reading", step)
+        batches = self.batches.take(state.sequences, state.sequences + launch.ds.train_batch_size)
+        self._skipped_here += sum(batch.missing for batch in batches)
         sampled = every(run.watch.stragglers_every_steps, step)
         with timed_collectives() if sampled else nullcontext() as step_time:
             _, sums = run_step(
                 self.engine,
                 self.control,
                 run.compute,
-                read_batches(launch, state),
+                batches,
                 step=step,
                 observing=logged,
                 update_bias=state.tokens < run.schedule.total_tokens * (1 - run.routing.bias_freeze_share),
@@ -208,7 +213,7 @@ class Training:
         """What this rank adds to the step's exchange."""
         return {
             "stop": float(self.stop.reason() is not None),
-            "skipped_sequences": float(self.launch.order.skipped),
+            "skipped_sequences": float(self._skipped_here),
             **self.store.votes(),
         }
 

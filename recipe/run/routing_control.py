@@ -101,6 +101,10 @@ class RoutingControl:
 
     def begin_micro_batch(self, micro_batch: MicroBatch) -> None:
         self._micro_batch = micro_batch
+        # What every layer needs of it.
+        self._valid_T = micro_batch.valid_T.float()
+        self._valid_A = self._valid_T.repeat_interleave(self.top_k)
+        self._first_place_T1 = (micro_batch.source_T * self._experts).unsqueeze(1)
 
     def end_forward(self) -> None:
         """Add what the routers saw; before the backward pass, where a recomputation writes it again."""
@@ -165,10 +169,9 @@ class RoutingControl:
     def observe(self, layer: int, logits_TE, shares_TE, chosen_TK, experts_TK, kept_TK) -> None:
         """Write what a router did: always the counts, on an observed step the rest."""
         assert self._micro_batch is not None
-        valid_T = self._micro_batch.valid_T.float()
+        valid_T = self._valid_T
         row, counts_end = self._seen[layer], len(self.sources) * self._experts
-        places = (self._micro_batch.source_T.unsqueeze(1) * self._experts + chosen_TK).flatten()
-        row[:counts_end].zero_().scatter_add_(0, places, valid_T.repeat_interleave(self.top_k))
+        row[:counts_end].zero_().scatter_add_(0, (self._first_place_T1 + chosen_TK).flatten(), self._valid_A)
         if not self._observing:
             return
         row[counts_end : counts_end + self._experts] = valid_T @ shares_TE
@@ -193,8 +196,7 @@ class RoutingControl:
 
     def attach_losses(self, layer: int, weights_TK, logits_TE, shares_TE, chosen_TK) -> torch.Tensor:
         """Put the router losses into the graph, by way of the weights, with the gradients of the global batch's means."""
-        assert self._micro_batch is not None
-        valid_T = self._micro_batch.valid_T.float()
+        valid_T = self._valid_T
         if self.z_loss_coef > 0:
             z_sum = router_z_terms(logits_TE) @ valid_T
             weights_TK = AttachLoss.apply(weights_TK, z_sum, lambda: self.z_loss_coef * self._token_weight)
@@ -202,7 +204,7 @@ class RoutingControl:
             weights_TK = AttachLoss.apply(weights_TK, valid_T @ shares_TE, lambda: self._share_gradient(layer))
         elif self.aux_loss_coef > 0:
             # The engine averages over ranks, and divides the loss it is given by the accumulation steps, not this one.
-            weight = torch.tensor(self.aux_loss_coef / self.accumulation, device=weights_TK.device)
+            weight = weights_TK.new_full((), self.aux_loss_coef / self.accumulation)
             weights_TK = AttachLoss.apply(weights_TK, self._local_aux_loss(shares_TE, chosen_TK), lambda: weight)
         return weights_TK
 
@@ -211,9 +213,8 @@ class RoutingControl:
         return self.settings.aux_loss_scope == "global_batch" and self.settings.aux_loss_coef > 0
 
     def _local_aux_loss(self, shares_TE: torch.Tensor, chosen_TK: torch.Tensor) -> torch.Tensor:
-        assert self._micro_batch is not None
         tokens = self.seq_length if self.settings.aux_loss_scope == "sequence" else shares_TE.shape[0]
-        return load_balancing_loss(shares_TE, chosen_TK, self._micro_batch.valid_T.float(), tokens)
+        return load_balancing_loss(shares_TE, chosen_TK, self._valid_T, tokens)
 
     def _share_gradient(self, layer: int) -> torch.Tensor:
         """Gradient of the coefficient times E * sum_e f_e P_e by the sum of shares: f over the global batch, P a mean."""

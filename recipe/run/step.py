@@ -17,6 +17,7 @@ import torch.distributed as dist
 from recipe.base.model_shape import IGNORED
 from recipe.base.settings import Compute
 from recipe.data.batch import Batch
+from recipe.run.inputs import for_attention, model_inputs, on_device
 from recipe.run.routing_control import MicroBatch, RoutingControl, StepSums
 from recipe.run.step_guard import StepGuard
 
@@ -52,15 +53,14 @@ def run_step(
             for number, batch in enumerate(batches):
                 enter("counting")
                 control.begin_micro_batch(_micro_batch(number, batch, device))
-                engine(**for_attention(model_inputs(batch, device), compute), logits_to_keep=1)
+                engine(**on_device(for_attention(model_inputs(batch), compute), device), logits_to_keep=1)
                 control.end_forward()
         control.end_counting()
     total = torch.zeros((), device=device)
     for number, batch in enumerate(batches):
         enter("forward")
         control.begin_micro_batch(_micro_batch(number, batch, device))
-        targets_BS = torch.from_numpy(batch.targets).to(device)
-        summed = summed_loss_of(engine, compute, model_inputs(batch, device), targets_BS)
+        summed = summed_loss_of(engine, compute, model_inputs(batch), torch.from_numpy(batch.targets))
         control.end_forward()
         loss = summed * loss_weight
         total += loss.detach()
@@ -77,7 +77,7 @@ def run_step(
 def token_weights(batches: Sequence[Batch], device: torch.device) -> torch.Tensor:
     """Ranks over the tokens of the global batch that are routed, and over those that have a loss; all ranks together."""
     counted = [(b.valid.sum(), (b.targets != IGNORED).sum()) for b in batches]
-    tokens = torch.tensor(np.sum(counted, axis=0), dtype=torch.float64, device=device)
+    tokens = on_device(torch.tensor(np.sum(counted, axis=0), dtype=torch.float64), device)
     dist.all_reduce(tokens)
     return (dist.get_world_size() / tokens.clamp(min=1)).float()
 
@@ -85,28 +85,12 @@ def token_weights(batches: Sequence[Batch], device: torch.device) -> torch.Tenso
 def summed_loss_of(
     engine: deepspeed.DeepSpeedEngine, compute: Compute, inputs: dict[str, torch.Tensor], targets_BS: torch.Tensor
 ) -> torch.Tensor:
-    """Sum of the next-token losses in nats, without the logits ever existing whole."""
-    inputs = for_attention(inputs, compute)
-    targets = targets_BS.reshape_as(inputs["input_ids"])
+    """Sum of the next-token losses in nats of arguments on the host, without the logits ever existing whole."""
+    inputs = on_device(for_attention(inputs, compute), engine.device)
+    targets = on_device(targets_BS, engine.device).reshape_as(inputs["input_ids"])
     return engine(**inputs, targets=targets, loss_chunk_tokens=compute.loss_chunk_tokens).loss
 
 
-def model_inputs(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
-    """The model's arguments for a batch's tokens."""
-    inputs = {"input_ids": torch.from_numpy(batch.tokens).to(device)}
-    if batch.positions is not None:
-        inputs["position_ids"] = torch.from_numpy(batch.positions).to(device)
-    return inputs
-
-
-def for_attention(inputs: dict[str, torch.Tensor], compute: Compute) -> dict[str, torch.Tensor]:
-    """The same arguments in the form in which the attention keeps documents apart."""
-    if "position_ids" in inputs and compute.attention == "flash_attention_2":
-        # transformers finds documents in the positions of one row only; rows begin documents, so they join.
-        return {name: tensor.reshape(1, -1) for name, tensor in inputs.items()}
-    return inputs
-
-
 def _micro_batch(number: int, batch: Batch, device: torch.device) -> MicroBatch:
-    valid, sources = torch.from_numpy(batch.valid).to(device), torch.from_numpy(batch.sources).to(device)
+    valid, sources = (on_device(torch.from_numpy(array), device) for array in (batch.valid, batch.sources))
     return MicroBatch(number, valid.flatten(), sources.repeat_interleave(valid.shape[1]))

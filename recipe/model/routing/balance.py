@@ -10,7 +10,10 @@ from collections.abc import Callable
 
 import torch
 
+from recipe.model.fusion import fusible
 
+
+@fusible()
 def load_balancing_loss(
     shares_TE: torch.Tensor, experts_TK: torch.Tensor, valid_T: torch.Tensor, group_tokens: int
 ) -> torch.Tensor:
@@ -30,6 +33,7 @@ def load_balancing_loss(
     return num_experts * (counts_GE / (tokens_G1 * top_k) * shares_GE).sum(dim=-1).mean()
 
 
+@fusible()
 def router_z_terms(logits_TE: torch.Tensor) -> torch.Tensor:
     """Squared log-partition of each token's router logits [T]; their mean is the z-loss (ST-MoE, arXiv 2202.08906 eq. 5)."""
     return torch.logsumexp(logits_TE, dim=-1).square()

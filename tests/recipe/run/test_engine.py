@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recipe.run.autoep import CapacityLayer, RecipeRouter, recipe_layers
+from recipe.run.autoep import RecipeLayer, RecipeRouter, recipe_layers
 from recipe.run.engine import parameter_groups
 
 
@@ -15,7 +15,7 @@ def test_autoep_gets_its_own_classes_back():
     original = auto_ep_layer.TokenChoiceTopKRouter, auto_ep_layer.AutoEPMoELayer
     with pytest.raises(KeyError), recipe_layers():  # noqa: PT012
         assert auto_ep_layer.TokenChoiceTopKRouter is RecipeRouter
-        assert auto_ep_layer.AutoEPMoELayer is CapacityLayer
+        assert auto_ep_layer.AutoEPMoELayer is RecipeLayer
         raise KeyError
     assert (auto_ep_layer.TokenChoiceTopKRouter, auto_ep_layer.AutoEPMoELayer) == original
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recipe.model.routing.choice import choose_experts, jitter, router_logits, router_scores
+from recipe.model.routing.choice import jitter, router_logits, router_scores, scores_and_choice, weights_of
 
 T, E = 24, 8
 
@@ -26,16 +26,9 @@ def plain_choice(row: list[float], bias: list[float], top_k: int, n_group: int, 
 @pytest.mark.parametrize(("n_group", "topk_group"), [(1, 1), (4, 2), (2, 1)])
 @pytest.mark.parametrize("norm", [True, False])
 def test_choice_and_weights_equal_a_loop_over_tokens(n_group, topk_group, norm):
-    scores_TE, bias_E = scores(), torch.linspace(-0.3, 0.3, E)
-    weights, experts = choose_experts(
-        scores_TE,
-        bias_E,
-        top_k=3,
-        n_group=n_group,
-        topk_group=topk_group,
-        norm_topk_prob=norm,
-        routed_scaling_factor=2.5,
-    )
+    bias_E = torch.linspace(-0.3, 0.3, E)
+    scores_TE, _, experts = scores_and_choice(scores().logit(), bias_E, "sigmoid", 3, n_group, topk_group)
+    weights = weights_of(scores_TE, experts, norm_topk_prob=norm, routed_scaling_factor=2.5)
     for t in range(T):
         row = scores_TE[t].tolist()
         assert set(experts[t].tolist()) == plain_choice(row, bias_E.tolist(), 3, n_group, topk_group)
