@@ -13,13 +13,22 @@ from recipe.run import faults
 from recipe.run.checkpoint import CheckpointStore, TrainState
 from recipe.run.engine import build_engine
 from recipe.run.loop import Training
+from recipe.run.profiling import ProfiledSteps
 from recipe.run.run_folder import RunFolder, versions
 from recipe.run.startup import Launch
 from recipe.run.step_guard import Rewind
 from recipe.run.watchdog import Watchdog
 
 
-def train_on(launch: Launch, folder: RunFolder, watchdog: Watchdog, *, resume: str, time_limit_s: float | None) -> int:
+def train_on(
+    launch: Launch,
+    folder: RunFolder,
+    watchdog: Watchdog,
+    *,
+    resume: str,
+    time_limit_s: float | None,
+    profiled: ProfiledSteps | None = None,
+) -> int:
     """Train to the end or until asked to stop; all ranks together.
 
     Args:
@@ -73,7 +82,7 @@ def train_on(launch: Launch, folder: RunFolder, watchdog: Watchdog, *, resume: s
     if faults.VARIABLE in os.environ:
         faults.install(engine, watchdog.place, folder.incarnation)
     try:
-        Training(engine, launch, store, state, folder, watchdog, time_limit_s).run()
+        Training(engine, launch, store, state, folder, watchdog, time_limit_s, profiled).run()
     except Rewind as rewind:
         store.finish()
         if dist.get_rank() == 0:

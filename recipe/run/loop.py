@@ -22,6 +22,7 @@ from recipe.run.evaluation import evaluate_engine
 from recipe.run.metrics import MetricsWriter
 from recipe.run.mitigations import Mitigator
 from recipe.run.probe import check_for_corruption
+from recipe.run.profiling import ProfiledSteps, StepProfiler
 from recipe.run.routing_control import StepSums
 from recipe.run.routing_metrics import routing_metrics
 from recipe.run.run_folder import RunFolder
@@ -78,6 +79,10 @@ class Training:
 
     Args:
         time_limit_s: of this process, from now; see `StopRequest`.
+        profiled: steps of which rank 0 writes a profile.
+
+    Raises:
+        UserError: `profiled` are not among the steps to come.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class Training:
         folder: RunFolder,
         watchdog: Watchdog,
         time_limit_s: float | None = None,
+        profiled: ProfiledSteps | None = None,
     ):
         run = launch.run
         self.engine, self.launch, self.store, self.state = engine, launch, store, state
@@ -103,6 +109,12 @@ class Training:
         self.writer = None
         if dist.get_rank() == 0:
             self.writer = MetricsWriter(folder, self.total_steps, state.step + 1, run.logging.prometheus_port)
+        self.profiler = None
+        if profiled is not None:
+            if said := profiled.problem(state.step, self.total_steps):
+                raise UserError(said)
+            if dist.get_rank() == 0:
+                self.profiler = StepProfiler(engine.module, profiled, folder.path / "profiles")
         self._ranks_compared: dict[str, Any] = {}  # of the last step whose collectives were timed
         self.batches = ReadAhead(lambda sequences: read_batches(launch, sequences))
         self._skipped_here = 0  # sequences left out of this rank's micro-batches
@@ -147,6 +159,8 @@ class Training:
         step, begun = state.step + 1, time.monotonic()
         logged = step in (1, self.total_steps) or every(run.logging.every_steps, step)
         lr = set_learning_rate(self.engine, launch, state)
+        if self.profiler is not None:
+            self.profiler.begin_step(step)
         self._enter("reading", step)
         batches = self.batches.take(state.sequences, state.sequences + launch.ds.train_batch_size)
         self._skipped_here += sum(batch.missing for batch in batches)
@@ -187,12 +201,16 @@ class Training:
             self._evaluate(step)
         self._save(step, stopped)
         self._tell(self.store.take_events())
+        if self.profiler is not None and (said := self.profiler.end_step(step)) is not None:
+            print(said, flush=True)
         self.stop.needed_s = max(self.stop.needed_s, time.monotonic() - begun)
         return stopped
 
     def _enter(self, phase: str, step: int | None = None) -> None:
         self.watchdog.place.enter(phase, step)
         self.throughput.phases.enter(phase)
+        if self.profiler is not None:
+            self.profiler.enter(phase)
 
     def _evaluate(self, step: int) -> None:
         run, begun = self.launch.run, time.monotonic()

@@ -12,7 +12,9 @@ from launch.hosts import free_port
 from recipe.base.errors import UserError
 from recipe.base.files import read_json_lines
 from recipe.base.run_records import read_metrics
+from recipe.reading.breakdown import as_text, breakdown, read_trace
 from recipe.run.phases import NAMES, PhaseClock
+from recipe.run.profiling import ProfiledSteps
 from recipe.run.prometheus import Exporter
 from recipe.run.tags import tagged, tagged_evaluation
 from tests.conftest import ROOT, launch
@@ -25,7 +27,7 @@ def test_a_watched_run_shows_everything_and_learns_the_same(new_run, write_ds):
     assert launch(2, "recipe/train.py", *plain.arguments(ds)).returncode == 0
     watched = new_run("watched", evaluation={"every_steps": 8}, watch={"stragglers_every_steps": 4},
                       logging={"every_steps": 1, "prometheus_port": free_port()})  # fmt: skip
-    done = launch(2, "recipe/train.py", *watched.arguments(ds))
+    done = launch(2, "recipe/train.py", *watched.arguments(ds, "--profile", "steps=6..7"))
     assert done.returncode == 0, done.stderr[-3000:]
     steps = read_metrics(watched.run_dir)
     assert [m["loss"] for m in steps] == [m["loss"] for m in read_metrics(plain.run_dir)]
@@ -49,6 +51,23 @@ def test_a_watched_run_shows_everything_and_learns_the_same(new_run, write_ds):
     board.Reload()
     assert {tag.split("/")[0] for tag in board.Tags()["scalars"]} == {"train", "perf", "comm", "moe", "data", "eval"}
     assert board.Scalars("eval/zh/loss")[-1].value == pytest.approx(evaluations[-1]["sources"]["zh"]["loss"])
+
+    trace = watched.run_dir / "profiles" / "steps_00000006_00000007.json.gz"
+    profile = breakdown(read_trace(trace), 2)
+    assert {"forward", "backward", "optimizer", "data_wait"} <= profile.phases.keys()
+    assert sum(profile.phases.values()) == pytest.approx(profile.wall_s, rel=0.03)
+    for part in ("attention", "experts", "shared experts", "router", "dense MLP", "head and loss"):
+        assert profile.parts[part]["matmul"] > 0, part
+    assert as_text(profile) in done.stdout
+    assert not [path for path in trace.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_steps_that_a_run_will_not_come_through_are_not_profiled():
+    steps = ProfiledSteps(10, 12, lambda path, steps: "")
+    assert steps.problem(0, 12) is None
+    assert steps.problem(9, 12) is None
+    assert "the run ends with step 11" in steps.problem(0, 11)
+    assert "goes on from step 11" in steps.problem(10, 20)
 
 
 @pytest.mark.distributed
