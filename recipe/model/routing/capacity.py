@@ -82,7 +82,8 @@ def _served(expert_A: torch.Tensor, strength_A: torch.Tensor | None, room_E: tor
         order = strength_A.argsort(descending=True, stable=True)
         order = order[expert_A[order].argsort(stable=True)]
     sorted_A = expert_A[order]
-    sizes = torch.bincount(sorted_A, minlength=room_E.numel() + 1)
+    # Not bincount, which waits for the device to learn how many bins there are.
+    sizes = room_E.new_zeros(room_E.numel() + 1).scatter_add_(0, sorted_A, torch.ones_like(sorted_A))
     start = sizes.cumsum(0) - sizes
     rank = torch.arange(expert_A.numel(), device=expert_A.device) - start[sorted_A]
     room = torch.cat((room_E, room_E.new_zeros(1)))
