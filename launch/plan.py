@@ -64,6 +64,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         choices=("none", "reentrant", "non_reentrant"),
         help="compute.recompute of the run (default: non_reentrant; without --ds-config: the faster)",
     )
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compute.compile of the run (default: on, as in recipe/configs/runs/pretrain_30b.yaml)",
+    )
     parser.add_argument("--seq", type=positive_int, default=4096, help="tokens of a sequence (default: %(default)s)")
     parser.add_argument(
         "--global-batch-tokens",
@@ -136,10 +142,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
 def _plan(args: argparse.Namespace, shape: ModelShape, budget: Budget) -> None:
     ds, _ = load_ds_config(args.ds_config)
     cluster = cluster_of(args.gpu, args.gpus or ds.world_size, args.interconnect)
-    plan = Plan(
-        Workload(shape, cluster, ds, RunFacts(args.seq, args.recompute or "non_reentrant", imbalance=args.imbalance)),
-        budget,
-    )
+    run = RunFacts(args.seq, args.recompute or "non_reentrant", imbalance=args.imbalance, compile=args.compile)
+    plan = Plan(Workload(shape, cluster, ds, run), budget)
     if found := plan.problems():
         raise ConfigError(f"{args.ds_config} with {args.model}", found)
     print(json.dumps(plan.as_dict(), indent=2) if args.json else describe_plan(plan))
@@ -147,7 +151,7 @@ def _plan(args: argparse.Namespace, shape: ModelShape, budget: Budget) -> None:
 
 def _search(args: argparse.Namespace, shape: ModelShape, budget: Budget) -> None:
     cluster = cluster_of(args.gpu, args.gpus, args.interconnect)
-    run = RunFacts(args.seq, imbalance=args.imbalance)
+    run = RunFacts(args.seq, imbalance=args.imbalance, compile=args.compile)
     if args.seq > shape.max_position_embeddings:
         raise UserError(f"--seq {args.seq} exceeds the model's max_position_embeddings {shape.max_position_embeddings}")
     sequences = global_batch_sequences(args.global_batch_tokens, args.seq, args.gpus)
@@ -163,7 +167,7 @@ def _search(args: argparse.Namespace, shape: ModelShape, budget: Budget) -> None
     _print_search(args, ranked, shape, cluster, run, sequences)
     if args.write is not None:
         write(winner.config, args.write)
-        print(f"wrote {args.write}; set compute.recompute: {winner.plan.work.run.recompute} in the run config", file=sys.stderr)  # fmt: skip
+        print(f"wrote {args.write}; set compute.recompute: {winner.plan.work.run.recompute} and compute.compile: {str(args.compile).lower()} in the run config", file=sys.stderr)  # fmt: skip
 
 
 def _print_search(

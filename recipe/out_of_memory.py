@@ -20,7 +20,10 @@ def memory_report(launch: Launch) -> str:
     run, cuda = launch.run, torch.cuda.is_available()
     known = accelerator_of(torch.cuda.get_device_name()) if cuda else None
     cluster = cluster_of(known.name if known else PLANNED_FOR, launch.ds.world_size, None)
-    facts = RunFacts(run.data.seq_length, run.compute.recompute, run.compute.loss_chunk_tokens, len(launch.order.names))
+    compute = run.compute
+    facts = RunFacts(
+        run.data.seq_length, compute.recompute, compute.loss_chunk_tokens, len(launch.order.names), compile=compute.compile
+    )  # fmt: skip
     plan = Plan(Workload(launch.shape, cluster, launch.ds, facts))
     terms = sorted(plan.memory.at(plan.memory.peak_moment).items(), key=lambda term: -term[1])
     if cuda:

@@ -35,18 +35,23 @@ class Software:
     router_bytes_per_expert: float  # per token and expert: scores, top-k, losses
     kernels: int  # of a layer's forward pass
     moe_kernels: int  # more of them where experts are routed
-    host_reads: int  # of an MoE layer's forward pass
+    host_reads: int  # of the forward pass of an MoE layer whose experts are on several ranks
     grouped_gemm: float  # efficiency over a plain matmul's
+    loss_bytes_per_logit: float  # forward and backward, beyond the matmuls
 
 
 # Counted from the modules: each pass over a tensor is its bytes read and written (bf16 2, fp32 4).
 # MegaBlocks' grouped GEMM reaches 98.6% of batched cuBLAS (arXiv 2211.15841, section 6.3); Triton's kernel of AutoEP is
 # assumed lower until a GPU has measured it.
 # Eager, per element: two norms of 36 over the hidden width and one over queries and keys, rotary 24, residuals 12,
-# attention's inputs and outputs 12; silu 4 and product 6; four row permutations of 4, weighted sum 4.
-EAGER = Software("eager", 156.0, 10.0, 20.0, 60.0, 80, 90, 2, 0.80)
+# attention's inputs and outputs 12; silu 4 and product 6; rows to their exchange 8, permuted there and back 4 each, and
+# their weighted sum 14.
+EAGER = Software("eager", 156.0, 10.0, 30.0, 60.0, 80, 90, 1, 0.80, 30.0)
+# With compute.compile, per element: three norms and rotary 4 each, residuals and attention's inputs and outputs as before;
+# the activation 6; rows 4 each time they move, their weighted sum 2; the loss reads logits twice and writes their gradient.
+COMPILED = Software("compiled", 40.0, 6.0, 14.0, 40.0, 40, 60, 1, 0.80, 8.0)
 # Fused kernels of Megatron-LM and TransformerEngine: each norm, rotary and activation reads and writes once.
-FUSED = Software("fused", 36.0, 6.0, 12.0, 24.0, 40, 70, 2, 0.92)
+FUSED = Software("fused", 36.0, 6.0, 12.0, 24.0, 40, 70, 2, 0.92, 30.0)
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,7 @@ def layer_s(
             intermediate += tokens * model.shared_intermediate / tp
         moved += software.routed_bytes_per_hidden * rows * D
         moved += software.router_bytes_per_expert * tokens / tp * model.experts
-        reads = software.host_reads
+        reads = software.host_reads if expert_ranks > 1 else 0
     else:
         matmuls += _mlp_s(gpu, model, tokens, model.dense_intermediate / tp)
         intermediate += tokens * model.dense_intermediate / tp
@@ -145,11 +150,11 @@ def _mlp_s(gpu: Accelerator, model: Architecture, tokens: float, intermediate: f
     )
 
 
-def head_s(gpu: Accelerator, model: Architecture, tokens: float, tp: int = 1) -> LayerTime:
-    """The language-model head and its loss: logits in fp32 are written and read a few times."""
+def head_s(gpu: Accelerator, model: Architecture, tokens: float, software: Software, tp: int = 1) -> LayerTime:
+    """The language-model head and its loss, a third of whose passes over the logits are the backward pass's."""
     matmul = matmul_s(gpu, tokens, model.hidden, model.vocab / tp)
-    softmax = tokens * model.vocab / tp * 4 * 5 / (gpu.hbm_bytes_per_s * HBM_EFFICIENCY)
-    return LayerTime(matmul + softmax, BACKWARD_FLOPS * matmul + softmax / 2)
+    loss = tokens * model.vocab / tp * software.loss_bytes_per_logit / (gpu.hbm_bytes_per_s * HBM_EFFICIENCY)
+    return LayerTime(matmul + loss * 2 / 3, BACKWARD_FLOPS * matmul + loss / 3)
 
 
 def gradient_s(gpu: Accelerator, elements: float) -> float:

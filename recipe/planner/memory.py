@@ -76,8 +76,10 @@ def state_bytes(work: Workload) -> StateBytes:
 
 def saved_bytes_per_token(work: Workload, *, moe: bool) -> dict[str, float]:
     """Bytes per token of one layer that autograd keeps for the backward pass without recompute, balanced."""
-    shape, a = work.shape, work.element
-    wide = 4 + a if a == 2 else 2 * a  # a norm keeps its input in fp32 and, cast back, what it scaled
+    shape, a, compiled = work.shape, work.element, work.run.compile
+    # Eager, a norm keeps its input in fp32 and, cast back, what it scaled; an activation its result beside its inputs.
+    wide = a if compiled else 4 + a if a == 2 else 2 * a
+    activated = 3 if compiled else 4
     D, F = shape.hidden_size, shape.moe_intermediate_size
     Q, K = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
     heads = shape.num_attention_heads + shape.num_key_value_heads
@@ -86,19 +88,20 @@ def saved_bytes_per_token(work: Workload, *, moe: bool) -> dict[str, float]:
         norms += wide * (Q + K) + 4 * heads
     found = {
         "norms": norms,
-        # the projections' input, rotated queries and keys, values, log-sum-exp, the output twice
-        "attention": a * (D + Q + 2 * K + 2 * Q) + 4 * shape.num_attention_heads,
+        # the projections' input, rotated queries and keys, values, log-sum-exp, the output (eager: twice)
+        "attention": a * (D + Q + 2 * K + (1 if compiled else 2) * Q) + 4 * shape.num_attention_heads,
         "MLP input": a * D,
     }
     if not moe:
-        return {**found, "dense MLP": 4 * a * shape.intermediate_size}
+        return {**found, "dense MLP": activated * a * shape.intermediate_size}
     k, E = shape.num_experts_per_tok, shape.n_routed_experts
     return {
         **found,
         "router": 2 * 4 * E + k * (8 + 4) + 24,
-        "routed experts": k * (a * D + 4 * a * F),
+        # the kernel of AutoEP's activation keeps its inputs; its result is the next matmul's
+        "routed experts": k * (a * D + 3 * a * F),
         "combine": k * (a * D + 4 + 8 + 8 + 4),
-        "shared experts": 4 * a * F * shape.n_shared_experts,
+        "shared experts": activated * a * F * shape.n_shared_experts,
     }
 
 
@@ -131,7 +134,9 @@ def plan_memory(work: Workload, imbalance: float) -> MemoryPlan:
         working = {f"recomputed: {kind}": size for kind, size in fullest.items()}
     embedding = shape.vocab_size * shape.hidden_size
     head = embedding * (4 + 2 * work.element)  # its gradient in fp32 while chunks are added, then cast, then reduced
-    chunk = min(run.loss_chunk_tokens, work.tokens) * shape.vocab_size * (4 + 4 + work.element)
+    # Eager: logits, in fp32, their softmax, its gradient. Compiled: logits and gradient.
+    per_logit = 2 * work.element if run.compile else 4 + 4 + work.element
+    chunk = min(run.loss_chunk_tokens, work.tokens) * shape.vocab_size * per_logit
     backward = {
         "ZeRO-3 gathered": gathered,
         **stored,

@@ -158,6 +158,7 @@ class Plan:
             "micro_batch": work.ds.train_micro_batch_size_per_gpu,
             "gradient_accumulation_steps": work.accumulation,
             "recompute": work.run.recompute,
+            "compile": work.run.compile,
             "seq_length": work.run.seq_length,
             "tokens_per_step": work.tokens_per_step,
             "parameters": sum(work.shape.parameters().values()),

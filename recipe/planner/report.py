@@ -33,6 +33,7 @@ def _head(plan: Plan) -> Iterator[str]:
     yield (
         f"batch       {work.ds.train_micro_batch_size_per_gpu} x {work.run.seq_length:,} tokens a rank, "
         f"{work.accumulation} accumulated, {work.tokens_per_step:,} tokens a step; recompute {work.run.recompute}"
+        f"{', compiled' if work.run.compile else ''}"
     )
 
 

@@ -15,7 +15,7 @@ from recipe.base.hardware import GIB, Cluster
 from recipe.base.model_shape import ModelShape
 from recipe.planner.architecture import architecture_of
 from recipe.planner.ds_writer import ds_config_for, parsed
-from recipe.planner.kernels import EAGER, RUN_EFFICIENCY
+from recipe.planner.kernels import COMPILED, EAGER, RUN_EFFICIENCY
 from recipe.planner.memory import CONTEXT_GIB, saved_bytes_per_token
 from recipe.planner.plan import USABLE, Budget, Plan
 from recipe.planner.strategies import Estimate, Strategy, estimate, held_parameters
@@ -160,7 +160,7 @@ def on_paper(shape: ModelShape, cluster: Cluster, run: RunFacts, sequences: int)
         if cluster.gpus % (tp * pp) or sequences % max(1, data_ranks) or tp > cluster.gpus_per_node:
             continue
         ep = next(e for e in (8, 4, 2, 1) if data_ranks * tp % e == 0 and shape.n_routed_experts % e == 0)
-        strategy = Strategy(tp=tp, pp=pp, ep=ep, recompute=recompute, software=EAGER)
+        strategy = Strategy(tp=tp, pp=pp, ep=ep, recompute=recompute, software=COMPILED if run.compile else EAGER)
         peak = _gib_on_paper(shape, cluster, run, strategy)
         if peak <= USABLE * cluster.accelerator.memory_gib:
             time = estimate(
@@ -177,7 +177,7 @@ def _gib_on_paper(shape: ModelShape, cluster: Cluster, run: RunFacts, s: Strateg
     held = sum(held_parameters(model, s))
     states = held * (2 + 4 + 12 / (cluster.gpus // (s.tp * s.pp)))
     ds = ds_config_for(shape, cluster.gpus, stage=1, ep_size=s.ep, micro_batch=1, accumulation=1)
-    work = Workload(shape, cluster, parsed(ds), RunFacts(run.seq_length))
+    work = Workload(shape, cluster, parsed(ds), RunFacts(run.seq_length, compile=run.compile))
     layer = sum(saved_bytes_per_token(work, moe=True).values()) / s.tp
     kept = layer if s.recompute == "none" else 2 * shape.hidden_size
     # A stage has layers / pp layers and pp micro-batches under way.

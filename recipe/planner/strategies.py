@@ -76,7 +76,7 @@ def estimate(
         again += share * redone
         passes = 3 if s.recompute == "full" or (s.recompute == "moe" and moe) else 2
         exchange += share * passes * _exchange_s(links, model, s, tokens, moe=moe, imbalance=imbalance)
-    head = head_s(gpu, model, tokens, s.tp)
+    head = head_s(gpu, model, tokens, s.software, s.tp)
     forward, backward = forward + head.forward_s / s.pp, backward + head.backward_s / s.pp
     held = sum(held_parameters(model, s))
     accumulate = gradient_s(gpu, held)

@@ -22,6 +22,7 @@ class RunFacts:
     loss_chunk_tokens: int = 2048
     sources: int = 2  # languages or sources whose loads are counted apart
     observed: bool = True  # the step's routing metrics are logged
+    compile: bool = True  # as recipe/configs/runs/pretrain_30b.yaml has it
     imbalance: float | None = None  # assignments of the busiest rank over the mean, if measured
 
 

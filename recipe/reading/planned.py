@@ -33,7 +33,7 @@ def planned_and_measured(
     if ds.world_size > GPUS_PER_NODE and ds.world_size % GPUS_PER_NODE:
         return [], f"{ds.world_size} ranks do not fill nodes of {GPUS_PER_NODE}"
     cluster = cluster_of(accelerator.name, ds.world_size, interconnect)
-    facts = RunFacts(run.data.seq_length, run.compute.recompute)
+    facts = RunFacts(run.data.seq_length, run.compute.recompute, compile=run.compute.compile)
     plan = Plan(Workload(load_model_shape(run.model), cluster, ds, facts))
     planned = {
         "step time, s": (plan.expected.step_s, _median(history["step_time_s"])),

@@ -46,20 +46,26 @@ def test_a_thousand_gpus_cost_little_more_a_token():
     assert large.work.ep == small.work.ep
 
 
-def test_the_shipped_zero2_config_is_there_because_it_is_faster_on_its_network():
-    zero2, zero3 = planned("a100_256_zero2"), planned("a100_256", "8x200g")
-    assert zero2.expected.step_s < zero3.expected.step_s
-    assert zero2.work.tokens_per_step == zero3.work.tokens_per_step
+def test_the_config_for_a_nic_per_gpu_is_there_because_it_is_faster_on_its_network_alone():
+    own, other = planned("a100_256_8x200g"), planned("a100_256", "8x200g")
+    assert own.expected.step_s < 0.9 * other.expected.step_s
+    assert own.work.tokens_per_step == other.work.tokens_per_step
+    assert planned("a100_256_8x200g", "400g").expected.step_s > planned("a100_256").expected.step_s
 
 
-@pytest.mark.parametrize("config", [c for c in shipped.SHIPPED if c.stages == (3,)], ids=lambda c: c.name)
-def test_no_other_stage_would_be_much_faster_than_a_shipped_zero3_config(config):
+# A run moves between cluster sizes only within one ZeRO stage; this is the most that it may cost at one of them.
+PRICE_OF_ONE_STAGE = 0.15
+
+
+@pytest.mark.parametrize("config", shipped.SHIPPED, ids=lambda c: c.name)
+def test_no_other_stage_would_be_much_faster_than_a_shipped_config(config):
     work = planned(config.name).work
     facts = RunFacts(work.run.seq_length)
     others = search(
         work.shape, work.cluster, facts, Budget(), config.sequences, stages=(1, 2), ep_sizes=(config.ep,)
     )  # fmt: skip
-    assert not others[0].fits or others[0].step_s > 0.97 * planned(config.name).expected.step_s
+    dearer = PRICE_OF_ONE_STAGE if config.name == "a100_64" else 0.03
+    assert not others[0].fits or others[0].step_s > (1 - dearer) * planned(config.name).expected.step_s
 
 
 def ranked(gpus: int = 64, interconnect: str = "400g", **options):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 
 import numpy as np
@@ -43,24 +44,23 @@ class SavedBytes:
         return tensor
 
 
-def main() -> None:
+def main(compiled: bool) -> None:
+    compute = Compute(compile=compiled)
     tiny = load_model_shape(ROOT / "recipe/configs/models/tiny")
     shape: ModelShape = tiny.model_copy(
         update={"num_hidden_layers": 2, "n_routed_experts": 16, "num_experts_per_tok": 3}
     )
     ds = ds_config_for(shape, 16, stage=2, ep_size=8, micro_batch=ROWS, accumulation=1)
     with fake_ranks(16):
-        engine = build_engine(
-            RecipeMoeConfig.from_shape(shape), ds, seed=0, optimizer=Optimizer(), compute=Compute()
-        )  # fmt: skip
+        engine = build_engine(RecipeMoeConfig.from_shape(shape), ds, seed=0, optimizer=Optimizer(), compute=compute)
         control = control_routing(engine, Routing(), seq_length=SEQ, sources=["en"], seed=0)
         saved = SavedBytes(engine.module)
         batch = random_batch(np.random.default_rng(0), ROWS, SEQ, shape.vocab_size)
         with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
-            run_step(engine, control, Compute(), [batch], step=1, observing=False, update_bias=False)
+            run_step(engine, control, compute, [batch], step=1, observing=False, update_bias=False)
     per_token = {"dense": saved.by_layer[0] / (ROWS * SEQ), "moe": saved.by_layer[1] / (ROWS * SEQ)}
     print(json.dumps({"shape": shape.model_dump(), **per_token}))
 
 
 if __name__ == "__main__":
-    main()
+    main("--compiled" in sys.argv)
