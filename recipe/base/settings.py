@@ -82,6 +82,7 @@ class Compute(Section):
 
     recompute: Literal["none", "reentrant", "non_reentrant"] = "none"  # of each decoder layer's activations
     compile: bool = False  # what lies between matmuls as one kernel each, by torch.compile; a minute at each start
+    deterministic: bool = False  # the same bits from the same start on the same ranks; slower on a GPU
     attention: Literal["sdpa", "flash_attention_2", "flex_attention"] = "sdpa"
     loss_chunk_tokens: int = Field(2048, gt=0)  # 2,048 tokens * 131,072 vocabulary * 4 bytes = 1 GiB of logits
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from contextlib import nullcontext
 from typing import Any
 
@@ -76,6 +77,16 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
+def be_deterministic(on: bool) -> None:
+    """Let torch choose algorithms that give the same bits every time, or refuse operations that have none."""
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the first matmul of a GPU
+    torch.utils.deterministic.fill_uninitialized_memory = (
+        False  # costs time, and nothing here reads what it did not write
+    )
+    torch.use_deterministic_algorithms(on)
+
+
 def build_engine(
     config: RecipeMoeConfig,
     ds_raw: dict[str, Any],
@@ -95,6 +106,7 @@ def build_engine(
         return torch.optim.AdamW(groups, lr=0.0, betas=optimizer.betas, eps=optimizer.eps, fused=fused)
 
     fuse(compute.compile)
+    be_deterministic(compute.deterministic)
     with recipe_layers():
         engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=ds_raw)
     return engine

@@ -115,6 +115,7 @@ def describe(launch: Launch) -> str:
         f"compute     recompute {run.compute.recompute}, {run.compute.attention} attention "
         f"{'inside each document' if run.data.document_attention else 'over the whole sequence'}, "
         f"loss in chunks of {run.compute.loss_chunk_tokens:,} tokens"
+        f"{', compiled' if run.compute.compile else ''}{', deterministic' if run.compute.deterministic else ''}"
     )
     if launch.held_out:
         counts = ", ".join(

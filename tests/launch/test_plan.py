@@ -143,3 +143,4 @@ def test_the_run_config_of_the_design_point_has_what_its_ds_configs_are_planned_
             facts = shipped.chosen(config).plan.work.run
             assert facts.seq_length == run.data.seq_length
             assert (facts.recompute, facts.loss_chunk_tokens) == (run.compute.recompute, run.compute.loss_chunk_tokens)
+            assert facts.compile == run.compute.compile

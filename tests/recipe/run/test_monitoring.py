@@ -26,7 +26,8 @@ def test_a_watched_run_shows_everything_and_learns_the_same(new_run, write_ds):
     plain = new_run("plain")
     assert launch(2, "recipe/train.py", *plain.arguments(ds)).returncode == 0
     watched = new_run("watched", evaluation={"every_steps": 8}, watch={"stragglers_every_steps": 4},
-                      logging={"every_steps": 1, "prometheus_port": free_port()})  # fmt: skip
+                      logging={"every_steps": 1, "prometheus_port": free_port()},
+                      compute={"deterministic": True})  # fmt: skip
     done = launch(2, "recipe/train.py", *watched.arguments(ds, "--profile", "steps=6..7"))
     assert done.returncode == 0, done.stderr[-3000:]
     steps = read_metrics(watched.run_dir)
