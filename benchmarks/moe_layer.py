@@ -154,12 +154,15 @@ def timed(act: Callable[[], None]) -> float:
 
 
 def layer_part(repeats: int) -> dict[str, Any]:
+    from recipe.model.fusion import fused
+
     shape = SHAPES["gpu" if CUDA else "cpu"]
     device = torch.device("cuda" if CUDA else "cpu")
     dtype = torch.bfloat16 if CUDA else torch.float32
     x = torch.randn(1, shape["tokens"], shape["hidden"], device=device, dtype=dtype, requires_grad=True)
     contenders: dict[str, nn.Module] = {
         "ours": autoep_layer(shape, {})[0],
+        "ours, compiled": autoep_layer(shape, {})[0],
         "ours, drop at 1.0": autoep_layer(shape, DROP)[0],
         "ours, reroute at 1.0": autoep_layer(shape, REROUTE)[0],
         "AutoEP": autoep_layer(shape, None)[0],
@@ -169,7 +172,8 @@ def layer_part(repeats: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for round_number in range(repeats + 2):
         for name, layer in contenders.items():
-            found = timed(lambda layer=layer: forward_backward(layer, x))  # type: ignore[misc]
+            with fused(name.endswith("compiled")):
+                found = timed(lambda layer=layer: forward_backward(layer, x))  # type: ignore[misc]
             if round_number >= 2:
                 seconds[name].append(found)
     medians = {name: statistics.median(found) for name, found in seconds.items()}

@@ -81,9 +81,8 @@ def be_deterministic(on: bool) -> None:
     """Let torch choose algorithms that give the same bits every time, or refuse operations that have none."""
     if on:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the first matmul of a GPU
-    torch.utils.deterministic.fill_uninitialized_memory = (
-        False  # costs time, and nothing here reads what it did not write
-    )
+    # Costs time, and nothing here reads what it did not write.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(on)
 
 
