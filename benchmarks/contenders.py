@@ -187,11 +187,14 @@ def megatron(case: Case) -> Contender:
         from megatron.core import parallel_state
         from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
         from megatron.core.models.gpt.gpt_model import GPTModel
+        from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
         from megatron.core.transformer.moe import moe_utils
 
         # 0.16.1 looks at this name without TransformerEngine too, and only then has not defined it.
         vars(moe_utils).setdefault("te_general_gemm", None)
         parallel_state.initialize_model_parallel()
+        if CUDA:
+            model_parallel_cuda_manual_seed(0)
         config = megatron_config(case.shape)
         model = GPTModel(
             config,
@@ -278,12 +281,9 @@ def has_transformer_engine() -> bool:
 @contextmanager
 def megatron_on_this_device() -> Iterator[None]:
     """Without a GPU, what Megatron-Core asks of CUDA is answered for the CPU: a rehearsal of shapes, not of speed."""
-    from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
     from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
 
     if CUDA:
-        if not CudaRNGStatesTracker().is_initialized():
-            model_parallel_cuda_manual_seed(0, force_reset_rng=True)
         yield
         return
     before = torch.cuda.current_device, CudaRNGStatesTracker.fork

@@ -42,7 +42,7 @@ def measure(work: Workload, ds_raw: dict, steps: int) -> dict[str, float]:
     from recipe.run.session import session
     from recipe.run.step import run_step
 
-    compute = Compute(recompute=work.run.recompute)
+    compute = Compute(recompute=work.run.recompute, compile=work.run.compile)
     with session():
         config = RecipeMoeConfig.from_shape(work.shape)
         engine = build_engine(config, ds_raw, seed=0, optimizer=Optimizer(), compute=compute)
@@ -74,6 +74,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", required=True, type=Path, help="folder with config.json")
     parser.add_argument("--seq", type=positive_int, default=4096, help="(default: %(default)s)")
     parser.add_argument("--recompute", choices=("none", "non_reentrant"), default="none", help="(default: %(default)s)")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=True, help="compute.compile (default: on)"
+    )
     parser.add_argument("--steps", type=positive_int, default=5, help="measured after three (default: %(default)s)")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the launcher
     args = parser.parse_args(argv)
@@ -85,7 +88,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{name} is not in recipe/base/hardware.py; add it with its sources")
     ds, ds_raw = load_ds_config(args.ds_config)
     cluster = cluster_of(known.name, required_world_size(), None)
-    work = Workload(load_model_shape(args.model), cluster, ds, RunFacts(args.seq, args.recompute))
+    run = RunFacts(args.seq, args.recompute, compile=args.compile)
+    work = Workload(load_model_shape(args.model), cluster, ds, run)
     plan = Plan(work)
     if found := plan.problems():
         raise ConfigError(f"{args.ds_config} with {args.model}", found)

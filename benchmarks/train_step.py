@@ -6,7 +6,8 @@
 The same shape, batch, precision and data for all (benchmarks/contenders.py), each in a process of its own: tokens/s, model
 FLOPs utilisation (of the bf16 matmul that this GPU reaches here, and of its datasheet), peak memory, the time by kind of
 kernel and part of the model, and for ours what the planner said. A contender that fails is reported with its reason.
-Defaults: with a GPU, 8 layers of 7b-a1b, 4 sequences of 4,096, under ten minutes in all; without one, the tiny model.
+Defaults: with a GPU, as many layers of 7b-a1b and sequences of 4,096 as all contenders have room for, under ten minutes in
+all; without one, the tiny model.
 """
 
 from __future__ import annotations
@@ -70,8 +71,10 @@ def matmul_ceiling() -> float:
 
 
 def peak_gib() -> float:
+    """The most that the device had in use: the caching allocator's reserve and what lies outside it."""
     if CUDA:
-        return torch.cuda.max_memory_reserved() / GIB
+        free, total = torch.cuda.mem_get_info()
+        return (torch.cuda.max_memory_reserved() + total - free - torch.cuda.memory_reserved()) / GIB
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
@@ -106,6 +109,7 @@ def measure(name: str, case: Case, steps: int) -> dict[str, Any]:
                 contender.step(batches[number], phases.enter)
         found = breakdown(read_trace(trace), PROFILED)
     return {
+        "parameters": sum(getattr(p, "ds_numel", p.numel()) for p in contender.model.parameters()),
         "step_s": statistics.median(seconds[WARM_UP:]),
         "first_step_after_s": build_s,
         "peak_gib": memory,
@@ -218,6 +222,14 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join([*lines, markdown_table(["share of the profiled step", *parts], rows)])
 
 
+def defaults() -> tuple[int, int]:
+    """Layers and sequences: transformers' loss holds whole logits in fp32 several times, 2 GiB a sequence and copy."""
+    if not CUDA:
+        return 4, 4
+    roomy = torch.cuda.get_device_properties(0).total_memory > 120 * GIB
+    return (8, 4) if roomy else (6, 2)
+
+
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -225,10 +237,12 @@ def main(argv: list[str] | None = None) -> None:
         "--model", type=Path, default=MODELS / ("7b-a1b" if CUDA else "tiny"), help="(default: %(default)s)"
     )
     parser.add_argument(
-        "--layers", type=positive_int, default=8 if CUDA else 4, help="that are kept (default: %(default)s)"
+        "--layers", type=positive_int, default=defaults()[0], help="that are kept (default: %(default)s)"
     )
     parser.add_argument("--seq", type=positive_int, default=4096 if CUDA else 256, help="(default: %(default)s)")
-    parser.add_argument("--micro-batch", type=positive_int, default=4, help="sequences (default: %(default)s)")
+    parser.add_argument(
+        "--micro-batch", type=positive_int, default=defaults()[1], help="sequences (default: %(default)s)"
+    )
     parser.add_argument(
         "--steps", type=positive_int, default=8, help=f"measured after {WARM_UP} (default: %(default)s)"
     )

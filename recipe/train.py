@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     from recipe.out_of_memory import memory_report
     from recipe.reading.breakdown import as_text, breakdown, read_trace
     from recipe.run.agree import from_first_rank
-    from recipe.run.engine import check_attention
+    from recipe.run.engine import check_compute
     from recipe.run.failures import recorded_failures
     from recipe.run.incarnation import train_on
     from recipe.run.profiling import ProfiledSteps
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     from recipe.run.watchdog import Watchdog
 
     run = launch.run
-    check_attention(run.compute)
+    check_compute(run.compute)
     check_prometheus(run.logging.prometheus_port)
     changed = check_run_folder(run, args.resume != "never")
 

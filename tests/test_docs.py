@@ -12,7 +12,12 @@ from tests.conftest import ROOT, run_command, run_python
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "docs/data.md", "docs/design.md", "docs/reliability.md", "docs/runbook.md"]
+    "page",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        *(f"docs/{n}.md" for n in ("data", "design", "performance", "reliability", "runbook")),
+    ],
 )
 def test_every_path_that_is_named_exists(page):
     text = (ROOT / page).read_text(encoding="utf-8")
@@ -87,6 +92,20 @@ def test_the_tables_of_reliability_are_those_of_the_committed_results(name, word
     assert between((ROOT / "docs" / "reliability.md").read_text(encoding="utf-8"), name) == printed.stdout.strip()
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("compiled", ("launch/plan.py", "--table", "compiled")),
+        ("train_step", ("benchmarks/train_step.py", "--table", "benchmarks/results/train_step.json")),
+        ("loss_curve", ("benchmarks/loss_curve.py", "--table", "benchmarks/results/loss_curve.json")),
+    ],
+)
+def test_the_tables_of_performance_are_what_their_scripts_print(name, words):
+    printed = run_python(*words)
+    assert printed.returncode == 0, printed.stderr
+    assert between((ROOT / "docs" / "performance.md").read_text(encoding="utf-8"), name) == printed.stdout.strip()
+
+
 def test_the_configuration_is_what_the_schemas_say():
     printed = run_python("recipe/describe_settings.py")
     assert printed.returncode == 0, printed.stderr
@@ -100,7 +119,11 @@ def commands_of(page: str) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines if "[" not in line and "..." not in line]
 
 
-COMMANDS = [words for page in ("README.md", "docs/runbook.md", "docs/data.md") for words in commands_of(page)]
+COMMANDS = [
+    words
+    for page in ("README.md", "docs/runbook.md", "docs/data.md", "docs/performance.md")
+    for words in commands_of(page)
+]
 
 
 def test_there_are_commands_in_the_documents():

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-# Shapes that a function is compiled for: call sites, passes with and without gradient, batches of evaluation.
-MOST_SHAPES = 64
+# Shapes that a function is compiled for: its call sites, with and without gradient. More are a mistake, and raise.
+MOST_SHAPES = 32
 
 _fusing = False
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from recipe.base.hardware import cluster_of
 from recipe.base.tables import markdown_table
 from recipe.planner import shipped
+from recipe.planner.memory import saved_bytes_per_token
 from recipe.planner.plan import Budget, Plan
 from recipe.planner.search import Candidate, on_paper, search, why_it_lost
 from recipe.planner.timeline import CONSERVATIVE, EXPECTED, OPTIMISTIC
@@ -95,4 +98,31 @@ def scaling_table() -> str:
     return markdown_table(head, rows)
 
 
-TABLES = {"networks": networks_table, "alternatives": alternatives_table, "scaling": scaling_table}
+def compiled_table() -> str:
+    """What compute.compile is planned to change for each shipped ds_config."""
+    rows = []
+    for name, (model, plan) in shipped.plans().items():
+        work = plan.work
+        eager = Plan(replace(work, run=replace(work.run, compile=False)))
+        before, after = (sum(saved_bytes_per_token(w, moe=True).values()) / 1024 for w in (eager.work, work))
+        rows.append(
+            [
+                f"`{name}.json`, {model}", f"{eager.expected.step_s:.2f}", f"{plan.expected.step_s:.2f}",
+                f"{plan.expected.step_s / eager.expected.step_s - 1:+.0%}", f"{eager.mfu(EXPECTED):.1%}",
+                f"{plan.mfu(EXPECTED):.1%}", f"{before:.0f}", f"{after:.0f}", f"{eager.memory.peak_gib:.1f}",
+                f"{plan.memory.peak_gib:.1f}",
+            ]
+        )  # fmt: skip
+    head = [
+        "planned", "step, s", "compiled", "change", "MFU", "compiled", "KiB a token and MoE layer", "compiled",
+        "peak GiB", "compiled",
+    ]  # fmt: skip
+    return markdown_table(head, rows)
+
+
+TABLES = {
+    "compiled": compiled_table,
+    "networks": networks_table,
+    "alternatives": alternatives_table,
+    "scaling": scaling_table,
+}

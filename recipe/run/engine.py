@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,12 +24,16 @@ from recipe.run.foreign_weights import Weights
 from recipe.run.routing_control import RoutingControl
 
 
-def check_attention(compute: Compute) -> None:
-    """Refuse an attention that this machine cannot run, before a process group exists.
+def check_compute(compute: Compute) -> None:
+    """Refuse what this machine cannot run, before a process group exists.
 
     Raises:
-        UserError: no GPU, or no flash-attn where it is asked for.
+        UserError: no GPU, flash-attn, or compiler where it is asked for.
     """
+    if compute.compile and torch.cuda.is_available() and importlib.util.find_spec("triton") is None:
+        raise UserError("compute.compile needs the package triton on a GPU; install it or set false")
+    if compute.compile and not torch.cuda.is_available() and shutil.which("c++") is None:
+        raise UserError("compute.compile needs a C++ compiler (c++) on CPU; install one or set false")
     if compute.attention == "sdpa":
         return
     if not torch.cuda.is_available():

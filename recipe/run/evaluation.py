@@ -16,6 +16,7 @@ from recipe.base.settings import Compute
 from recipe.data.batch import document_positions
 from recipe.data.indexed import Shard
 from recipe.data.token_folder import Source
+from recipe.model.fusion import fused
 from recipe.run.step import summed_loss_of
 
 
@@ -100,18 +101,19 @@ def evaluate_engine(
         progress()
         return summed_loss_of(engine, compute, inputs, targets)
 
-    results = {
-        source.name: evaluate_source(
-            loss_of,
-            source,
-            seq_length=seq_length,
-            batch_size=batch_size,
-            device=engine.device,
-            eod_id=eod_id,
-            rank=dist.get_rank(),
-            world_size=dist.get_world_size(),
-        )
-        for source in sources
-    }
+    with fused(False):  # what is compiled is compiled for the batches of training
+        results = {
+            source.name: evaluate_source(
+                loss_of,
+                source,
+                seq_length=seq_length,
+                batch_size=batch_size,
+                device=engine.device,
+                eod_id=eod_id,
+                rank=dist.get_rank(),
+                world_size=dist.get_world_size(),
+            )
+            for source in sources
+        }
     engine.train(training)
     return results

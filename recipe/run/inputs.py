@@ -45,4 +45,4 @@ def on_device(value: Any, device: torch.device) -> Any:
         return {name: on_device(item, device) for name, item in value.items()}
     if not isinstance(value, torch.Tensor) or device.type == "cpu":
         return value
-    return value.pin_memory().to(device, non_blocking=True)
+    return value.contiguous().pin_memory().to(device, non_blocking=True)

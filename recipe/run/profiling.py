@@ -20,24 +20,25 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from recipe.base.files import write_text
 from recipe.run.phases import NAMES
 
-# Part of the step -> names of modules and of their classes; the first that matches. Ours, transformers' and Megatron's.
+# Part of the step -> the name of a module and of its class, as `name:class`; the first that matches. Ours, transformers'
+# and Megatron's.
 PARTS = {
     "router": re.compile(r"Router$"),
-    "shared experts": re.compile(r"shared_experts?$|SharedExpert"),
-    "experts": re.compile(r"RecipeLayer$|MoELayer$|MoeBlock$|MoE$"),
+    "shared experts": re.compile(r"shared_experts?:|SharedExpert"),
+    "experts": re.compile(r"(RecipeLayer|MoELayer|MoeBlock|MoE)$"),
     "attention": re.compile(r"Attention$"),
     "norms": re.compile(r"Norm$"),
-    "embedding": re.compile(r"embed_tokens$|Embedding$"),
-    "head and loss": re.compile(r"lm_head$|output_layer$|CausalLM$|GPTModel$"),
-    "dense MLP": re.compile(r"^(?!.*experts).*(Mlp|MLP)$"),
-    "between blocks": re.compile(r"Layer$|Model$|Decoder$|Block$"),
+    "embedding": re.compile(r"(?<!Rotary)Embedding$"),
+    "head and loss": re.compile(r"(lm_head|output_layer):|(CausalLM|GPTModel)$"),
+    "dense MLP": re.compile(r"\.mlp:.*(Mlp|MLP)$"),
+    "between blocks": re.compile(r"(Layer|Model|Decoder|Block)$"),
 }
 
 
 def part_of(name: str, module: nn.Module) -> str | None:
     """The part that a module is, if it is one of its own."""
-    words = (name, type(module).__name__)
-    return next((part for part, pattern in PARTS.items() if any(pattern.search(word) for word in words)), None)
+    word = f"{name}:{type(module).__name__}"
+    return next((part for part, pattern in PARTS.items() if pattern.search(word)), None)
 
 
 @contextmanager

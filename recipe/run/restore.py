@@ -16,7 +16,7 @@ from recipe.base.settings import RunConfig
 from recipe.base.strict import strict_model
 from recipe.model import RecipeMoeConfig
 from recipe.run.checkpoint import CheckpointStore, TrainState
-from recipe.run.engine import build_engine, check_attention
+from recipe.run.engine import build_engine, check_compute
 from recipe.run.run_folder import load_run_folder
 
 
@@ -36,7 +36,9 @@ class RestorableRun:
         self.run: RunConfig
         self.ds_raw: dict[str, Any]
         self.run, self.ds_raw = load_run_folder(folder)
-        check_attention(self.run.compute)
+        # Batches of evaluation have many sizes, each of which would be compiled.
+        self._compute = self.run.compute.model_copy(update={"compile": False})
+        check_compute(self._compute)
         self.shape: ModelShape = load_model_shape(self.run.model)
         self._store = CheckpointStore(folder / "checkpoints", self.run.checkpoint)
         self._name = find(folder / "checkpoints", checkpoint).name
@@ -59,7 +61,7 @@ class RestorableRun:
             self.ds_raw,
             seed=self.run.seed,
             optimizer=self.run.optimizer,
-            compute=self.run.compute,
+            compute=self._compute,
         )
         path = self._store.choose(self._name, fall_back=False)
         assert path is not None

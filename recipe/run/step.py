@@ -45,6 +45,7 @@ def run_step(
         this rank's part of the loss, on the device: its mean over ranks is the mean loss in nats per valid
         token of the global batch; and the routers' sums if the step is observed.
     """
+    enter("forward")
     device = engine.device
     routed_weight, loss_weight = token_weights(batches, device)
     control.begin_step(step, token_weight=routed_weight, observing=observing)
