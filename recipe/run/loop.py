@@ -201,7 +201,7 @@ class Training:
             self._evaluate(step)
         self._save(step, stopped)
         self._tell(self.store.take_events())
-        if self.profiler is not None and (said := self.profiler.end_step(step)) is not None:
+        if self.profiler is not None and (said := self.profiler.end_step(step, stopped=stopped)) is not None:
             print(said, flush=True)
         self.stop.needed_s = max(self.stop.needed_s, time.monotonic() - begun)
         return stopped

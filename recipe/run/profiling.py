@@ -141,8 +141,10 @@ class StepProfiler:
         if self._ranges is not None:
             self._ranges.enter(phase)
 
-    def end_step(self, step: int) -> str | None:
-        """After the last of the steps, what the profile says."""
+    def end_step(self, step: int, *, stopped: bool) -> str | None:
+        """After the last of the steps, what the profile says; or that there is none, if training stops before it."""
+        if stopped and step < self._steps.last:
+            return f"no profile: training stops after step {step:,}, before step {self._steps.last:,}"
         if self._ranges is None or step != self._steps.last:
             return None
         self._ranges = None

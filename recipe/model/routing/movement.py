@@ -37,7 +37,7 @@ def grouped_places(
     # Expert E begins past the end: dropped rows go where nothing is read.
     starts = torch.cat((sizes_E.cumsum(0) - sizes_E, sizes_E.new_full((1,), num_rows)))
     firsts = torch.cat((counts_E.cumsum(0) - counts_E, counts_E.sum().view(1)))
-    sorted_A, order = experts_A.sort(stable=True)
+    sorted_A, order = _sorted(experts_A)
     rank_A = torch.arange(experts_A.numel(), device=experts_A.device) - firsts[sorted_A]
     sorted_place_A = (starts[sorted_A] + rank_A).clamp(max=num_rows)
     place_A = torch.empty_like(experts_A).scatter_(0, order, sorted_place_A)
@@ -47,9 +47,15 @@ def grouped_places(
 
 def sorted_places(experts_TK: torch.Tensor, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The same without padding, for the first `num_rows` assignments by expert: place_A and assignment_N."""
-    order = experts_TK.flatten().argsort(stable=True)
+    _, order = _sorted(experts_TK.flatten())
     place_A = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
     return torch.where(place_A < num_rows, place_A, -1), order[:num_rows]
+
+
+def _sorted(experts_A: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Assignments by expert, in their order within each, and where they were; a GPU sorts 16 bits in a quarter of the passes."""
+    values, order = experts_A.to(torch.int16).sort(stable=True)
+    return values.long(), order
 
 
 def to_experts(x_TD: torch.Tensor, place_A: torch.Tensor, assignment_N: torch.Tensor) -> torch.Tensor:
