@@ -9,7 +9,8 @@ from pathlib import Path
 
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.ranks import is_first_rank, launched_world_size, leave, required_world_size
-from recipe.run.startup import check_launch, describe
+from recipe.reading.breakdown import as_text, breakdown, read_trace
+from recipe.run.startup import ProfiledSteps, check_launch, describe
 
 EXAMPLE = """example:
   deepspeed --num_gpus 2 recipe/train.py --config recipe/configs/runs/quickstart.yaml \\
@@ -25,11 +26,12 @@ def resume_from(text: str) -> str:
     return text
 
 
-def profiled_steps(text: str) -> tuple[int, int]:
+def profiled_steps(text: str) -> ProfiledSteps:
     found = re.fullmatch(r"steps=(\d+)\.\.(\d+)", text)
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
         raise argparse.ArgumentTypeError(f"'{text}' is not of the form steps=10..12")
-    return int(found[1]), int(found[2])
+    describe = lambda path, steps: as_text(breakdown(read_trace(path), steps))  # noqa: E731
+    return ProfiledSteps(int(found[1]), int(found[2]), describe)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -70,10 +72,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     world_size = launched_world_size() if args.dry_run else required_world_size()
     launch = check_launch(args.config, args.set, args.deepspeed_config, world_size)
-    if args.profile is not None and args.resume == "never" and args.profile[1] > launch.total_steps:
-        raise UserError(
-            f"--profile goes to step {args.profile[1]:,}, but the run ends with step {launch.total_steps:,}"
-        )
+    profiled: ProfiledSteps | None = args.profile
+    if profiled is not None and args.resume == "never" and (said := profiled.problem(launch.total_steps)):
+        raise UserError(said)
     if args.dry_run:
         if is_first_rank():
             print(describe(launch))
@@ -81,12 +82,10 @@ def main(argv: list[str] | None = None) -> int:
 
     # Imported late: refusing a configuration or a dry run needs neither torch nor DeepSpeed.
     from recipe.out_of_memory import memory_report
-    from recipe.reading.breakdown import as_text, breakdown, read_trace
     from recipe.run.agree import from_first_rank
     from recipe.run.engine import check_compute
     from recipe.run.failures import recorded_failures
     from recipe.run.incarnation import train_on
-    from recipe.run.profiling import ProfiledSteps
     from recipe.run.prometheus import check_prometheus
     from recipe.run.run_folder import RunFolder, check_run_folder, lock_run_folder, record_start
     from recipe.run.session import session
@@ -107,10 +106,6 @@ def main(argv: list[str] | None = None) -> int:
     with session():
         folder = RunFolder(run.run_dir, from_first_rank(begin))
         with recorded_failures(folder, lambda: memory_report(launch)), Watchdog(folder, run.watch) as watchdog:
-            profiled = None
-            if args.profile is not None:
-                first, last = args.profile
-                profiled = ProfiledSteps(first, last, lambda path, steps: as_text(breakdown(read_trace(path), steps)))
             return train_on(
                 launch, folder, watchdog, resume=args.resume, time_limit_s=args.time_limit, profiled=profiled
             )

@@ -13,9 +13,8 @@ from recipe.run import faults
 from recipe.run.checkpoint import CheckpointStore, TrainState
 from recipe.run.engine import build_engine
 from recipe.run.loop import Training
-from recipe.run.profiling import ProfiledSteps
 from recipe.run.run_folder import RunFolder, versions
-from recipe.run.startup import Launch
+from recipe.run.startup import Launch, ProfiledSteps
 from recipe.run.step_guard import Rewind
 from recipe.run.watchdog import Watchdog
 

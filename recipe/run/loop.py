@@ -22,11 +22,11 @@ from recipe.run.evaluation import evaluate_engine
 from recipe.run.metrics import MetricsWriter
 from recipe.run.mitigations import Mitigator
 from recipe.run.probe import check_for_corruption
-from recipe.run.profiling import ProfiledSteps, StepProfiler
+from recipe.run.profiling import StepProfiler
 from recipe.run.routing_control import StepSums
 from recipe.run.routing_metrics import routing_metrics
 from recipe.run.run_folder import RunFolder
-from recipe.run.startup import Launch
+from recipe.run.startup import Launch, ProfiledSteps
 from recipe.run.step import run_step
 from recipe.run.step_guard import StepGuard, Verdict
 from recipe.run.stopping import StopRequest
@@ -82,7 +82,7 @@ class Training:
         profiled: steps of which rank 0 writes a profile.
 
     Raises:
-        UserError: `profiled` are not among the steps to come.
+        UserError: `profiled` are beyond the last step.
     """
 
     def __init__(
@@ -111,9 +111,9 @@ class Training:
             self.writer = MetricsWriter(folder, self.total_steps, state.step + 1, run.logging.prometheus_port)
         self.profiler = None
         if profiled is not None:
-            if said := profiled.problem(state.step, self.total_steps):
+            if said := profiled.problem(self.total_steps):
                 raise UserError(said)
-            if dist.get_rank() == 0:
+            if dist.get_rank() == 0 and state.step < profiled.first:
                 self.profiler = StepProfiler(engine.module, profiled, folder.path / "profiles")
         self._ranks_compared: dict[str, Any] = {}  # of the last step whose collectives were timed
         self.batches = ReadAhead(lambda sequences: read_batches(launch, sequences))

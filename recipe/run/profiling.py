@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from recipe.base.files import write_text
 from recipe.run.phases import NAMES
+from recipe.run.startup import ProfiledSteps
 
 # Part of the step -> the name of a module and of its class, as `name:class`; the first that matches. Ours, transformers'
 # and Megatron's.
@@ -100,30 +100,11 @@ def traced(model: nn.Module, path: Path) -> Iterator[PhaseRanges]:
     os.replace(partial, path)
 
 
-@dataclass(frozen=True)
-class ProfiledSteps:
-    """Which steps of a run are profiled.
-
-    Args:
-        first, last: both included.
-        describe: from the trace's path and the number of steps to what is printed.
-    """
-
-    first: int
-    last: int
-    describe: Callable[[Path, int], str]
-
-    def problem(self, step: int, total_steps: int) -> str | None:
-        """Why a run from after `step` will not come through them."""
-        if self.last > total_steps:
-            return f"--profile goes to step {self.last:,}, but the run ends with step {total_steps:,}"
-        if self.first <= step:
-            return f"--profile begins at step {self.first:,}, but the run goes on from step {step + 1:,}"
-        return None
-
-
 class StepProfiler:
-    """Profiles the steps of a run that it was asked for, as the loop goes through them; the trace goes into `folder`."""
+    """Profiles the steps of a run that it was asked for, as the loop goes through them; the trace goes into `folder`.
+
+    A run that is started again after them, by the same command, comes through none.
+    """
 
     def __init__(self, model: nn.Module, steps: ProfiledSteps, folder: Path):
         self._model, self._steps = model, steps

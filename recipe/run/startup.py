@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,26 @@ class Launch:
     def last_step(self, step: int, tokens: int) -> int:
         """The step that reaches schedule.total_tokens, from `tokens` seen after `step`, maybe in other batches."""
         return step + max(0, -(-(self.run.schedule.total_tokens - tokens) // self.tokens_per_step))
+
+
+@dataclass(frozen=True)
+class ProfiledSteps:
+    """Which steps of a run are profiled.
+
+    Args:
+        first, last: both included.
+        describe: from the trace's path and the number of steps to what is printed.
+    """
+
+    first: int
+    last: int
+    describe: Callable[[Path, int], str]
+
+    def problem(self, total_steps: int) -> str | None:
+        """Why no run of so many steps comes through them."""
+        if self.last > total_steps:
+            return f"--profile goes to step {self.last:,}, but the run ends with step {total_steps:,}"
+        return None
 
 
 def check_launch(config_path: Path, overrides: list[str], ds_path: Path, world_size: int | None) -> Launch:

@@ -14,10 +14,10 @@ from recipe.base.files import read_json_lines
 from recipe.base.run_records import read_metrics
 from recipe.reading.breakdown import as_text, breakdown, read_trace
 from recipe.run.phases import NAMES, PhaseClock
-from recipe.run.profiling import ProfiledSteps
 from recipe.run.prometheus import Exporter
+from recipe.run.startup import ProfiledSteps
 from recipe.run.tags import tagged, tagged_evaluation
-from tests.conftest import ROOT, launch
+from tests.conftest import ROOT, launch, schedule_of
 
 
 @pytest.mark.distributed
@@ -63,12 +63,25 @@ def test_a_watched_run_shows_everything_and_learns_the_same(new_run, write_ds):
     assert not [path for path in trace.parent.iterdir() if path.name.startswith(".")]
 
 
-def test_steps_that_a_run_will_not_come_through_are_not_profiled():
+def test_steps_beyond_the_last_one_are_not_profiled():
     steps = ProfiledSteps(10, 12, lambda path, steps: "")
-    assert steps.problem(0, 12) is None
-    assert steps.problem(9, 12) is None
-    assert "the run ends with step 11" in steps.problem(0, 11)
-    assert "goes on from step 11" in steps.problem(10, 20)
+    assert steps.problem(12) is None
+    assert steps.problem(11) == "--profile goes to step 12, but the run ends with step 11"
+
+
+@pytest.mark.distributed
+def test_a_profile_that_cannot_be_is_refused_and_one_that_is_over_stops_nothing(new_run, write_ds):
+    ds, run = write_ds(1, micro_batch=8, accumulation=1, autoep_size=1), new_run("profiled", schedule=schedule_of(6))
+    for words, sentence in (("steps=5..7", "--profile goes to step 7, but the run ends with step 6"),
+                            ("10..12", "is not of the form steps=10..12"), ("steps=3..2", "is not of the form")):  # fmt: skip
+        done = launch(1, "recipe/train.py", *run.arguments(ds, "--profile", words))
+        assert done.returncode == 2, done.stderr
+        assert sentence in done.stderr
+    assert not run.run_dir.exists()
+    assert launch(1, "recipe/train.py", *run.arguments(ds, "--time-limit", 0.001)).returncode == 0
+    again = launch(1, "recipe/train.py", *run.arguments(ds, "--resume", "auto", "--profile", "steps=1..2"))
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert not (run.run_dir / "profiles").exists()
 
 
 @pytest.mark.distributed
