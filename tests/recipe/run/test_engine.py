@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from recipe.base.errors import UserError
+from recipe.base.settings import Compute
 from recipe.run.autoep import RecipeLayer, RecipeRouter, recipe_layers
-from recipe.run.engine import parameter_groups
+from recipe.run.engine import check_compute, parameter_groups
 
 
 def test_autoep_gets_its_own_classes_back():
@@ -28,3 +30,16 @@ def test_weight_decay_touches_matrices_but_not_embeddings_norms_or_biases():
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     assert [id(p) for p in decayed["params"]] == [id(model["linear"].weight)]
     assert len(spared["params"]) == 4
+
+
+def test_compiling_without_a_compiler_is_refused_before_anything_starts(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    check_compute(Compute(compile=True))
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler"):
+        check_compute(Compute(compile=True))
+    check_compute(Compute())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs the package triton"):
+        check_compute(Compute(compile=True))
