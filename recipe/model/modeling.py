@@ -326,20 +326,27 @@ class RecipeMoeForCausalLM(RecipeMoePreTrainedModel, GenerationMixin):
         return MoeCausalLMOutputWithPast(loss=loss, logits=logits_BSV, past_key_values=past_key_values)  # type: ignore[arg-type]
 
 
-def initialize_parameter(parameter: torch.Tensor, name: str, config: RecipeMoeConfig, seed: int) -> None:
+def initialize_parameter(
+    parameter: torch.Tensor, name: str, config: RecipeMoeConfig, seed: int, device: torch.device | None = None
+) -> None:
     """Fill one full parameter in place: norms with 1, biases with 0, the rest normal(0, initializer_range).
 
     The random stream depends on the seed and the parameter's name alone, so the weights are the same
-    whatever the number of ranks, the order of construction and the partitioning.
+    whatever the number of ranks, the order of construction, the partitioning and the precision.
+
+    Args:
+        device: that draws, the parameter's if None; a GPU draws billions in the time a CPU needs for millions, and others.
     """
     if name.endswith("bias"):
         parameter.zero_()
     elif "norm" in name.split(".")[-2]:
         parameter.fill_(1.0)
     else:
+        device = parameter.device if device is None else device
         digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-        generator = torch.Generator(device=parameter.device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        parameter.normal_(0.0, config.initializer_range, generator=generator)
+        generator = torch.Generator(device=device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        drawn = torch.empty(parameter.shape, dtype=torch.float32, device=device)
+        parameter.copy_(drawn.normal_(0.0, config.initializer_range, generator=generator))
 
 
 AutoModelForCausalLM.register(RecipeMoeConfig, RecipeMoeForCausalLM)

@@ -50,12 +50,13 @@ def build_model(
     config._attn_implementation = compute.attention
     with deepspeed.zero.Init(config_dict_or_path=ds_raw) if zero3 else nullcontext():
         model = RecipeMoeForCausalLM(config)
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0, enabled=zero3):
                 if not zero3 or deepspeed.comm.get_rank() == 0:
                     if weights is None:
-                        initialize_parameter(parameter, name, config, seed)
+                        initialize_parameter(parameter, name, config, seed, device)
                     else:
                         parameter.copy_(weights(name))
         if weights is not None:

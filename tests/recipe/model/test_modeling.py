@@ -91,6 +91,7 @@ def test_the_model_is_registered_with_the_auto_classes(tmp_path):
         assert torch.equal(parameter, loaded.state_dict()[name]), name
 
 
+@torch.no_grad()
 def test_initial_weights_depend_on_name_and_seed_alone():
     config = small_config()
     first, again, other = initialized(config), initialized(config), initialized(config, seed=2)
@@ -102,6 +103,9 @@ def test_initial_weights_depend_on_name_and_seed_alone():
         if parameter.dim() > 1:
             assert not torch.equal(parameter, other.get_parameter(name)), name
             assert parameter.std().item() == pytest.approx(config.initializer_range, rel=0.05)
+            rounded = torch.empty_like(parameter, dtype=torch.bfloat16)
+            initialize_parameter(rounded, name, config, seed=1)
+            assert torch.equal(rounded, parameter.bfloat16()), name
 
 
 def test_rotary_angles_survive_a_cast_to_bf16():

@@ -29,9 +29,9 @@ STEPS, SEQ, VOCAB, MICRO = 200, 32, 64, 8
 initialize = engine_module.initialize_parameter
 
 
-def plant(parameter: torch.Tensor, name: str, config: RecipeMoeConfig, seed: int) -> None:
+def plant(parameter: torch.Tensor, name: str, config: RecipeMoeConfig, seed: int, device: torch.device | None) -> None:
     """Every token has the same large first feature, and the routers love it in experts 0 and 1 alone."""
-    initialize(parameter, name, config, seed)
+    initialize(parameter, name, config, seed, device)
     if name.endswith("embed_tokens.weight"):
         parameter[:, 0] = 1.0
     if name.endswith("gate.weight"):
