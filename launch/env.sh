@@ -11,6 +11,9 @@ export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$root/.venv/torch_extensions}"
 export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$root/.venv/triton}"
 
+# compute.compile: each rank starts so many compilers for a few small functions; by default a host's ranks start 32 each.
+export TORCHINDUCTOR_COMPILE_THREADS="${TORCHINDUCTOR_COMPILE_THREADS:-4}"
+
 # Segments that grow: micro-batches whose experts get different numbers of tokens otherwise fragment the GPU's memory.
 export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-expandable_segments:True}"
 export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"

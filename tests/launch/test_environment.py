@@ -29,5 +29,5 @@ def test_the_example_sets_what_env_sh_sets():
     bare = {"PATH": "/usr/bin:/bin", "HOME": "/"}
     done = subprocess.run(["bash", "-c", shell], cwd=ROOT, env=bare, capture_output=True, text=True, check=True)
     set_by_env_sh = {entry.partition("=")[0] for entry in done.stdout.split("\0")} & set(FORWARDED)
-    assert len(set_by_env_sh) == 4
+    assert len(set_by_env_sh) == 5
     assert set_by_env_sh <= names <= set(FORWARDED)
