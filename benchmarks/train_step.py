@@ -169,6 +169,12 @@ def with_rates(found: dict[str, Any], case: Case, ceiling: float, datasheet: flo
     return {**rates, **found}
 
 
+def head_share(case: Case) -> float:
+    """Of the model's FLOPs: what the loss head's matmuls must take; a slice of few layers has the whole head."""
+    head = 6 * case.shape.vocab_size * case.shape.hidden_size
+    return head / case.shape.training_flops_per_token(case.seq_length)
+
+
 def facts() -> dict[str, Any]:
     found = {}
     for name in PACKAGES:
@@ -186,7 +192,8 @@ def markdown(result: dict[str, Any]) -> str:
     packages = ", ".join(f"{name} {number}" for name, number in result["packages"].items())
     lines = [
         f"{result['device']}, {result['date']}; {packages}. {case['layers']} layers of {case['model']} "
-        f"({case['parameters']:,} parameters, {case['active']:,} active), {case['micro_batch']} sequences of "
+        f"({case['parameters']:,} parameters, {case['active']:,} active, "
+        f"{case['head_share_of_flops']:.1%} of the FLOPs in the head), {case['micro_batch']} sequences of "
         f"{case['seq_length']:,}, {case['precision']}; matmul ceiling {result['matmul_flops_per_s'] / 1e12:,.2f} TFLOP/s.",
         "",
     ]
@@ -275,6 +282,7 @@ def main(argv: list[str] | None = None) -> None:
         "case": {
             "model": args.model.name, "layers": args.layers, "seq_length": args.seq, "micro_batch": args.micro_batch,
             "parameters": sum(case.shape.parameters().values()), "active": sum(case.shape.active_parameters().values()),
+            "head_share_of_flops": head_share(case),
             "precision": str(DTYPE).removeprefix("torch."),
         },
         "matmul_flops_per_s": ceiling,
