@@ -29,7 +29,7 @@ sys.path[0] = str(ROOT)
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from recipe.base.arguments import positive_int  # noqa: E402
+from recipe.base.arguments import output_file, positive_int  # noqa: E402
 from recipe.base.errors import UserError, exit_on_user_error  # noqa: E402
 from recipe.base.model_shape import load_model_shape  # noqa: E402
 from recipe.base.routing_settings import Routing  # noqa: E402
@@ -149,7 +149,7 @@ def main(argv: list[str] | None = None) -> None:
         "--model", type=Path, default=ROOT / "recipe/configs/models/tiny", help="(default: %(default)s)"
     )
     parser.add_argument("--steps", type=positive_int, default=300, help="(default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="write the JSON there too")
+    parser.add_argument("--output", type=output_file, help="write the JSON there too")
     parser.add_argument("--table", type=Path, metavar="JSON", help="print a result as Markdown, run nothing")
     args = parser.parse_args(argv)
     if args.table:

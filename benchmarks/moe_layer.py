@@ -33,7 +33,7 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from torch import nn  # noqa: E402
 
-from recipe.base.arguments import positive_int  # noqa: E402
+from recipe.base.arguments import output_file, positive_int  # noqa: E402
 from recipe.base.errors import exit_on_user_error  # noqa: E402
 from recipe.base.routing_settings import Routing  # noqa: E402
 from recipe.base.settings import Compute, Optimizer  # noqa: E402
@@ -338,7 +338,7 @@ def machine() -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=positive_int, default=20, help="of each measurement (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="write the JSON there too")
+    parser.add_argument("--output", type=output_file, help="write the JSON there too")
     parser.add_argument("--table", type=Path, metavar="JSON", help="print a result as Markdown, run nothing")
     parser.add_argument("--worker", choices=("layer", "skew", "metrics"), help=argparse.SUPPRESS)
     parser.add_argument("--mode", help=argparse.SUPPRESS)

@@ -35,7 +35,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from benchmarks.contenders import CONTENDERS, CUDA, DEVICE, DTYPE, Case, Ours  # noqa: E402
-from recipe.base.arguments import positive_int  # noqa: E402
+from recipe.base.arguments import output_file, positive_int  # noqa: E402
 from recipe.base.errors import UserError, exit_on_user_error  # noqa: E402
 from recipe.base.hardware import GIB, accelerator_of, cluster_of  # noqa: E402
 from recipe.base.model_shape import load_model_shape  # noqa: E402
@@ -256,7 +256,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--only", nargs="+", choices=CONTENDERS, metavar="NAME", help=f"some of: {'; '.join(CONTENDERS)}"
     )
-    parser.add_argument("--output", type=Path, help="write the JSON there too, after each contender")
+    parser.add_argument("--output", type=output_file, help="write the JSON there too, after each contender")
     parser.add_argument("--table", type=Path, metavar="JSON", help="print a result as Markdown, run nothing")
     parser.add_argument("--worker", choices=CONTENDERS, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -273,8 +273,6 @@ def main(argv: list[str] | None = None) -> None:
     case = Case(whole.model_copy(update={"num_hidden_layers": args.layers}), args.seq, args.micro_batch)
     if args.worker:
         worker(args.worker, case, args.steps)
-    if args.output is not None and not args.output.parent.is_dir():
-        raise UserError(f"--output {args.output}: there is no folder {args.output.parent}")
     ceiling, known = matmul_ceiling(), accelerator_of(torch.cuda.get_device_name()) if CUDA else None
     result: dict[str, Any] = {
         **facts(),

@@ -29,6 +29,14 @@ def check_exported(folder: Path) -> None:
         raise UserError(f"--model {folder} holds no config.json; give a folder written by export.py")
 
 
+def output_file(text: str) -> Path:
+    """A file to be written at the end, whose folder is looked for at the beginning."""
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{path}: there is no folder {path.parent}")
+    return path
+
+
 def positive_int(text: str) -> int:
     return _at_least(1, text)
 
