@@ -270,7 +270,8 @@ class RecipeMoeModel(RecipeMoePreTrainedModel):
         )
         cos_sin = rotary_cos_sin(self.config, position_ids, x_BSD.dtype)
         for layer in self.layers:
-            x_BSD = layer(x_BSD, cos_sin, mask, past_key_values, **kwargs)
+            # for flash attention, which finds documents in their positions where it is not given their lengths
+            x_BSD = layer(x_BSD, cos_sin, mask, past_key_values, position_ids=documents, **kwargs)
         return self.norm(x_BSD)
 
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Glm4MoeConfig, Glm4MoeForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from recipe.base.errors import UserError
 from recipe.model import RecipeMoeConfig, RecipeMoeForCausalLM
@@ -138,6 +139,26 @@ def test_packed_documents_are_as_if_alone():
         alone = [model(tokens[row : row + 1, a:b]).logits[0] for a, b in pairwise(cut)]
         torch.testing.assert_close(packed[row], torch.cat(alone), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(packed, model(tokens).logits, atol=1e-3)
+
+
+def test_what_keeps_documents_apart_reaches_an_attention_that_gets_no_mask():
+    seen = []
+
+    def attention(module, query, key, value, mask, *, position_ids, cu_seq_lens_q=None, **kwargs):
+        seen.append((mask, position_ids, cu_seq_lens_q))
+        return query.transpose(1, 2), None
+
+    ALL_ATTENTION_FUNCTIONS.register("probe", attention)
+    config = small_config()
+    config._attn_implementation = "probe"
+    model, tokens = initialized(config), torch.randint(0, 256, (1, 6))
+    positions, lengths = torch.tensor([[0, 1, 2, 0, 1, 2]]), torch.tensor([0, 3, 6])
+    model(tokens, position_ids=positions, cu_seq_lens_q=lengths)
+    assert len(seen) == config.num_hidden_layers
+    assert all(mask is None and p is positions and q is lengths for mask, p, q in seen)
+    seen.clear()
+    model(tokens)
+    assert set(seen) == {(None, None, None)}  # one document: nothing to look for
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
