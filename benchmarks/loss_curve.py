@@ -11,15 +11,12 @@ Router losses and the expert bias are off, since the plain loop has neither. One
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,8 @@ sys.path[0] = str(ROOT)
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from benchmarks.moe_layer import machine, place_of_rank, report  # noqa: E402
+from launch.hosts import free_port  # noqa: E402
 from recipe.base.arguments import output_file, positive_int  # noqa: E402
 from recipe.base.errors import UserError, exit_on_user_error  # noqa: E402
 from recipe.base.model_shape import load_model_shape  # noqa: E402
@@ -166,8 +165,9 @@ def main(argv: list[str] | None = None) -> None:
         )
     from recipe.run.session import session
 
-    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29555"}
-    os.environ.update({**place, **({} if torch.cuda.is_available() else {"DS_ACCELERATOR": "cpu"})})
+    os.environ.update(place_of_rank(0, 1, free_port()))
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
     curves, seconds = {}, {}
     with redirect_stdout(sys.stderr), session():
         builders: dict[str, Callable[[], Any]] = {
@@ -184,11 +184,8 @@ def main(argv: list[str] | None = None) -> None:
             seconds[name] = round(time.perf_counter() - begun, 1)
             print(f"{name}: {statistics.mean(curves[name][-TAIL:]):.4f} after {seconds[name]:.0f} s")
     reference, *others = builders
-    cuda = torch.cuda.is_available()
     result = {
-        "date": date.today().isoformat(),
-        "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {os.cpu_count()} cores",
-        "torch": torch.__version__,
+        **machine(),
         "model": args.model.name,
         "steps": args.steps,
         "tail": TAIL,
@@ -198,10 +195,7 @@ def main(argv: list[str] | None = None) -> None:
             name: [round(loss, 5) for loss in losses[:: max(1, args.steps // 60)]] for name, losses in curves.items()
         },
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if args.output is not None:
-        args.output.write_text(text + "\n")
+    report(result, args.output)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import resource
-import socket
 import statistics
 import subprocess
 import sys
@@ -33,6 +32,7 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from torch import nn  # noqa: E402
 
+from launch.hosts import free_port  # noqa: E402
 from recipe.base.arguments import output_file, positive_int  # noqa: E402
 from recipe.base.errors import exit_on_user_error  # noqa: E402
 from recipe.base.routing_settings import Routing  # noqa: E402
@@ -278,15 +278,17 @@ def metrics_part(repeats: int) -> dict[str, Any]:
     }
 
 
+def place_of_rank(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """The environment that the launcher would give a rank of this host."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {name: str(value) for name, value in place.items()}
+
+
 def launched(ranks: int, *words: object) -> Any:
     """Run this script's worker as so many processes; what rank 0 prints last is the result."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    processes = []
+    port, processes = free_port(), []
     for rank in range(ranks):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **{k: str(v) for k, v in place.items()}}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **place_of_rank(rank, ranks, port)}
         if "skew" in words:  # two ranks, and there may be one GPU
             environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
         command = [sys.executable, __file__, *(str(w) for w in words)]

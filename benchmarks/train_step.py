@@ -15,15 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from contextlib import redirect_stdout
-from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -35,6 +32,8 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from benchmarks.contenders import CONTENDERS, CUDA, DEVICE, DTYPE, Case, Ours  # noqa: E402
+from benchmarks.moe_layer import machine, place_of_rank  # noqa: E402
+from launch.hosts import free_port  # noqa: E402
 from recipe.base.arguments import output_file, positive_int  # noqa: E402
 from recipe.base.errors import UserError, exit_on_user_error  # noqa: E402
 from recipe.base.hardware import GIB, accelerator_of, cluster_of  # noqa: E402
@@ -130,11 +129,7 @@ def worker(name: str, case: Case, steps: int) -> None:
 
 def run_worker(name: str, words: list[str]) -> dict[str, Any]:
     """A contender's figures, or why there are none."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    environment = {"PYTORCH_ALLOC_CONF": "expandable_segments:True", **os.environ, **place}
+    environment = {"PYTORCH_ALLOC_CONF": "expandable_segments:True", **os.environ, **place_of_rank(0, 1, free_port())}
     if not CUDA:
         environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, __file__, *words, "--worker", name]
@@ -175,15 +170,14 @@ def head_share(case: Case) -> float:
     return head / case.shape.training_flops_per_token(case.seq_length)
 
 
-def facts() -> dict[str, Any]:
+def packages() -> dict[str, str]:
     found = {}
     for name in PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    device = torch.cuda.get_device_name() if CUDA else f"{platform.machine()}, {os.cpu_count()} cores"
-    return {"date": date.today().isoformat(), "device": device, "packages": found}
+    return found
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -275,7 +269,8 @@ def main(argv: list[str] | None = None) -> None:
         worker(args.worker, case, args.steps)
     ceiling, known = matmul_ceiling(), accelerator_of(torch.cuda.get_device_name()) if CUDA else None
     result: dict[str, Any] = {
-        **facts(),
+        **machine(),
+        "packages": packages(),
         "command": " ".join(["python", "benchmarks/train_step.py", *(argv if argv is not None else sys.argv[1:])]),
         "case": {
             "model": args.model.name, "layers": args.layers, "seq_length": args.seq, "micro_batch": args.micro_batch,

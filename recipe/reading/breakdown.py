@@ -57,10 +57,6 @@ class Breakdown:
     parts: dict[str, dict[str, float]]  # part -> kind -> seconds
     top: list[dict[str, Any]]  # name, count and seconds of the longest
 
-    def share(self, *parts: str) -> float:
-        """Of the step's time."""
-        return sum(sum(self.parts.get(part, {}).values()) for part in parts) / self.wall_s
-
     def as_json(self) -> dict[str, Any]:
         kinds: dict[str, float] = defaultdict(float)
         for by_kind in self.parts.values():

@@ -21,7 +21,7 @@ from tests.conftest import ROOT, ds_config
 
 # Those whose result, or its size, the host must see.
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "bincount", "_unique2", "unique_dim", "repeat_interleave",
-           "equal", "index_put_with_mask"}  # fmt: skip
+           "equal"}  # fmt: skip
 
 
 class Waits(TorchDispatchMode):
