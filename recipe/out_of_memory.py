@@ -9,7 +9,7 @@ import torch
 from recipe.base.hardware import GIB, accelerator_of, cluster_of
 from recipe.planner.plan import Plan
 from recipe.planner.ways_out import ways_out
-from recipe.planner.workload import RunFacts, Workload
+from recipe.planner.workload import Workload, facts_of
 from recipe.run.startup import Launch
 
 PLANNED_FOR = "a100-80gb"  # where the GPU is unknown, or there is none
@@ -20,11 +20,7 @@ def memory_report(launch: Launch) -> str:
     run, cuda = launch.run, torch.cuda.is_available()
     known = accelerator_of(torch.cuda.get_device_name()) if cuda else None
     cluster = cluster_of(known.name if known else PLANNED_FOR, launch.ds.world_size, None)
-    compute = run.compute
-    facts = RunFacts(
-        run.data.seq_length, compute.recompute, compute.loss_chunk_tokens, len(launch.order.names), compile=compute.compile
-    )  # fmt: skip
-    plan = Plan(Workload(launch.shape, cluster, launch.ds, facts))
+    plan = Plan(Workload(launch.shape, cluster, launch.ds, facts_of(run, len(launch.order.names))))
     terms = sorted(plan.memory.at(plan.memory.peak_moment).items(), key=lambda term: -term[1])
     if cuda:
         reached = f"{torch.cuda.max_memory_allocated() / GIB:.1f} GiB of tensors, {torch.cuda.max_memory_reserved() / GIB:.1f} GiB reserved"

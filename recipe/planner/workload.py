@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from recipe.base.ds_config import DsConfig
 from recipe.base.hardware import Cluster
 from recipe.base.model_shape import ModelShape
+from recipe.base.settings import RunConfig
 from recipe.planner.architecture import Architecture, architecture_of
 from recipe.planner.links import Group, group_of
 
@@ -24,6 +25,12 @@ class RunFacts:
     observed: bool = True  # the step's routing metrics are logged
     compile: bool = True  # as recipe/configs/runs/pretrain_30b.yaml has it
     imbalance: float | None = None  # assignments of the busiest rank over the mean, if measured
+
+
+def facts_of(run: RunConfig, sources: int = 2) -> RunFacts:
+    """What a run config says of them."""
+    compute = run.compute
+    return RunFacts(run.data.seq_length, compute.recompute, compute.loss_chunk_tokens, sources, compile=compute.compile)
 
 
 @dataclass(frozen=True)

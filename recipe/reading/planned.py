@@ -13,7 +13,7 @@ from recipe.base.model_shape import load_model_shape
 from recipe.base.settings import RunConfig
 from recipe.base.strict import strict_model
 from recipe.planner.plan import Plan
-from recipe.planner.workload import RunFacts, Workload
+from recipe.planner.workload import Workload, facts_of
 from recipe.reading.history import History
 
 
@@ -33,8 +33,7 @@ def planned_and_measured(
     if ds.world_size > GPUS_PER_NODE and ds.world_size % GPUS_PER_NODE:
         return [], f"{ds.world_size} ranks do not fill nodes of {GPUS_PER_NODE}"
     cluster = cluster_of(accelerator.name, ds.world_size, interconnect)
-    facts = RunFacts(run.data.seq_length, run.compute.recompute, compile=run.compute.compile)
-    plan = Plan(Workload(load_model_shape(run.model), cluster, ds, facts))
+    plan = Plan(Workload(load_model_shape(run.model), cluster, ds, facts_of(run)))
     planned = {
         "step time, s": (plan.expected.step_s, _median(history["step_time_s"])),
         "tokens per s": (plan.work.tokens_per_step / plan.expected.step_s, _median(history["tokens_per_s"])),
