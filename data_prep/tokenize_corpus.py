@@ -28,6 +28,7 @@ from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import sha256
 from recipe.base.strict import load_json, load_yaml, strict_model
 from recipe.data.indexed import SUFFIXES, ShardWriter, token_dtype
+from recipe.data.token_folder import tokenizer_facts
 
 BATCH, BATCH_CHARACTERS = 256, 4_000_000  # documents encoded together
 CHUNK_TOKENS = 24_000_000  # of one series in memory at a time: 96 MB, twice when it is ordered
@@ -40,31 +41,6 @@ class TokenizeConfig(BaseModel):
     source_by: Literal["lang", "source", "both"] = "lang"
     held_out: float = Field(0.005, ge=0, lt=1)
     max_shard_tokens: int = Field(75_000_000, gt=0)
-
-
-def tokenizer_facts(folder: Path) -> dict[str, Any]:
-    """Checksum, vocabulary size, end-of-document id and padding id (null without one) of a tokenizer folder.
-
-    Raises:
-        UserError: no tokenizer there, or one without an end-of-document (eos) token.
-    """
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        raise UserError(f"--tokenizer {folder} holds no tokenizer.json; give the output folder of train_tokenizer.py")
-    tokenizer = load_json(path)
-    vocabulary = {**tokenizer["model"]["vocab"], **{t["content"]: t["id"] for t in tokenizer["added_tokens"]}}
-    special = load_json(folder / "tokenizer_config.json")
-    eod_id, pad_id = (vocabulary.get(_content(special.get(name))) for name in ("eos_token", "pad_token"))
-    if eod_id is None:
-        raise UserError(f"--tokenizer {folder} names no eos_token in its vocabulary; documents could not be told apart")
-    # A tokenizer that pads with its end-of-document token has no padding that could be told from it.
-    pad_id = None if pad_id == eod_id else pad_id
-    return {"sha256": sha256(path), "vocab_size": len(vocabulary), "eod_id": eod_id, "pad_id": pad_id}
-
-
-def _content(token: Any) -> Any:
-    """A special token's text: tokenizer_config.json has it as a string or as an object."""
-    return token["content"] if isinstance(token, dict) else token
 
 
 def is_held_out(identity: str, share: float) -> bool:

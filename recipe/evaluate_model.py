@@ -60,7 +60,8 @@ def evaluate_run(args: argparse.Namespace) -> None:
 
     restorable = RestorableRun(args.run, args.checkpoint, args.deepspeed_config)
     run = restorable.run
-    sources, end_of_document = held_out_sources(args.tokens or run.data.tokens, run.tokenizer)
+    tokens = args.tokens or restorable.tokens("restore them, or give others with --tokens").path
+    sources, end_of_document = held_out_sources(tokens, run.tokenizer)
     eod_id = end_of_document if run.data.document_attention else None
     seq_length = window_length(args.seq_length, run.data.seq_length, restorable.shape.max_position_embeddings)
     with session():

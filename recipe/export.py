@@ -36,7 +36,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    from recipe.data.token_folder import TokenFolder
     from recipe.model import RecipeMoeConfig
     from recipe.reading.model_card import model_card
     from recipe.run.export import check_exportable, export_hf
@@ -47,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     source = RestorableRun(args.run, args.checkpoint, args.deepspeed_config)
     config = RecipeMoeConfig.from_shape(source.shape)
     check_exportable(config, args.output)
-    tokens = None if args.no_card else TokenFolder(source.run.data.tokens)
+    tokens = None if args.no_card else source.tokens("restore them, or export with --no-card")
     order = None if tokens is None else batch_order(source.run, tokens)
     with session():
         engine, state = source.restore()

@@ -68,10 +68,10 @@ def main(argv: list[str] | None = None) -> None:
     from recipe.run.checkpoint import CheckpointStore, TrainState
     from recipe.run.engine import build_engine
     from recipe.run.foreign_weights import same_model, upcycled
-    from recipe.run.run_folder import RunFolder, check_run_folder, lock_run_folder, record_start, versions
+    from recipe.run.run_folder import RunFolder, check_run_folder, lock_run_folder, provenance, record_start
     from recipe.run.session import session
 
-    check_run_folder(run, resumes=False)
+    check_run_folder(launch, resumes=False)
     config = RecipeMoeConfig.from_shape(launch.shape)
     if args.upcycle:
         weights = upcycled(
@@ -82,15 +82,14 @@ def main(argv: list[str] | None = None) -> None:
 
     def begin() -> int:
         lock_run_folder(run.run_dir)
-        return record_start(run, launch.ds_raw)
+        return record_start(launch)
 
     with session():
         folder = RunFolder(run.run_dir, from_first_rank(begin))
         engine = build_engine(
             config, launch.ds_raw, seed=run.seed, optimizer=run.optimizer, compute=run.compute, weights=weights
         )
-        provenance = {"run_config": run.model_dump(mode="json"), "ds_config": launch.ds_raw, **versions()}
-        store = CheckpointStore(run.run_dir / "checkpoints", run.checkpoint, provenance)
+        store = CheckpointStore(run.run_dir / "checkpoints", run.checkpoint, provenance(launch))
         store.save(engine, TrainState(), keep="what the run began from")
         if not store.finish():
             raise UserError(

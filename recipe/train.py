@@ -7,9 +7,11 @@ import argparse
 import re
 from pathlib import Path
 
+from recipe.base.checkpoint_files import find
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.ranks import is_first_rank, launched_world_size, leave, required_world_size
 from recipe.reading.breakdown import as_text, breakdown, read_trace
+from recipe.run.run_folder import check_run_folder
 from recipe.run.startup import ProfiledSteps, check_launch, describe
 
 EXAMPLE = """example:
@@ -67,6 +69,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def changes_since_last_start(changes: list[str]) -> list[str]:
+    return [f"changed since the last start: {change}" for change in changes]
+
+
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
@@ -75,9 +81,12 @@ def main(argv: list[str] | None = None) -> int:
     profiled: ProfiledSteps | None = args.profile
     if profiled is not None and args.resume == "never" and (said := profiled.problem(launch.total_steps)):
         raise UserError(said)
+    changes = check_run_folder(launch, resumes=args.resume != "never")
+    if args.resume not in ("never", "auto"):
+        find(launch.run.run_dir / "checkpoints", None if args.resume == "latest" else args.resume)
     if args.dry_run:
         if is_first_rank():
-            print(describe(launch))
+            print("\n".join([describe(launch), *changes_since_last_start(changes)]))
         return 0
 
     # Imported late: refusing a configuration or a dry run needs neither torch nor DeepSpeed.
@@ -87,21 +96,18 @@ def main(argv: list[str] | None = None) -> int:
     from recipe.run.failures import recorded_failures
     from recipe.run.incarnation import train_on
     from recipe.run.prometheus import check_prometheus
-    from recipe.run.run_folder import RunFolder, check_run_folder, lock_run_folder, record_start
+    from recipe.run.run_folder import RunFolder, lock_run_folder, record_start
     from recipe.run.session import session
     from recipe.run.watchdog import Watchdog
 
     run = launch.run
     check_compute(run.compute)
     check_prometheus(run.logging.prometheus_port)
-    changed = check_run_folder(run, args.resume != "never")
 
     def begin() -> int:
         lock_run_folder(run.run_dir)
-        print(describe(launch), flush=True)
-        if changed:
-            print(f"changed since the last start: {', '.join(changed)}", flush=True)
-        return record_start(run, launch.ds_raw)
+        print("\n".join([describe(launch), *changes_since_last_start(changes)]), flush=True)
+        return record_start(launch)
 
     with session():
         folder = RunFolder(run.run_dir, from_first_rank(begin))

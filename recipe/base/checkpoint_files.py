@@ -7,24 +7,27 @@ checkpoints/
   step_00000100.universal/ the same state for any number of ranks, made by launch/reshard.py
   step_00000200.partial/   being written, or left by a kill
   step_00000150.damaged/   set aside: a file does not have its checksum
+  step_00000160.suspect/   set aside: the steps after it were not finite
   step_00000180.rewound/   set aside: of a spike that the run went back before
+  step_00000190.left/      set aside: the run went on from an older one by its name
   latest                   name of the newest, for people and other tools
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from recipe.base.errors import UserError
 from recipe.base.files import flush_folder, sha256
 
-SCHEMA, VERSION = "recipe.checkpoint", 2
+SCHEMA, VERSION = "recipe.checkpoint", 3
 MANIFEST, KEEP = "manifest.json", "keep"
 _NAME = re.compile(r"step_(\d{8,})")
 
@@ -70,6 +73,19 @@ def universal_of(checkpoint: Path) -> Path:
     return checkpoint.with_name(checkpoint.name + ".universal")
 
 
+def digest(checkpoint: Path) -> str:
+    """SHA-256 of a checkpoint's manifest, which has those of all its files: what a derived form is known by."""
+    return sha256(checkpoint / MANIFEST)
+
+
+def universal_state(checkpoint: Path) -> Literal["none", "stale", "ready"]:
+    """Whether the universal form of a checkpoint exists, and was made from this very checkpoint."""
+    universal = universal_of(checkpoint)
+    if not (universal / MANIFEST).exists():
+        return "none"
+    return "ready" if read_manifest(universal).get("made_from") == digest(checkpoint) else "stale"
+
+
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
     """Raises UserError if the manifest cannot be read or is of another version."""
     path = checkpoint / MANIFEST
@@ -97,19 +113,38 @@ def damage(checkpoint: Path, files: Iterable[tuple[str, dict[str, Any]]]) -> lis
 
 
 def set_aside(checkpoint: Path, why: str) -> Path:
-    """Rename a checkpoint so that it is not resumed from; `why` becomes the suffix."""
-    target = checkpoint.with_name(f"{checkpoint.name}.{why}")
-    if target.exists():
-        shutil.rmtree(target)
+    """Rename a checkpoint and its universal form so that nobody resumes from it; `why` becomes the suffix.
+
+    Nothing is lost: where the name is taken, a number is added.
+    """
+    names = (f"{checkpoint.name}.{why}{number or ''}" for number in itertools.count())
+    target = next(path for name in names if not (path := checkpoint.with_name(name)).exists())
     os.rename(checkpoint, target)
+    if universal_of(checkpoint).exists():
+        os.rename(universal_of(checkpoint), universal_of(target))
     flush_folder(checkpoint.parent)
     return target
 
 
-def expendable(folder: Path, keep_last: int, keep_every_steps: int | None) -> list[Path]:
-    """Checkpoints that retention lets go, oldest first: neither among the last, nor every n-th, nor marked `keep`."""
+def is_set_aside(folder: Path, step: int, why: str) -> bool:
+    """Whether a checkpoint of this step was set aside for this reason."""
+    return any(folder.glob(f"{checkpoint_name(step)}.{why}*"))
+
+
+def expendable(folder: Path, keep_last: int, keep_every_steps: int | None, spare: Path | None = None) -> list[Path]:
+    """Checkpoints that retention lets go, oldest first: not the last ones, every n-th, those marked `keep`, or `spare`."""
     older = complete(folder)[:-keep_last]
-    return [p for p in older if not (keep_every_steps and step_of(p) % keep_every_steps == 0) and not _kept(p)]
+    return [
+        path
+        for path in older
+        if path != spare and not (keep_every_steps and step_of(path) % keep_every_steps == 0) and not kept_for(path)
+    ]
+
+
+def kept_for(checkpoint: Path) -> str | None:
+    """Why a checkpoint is marked to be kept, in a line; None if it is not."""
+    mark = checkpoint / KEEP
+    return (mark.read_text(encoding="utf-8", errors="replace").strip() or "kept") if mark.exists() else None
 
 
 def remove(checkpoint: Path) -> None:
@@ -125,7 +160,3 @@ def remove_leftovers(folder: Path) -> None:
         partial = _NAME.fullmatch(path.name.removesuffix(".partial")) and path.name.endswith(".partial")
         if partial or (_NAME.fullmatch(path.name) and not (path / MANIFEST).exists()):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _kept(checkpoint: Path) -> bool:
-    return (checkpoint / KEEP).exists()

@@ -28,9 +28,13 @@ def iterate_metrics(run_dir: str | Path) -> Iterator[dict[str, Any]]:
 
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
-    """The logged steps of a run in order; of a step logged twice, the later line."""
-    by_step = {values["step"]: values for values in iterate_metrics(run_dir)}
-    return [by_step[step] for step in sorted(by_step)]
+    """The logged steps of a run in order, without those that a later start has gone back before."""
+    rows: list[dict[str, Any]] = []
+    for values in iterate_metrics(run_dir):
+        while rows and rows[-1]["step"] >= values["step"]:
+            rows.pop()
+        rows.append(values)
+    return rows
 
 
 def last_metrics(run_dir: str | Path) -> dict[str, Any] | None:
@@ -55,6 +59,17 @@ def _parsed(line: bytes) -> dict[str, Any]:
 def read_events(run_dir: str | Path) -> list[dict[str, Any]]:
     """What happened, oldest first."""
     return read_json_lines(Path(run_dir) / "events.jsonl")
+
+
+def last_saved(run_dir: str | Path) -> dict[str, Any] | None:
+    """The event of the last checkpoint that the run has saved since it began; None if there is none."""
+    saved = None
+    for event in read_events(run_dir):
+        if event["event"] in ("checkpoint", "imported", "branched"):
+            saved = event
+        elif event["event"] == "started" and event["checkpoint"] is None:
+            saved = None  # a rewind before the first checkpoint
+    return saved
 
 
 def read_starts(run_dir: str | Path) -> list[dict[str, Any]]:

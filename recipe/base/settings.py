@@ -166,6 +166,22 @@ class RunConfig(Section):
         return found
 
 
+def absolute(run: RunConfig) -> RunConfig:
+    """The same run config with paths that do not depend on the folder that a command is started in."""
+    evaluated = run.evaluation.tokens
+    return run.model_copy(
+        update={
+            "run_dir": run.run_dir.absolute(),
+            "model": run.model.absolute(),
+            "tokenizer": run.tokenizer.absolute(),
+            "data": run.data.model_copy(update={"tokens": run.data.tokens.absolute()}),
+            "evaluation": run.evaluation.model_copy(
+                update={"tokens": None if evaluated is None else evaluated.absolute()}
+            ),
+        }
+    )
+
+
 def load_run_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
     """Read a run config strictly, with `key.sub=value` overrides (values in YAML) applied first.
 

@@ -59,7 +59,74 @@ class TokenFolder:
                 )
             if not shard.verifiable:
                 raise UserError(f"{shard.prefix}.sums is missing; restore it or tokenize again")
+            if sha256(Path(f"{shard.prefix}.sums")) != entry["sha256"][".sums"]:
+                raise UserError(
+                    f"{shard.prefix}.sums is not the one that {self.path / 'manifest.json'} lists; restore the shard or "
+                    "tokenize it again"
+                )
         return Source(name, shards, sum(e["tokens"] for e in entries), sum(e["text_bytes"] for e in entries))
+
+
+def tokenizer_facts(folder: Path) -> dict[str, Any]:
+    """Checksum, vocabulary size, end-of-document id and padding id (null without one) of a tokenizer folder.
+
+    Raises:
+        UserError: no tokenizer there, or one without an end-of-document (eos) token.
+    """
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise UserError(f"tokenizer {folder} holds no tokenizer.json; give the output folder of train_tokenizer.py")
+    tokenizer = load_json(path)
+    vocabulary = {**tokenizer["model"]["vocab"], **{t["content"]: t["id"] for t in tokenizer["added_tokens"]}}
+    special = special_tokens(folder)
+    eod_id, pad_id = (vocabulary.get(special.get(name)) for name in ("eos_token", "pad_token"))
+    if eod_id is None:
+        raise UserError(f"tokenizer {folder} names no eos_token in its vocabulary; documents could not be told apart")
+    # A tokenizer that pads with its end-of-document token has no padding that could be told from it.
+    pad_id = None if pad_id == eod_id else pad_id
+    return {"sha256": sha256(path), "vocab_size": len(vocabulary), "eod_id": eod_id, "pad_id": pad_id}
+
+
+def tokenizer_identity(folder: Path) -> dict[str, Any]:
+    """What a tokenizer is, by content: `tokenizer_facts`, and its special tokens by their names."""
+    return {**tokenizer_facts(folder), "special_tokens": special_tokens(folder)}
+
+
+def special_tokens(folder: Path) -> dict[str, Any]:
+    """The special tokens that a tokenizer's tokenizer_config.json names, such as eos_token, as text."""
+    config = load_json(folder / "tokenizer_config.json")
+    named = {name: _text(value) for name, value in config.items() if name.endswith("_token") and value is not None}
+    lists = {name: config[name] for name in ("additional_special_tokens", "extra_special_tokens") if config.get(name)}
+    texts = {name: _texts(value) for name, value in lists.items()}
+    return {**{name: text for name, text in named.items() if isinstance(text, str)}, **texts}
+
+
+def _text(token: Any) -> Any:
+    """A special token's text: tokenizer_config.json has it as a string or as an object."""
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _texts(tokens: Any) -> Any:
+    return {k: _text(v) for k, v in tokens.items()} if isinstance(tokens, dict) else [_text(token) for token in tokens]
+
+
+def check_tokenizer(tokens: TokenFolder, tokenizer: Path) -> None:
+    """Refuse a tokenizer that is not the one that a folder's tokens were made with.
+
+    Raises:
+        UserError: another vocabulary, or another end of document or padding.
+    """
+    facts = tokenizer_facts(tokenizer)
+    if facts["sha256"] != tokens.tokenizer["sha256"]:
+        raise UserError(
+            f"{tokens.path} was tokenized with another tokenizer than {tokenizer}; name the one it was made with"
+        )
+    for token, key in (("eos_token", "eod_id"), ("pad_token", "pad_id")):
+        if facts[key] != tokens.tokenizer.get(key):
+            raise UserError(
+                f"the {token} of {tokenizer} has id {facts[key]}, but {tokens.path} was tokenized with "
+                f"{tokens.tokenizer.get(key)}; restore tokenizer_config.json or tokenize again"
+            )
 
 
 def held_out_sources(folder: Path, tokenizer: Path) -> tuple[list[Source], int]:
@@ -69,10 +136,7 @@ def held_out_sources(folder: Path, tokenizer: Path) -> tuple[list[Source], int]:
         UserError: there are none, or they were made with another tokenizer.
     """
     tokens = TokenFolder(folder)
-    if sha256(tokenizer / "tokenizer.json") != tokens.tokenizer["sha256"]:
-        raise UserError(
-            f"{folder} was tokenized with another tokenizer than {tokenizer}; give tokens made with that one"
-        )
+    check_tokenizer(tokens, tokenizer)
     sources = tokens.sources("held_out")
     if not sources:
         raise UserError(f"{folder} has no held-out shards; tokenize with held_out above 0")

@@ -9,7 +9,7 @@ import numpy as np
 
 from recipe.base.ds_config import DsConfig
 from recipe.base.hardware import GPUS_PER_NODE, accelerator_of, cluster_of
-from recipe.base.model_shape import load_model_shape
+from recipe.base.model_shape import ModelShape, load_model_shape
 from recipe.base.settings import RunConfig
 from recipe.base.strict import strict_model
 from recipe.planner.plan import Plan
@@ -33,7 +33,12 @@ def planned_and_measured(
     if ds.world_size > GPUS_PER_NODE and ds.world_size % GPUS_PER_NODE:
         return [], f"{ds.world_size} ranks do not fill nodes of {GPUS_PER_NODE}"
     cluster = cluster_of(accelerator.name, ds.world_size, interconnect)
-    plan = Plan(Workload(load_model_shape(run.model), cluster, ds, facts_of(run)))
+    shape = (
+        strict_model(ModelShape, start["identity"]["model"], "model")
+        if "identity" in start
+        else load_model_shape(run.model)
+    )
+    plan = Plan(Workload(shape, cluster, ds, facts_of(run)))
     planned = {
         "step time, s": (plan.expected.step_s, _median(history["step_time_s"])),
         "tokens per s": (plan.work.tokens_per_step / plan.expected.step_s, _median(history["tokens_per_s"])),

@@ -2,7 +2,8 @@
 
 A save is committed in this order, and a kill between any two leaves the checkpoints before it as they were:
 every rank writes and flushes its files into `step_N.partial/`, then `rank_R.files.json` with their checksums; when all
-ranks have, rank 0 writes `manifest.json`, renames the folder to `step_N/`, moves `latest`, and lets go of old ones.
+ranks have, and the next step's loss has shown that the saved weights are sound, rank 0 writes `manifest.json`, renames
+the folder to `step_N/`, moves `latest`, and lets go of old ones.
 Ranks tell each other what they have written in the exchange that every step has anyway, so a save in the background
 needs no collective of its own, and a rank whose disk is full fails the save for all. All ranks must see one file system.
 """
@@ -13,6 +14,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,10 @@ from recipe.base.files import flush_folder, write_json, write_text
 from recipe.base.settings import Checkpoint
 from recipe.base.strict import load_json
 from recipe.run.agree import all_ranks, any_rank, from_first_rank, gathered
-from recipe.run.snapshot import Files, Snapshot, write_files
+from recipe.run.identity import check_identity
+from recipe.run.snapshot import Files, Snapshot, not_finite, write_files
 from recipe.run.universal import load_universal
+from recipe.run.unpickling import only_known_classes
 
 COMMIT_POINTS = ("copied", "written", "listed", "manifest", "renamed", "latest")
 SPARE_BYTES = 64 << 20  # left free beside a checkpoint, for logs
@@ -78,7 +82,9 @@ class _Save:
     stall_s: float = 0.0
     thread: threading.Thread | None = None
     error: BaseException | None = None
+    unsound: str | None = None  # a tensor of this rank that is not finite
     committing: bool = False
+    proven: bool = False  # a step with the saved weights was finite
 
 
 class CheckpointStore:
@@ -87,7 +93,7 @@ class CheckpointStore:
     Args:
         folder: where they are.
         settings: the run config's checkpoint section.
-        provenance: what else the manifest holds (configs, versions).
+        provenance: what else the manifest holds (configs, identity, versions).
     """
 
     def __init__(self, folder: str | Path, settings: Checkpoint, provenance: dict[str, Any] | None = None):
@@ -96,9 +102,15 @@ class CheckpointStore:
         self._provenance = provenance or {}
         self._snapshot: Snapshot | None = None
         self._save: _Save | None = None
+        self._finite = True  # the last step's loss and gradient
+        self.took_s = 0.0  # the last save, from its begin to its commit; on rank 0
 
     def save(self, engine: deepspeed.DeepSpeedEngine, state: TrainState, keep: str | None = None) -> None:
-        """Begin to save; `finish` ends it, or `settle` in a later step. `keep` says why retention must spare it."""
+        """Begin to save; `finish` ends it, or `settle` in a later step. `keep` says why retention must spare it.
+
+        Not to be called when the last step was not finite: what it left may be ruined.
+        """
+        assert self._finite, "the last step was not finite"
         self.finish()
         begun = time.monotonic()
         if self.holds(state.step):
@@ -125,10 +137,9 @@ class CheckpointStore:
             return
         self._save.thread = threading.Thread(target=self._write, args=(self._save, dist.get_rank()), name="checkpoint")
         self._save.thread.start()
-        if self.settings.asynchronous:
-            self._save.stall_s = time.monotonic() - begun
-        else:
-            self.finish()
+        if not self.settings.asynchronous:
+            self._save.thread.join()
+        self._save.stall_s = time.monotonic() - begun
 
     def holds(self, step: int) -> bool:
         """Whether the checkpoint of a step is committed; all ranks together."""
@@ -145,20 +156,30 @@ class CheckpointStore:
         """What this rank has to say of its save in the step's exchange."""
         save = self._save
         if save is None or save.committing or save.thread is None or save.thread.is_alive():
-            return {"written": 0.0, "unwritten": 0.0}
-        return {"written": 1.0, "unwritten": float(save.error is not None)}
+            return {"written": 0.0, "unwritten": 0.0, "unsound": 0.0}
+        return {"written": 1.0, "unwritten": float(save.error is not None), "unsound": float(save.unsound is not None)}
 
-    def settle(self, totals: dict[str, float]) -> None:
-        """Go on with the save by what all ranks have said; called by all with the same totals."""
+    def settle(self, totals: dict[str, float], *, finite: bool | None) -> None:
+        """Go on with the save after a step, by what all ranks have said in it; called by all with the same arguments.
+
+        Args:
+            finite: the step's loss and gradient; None for a step without a loss, which shows nothing. While they are
+                not, what was saved before them is in doubt and waits.
+        """
         save = self._save
-        if save is None:
+        if finite is not None:
+            self._finite = finite
+        if save is None or not finite:
             return
+        save.proven = True
         if save.committing:
             assert save.thread is not None
             if not save.thread.is_alive():
                 self._conclude()
         elif totals["written"] == dist.get_world_size():
-            if totals["unwritten"]:
+            if totals["unsound"]:
+                self._drop(f"the state of {totals['unsound']:.0f} ranks is not finite")
+            elif totals["unwritten"]:
                 self._drop(f"{totals['unwritten']:.0f} ranks could not write it")
             elif dist.get_rank() == 0:
                 save.committing = True
@@ -187,9 +208,13 @@ class CheckpointStore:
         save, good = self._save, True
         if save is not None and save.thread is not None:
             save.thread.join()
+        if not self._finite and any_rank(save is not None and not save.committing):
+            self._drop("the steps after it were not finite")
+            return False
         written = not (save is not None and not save.committing and save.error is not None)
         if not all_ranks(written):
-            self._drop("a rank could not write it")
+            unsound = any_rank(save is not None and save.unsound is not None)
+            self._drop("the state of a rank is not finite" if unsound else "a rank could not write it")
             return False
         if save is not None and dist.get_rank() == 0:
             if not save.committing:
@@ -200,45 +225,131 @@ class CheckpointStore:
         return all_ranks(good)
 
     def choose(
-        self, name: str | None = None, *, fall_back: bool, rewound: tuple[int, int] | None = None
+        self,
+        name: str | None = None,
+        *,
+        fall_back: bool,
+        rewound: tuple[int, int] | None = None,
+        committed: int | None = None,
     ) -> Path | None:
         """The newest checkpoint (or `name`) whose every file has its checksum; all ranks together, before any engine.
 
         Args:
-            fall_back: set a damaged one aside and take the one before it, instead of stopping.
+            fall_back: set a damaged one aside and take the one before it, or none where the run has none yet, instead
+                of stopping.
             rewound: number of a rewind and the step before which it goes back: younger checkpoints that have not
                 seen that rewind are set aside.
+            committed: the step of the last checkpoint that the run has committed, as far as is recorded.
+
+        Returns:
+            None where the run is to start from the beginning.
 
         Raises:
-            UserError: on all ranks alike; a damaged one without `fall_back`, or no such checkpoint.
+            UserError: on all ranks alike; a damaged one without `fall_back`, no such checkpoint, none although the run
+                has committed some, or one of other inputs than this run's.
         """
         while True:
-            candidates = from_first_rank(lambda: self._candidates(name, rewound))
+            candidates = from_first_rank(lambda: self._candidates(name, rewound, fall_back=fall_back))
             if not candidates:
+                from_first_rank(lambda: self._check_absence(committed))
                 return None
             path = Path(candidates[-1])
-            found = self.damage(path)
-            if not found:
+            problems = self.damage(path)
+            if not problems:
+                self._check_identity(path)
                 return path
             if not fall_back:
-                raise UserError(f"{found[0]}; resume with --resume auto to go on from the checkpoint before it")
+                raise UserError(f"{problems[0]}; resume with --resume auto to go on from the checkpoint before it")
             if dist.get_rank() == 0:
                 aside = on_disk.set_aside(path, "damaged")
-                said = f"{found[0]}; set aside as {aside.name}"
+                said = f"{problems[0]}; set aside as {aside.name}"
                 self._events.append({"event": "checkpoint_damaged", "step": on_disk.step_of(path), "said": said})
             dist.barrier()
 
-    def _candidates(self, name: str | None, rewound: tuple[int, int] | None) -> list[str]:
+    def _candidates(self, name: str | None, rewound: tuple[int, int] | None, *, fall_back: bool) -> list[str]:
         if name is not None:
-            on_disk.find(self.folder, name)
-        found = on_disk.complete(self.folder)
+            return [str(on_disk.find(self.folder, name))]
+        checkpoints = on_disk.complete(self.folder)
         if rewound is not None:
             number, before = rewound
-            for path in [p for p in found if on_disk.step_of(p) >= before]:
+            for path in [p for p in checkpoints if on_disk.step_of(p) >= before]:
                 if on_disk.read_manifest(path)["train_state"]["rewinds"] < number:
                     on_disk.set_aside(path, "rewound")
-                    found.remove(path)
-        return [str(path) for path in found if name in (None, path.name)]
+                    checkpoints.remove(path)
+        if not checkpoints and not fall_back:
+            on_disk.find(self.folder, None)  # says that there is none
+        return [str(path) for path in checkpoints]
+
+    def _check_absence(self, committed: int | None) -> None:
+        """Refuse to start from the beginning where checkpoints should be; a rewind may have gone back before the first."""
+        if committed is not None and not on_disk.is_set_aside(self.folder, committed, "rewound"):
+            raise UserError(
+                f"{self.folder} has no complete checkpoint, but the run has saved some, the last after step {committed:,}; "
+                "restore the folder, or begin anew in another run_dir"
+            )
+
+    def _check_identity(self, path: Path) -> None:
+        if (current := self._provenance.get("identity")) is not None:
+            check_identity(
+                on_disk.read_manifest(path)["identity"],
+                current,
+                path,
+                "restore them, or resume from another checkpoint",
+            )
+
+    def leave_younger(self, chosen: Path) -> None:
+        """Set aside the checkpoints that are younger than the one that the run goes on from; all ranks together.
+
+        They are of a branch that ends here: the run will save other states under their steps.
+        """
+
+        def leave() -> None:
+            younger = [p for p in on_disk.complete(self.folder) if on_disk.step_of(p) > on_disk.step_of(chosen)]
+            names = [on_disk.set_aside(path, "left").name for path in younger]
+            if names:
+                said = f"going on from {chosen.name}; the younger ones are set aside as {', '.join(names)}"
+                self._events.append({"event": "branch_left", "step": on_disk.step_of(chosen), "said": said})
+
+        from_first_rank(leave)
+
+    def leave_suspect(self, last_update: int) -> str:
+        """Set aside the checkpoints that hold the last update before steps that were not finite; all ranks together.
+
+        Without an older one they stay, since there is nothing better to go on from.
+
+        Args:
+            last_update: the step of that update.
+
+        Returns:
+            what to go on from, in a few words.
+        """
+
+        def leave() -> str:
+            checkpoints = on_disk.complete(self.folder)
+            suspect = [path for path in checkpoints if on_disk.step_of(path) >= last_update]
+            sound = [path for path in checkpoints if on_disk.step_of(path) < last_update]
+            if not sound:
+                return "there is no checkpoint from before them"
+            names = [on_disk.set_aside(path, "suspect").name for path in suspect]
+            aside = f"; {', '.join(names)} may be ruined and is set aside" if names else ""
+            return f"{sound[-1]} is the newest checkpoint from before them, which --resume auto takes{aside}"
+
+        save, self._save = self._save, None  # given up; the next save removes its folder
+        if save is not None and save.thread is not None:
+            save.thread.join()
+        return from_first_rank(leave)
+
+    def unmark(self, reason: str, holds: Callable[[dict[str, Any]], bool]) -> None:
+        """Let retention have checkpoints that were marked to be kept for a reason that does not hold any more; by rank 0.
+
+        Args:
+            holds: by a checkpoint's manifest.
+        """
+        for path in on_disk.complete(self.folder):
+            if on_disk.kept_for(path) == reason and not holds(on_disk.read_manifest(path)):
+                (path / on_disk.KEEP).unlink()
+                said = f"{path.name} is not {reason} any more, and is kept no longer than others"
+                self._events.append({"event": "checkpoint_unmarked", "step": on_disk.step_of(path), "said": said})
 
     def damage(self, path: Path) -> list[str]:
         """What is wrong with a checkpoint's files, in their order; each rank reads its share of them."""
@@ -257,7 +368,8 @@ class CheckpointStore:
         """
         manifest, here = on_disk.read_manifest(path), topology(engine)
         if manifest["topology"] == here:
-            loaded, _ = engine.load_checkpoint(str(self.folder), tag=path.name, load_lr_scheduler_states=False)
+            with only_known_classes(path):
+                loaded, _ = engine.load_checkpoint(str(self.folder), tag=path.name, load_lr_scheduler_states=False)
             assert loaded is not None, f"DeepSpeed found no checkpoint in {path}"
         else:
             universal = self.universal_for(path, here)
@@ -279,13 +391,13 @@ class CheckpointStore:
                 f"{path} was written with {said[0]} and cannot be loaded with {said[1]}: DeepSpeed's universal "
                 "checkpoints do not change the ZeRO stage; use a ds_config of the same stage"
             )
-        universal = on_disk.universal_of(path)
-        if not (universal / on_disk.MANIFEST).exists():
+        if (state := on_disk.universal_state(path)) != "ready":
+            stale = ", and its universal form was made from another checkpoint of that name" if state == "stale" else ""
             raise UserError(
-                f"{path} was written with {said[0]} and this run has {said[1]}; first run "
+                f"{path} was written with {said[0]} and this run has {said[1]}{stale}; first run "
                 f"python launch/reshard.py --run {self.folder.parent} --checkpoint {path.name}"
             )
-        return universal
+        return on_disk.universal_of(path)
 
     # One save, on its way.
 
@@ -309,6 +421,9 @@ class CheckpointStore:
             assert self._snapshot is not None
             self._snapshot.wait()
             reached("copied")
+            save.unsound = not_finite(save.files)
+            if save.unsound is not None:
+                raise UserError(f"{save.unsound} is not finite")
             facts = write_files(save.files, save.partial)
             reached("written")
             write_json(save.partial / f"rank_{rank:05d}.files.json", facts)
@@ -334,7 +449,9 @@ class CheckpointStore:
             reached("renamed")
             write_text(self.folder / "latest", final.name)
             reached("latest")
-            for old in on_disk.expendable(self.folder, self.settings.keep_last, self.settings.keep_every_steps):
+            # One that no step has proven yet is not counted among the last: should it be ruined, they are all there.
+            keep_last = self.settings.keep_last + (not save.proven)
+            for old in on_disk.expendable(self.folder, keep_last, self.settings.keep_every_steps, spare=final):
                 on_disk.remove(old)
             for script in ("zero_to_fp32.py", "zero_to_torch.py"):  # of no use under AutoEP; recipe/export.py is
                 (self.folder / script).unlink(missing_ok=True)
@@ -349,7 +466,7 @@ class CheckpointStore:
             self._save = save
             self._drop("it could not be committed")
             return False
-        took = time.monotonic() - save.begun
+        self.took_s = took = time.monotonic() - save.begun
         self._report(
             "checkpoint",
             save,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import deepspeed
@@ -115,6 +116,29 @@ def build_engine(
     with recipe_layers():
         engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=ds_raw)
     return engine
+
+
+def torch_optimizer(engine: deepspeed.DeepSpeedEngine) -> torch.optim.Optimizer:
+    """The optimizer below ZeRO's."""
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)
+
+
+@contextmanager
+def own_hyperparameters(engine: deepspeed.DeepSpeedEngine) -> Iterator[None]:
+    """Keep the settings of the optimizer's groups through a load, which brings those of the checkpoint."""
+    groups = torch_optimizer(engine).param_groups
+    own = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+    yield
+    for group, values in zip(torch_optimizer(engine).param_groups, own, strict=True):
+        group.update(values)
+
+
+def forget_moments(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Set the optimizer's states to what they are before its first step; the weights stay."""
+    for state in torch_optimizer(engine).state.values():
+        for value in state.values():
+            if isinstance(value, torch.Tensor):
+                value.zero_()
 
 
 def control_routing(

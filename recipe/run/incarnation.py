@@ -8,12 +8,14 @@ import torch
 import torch.distributed as dist
 
 from recipe.base.ranks import RESTART
+from recipe.base.run_records import last_saved
 from recipe.model import RecipeMoeConfig
 from recipe.run import faults
+from recipe.run.agree import from_first_rank
 from recipe.run.checkpoint import CheckpointStore, TrainState
 from recipe.run.engine import build_engine
 from recipe.run.loop import Training
-from recipe.run.run_folder import RunFolder, versions
+from recipe.run.run_folder import RunFolder, provenance
 from recipe.run.startup import Launch, ProfiledSteps
 from recipe.run.step_guard import Rewind
 from recipe.run.watchdog import Watchdog
@@ -37,9 +39,8 @@ def train_on(
         the exit code: 0, or RESTART to go back before a spike.
     """
     run = launch.run
-    provenance = {"run_config": run.model_dump(mode="json"), "ds_config": launch.ds_raw, **versions()}
-    store = CheckpointStore(run.run_dir / "checkpoints", run.checkpoint, provenance)
-    order = folder.rewind_order()
+    store = CheckpointStore(run.run_dir / "checkpoints", run.checkpoint, provenance(launch))
+    order, saved = folder.rewind_order(), from_first_rank(lambda: last_saved(run.run_dir))
     chosen = None
     watchdog.place.enter("verifying the checkpoint")
     if resume != "never":
@@ -47,6 +48,7 @@ def train_on(
             resume if resume.startswith("step_") else None,
             fall_back=resume == "auto",
             rewound=(order["number"], order["before_step"]) if order else None,
+            committed=saved["step"] if saved else None,
         )
     watchdog.place.enter("building the engine")
     engine = build_engine(
@@ -58,6 +60,9 @@ def train_on(
     )
     watchdog.place.enter("loading the checkpoint")
     state = TrainState() if chosen is None else store.load(engine, chosen)
+    store.took_s = saved["took_s"] if saved and "took_s" in saved else 0.0
+    if chosen is not None:
+        store.leave_younger(chosen)
     said = (
         "started from the beginning"
         if chosen is None
@@ -71,6 +76,7 @@ def train_on(
         started = {
             "event": "started",
             "step": state.step,
+            "checkpoint": None if chosen is None else chosen.name,
             "said": said,
             "ranks": dist.get_world_size(),
             "device": device,

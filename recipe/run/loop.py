@@ -28,11 +28,14 @@ from recipe.run.routing_metrics import routing_metrics
 from recipe.run.run_folder import RunFolder
 from recipe.run.startup import Launch, ProfiledSteps
 from recipe.run.step import run_step
-from recipe.run.step_guard import StepGuard, Verdict
+from recipe.run.step_guard import NotFinite, StepGuard, Verdict
 from recipe.run.stopping import StopRequest
 from recipe.run.stragglers import StepTime, compare, timed_collectives
 from recipe.run.throughput import Throughput
 from recipe.run.watchdog import Watchdog
+
+MOST_DAMAGED = 0.01  # of the sequences, besides a batch, that data.on_damage skip leaves out before the run stops
+LAST_BEFORE_DECAY = "the last before the decay"
 
 
 def read_batches(launch: Launch, sequences: int) -> list[Batch]:
@@ -119,6 +122,9 @@ class Training:
         self.batches = ReadAhead(lambda sequences: read_batches(launch, sequences))
         self._skipped_here = 0  # sequences left out of this rank's micro-batches
         self._skipped_sequences = 0.0  # of all ranks'
+        self._first_sequence = state.sequences
+        if dist.get_rank() == 0:
+            store.unmark(LAST_BEFORE_DECAY, self._is_last_before_decay)
 
     def run(self) -> bool:
         """Train.
@@ -138,8 +144,13 @@ class Training:
         self.watchdog.place.enter("finishing")
         self.store.finish()
         self._tell(self.store.take_events())
-        if not self.store.holds(self.state.step):
+        sound = not self.guard.in_doubt
+        if sound and not self.store.holds(self.state.step):
             raise UserError(f"the last checkpoint could not be written to {self.store.folder}; make room and resume")
+        if finished and not sound:
+            raise UserError(
+                f"the last steps were not finite; {self._leave_suspect()}; lower schedule.peak_lr and resume"
+            )
         if self.writer is not None:
             self.writer.event(self._end(finished))
             self.writer.close()
@@ -150,7 +161,8 @@ class Training:
         if finished:
             return {"event": "finished", "step": self.state.step, "said": "training finished"}
         why = self.stop.reason() or "signal"  # to another rank
-        said = f"stopped by a {why} after step {self.state.step:,}; --resume auto goes on"
+        saved = "" if not self.guard.in_doubt else ", which was not finite and is not saved"
+        said = f"stopped by a {why} after step {self.state.step:,}{saved}; --resume auto goes on"
         return {"event": "stopped", "step": self.state.step, "why": why, "said": said}
 
     def _step(self) -> bool:
@@ -181,12 +193,12 @@ class Training:
         state.advance(launch.ds.train_batch_size, launch.tokens_per_step)
         verdict = self.guard.verdict()
         self._enter("settling")
-        self.store.settle(verdict.totals)
+        self.store.settle(verdict.totals, finite=verdict.finite)
         self._enter("between steps")
         self.throughput.count(launch.tokens_per_step)
         if self.writer is not None:
             self.writer.step_is_done()
-        self._tell(self.guard.record(step, state.rewinds))
+        self._tell(self._recorded(step))
         state.guard = self.guard.state
         self._tell_of_skipped_data(step, verdict.totals["skipped_sequences"])
         if step_time is not None:
@@ -199,12 +211,26 @@ class Training:
         stopped = verdict.totals["stop"] > 0
         if launch.held_out and (step == self.total_steps or every(run.evaluation.every_steps, step)):
             self._evaluate(step)
-        self._save(step, stopped)
+        if not self.guard.in_doubt:
+            self._save(step, stopped)
         self._tell(self.store.take_events())
         if self.profiler is not None and (said := self.profiler.end_step(step, stopped=stopped)) is not None:
             print(said, flush=True)
-        self.stop.needed_s = max(self.stop.needed_s, time.monotonic() - begun)
+        self.stop.needed_s = max(self.stop.needed_s, time.monotonic() - begun + self.store.took_s)
         return stopped
+
+    def _recorded(self, step: int) -> list[dict[str, Any]]:
+        """Take the step's verdict into the history; the events that it makes."""
+        try:
+            return self.guard.record(step, self.state.rewinds)
+        except NotFinite as error:
+            raise UserError(
+                f"{error}; {self._leave_suspect()}; lower schedule.peak_lr, or look at that rank's GPU, and resume"
+            ) from None
+
+    def _leave_suspect(self) -> str:
+        last_update = self.guard.last_update
+        return self.store.leave_suspect(self.state.step if last_update is None else last_update)
 
     def _enter(self, phase: str, step: int | None = None) -> None:
         self.watchdog.place.enter(phase, step)
@@ -240,8 +266,13 @@ class Training:
         decays_next = last_before_decay(run.schedule, self.state.tokens, self.launch.tokens_per_step)
         if stopped or decays_next or step == self.total_steps or every(run.checkpoint.every_steps, step):
             self._enter("saving")
-            self.store.save(self.engine, self.state, keep="the last before the decay" if decays_next else None)
+            self.store.save(self.engine, self.state, keep=LAST_BEFORE_DECAY if decays_next else None)
             self._enter("between steps")
+
+    def _is_last_before_decay(self, manifest: dict[str, Any]) -> bool:
+        """Whether a checkpoint is, in the schedule of now, which may have moved since it was taken."""
+        batch_tokens = manifest["ds_config"]["train_batch_size"] * manifest["run_config"]["data"]["seq_length"]
+        return last_before_decay(self.launch.run.schedule, manifest["train_state"]["tokens"], batch_tokens)
 
     def _report(self, step: int, lr: float, verdict: Verdict, sums: StepSums) -> None:
         values = {
@@ -278,6 +309,12 @@ class Training:
             self._skipped_sequences = total
             said = f"{total:.0f} sequences in damaged blocks of shards left out since the start"
             self._tell([{"event": "data_skipped", "step": step, "said": said}])
+        read = self.state.sequences - self._first_sequence
+        if total > self.launch.ds.train_batch_size + MOST_DAMAGED * read:
+            raise UserError(
+                f"{total:,.0f} of the {read:,} sequences read since the start are damaged, more than {MOST_DAMAGED:.0%} and a "
+                "batch: look at the file system, restore the shards, and resume"
+            )
 
     def _tell(self, events: Sequence[dict[str, Any]]) -> None:
         if self.writer is not None:

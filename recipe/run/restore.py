@@ -7,16 +7,18 @@ from typing import Any
 
 import deepspeed
 
-from recipe.base.checkpoint_files import find
+from recipe.base.checkpoint_files import find, read_manifest
 from recipe.base.ds_config import DsConfig, load_ds_config
 from recipe.base.errors import ConfigError, UserError
-from recipe.base.model_shape import ModelShape, load_model_shape
+from recipe.base.model_shape import ModelShape
 from recipe.base.ranks import required_world_size
 from recipe.base.settings import RunConfig
 from recipe.base.strict import strict_model
+from recipe.data.token_folder import TokenFolder, tokenizer_identity
 from recipe.model import RecipeMoeConfig
 from recipe.run.checkpoint import CheckpointStore, TrainState
 from recipe.run.engine import build_engine, check_compute
+from recipe.run.identity import Identity, check_identity, data_identity
 from recipe.run.run_folder import load_run_folder
 
 
@@ -39,9 +41,12 @@ class RestorableRun:
         # Batches of evaluation have many sizes, each of which would be compiled.
         self._compute = self.run.compute.model_copy(update={"compile": False})
         check_compute(self._compute)
-        self.shape: ModelShape = load_model_shape(self.run.model)
         self._store = CheckpointStore(folder / "checkpoints", self.run.checkpoint)
-        self._name = find(folder / "checkpoints", checkpoint).name
+        path = find(folder / "checkpoints", checkpoint)
+        self._name, self._identity = path.name, read_manifest(path)["identity"]
+        # As it was trained, whatever has become of the files that the run was started with.
+        self.shape = strict_model(ModelShape, self._identity["model"], path)
+        self._check("tokenizer", tokenizer_identity(self.run.tokenizer), "restore the tokenizer")
         launched = required_world_size()
         if ds_path is None:
             ranks = strict_model(DsConfig, self.ds_raw, f"ds_config of {folder}").world_size
@@ -54,6 +59,22 @@ class RestorableRun:
             ds, self.ds_raw = load_ds_config(ds_path)
             if found := ds.problems_with(self.shape, launched):
                 raise ConfigError(f"{ds_path} with {self.run.model}", found)
+
+    def tokens(self, remedy: str) -> TokenFolder:
+        """The token folder of the run.
+
+        Args:
+            remedy: what to do where it is not what the checkpoint was trained on.
+
+        Raises:
+            UserError: it is not there, or not what it was.
+        """
+        tokens = TokenFolder(self.run.data.tokens)
+        self._check("data", data_identity(tokens), remedy)
+        return tokens
+
+    def _check(self, part: str, current: Identity, remedy: str) -> None:
+        check_identity(self._identity, {part: current}, self._store.folder / self._name, remedy)
 
     def restore(self) -> tuple[deepspeed.DeepSpeedEngine, TrainState]:
         engine = build_engine(

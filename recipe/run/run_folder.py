@@ -24,17 +24,19 @@ from pathlib import Path
 from typing import IO, Any
 
 import recipe
+from recipe.base.checkpoint_files import complete
 from recipe.base.errors import UserError
 from recipe.base.files import append_json, read_json_lines, write_json
 from recipe.base.ranks import rank
 from recipe.base.run_records import read_starts
-from recipe.base.settings import RunConfig
+from recipe.base.settings import RunConfig, absolute
+from recipe.run.identity import check_identity, differences
+from recipe.run.startup import Launch
 
 LOCK_PATIENCE_S = 15.0  # that a killed incarnation's rank 0 may take to be gone
-# What a resumed run may change and still be the same run. The optimizer's settings are not among them: the
-# checkpoint's would silently win.
-_FREE_TO_CHANGE = {"run_dir", "logging", "checkpoint", "schedule", "routing", "compute", "numerics", "watch",
-                   "evaluation"}  # fmt: skip
+# What a resumed run may not change and still be the same run. The optimizer's settings are among them, since the
+# checkpoint's would silently win. Model, tokenizer and tokens are compared by content, wherever they lie.
+_FIXED = ("seed", "data", "optimizer")
 _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy", "pydantic")
 
 
@@ -85,46 +87,73 @@ class RunFolder:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def check_run_folder(run: RunConfig, resumes: bool) -> list[str]:
+def check_run_folder(launch: Launch, *, resumes: bool) -> list[str]:
     """Refuse to mix two runs in one folder.
 
     Returns:
-        the sections of the run config that differ from the run's last start, allowed ones.
+        what differs from the run's last start and may, a sentence each: settings, ranks and batch, the folder itself.
 
     Raises:
         UserError: the folder holds a run and is not to be resumed, or what may not change differs.
     """
+    run = launch.run
     if not _starts(run.run_dir).exists():
+        if checkpoints := complete(run.run_dir / "checkpoints"):
+            raise UserError(
+                f"{run.run_dir} holds {checkpoints[-1].name} but no record of the run that saved it (incarnations.jsonl); "
+                "copy the whole run folder, or choose another run_dir"
+            )
         return []
     if not resumes:
         raise UserError(
             f"{run.run_dir} already holds a run; add --resume auto to continue it or choose another run_dir"
         )
-    last = load_run_folder(run.run_dir)[0]
-    before = last.model_dump(mode="json")
-    changed = sorted(key for key, value in run.model_dump(mode="json").items() if before[key] != value)
-    forbidden = [key for key in changed if key not in _FREE_TO_CHANGE and not _only_on_damage(key, last, run)]
-    if forbidden:
+    start = last_start(run.run_dir)
+    last = RunConfig.model_validate(start["run_config"])
+    fixed_before, fixed_now = ({key: _without_paths(config)[key] for key in _FIXED} for config in (last, run))
+    if problems := differences(fixed_before, fixed_now):
         raise UserError(
-            f"{run.run_dir} holds a run with other settings in {', '.join(forbidden)}; "
-            "restore them or choose another run_dir"
+            f"{run.run_dir} holds a run with other settings: {'; '.join(problems)}; restore them or choose another run_dir"
         )
+    check_identity(
+        start["identity"],
+        launch.identity,
+        run.run_dir,
+        "restore them, or branch into another run_dir (recipe/branch.py)",
+    )
     mixture, planned = run.data.mixture, last.schedule.total_tokens
     if planned != run.schedule.total_tokens and (mixture.max_epochs is not None or mixture.anneal is not None):
         raise UserError(
             f"schedule.total_tokens changes from {planned:,} to {run.schedule.total_tokens:,}, and with it which data "
             "come next, since data.mixture has max_epochs or anneal; restore it or choose another run_dir"
         )
-    return changed
+    changes = differences(_without_paths(last), _without_paths(run))
+    changes += [f"ds_config {change}" for change in differences(start["ds_config"], launch.ds_raw)]
+    if last.run_dir != run.run_dir.absolute():
+        changes.append(f"the run folder is {run.run_dir.absolute()}, was {last.run_dir}: moved, or a copy of that run")
+    return changes
 
 
-def _only_on_damage(section: str, last: RunConfig, run: RunConfig) -> bool:
-    """Whether the data differ in what is done with damage alone, which may be decided when there is some."""
-    return section == "data" and last.data.model_copy(update={"on_damage": run.data.on_damage}) == run.data
+def _without_paths(run: RunConfig) -> dict[str, Any]:
+    """A run config as JSON, without the paths of what is compared by content, and what may be decided when data are damaged."""
+    values = run.model_dump(mode="json", exclude={"run_dir": True, "model": True, "tokenizer": True})
+    for key in ("tokens", "on_damage"):
+        del values["data"][key]
+    return values
 
 
 def versions() -> dict[str, Any]:
     return {"code_version": recipe.__version__, "packages": {name: version(name) for name in _PACKAGES}}
+
+
+def provenance(launch: Launch) -> dict[str, Any]:
+    """What a checkpoint's manifest says of the run that saved it."""
+    return {
+        "run_config": absolute(launch.run).model_dump(mode="json"),
+        "ds_config": launch.ds_raw,
+        "identity": launch.identity,
+        **versions(),
+    }
 
 
 _lock: IO[str] | None = None  # held until this process ends
@@ -158,27 +187,40 @@ def lock_run_folder(folder: Path) -> None:
     _lock = handle
 
 
-def record_start(run: RunConfig, ds_raw: dict[str, Any]) -> int:
-    """Append this start to incarnations.jsonl: when, by which command, code, packages and configs; returns its number."""
-    start = {
-        "time": time.time(),
-        "command": sys.argv,
-        **versions(),
-        "run_config": run.model_dump(mode="json"),
-        "ds_config": ds_raw,
-    }
-    append_json(_starts(run.run_dir), start)
-    return len(read_json_lines(_starts(run.run_dir)))
+def record_start(launch: Launch, **more: Any) -> int:
+    """Append this start to incarnations.jsonl: when, where, by which command, code, packages, configs and inputs.
+
+    Returns:
+        its number, from 1.
+    """
+    path = _starts(launch.run.run_dir)
+    append_json(path, {"time": time.time(), "command": sys.argv, "folder": os.getcwd(), **provenance(launch), **more})
+    return len(read_json_lines(path))
+
+
+def last_start(folder: str | Path) -> dict[str, Any]:
+    """What `record_start` wrote last.
+
+    Raises:
+        UserError: not a run folder, or one of an older version.
+    """
+    start = read_starts(folder)[-1]
+    if "identity" not in start:
+        raise UserError(
+            f"{folder} was last started by an older version of the recipe, which did not record what the run is made of; "
+            "go on with that version, or export there and begin a new run from the export (recipe/import_model.py)"
+        )
+    return start
 
 
 def load_run_folder(folder: str | Path) -> tuple[RunConfig, dict[str, Any]]:
     """The run config and ds_config JSON that a run folder was last started with.
 
     Raises:
-        UserError: not a run folder.
+        UserError: not a run folder, or one of an older version.
     """
-    starts = read_starts(folder)
-    return RunConfig.model_validate(starts[-1]["run_config"]), starts[-1]["ds_config"]
+    start = last_start(folder)
+    return RunConfig.model_validate(start["run_config"]), start["ds_config"]
 
 
 def _starts(folder: Path) -> Path:

@@ -10,7 +10,7 @@ What changes earlier, such as expert biases, is small and copied at once.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from deepspeed.runtime.checkpoint_engine import CheckpointCommitInfo, TorchCheck
 from recipe.base.files import HashedFile
 
 COPIED_AT_ONCE_BYTES = 1 << 20
+CHECKED_AT_ONCE = 1 << 24  # elements, so that the check needs no memory to speak of
 
 Files = Sequence[tuple[Path, Any]]  # each file's path and what torch.save is to write there
 
@@ -131,3 +132,24 @@ def write_files(files: Files, folder: Path) -> dict[str, dict[str, Any]]:
 def _copy(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
     for target, source in pairs:
         target.copy_(source, non_blocking=True)
+
+
+def not_finite(files: Files) -> str | None:
+    """The file and the name of a tensor that holds NaN or infinity, of copies that can be read; None if none does."""
+    for path, state in files:
+        for name, tensor in _tensors(state):
+            rows = tensor.reshape(-1).split(CHECKED_AT_ONCE) if tensor.is_floating_point() else ()
+            if not all(bool(torch.isfinite(row).all()) for row in rows):
+                return f"{name} in {path.name}"
+    return None
+
+
+def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _tensors(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from _tensors(inner, f"{name}[{number}]")

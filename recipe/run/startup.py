@@ -9,13 +9,13 @@ from typing import Any
 
 from recipe.base.ds_config import DsConfig, load_ds_config
 from recipe.base.errors import ConfigError, UserError, read_all
-from recipe.base.files import sha256
 from recipe.base.model_shape import ModelShape, load_model_shape
 from recipe.base.routing_settings import Routing
 from recipe.base.settings import RunConfig, load_run_config
 from recipe.data.loader import BatchOrder
 from recipe.data.mixture import CYCLE, plan_mixture
-from recipe.data.token_folder import Source, TokenFolder, held_out_sources
+from recipe.data.token_folder import Source, TokenFolder, check_tokenizer, held_out_sources
+from recipe.run.identity import Identity, identity_of
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Launch:
     order: BatchOrder
     tokenizer: dict[str, Any]  # facts of the shards' tokenizer
     held_out: list[Source]  # that are evaluated during training; none where that is off
+    never_held_out: list[str]  # sources that are trained on and have no held-out tokens
+    identity: Identity
 
     @property
     def tokens_per_step(self) -> int:
@@ -87,12 +89,28 @@ def check_launch(config_path: Path, overrides: list[str], ds_path: Path, world_s
     if found:
         raise ConfigError(f"{ds_path} with {run.model}", found)
     tokens = TokenFolder(run.data.tokens)
-    _check_tokenizer(run, shape, tokens)
+    check_tokenizer(tokens, run.tokenizer)
+    if tokens.tokenizer["vocab_size"] > shape.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokens.tokenizer['vocab_size']:,} tokens but the model's vocab_size is {shape.vocab_size:,}; "
+            "train a smaller tokenizer or choose another model"
+        )
     order = batch_order(run, tokens)
     held_out: list[Source] = []
     if run.evaluation.every_steps is not None:
         held_out, _ = held_out_sources(run.evaluation.tokens or run.data.tokens, run.tokenizer)
-    return Launch(run, ds, ds_raw, shape, order, tokens.tokenizer, held_out)
+    evaluated = tokens if run.evaluation.tokens is None else TokenFolder(run.evaluation.tokens)
+    return Launch(
+        run,
+        ds,
+        ds_raw,
+        shape,
+        order,
+        tokens.tokenizer,
+        held_out,
+        never_held_out=sorted(set(order.names) - {source.name for source in evaluated.sources("held_out")}),
+        identity=identity_of(shape, tokens, run.tokenizer),
+    )
 
 
 def batch_order(run: RunConfig, tokens: TokenFolder) -> BatchOrder:
@@ -143,6 +161,8 @@ def describe(launch: Launch) -> str:
             f"{sum(s.num_tokens for s in source.shards):,} of {source.name}" for source in launch.held_out
         )
         lines.append(f"evaluation  every {run.evaluation.every_steps:,} steps, held-out tokens: {counts}")
+    if launch.never_held_out:
+        lines.append(f"evaluation  no held-out tokens of {', '.join(launch.never_held_out)}: never evaluated")
     lines.append(f"run folder  {run.run_dir}, a checkpoint every {run.checkpoint.every_steps:,} steps")
     return "\n".join(lines)
 
@@ -155,20 +175,3 @@ def _describe_routing(routing: Routing) -> str:
         f"{routing.aux_loss_scope.replace('_', ' ')} aux loss {routing.aux_loss_coef:g}, z-loss {routing.z_loss_coef:g}, "
         f"bias rate {routing.bias_update_rate:g}, {capacity.mode}{limit}; watched: {', '.join(watched) or 'nothing'}"
     )
-
-
-def _check_tokenizer(run: RunConfig, shape: ModelShape, tokens: TokenFolder) -> None:
-    path = run.tokenizer / "tokenizer.json"
-    if not path.exists():
-        raise UserError(
-            f"tokenizer {run.tokenizer} holds no tokenizer.json; give the output folder of train_tokenizer.py"
-        )
-    if sha256(path) != tokens.tokenizer["sha256"]:
-        raise UserError(
-            f"{run.data.tokens} was tokenized with another tokenizer than {run.tokenizer}; name the one it was made with"
-        )
-    if tokens.tokenizer["vocab_size"] > shape.vocab_size:
-        raise UserError(
-            f"the tokenizer has {tokens.tokenizer['vocab_size']:,} tokens but the model's vocab_size is {shape.vocab_size:,}; "
-            "train a smaller tokenizer or choose another model"
-        )

@@ -57,7 +57,7 @@ def run_step(
                 engine(**on_device(for_attention(model_inputs(batch), compute), device), logits_to_keep=1)
                 control.end_forward()
         control.end_counting()
-    total = torch.zeros((), device=device)
+    total, targets = torch.zeros((), device=device), sum(int((b.targets != IGNORED).sum()) for b in batches)
     for number, batch in enumerate(batches):
         enter("forward")
         control.begin_micro_batch(_micro_batch(number, batch, device))
@@ -69,7 +69,7 @@ def run_step(
         engine.backward(loss * len(batches))  # which the engine divides by the accumulation steps
         enter("update")
         if guard is not None:
-            guard.offer(total)
+            guard.offer(total, targets)
         engine.step()
     applied = guard is None or guard.verdict().applied
     return total, control.end_step(update_bias=update_bias and applied)

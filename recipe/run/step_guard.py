@@ -2,8 +2,8 @@
 
 The one exchange that every step has is made here, when the global batch's loss and gradient norm are known and the
 weights are still what they were. A loss or norm that is not finite, or far above what the last steps had (a robust
-z-score; OLMo-core's SkipStepOptimizer uses 6 standard deviations over 128 steps), means that the update is left out:
-weights, moments and the optimizer's own step count stay.
+z-score; OLMo-core's SkipStepOptimizer uses 6 standard deviations over 128 steps), or no token that has a loss at all,
+means that the update is left out: weights, moments and the optimizer's own step count stay.
 """
 
 from __future__ import annotations
@@ -33,11 +33,15 @@ class Rewind(Exception):
         super().__init__(said)
 
 
+class NotFinite(UserError):
+    """Too many steps in a row were not finite: the last update before them (`StepGuard.last_update`) is suspect too."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What became of a step."""
 
-    kind: Literal["applied", "nonfinite", "spike"]
+    kind: Literal["applied", "nonfinite", "spike", "empty"]
     said: str
     loss: float  # nats per token, mean of the global batch
     grad_norm: float
@@ -46,6 +50,11 @@ class Verdict:
     @property
     def applied(self) -> bool:
         return self.kind == "applied"
+
+    @property
+    def finite(self) -> bool | None:
+        """Whether the weights that the step began with gave a finite loss and gradient; None if nothing shows it."""
+        return None if self.kind == "empty" else self.kind != "nonfinite"
 
 
 class StepGuard:
@@ -73,7 +82,9 @@ class StepGuard:
         self._skipped_in_a_row: dict[str, int] = {"nonfinite": 0, "spike": 0, **state.get("skipped_in_a_row", {})}
         self._spike_since: int | None = state.get("spike_since")
         self.skipped = int(state.get("skipped", 0))  # steps of the run so far
+        self.last_update: int | None = state.get("last_update")  # the last step that was applied; None: not known
         self._loss: torch.Tensor | None = None
+        self._targets = 0
         self._verdict: Verdict | None = None
         optimizer: Any = getattr(engine.optimizer, "optimizer", engine.optimizer)
         update = optimizer.step
@@ -88,6 +99,11 @@ class StepGuard:
         optimizer.step = guarded
 
     @property
+    def in_doubt(self) -> bool:
+        """Whether the last step was not finite, and with it what the weights are."""
+        return self._skipped_in_a_row["nonfinite"] > 0
+
+    @property
     def state(self) -> dict[str, Any]:
         return {
             "losses": self._losses,
@@ -95,11 +111,17 @@ class StepGuard:
             "skipped_in_a_row": self._skipped_in_a_row,
             "spike_since": self._spike_since,
             "skipped": self.skipped,
+            "last_update": self.last_update,
         }
 
-    def offer(self, loss: torch.Tensor) -> None:
-        """This rank's part of a step's loss; its mean over ranks is the global batch's. Before the engine's step."""
-        self._loss, self._verdict = loss, None
+    def offer(self, loss: torch.Tensor, targets: int) -> None:
+        """This rank's part of a step, before the engine's step.
+
+        Args:
+            loss: its mean over ranks is the global batch's.
+            targets: tokens of this rank that have a loss.
+        """
+        self._loss, self._targets, self._verdict = loss, targets, None
 
     def verdict(self) -> Verdict:
         """The step's verdict; the first call after `offer` exchanges, on all ranks."""
@@ -112,7 +134,7 @@ class StepGuard:
         # DeepSpeed skips a step whose norm is not finite by itself, and says inf.
         norm = getattr(self._engine.optimizer, "_global_grad_norm", None)
         bad = float(not math.isfinite(self._loss.item()))
-        mine = {**self._votes(), "bad": bad, "bad_rank": bad * dist.get_rank()}
+        mine = {**self._votes(), "bad": bad, "bad_rank": bad * dist.get_rank(), "targets": float(self._targets)}
         names = list(mine)
         summed = torch.tensor(
             [float(self._loss), math.nan if norm is None else float(norm), *mine.values()],
@@ -130,6 +152,8 @@ class StepGuard:
             return Verdict(
                 "nonfinite", "the gradient is not finite on some rank, the losses are", loss, grad_norm, totals
             )
+        if not totals["targets"]:
+            return Verdict("empty", "no token of it has a loss", loss, grad_norm, totals)
         spike = self._spike("loss", loss, self._losses) or self._spike("gradient norm", grad_norm, self._norms)
         return Verdict("spike" if spike else "applied", spike or "", loss, grad_norm, totals)
 
@@ -150,13 +174,15 @@ class StepGuard:
 
         Raises:
             Rewind: the spike goes on, and the run has not gone back before.
-            UserError: it has; or too many steps in a row were not finite.
+            NotFinite: too many steps in a row were.
+            UserError: the run has gone back before a spike already.
         """
         verdict = self.verdict()
-        for kind in self._skipped_in_a_row:
-            self._skipped_in_a_row[kind] = self._skipped_in_a_row[kind] + 1 if verdict.kind == kind else 0
+        if verdict.kind != "empty":  # which shows nothing
+            for kind in self._skipped_in_a_row:
+                self._skipped_in_a_row[kind] = self._skipped_in_a_row[kind] + 1 if verdict.kind == kind else 0
         if verdict.applied:
-            self._spike_since = None
+            self._spike_since, self.last_update = None, step
             if self._settings.spikes is not None:
                 for history, value in ((self._losses, verdict.loss), (self._norms, verdict.grad_norm)):
                     if math.isfinite(value):  # without ZeRO there is no norm
@@ -171,10 +197,7 @@ class StepGuard:
     def _check_nonfinite(self, step: int, verdict: Verdict) -> None:
         limit = self._settings.max_nonfinite_in_a_row
         if self._skipped_in_a_row["nonfinite"] >= limit:
-            raise UserError(
-                f"{limit} steps in a row up to {step:,} were not finite, the last since {verdict.said}; "
-                "lower schedule.peak_lr, or look at that rank's GPU, and resume"
-            )
+            raise NotFinite(f"{limit} steps in a row up to {step:,} were not finite, the last since {verdict.said}")
 
     def _check_spike(self, step: int, verdict: Verdict, rewinds: int) -> None:
         spikes = self._settings.spikes

@@ -16,12 +16,19 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 MARGIN_S = 30.0  # besides twice what the last save and the last step took
 
 
+def process_age_s() -> float:
+    """Seconds since this process was started; imports and the building of an engine count."""
+    with open("/proc/self/stat", encoding="utf-8", errors="replace") as handle:
+        started_ticks = int(handle.read().rpartition(")")[2].split()[19])  # field 22 of proc(5), since boot
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")
+
+
 class StopRequest:
     """Any rank may be signalled; rank 0 looks at the file and the clock. The ranks learn of it together in the step.
 
     Args:
         file: whoever makes it asks the run to stop; removed when the run has.
-        time_limit_s: of this process, from now; None: Slurm's end of the job if it says one.
+        time_limit_s: of this process, from its start; None: Slurm's end of the job if it says one.
     """
 
     def __init__(self, file: Path, time_limit_s: float | None):
@@ -29,10 +36,11 @@ class StopRequest:
         self._signal: int | None = None
         for number in SIGNALS:
             signal.signal(number, self._ask)
-        if time_limit_s is None and "SLURM_JOB_END_TIME" in os.environ:
-            time_limit_s = float(os.environ["SLURM_JOB_END_TIME"]) - time.time()
-        self._deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
-        self.needed_s = 0.0  # what a step and a save take, as far as is known
+        left_s = None if time_limit_s is None else time_limit_s - process_age_s()
+        if left_s is None and "SLURM_JOB_END_TIME" in os.environ:
+            left_s = float(os.environ["SLURM_JOB_END_TIME"]) - time.time()
+        self._deadline = None if left_s is None else time.monotonic() + left_s
+        self.needed_s = 0.0  # what a step and a save, until it is on disk, take, as far as is known
 
     def reason(self) -> Reason | None:
         """Why this rank wants to stop."""

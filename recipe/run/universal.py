@@ -13,7 +13,6 @@ import shutil
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
 
 import deepspeed
 import torch
@@ -22,6 +21,8 @@ from deepspeed.checkpoint import ds_to_universal
 from recipe.base import checkpoint_files as on_disk
 from recipe.base.errors import UserError
 from recipe.base.files import flush_folder, sha256, write_json
+from recipe.run.engine import own_hyperparameters, torch_optimizer
+from recipe.run.unpickling import only_known_classes
 
 
 def make_universal(checkpoint: Path, workers: int) -> Path:
@@ -31,7 +32,7 @@ def make_universal(checkpoint: Path, workers: int) -> Path:
         UserError: the checkpoint is damaged, or of a kind that DeepSpeed does not convert.
     """
     manifest, target = on_disk.read_manifest(checkpoint), on_disk.universal_of(checkpoint)
-    if (target / on_disk.MANIFEST).exists():
+    if on_disk.universal_state(checkpoint) == "ready":
         return target
     if found := on_disk.damage(checkpoint, sorted(manifest["files"].items())):
         raise UserError(f"{found[0]}; reshard an older checkpoint with --checkpoint")
@@ -48,7 +49,7 @@ def make_universal(checkpoint: Path, workers: int) -> Path:
         strict=True,
         inject_missing_state=False,
     )
-    with redirect_stdout(sys.stderr):
+    with redirect_stdout(sys.stderr), only_known_classes(checkpoint):
         ds_to_universal.main(options)
     (checkpoint.parent / "latest_universal").unlink(missing_ok=True)  # DeepSpeed's, of the partial name
     files = {}
@@ -56,7 +57,8 @@ def make_universal(checkpoint: Path, workers: int) -> Path:
         with open(path, "rb") as handle:
             os.fsync(handle.fileno())
         files[str(path.relative_to(partial))] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    write_json(partial / on_disk.MANIFEST, {**manifest, "files": files})
+    made_from = on_disk.digest(checkpoint)
+    write_json(partial / on_disk.MANIFEST, {**manifest, "files": files, "made_from": made_from})
     flush_folder(partial)
     shutil.rmtree(target, ignore_errors=True)
     os.rename(partial, target)
@@ -66,17 +68,16 @@ def make_universal(checkpoint: Path, workers: int) -> Path:
 
 def load_universal(engine: deepspeed.DeepSpeedEngine, universal: Path) -> None:
     """Load weights, optimizer and counters into an engine of any number of ranks and expert-parallel size."""
-    optimizer: Any = getattr(engine.optimizer, "optimizer", engine.optimizer)
-    own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     engine._config.load_universal_checkpoint = True
     try:
-        loaded, _ = engine.load_checkpoint(str(universal.parent), tag=universal.name, load_lr_scheduler_states=False)
+        with own_hyperparameters(engine), only_known_classes(universal):
+            loaded, _ = engine.load_checkpoint(
+                str(universal.parent), tag=universal.name, load_lr_scheduler_states=False
+            )
     finally:
         engine._config.load_universal_checkpoint = False
     assert loaded is not None, f"DeepSpeed found no checkpoint in {universal}"
-    for group, values in zip(optimizer.param_groups, own, strict=True):
-        group.update(values)
-    for state in optimizer.state.values():
+    for state in torch_optimizer(engine).state.values():
         if isinstance(state.get("step"), torch.Tensor):
             state["step"] = state["step"].clone()
     _load_buffers(engine, universal)
@@ -85,7 +86,8 @@ def load_universal(engine: deepspeed.DeepSpeedEngine, universal: Path) -> None:
 def _load_buffers(engine: deepspeed.DeepSpeedEngine, universal: Path) -> None:
     """Buffers are whole on every rank, so any rank's file has them."""
     file = sorted(universal.glob("*model_states.pt"))[0]
-    saved = torch.load(file, map_location="cpu", weights_only=False)["module"]
+    with only_known_classes(universal):
+        saved = torch.load(file, map_location="cpu", weights_only=True)["module"]
     persistent = engine.module.state_dict().keys()
     for name, buffer in engine.module.named_buffers():
         if name in persistent:

@@ -44,9 +44,39 @@ def test_retention_spares_the_last_every_nth_and_the_marked(tmp_path):
     paths = {step: make(tmp_path, step, keep=step == 3) for step in range(1, 9)}
     assert on_disk.expendable(tmp_path, 2, 4) == [paths[step] for step in (1, 2, 5, 6)]
     assert on_disk.expendable(tmp_path, 2, None) == [paths[step] for step in (1, 2, 4, 5, 6)]
+    assert on_disk.expendable(tmp_path, 2, None, spare=paths[5]) == [paths[step] for step in (1, 2, 4, 6)]
     (tmp_path / "step_00000001.universal").mkdir()
     on_disk.remove(paths[1])
     assert not list(tmp_path.glob("step_00000001*"))
+
+
+def make_universal(checkpoint):
+    universal = on_disk.universal_of(checkpoint)
+    universal.mkdir()
+    manifest = {**on_disk.read_manifest(checkpoint), "made_from": on_disk.digest(checkpoint)}
+    (universal / on_disk.MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_a_universal_form_is_of_the_checkpoint_that_it_was_made_from_and_goes_with_it(tmp_path):
+    path = make(tmp_path, 4)
+    assert on_disk.universal_state(path) == "none"
+    make_universal(path)
+    assert on_disk.universal_state(path) == "ready"
+    aside = on_disk.set_aside(path, "left")
+    assert on_disk.universal_state(aside) == "ready"
+    assert [p.name for p in on_disk.complete(tmp_path)] == []
+    # Another checkpoint of the same step: the form of the first is not taken for its own.
+    make_universal(make(tmp_path, 4))
+    manifest = on_disk.read_manifest(path)
+    (path / on_disk.MANIFEST).write_text(json.dumps({**manifest, "time": 1}))
+    assert on_disk.universal_state(path) == "stale"
+
+
+def test_what_is_set_aside_twice_is_not_lost(tmp_path):
+    names = [on_disk.set_aside(make(tmp_path, 4), "left").name for _ in range(3)]
+    assert names == ["step_00000004.left", "step_00000004.left1", "step_00000004.left2"]
+    assert on_disk.is_set_aside(tmp_path, 4, "left")
+    assert not on_disk.is_set_aside(tmp_path, 4, "rewound")
 
 
 def test_damage_is_named(tmp_path):

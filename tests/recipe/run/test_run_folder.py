@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from recipe.base.errors import UserError
+from recipe.base.files import append_json
 from recipe.base.settings import RunConfig
-from recipe.run.run_folder import check_run_folder, record_start
+from recipe.run.run_folder import check_run_folder, load_run_folder, record_start
 
 
 def config(run_dir: Path, *, total_tokens: int = 1000, mixture: dict[str, Any] | None = None, **more: Any) -> RunConfig:
@@ -26,24 +29,96 @@ def config(run_dir: Path, *, total_tokens: int = 1000, mixture: dict[str, Any] |
     )
 
 
+IDENTITY = {"model": {"hidden_size": 8}, "tokenizer": {"eod_id": 0}, "data": {"train": {"en": {"tokens": 100}}}}
+
+
+def launch_of(run_dir: Path, *, ds: dict[str, Any] | None = None, identity: Any = IDENTITY, **more: Any) -> Any:
+    """What `check_run_folder` reads of a launch."""
+    return SimpleNamespace(run=config(run_dir, **more), ds_raw=ds or {"train_batch_size": 8}, identity=identity)
+
+
 def test_a_new_folder_takes_any_run_and_an_old_one_none_without_resume(tmp_path):
-    assert check_run_folder(config(tmp_path / "run"), resumes=False) == []
-    record_start(config(tmp_path / "run"), {})
+    launch = launch_of(tmp_path / "run")
+    assert check_run_folder(launch, resumes=False) == []
+    record_start(launch)
     with pytest.raises(UserError, match="already holds a run; add --resume auto"):
-        check_run_folder(config(tmp_path / "run"), resumes=False)
+        check_run_folder(launch, resumes=False)
 
 
 def test_what_may_change_is_told_and_what_may_not_is_refused(tmp_path):
-    record_start(config(tmp_path), {})
-    assert check_run_folder(config(tmp_path, total_tokens=2000), resumes=True) == ["schedule"]
-    assert check_run_folder(config(tmp_path, compute={"recompute": "reentrant"}), resumes=True) == ["compute"]
-    with pytest.raises(UserError, match="other settings in seed; restore them"):
-        check_run_folder(config(tmp_path, seed=1), resumes=True)
+    record_start(launch_of(tmp_path))
+
+    def changes(**more: Any) -> list[str]:
+        return check_run_folder(launch_of(tmp_path, **more), resumes=True)
+
+    assert changes() == []
+    assert changes(total_tokens=2000) == ["schedule.total_tokens is 2,000, was 1,000"]
+    assert changes(compute={"recompute": "reentrant"}) == ["compute.recompute is 'reentrant', was 'none'"]
+    assert changes(ds={"train_batch_size": 16}) == ["ds_config train_batch_size is 16, was 8"]
+    # Where things lie does not matter, and what is done with damage is decided when there is some.
+    assert changes(model="elsewhere", tokenizer="elsewhere") == []
+    assert changes(data={"tokens": "elsewhere", "seq_length": 8, "on_damage": "skip"}) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ({"seed": 1}, "seed is 1, was 0"),
+        ({"optimizer": {"betas": [0.9, 0.99]}}, r"optimizer.betas is \[0.9, 0.99\], was \[0.9, 0.95\]"),
+        ({"data": {"tokens": "tokens", "seq_length": 16}}, "data.seq_length is 16, was 8"),
+        ({"mixture": {"alpha": 0.7}}, "data.mixture.alpha is 0.7, was 0.5"),
+        ({"data": {"tokens": "tokens", "seq_length": 8, "document_attention": True}}, "document_attention is True"),
+    ],
+)
+def test_other_settings_of_what_is_learned_are_refused(more, problem, tmp_path):
+    record_start(launch_of(tmp_path))
+    with pytest.raises(UserError, match=f"holds a run with other settings: .*{problem}"):
+        check_run_folder(launch_of(tmp_path, **more), resumes=True)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "problem"),
+    [
+        ("model", {"hidden_size": 16}, "model.hidden_size is 16, was 8"),
+        ("tokenizer", {"eod_id": 3}, "tokenizer.eod_id is 3, was 0"),
+        ("data", {"train": {"en": {"tokens": 90}}}, "data.train.en.tokens is 90, was 100"),
+        ("data", {"train": {}}, "data.train.en.tokens is not set, was 100"),
+    ],
+)
+def test_other_inputs_under_the_same_paths_are_refused(part, value, problem, tmp_path):
+    record_start(launch_of(tmp_path))
+    with pytest.raises(UserError, match=f"was trained with other inputs: {problem}; restore them"):
+        check_run_folder(launch_of(tmp_path, identity={**IDENTITY, part: value}), resumes=True)
+
+
+def test_a_copied_run_folder_says_so_and_its_inputs_stay_where_they_were(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    record_start(launch_of(Path("run")))
+    shutil.copytree("run", tmp_path / "copy")
+    monkeypatch.chdir(tmp_path)
+    assert check_run_folder(launch_of(tmp_path / "here" / "run"), resumes=True) == []
+    (change,) = check_run_folder(launch_of(Path("copy")), resumes=True)
+    assert change == f"the run folder is {tmp_path / 'copy'}, was {tmp_path / 'here/run'}: moved, or a copy of that run"
+    assert load_run_folder(tmp_path / "copy")[0].data.tokens == tmp_path / "here" / "tokens"
+
+
+def test_checkpoints_without_a_record_of_their_run_are_not_taken_for_this_one(tmp_path):
+    (tmp_path / "checkpoints" / "step_00000010").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step_00000010" / "manifest.json").touch()
+    with pytest.raises(UserError, match="holds step_00000010 but no record of the run"):
+        check_run_folder(launch_of(tmp_path), resumes=True)
+
+
+def test_a_run_of_an_older_version_is_refused_in_a_sentence(tmp_path):
+    append_json(tmp_path / "incarnations.jsonl", {"run_config": {}, "ds_config": {}})
+    with pytest.raises(UserError, match="older version of the recipe, which did not record what the run is made of"):
+        check_run_folder(launch_of(tmp_path), resumes=True)
 
 
 @pytest.mark.parametrize("mixture", [{"max_epochs": 2.0}, {"anneal": {"share": 0.1, "tier_weights": {1: 2.0}}}])
 def test_a_longer_schedule_is_refused_where_the_data_depend_on_it(mixture, tmp_path):
-    record_start(config(tmp_path, mixture=mixture), {})
-    assert check_run_folder(config(tmp_path, mixture=mixture), resumes=True) == []
+    record_start(launch_of(tmp_path, mixture=mixture))
+    assert check_run_folder(launch_of(tmp_path, mixture=mixture), resumes=True) == []
     with pytest.raises(UserError, match="changes from 1,000 to 2,000, and with it which data come next"):
-        check_run_folder(config(tmp_path, mixture=mixture, total_tokens=2000), resumes=True)
+        check_run_folder(launch_of(tmp_path, mixture=mixture, total_tokens=2000), resumes=True)

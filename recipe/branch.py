@@ -1,0 +1,144 @@
+#!/usr/bin/env python3
+"""Begin a new run from another run's checkpoint, under the DeepSpeed launcher with the new run's ranks."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from recipe.base.checkpoint_files import digest, find, read_manifest
+from recipe.base.errors import UserError, exit_on_user_error
+from recipe.base.ranks import is_first_rank, leave, required_world_size
+from recipe.base.settings import RunConfig
+from recipe.run.identity import check_identity, differences
+from recipe.run.startup import Launch, check_launch
+
+EXAMPLE = """examples:
+  deepspeed --num_gpus 8 recipe/branch.py --from runs/a --checkpoint step_20000 --config decay.yaml \\
+      --deepspeed_config ds_configs/a100_8.json
+  deepspeed --num_gpus 8 recipe/train.py --config decay.yaml --deepspeed_config ds_configs/a100_8.json --resume auto
+
+The new run goes on with the weights, the optimizer, the position in the schedule, and the position in the data where these
+are read in the same order as before; other data begin at their beginning. With --weights-only all but the weights begins anew."""
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--from", dest="source", required=True, type=Path, help="run_dir of the run to branch from")
+    parser.add_argument("--checkpoint", help="name such as step_00001000 (default: the newest)")
+    parser.add_argument("--weights-only", action="store_true", help="optimizer, schedule and data begin anew")
+    parser.add_argument("--config", required=True, type=Path, help="run config of the new run; its run_dir must be new")
+    parser.add_argument("--deepspeed_config", required=True, type=Path, help="ds_config of the new run")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the run config"
+    )
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def check_branch(manifest: dict[str, Any], checkpoint: Path, launch: Launch, *, weights_only: bool) -> list[str]:
+    """Refuse a run that cannot go on from a checkpoint.
+
+    Returns:
+        why the data begin at their beginning, a sentence each; none where the order of the data goes on.
+
+    Raises:
+        UserError: another model, tokenizer, or, with its states, optimizer.
+    """
+    parts = {part: launch.identity[part] for part in ("model", "tokenizer")}
+    check_identity(manifest["identity"], parts, checkpoint, "give the new run the same model and tokenizer")
+    before = RunConfig.model_validate(manifest["run_config"])
+    if weights_only:
+        return ["--weights-only"]
+    optimizers = (run.optimizer.model_dump(mode="json") for run in (before, launch.run))
+    if problems := differences(*optimizers):
+        raise UserError(
+            f"the optimizer of {checkpoint} has other settings: {'; '.join(problems)}; restore them, or branch with "
+            "--weights-only"
+        )
+    identity_before = {**manifest["identity"]["data"], **_order(before)}
+    return differences(identity_before, {**launch.identity["data"], **_order(launch.run)})
+
+
+def _order(run: RunConfig) -> dict[str, Any]:
+    """What the order of the data depends on, besides the tokens."""
+    mixture = run.data.mixture
+    planned = mixture.max_epochs is not None or mixture.anneal is not None
+    return {
+        "seed": run.seed,
+        "seq_length": run.data.seq_length,
+        "mixture": mixture.model_dump(mode="json"),
+        **({"total_tokens": run.schedule.total_tokens} if planned else {}),
+    }
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    launch = check_launch(args.config, args.set, args.deepspeed_config, required_world_size())
+    checkpoint = find(args.source / "checkpoints", args.checkpoint)
+    manifest = read_manifest(checkpoint)
+    anew = check_branch(manifest, checkpoint, launch, weights_only=args.weights_only)
+
+    from recipe.model import RecipeMoeConfig
+    from recipe.run.agree import from_first_rank
+    from recipe.run.checkpoint import CheckpointStore, TrainState
+    from recipe.run.engine import build_engine, check_compute, forget_moments, own_hyperparameters
+    from recipe.run.run_folder import RunFolder, check_run_folder, lock_run_folder, provenance, record_start
+    from recipe.run.session import session
+
+    run = launch.run
+    check_compute(run.compute)
+    check_run_folder(launch, resumes=False)
+    origin = {
+        "run_dir": str(args.source.absolute()),
+        "checkpoint": checkpoint.name,
+        "manifest_sha256": digest(checkpoint),
+        "weights_only": args.weights_only,
+    }
+
+    def begin() -> int:
+        lock_run_folder(run.run_dir)
+        return record_start(launch, branched_from=origin)
+
+    with session():
+        source = CheckpointStore(checkpoint.parent, run.checkpoint)
+        chosen = source.choose(checkpoint.name, fall_back=False)
+        assert chosen is not None
+        engine = build_engine(
+            RecipeMoeConfig.from_shape(launch.shape),
+            launch.ds_raw,
+            seed=run.seed,
+            optimizer=run.optimizer,
+            compute=run.compute,
+        )
+        with own_hyperparameters(engine) if args.weights_only else nullcontext():
+            before = source.load(engine, chosen)
+        state = (
+            TrainState()
+            if args.weights_only
+            else TrainState(before.step, 0 if anew else before.sequences, before.tokens)
+        )
+        if args.weights_only:
+            forget_moments(engine)
+        folder = RunFolder(run.run_dir, from_first_rank(begin))
+        store = CheckpointStore(run.run_dir / "checkpoints", run.checkpoint, provenance(launch))
+        store.save(engine, state, keep="what the run branched from")
+        if not store.finish():
+            raise UserError(
+                f"the checkpoint could not be written to {store.folder}; make room and branch into a new run_dir"
+            )
+        if is_first_rank():
+            message = f"branched from {checkpoint}{', its weights only' if args.weights_only else ''}"
+            if anew and not args.weights_only:
+                message += f"; the data begin at their beginning, since {'; '.join(anew)}"
+            folder.event(event="branched", step=state.step, said=message, branched_from=origin)
+            print(f"{message}; train with --resume auto", flush=True)
+
+
+if __name__ == "__main__":
+    leave(main())

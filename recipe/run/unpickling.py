@@ -1,0 +1,52 @@
+"""Reading DeepSpeed's pickled states without running what a stranger put into them.
+
+DeepSpeed 0.19.8 reads checkpoints with `weights_only=False`, which runs any code that a pickle names; a manifest's
+checksums do not help, since who can write the files can write the manifest. Inside `only_known_classes` torch reads
+tensors and plain values, and of classes only those that DeepSpeed's states need.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
+
+from recipe.base.errors import UserError
+
+# Read by torch.load in place of what its caller asks for.
+_FORCED = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
+KNOWN_CLASSES = (DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address)
+
+
+@contextmanager
+def only_known_classes(checkpoint: Path) -> Iterator[None]:
+    """Have every `torch.load` of this process and of those that it forks refuse classes that are not known.
+
+    Raises:
+        UserError: a file of `checkpoint` holds another one; names it.
+    """
+    before = {name: os.environ.get(name) for name in _FORCED}
+    os.environ.update(_FORCED)
+    try:
+        with torch.serialization.safe_globals(list(KNOWN_CLASSES)):
+            yield
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"names {named[1]}, which no state of DeepSpeed needs" if named else "is no state of DeepSpeed"
+        raise UserError(
+            f"a file of {checkpoint} {what}, and is not loaded: it could run any code; use a checkpoint that you trust"
+        ) from None
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
