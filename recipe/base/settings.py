@@ -56,6 +56,9 @@ class Data(Section):
     mixture: Mixture = Mixture()
     document_attention: bool = False  # attention and positions stay inside each packed document
     on_damage: Literal["stop", "skip"] = "stop"  # what a damaged block of a shard does; skipped sequences are counted
+    max_damaged_share: float = Field(
+        0.01, ge=0, le=1
+    )  # of the sequences since the start, and a batch; above it skip stops, too
 
 
 class Optimizer(Section):

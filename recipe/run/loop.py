@@ -34,7 +34,6 @@ from recipe.run.stragglers import StepTime, compare, timed_collectives
 from recipe.run.throughput import Throughput
 from recipe.run.watchdog import Watchdog
 
-MOST_DAMAGED = 0.01  # of the sequences, besides a batch, that data.on_damage skip leaves out before the run stops
 LAST_BEFORE_DECAY = "the last before the decay"
 
 
@@ -309,11 +308,11 @@ class Training:
             self._skipped_sequences = total
             said = f"{total:.0f} sequences in damaged blocks of shards left out since the start"
             self._tell([{"event": "data_skipped", "step": step, "said": said}])
-        read = self.state.sequences - self._first_sequence
-        if total > self.launch.ds.train_batch_size + MOST_DAMAGED * read:
+        read, share = self.state.sequences - self._first_sequence, self.launch.run.data.max_damaged_share
+        if total > self.launch.ds.train_batch_size + share * read:
             raise UserError(
-                f"{total:,.0f} of the {read:,} sequences read since the start are damaged, more than {MOST_DAMAGED:.0%} and a "
-                "batch: look at the file system, restore the shards, and resume"
+                f"{total:,.0f} of the {read:,} sequences read since the start are damaged, more than a batch and "
+                f"data.max_damaged_share {share:g}: look at the file system, restore the shards, and resume"
             )
 
     def _tell(self, events: Sequence[dict[str, Any]]) -> None:

@@ -137,7 +137,7 @@ def check_run_folder(launch: Launch, *, resumes: bool) -> list[str]:
 def _without_paths(run: RunConfig) -> dict[str, Any]:
     """A run config as JSON, without the paths of what is compared by content, and what may be decided when data are damaged."""
     values = run.model_dump(mode="json", exclude={"run_dir": True, "model": True, "tokenizer": True})
-    for key in ("tokens", "on_damage"):
+    for key in ("tokens", "on_damage", "max_damaged_share"):
         del values["data"][key]
     return values
 

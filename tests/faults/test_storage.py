@@ -129,7 +129,11 @@ def test_a_damaged_shard_stops_the_run_or_is_left_out(supervise, prepared, tmp_p
         lost_steps=None,
         then="stops with code 2; with data.on_damage skip goes on and counts",
     )
-    again = supervise("shard", run=run.run, words=("--set", "data.on_damage=skip"))
+    skip = ("--set", "data.on_damage=skip")
+    limited = supervise("shard", run=run.run, words=skip)  # a fifth of this run's sequences
+    assert limited.wait() == 2
+    assert "sequences read since the start are damaged, more than a batch and data.max_damaged_share" in limited.output
+    again = supervise("shard", run=run.run, words=(*skip, "--set", "data.max_damaged_share=0.5"))
     losses = again.finished()
     (skipped, *_) = again.events("data_skipped")
     assert "sequences in damaged blocks" in skipped["said"]
