@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from recipe.base.arguments import positive_seconds
 from recipe.base.errors import exit_on_user_error
 from recipe.base.files import read_json_lines
 from recipe.base.heartbeats import read_heartbeats
@@ -94,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, epilog="example:\n  python recipe/watch.py runs/a", formatter_class=argparse.RawDescriptionHelpFormatter
     )  # fmt: skip
     parser.add_argument("run", type=Path, help="run_dir of a training run")
-    parser.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="(default: %(default)s)")
+    parser.add_argument("--every", type=positive_seconds, default=5.0, metavar="SECONDS", help="(default: %(default)s)")
     parser.add_argument("--once", action="store_true", help="print it once; the way it is without a terminal")
     args = parser.parse_args(argv)
     console = Console()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -21,6 +21,7 @@ Model = TypeVar("Model", bound=BaseModel)
 Location = tuple[str, ...]  # of a value: the keys that lead to it
 
 LARGEST = 2**63 - 1  # whole number that torch, numpy and Arrow can hold
+NAME_MAX = 255  # bytes of a file's name, limits.h
 
 
 class Section(BaseModel):
@@ -121,6 +122,9 @@ def _misread(annotation: Any, value: Any, location: Location = ()) -> Iterator[t
 
 def _problem_of(kinds: list[Any], value: Any) -> str | None:
     """Why a single value is not of any of these kinds, though pydantic may take it for one."""
+    choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    if value in choices and (type(value), value) not in [(type(choice), choice) for choice in choices]:
+        return f"must be one of {', '.join(map(repr, choices))}"  # true equals 1, and 1.0 does
     number, text, boolean = int in kinds or float in kinds, str in kinds or Path in kinds, bool in kinds
     if isinstance(value, str):
         if text:
@@ -145,6 +149,8 @@ def _problem_of_text(value: str, is_path: bool) -> str | None:
         return "must be a path"
     if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
         return "holds a character that neither a path nor UTF-8 can have"
+    if is_path and any(len(name.encode()) > NAME_MAX for name in value.split("/")):
+        return f"has a name of more than {NAME_MAX} bytes"
     return None
 
 
@@ -290,13 +296,24 @@ class _StrictLoader(yaml.SafeLoader):
             _unique_keys([(self.construct_object(key, deep=True), None) for key, _ in node.value])
         return super().construct_mapping(node, deep=deep)
 
-    def construct_decimal(self, node: Any) -> int:
-        text = self.construct_scalar(node)
-        if ":" in text or re.match(r"[-+]?0_*\d", text):
-            raise yaml.constructor.ConstructorError(
-                problem=f"'{text}' would be read as a number of base 8 or 60; write it in decimal, or in quotes if it is text"
-            )
-        return self.construct_yaml_int(node)
+    def construct_yaml_int(self, node: Any) -> int:
+        return super().construct_yaml_int(_decimal(node))
+
+    def construct_yaml_float(self, node: Any) -> float:
+        return super().construct_yaml_float(_decimal(node))
+
+
+def _decimal(node: Any) -> Any:
+    """A node that YAML 1.1 takes for a number, refused where it would be one of base 8 or 60."""
+    if isinstance(node, yaml.ScalarNode) and (":" in node.value or re.fullmatch(r"[-+]?0_*\d[\d_]*", node.value)):
+        raise yaml.constructor.ConstructorError(
+            problem=f"'{node.value}' would be read as a number of base 8 or 60; write it in decimal, or in quotes if it is text"
+        )
+    return node
+
+
+for _tag in ("int", "float"):  # PyYAML binds its own functions, not the names that a subclass overrides
+    _StrictLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", getattr(_StrictLoader, f"construct_yaml_{_tag}"))
 
 
 _StrictLoader.add_implicit_resolver(
@@ -304,4 +321,3 @@ _StrictLoader.add_implicit_resolver(
     re.compile(r"^[-+]?(\.\d[\d_]*|\d[\d_]*(\.[\d_]*)?)[eE][-+]?\d+$"),
     list("-+.0123456789"),
 )
-_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_decimal)

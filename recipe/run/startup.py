@@ -113,9 +113,9 @@ def _check_outputs(run: RunConfig, starts: bool) -> None:
 
 def _check_held_out(sources: list[Source]) -> None:
     for source in sources:
-        if all(shard.num_tokens < 2 for shard in source.shards):
+        if source.text_bytes == 0 or all(shard.num_tokens < 2 for shard in source.shards):
             raise UserError(
-                f"evaluation: the held-out shards of source '{source.name}' have no two tokens in a row to evaluate; tokenize "
+                f"evaluation: the held-out shards of source '{source.name}' have no text to evaluate; tokenize "
                 "with a larger held_out, or set evaluation.every_steps null"
             )
 

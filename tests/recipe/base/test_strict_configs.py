@@ -14,6 +14,10 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from data_prep.decontaminate import DecontaminateConfig
+from data_prep.dedup import DedupConfig
+from data_prep.tokenize_corpus import TokenizeConfig
+from data_prep.train_tokenizer import TokenizerConfig
 from recipe.base.ds_config import (
     REFUSED_KEYS,
     Bf16,
@@ -238,7 +242,7 @@ def nested(name: str, value: Any) -> dict[str, Any]:
     return values
 
 
-SCHEMAS = (RunConfig, DsConfig, ModelShape)
+SCHEMAS = (RunConfig, DsConfig, ModelShape, DecontaminateConfig, DedupConfig, TokenizeConfig, TokenizerConfig)
 
 
 def problems_of(model: type[BaseModel], name: str, value: Any) -> list[str]:
@@ -278,13 +282,31 @@ def test_text_is_text_that_a_path_can_have(model, name):
     for value in (False, 2024, 1.5, datetime.date(2024, 1, 1)):
         (problem,) = problems_of(model, name, value)
         assert "put it in quotes" in problem
-    for value in ("", "a\0b", "a\ud800"):
+    for value in ("a\0b", "a\ud800"):
+        assert problems_of(model, name, value)
+
+
+@pytest.mark.parametrize(("model", "name"), named({Path}))
+def test_a_path_has_names_that_a_file_system_holds(model, name):
+    for value in ("", "/a/" + "中" * 86):
         assert problems_of(model, name, value)
 
 
 def test_whole_numbers_may_be_written_as_people_write_large_ones():
-    run = load_run_config(RUN_CONFIGS[0], ["schedule.total_tokens=1e12", "schedule.peak_lr=.5e-3", "seed=-1"])
+    run = load_run_config(
+        RUN_CONFIGS[0],
+        [
+            "schedule.total_tokens=1e12",
+            "schedule.peak_lr=.5e-3",
+            "seed=-1",
+            "optimizer.eps=0.1",
+            "schedule.warmup_tokens=1_000",
+        ],
+    )
     assert (run.schedule.total_tokens, run.schedule.peak_lr, run.seed) == (10**12, 5e-4, -1)
+    assert (run.optimizer.eps, run.schedule.warmup_tokens) == (0.1, 1000)
+    # As a tool writes it that reads YAML 1.1, for which 1e-3 is text.
+    assert load_run_config(RUN_CONFIGS[0], ["schedule.peak_lr='1e-3'"]).schedule.peak_lr == 1e-3
 
 
 @pytest.mark.parametrize(
@@ -342,7 +364,7 @@ def test_betas_are_two_numbers_below_one(betas):
 
 NOT_YAML = [
     "[1", "{a: 1, a: 2}", "!!python/object:os.system x", "*x", "&a [*a]", "\t1", "!!int x", "!!bool x", "!!timestamp x", "{<<: 1}",
-    "2024-13-45", "{[1]: 2}", "'", "%", "@", "!!binary x", "!!omap [a]", "a: b: c", "[" * 5000, "9" * 5000, "1:30", "010", "-0_7",
+    "2024-13-45", "{[1]: 2}", "'", "%", "@", "!!binary x", "!!omap [a]", "a: b: c", "[" * 5000, "9" * 5000, "1:30", "1:30.5", "010", "-0_7", "!!float [1]", "!!int {a: 1}",
 ]  # fmt: skip
 
 
@@ -475,3 +497,9 @@ def test_settings_that_contradict_each_other_are_refused(overrides, message):
 )
 def test_settings_at_their_limits_are_read(overrides):
     load_run_config(RUN_CONFIGS[0], overrides)
+
+
+def test_zero_stage_and_expert_switch_are_no_other_kind(tmp_path):
+    for stage in (True, 1.0):
+        assert f"'zero_optimization.stage' is {stage}: must be" in ds_problems(tmp_path, zero_optimization__stage=stage)
+    assert "'expert_parallel.enabled' is 1" in ds_problems(tmp_path, expert_parallel__enabled=1)

@@ -8,6 +8,7 @@ import json
 import pytest
 from rich.console import Console
 
+from recipe import watch
 from recipe.base.heartbeats import Heartbeat, write_heartbeat
 from recipe.base.run_records import last_metrics, read_events, read_starts
 from recipe.reading.alarms import alarms
@@ -115,3 +116,11 @@ def test_what_a_run_folder_says_does_not_command_the_terminal(run, monkeypatch):
     clean = "[31mred ]8;;http://a.examplelink]0;title 2J turned   line [bold]x[/nothing]"
     for label in ("! ", "held-out", "data", "step time", "waits", "1 ranks", "step       50"):
         assert any(label in line and clean in line for line in lines), label
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])
+def test_the_view_is_not_renewed_without_time_between(seconds, run, capsys):
+    with pytest.raises(SystemExit) as ended:
+        watch.main([str(run.path), "--every", seconds])
+    assert ended.value.code == 2
+    assert "--every" in capsys.readouterr().err

@@ -81,8 +81,9 @@ def test_evaluation_needs_held_out_tokens(prepared, dry, tmp_path, monkeypatch):
     sources = TokenFolder(prepared.tokens).sources("held_out")
     _check_held_out(sources)
     shard = type("Short", (), {"num_tokens": 1})()
-    with pytest.raises(UserError, match="source 'zh' have no two tokens in a row"):
-        _check_held_out([sources[0], dataclasses.replace(sources[1], shards=(shard,))])
+    for changes in ({"shards": (shard,)}, {"text_bytes": 0}):
+        with pytest.raises(UserError, match="source 'zh' have no text to evaluate"):
+            _check_held_out([sources[0], dataclasses.replace(sources[1], **changes)])
     monkeypatch.setattr(TokenFolder, "sources", lambda folder, split: [] if split == "held_out" else sources)
     code, error = dry("evaluation.every_steps=5")
     assert code == 2
