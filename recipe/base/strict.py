@@ -84,15 +84,15 @@ def strict_model(model: type[Model], values: Any, path: object) -> Model:
     if not isinstance(values, dict):
         raise ConfigError(path, [f"must hold a mapping of settings, not {type(values).__name__}"])
     misread = dict(_misread(model, values))
-    found, parsed = list(misread.values()), None
+    problems, parsed = list(misread.values()), None
     try:
         parsed = model.model_validate(values)
     except ValidationError as error:
-        found += [_sentence(model, item) for item in error.errors() if not _is_told(item["loc"], misread)]
-    if parsed is not None and not found and hasattr(parsed, "problems"):
-        found = parsed.problems()
-    if found:
-        raise ConfigError(path, found)
+        problems += [_sentence(model, item) for item in error.errors() if not _is_told(item["loc"], misread)]
+    if parsed is not None and not problems and hasattr(parsed, "problems"):
+        problems = parsed.problems()
+    if problems:
+        raise ConfigError(path, problems)
     assert parsed is not None
     return parsed
 
@@ -104,13 +104,13 @@ def _misread(annotation: Any, value: Any, location: Location = ()) -> Iterator[t
         model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
         mapping = next((kind for kind in kinds if get_origin(kind) is dict), None)
         for key, item in value.items():
-            place = (*location, str(int(key) if isinstance(key, bool) else key))  # as pydantic names it
+            inside = (*location, str(int(key) if isinstance(key, bool) else key))  # as pydantic names it
             if model is not None and isinstance(key, str):
-                yield from _misread(_annotation_of(model, key), item, place)
+                yield from _misread(_annotation_of(model, key), item, inside)
             elif mapping is not None and _is_key(key, get_args(mapping)[0]):
-                yield from _misread(get_args(mapping)[1], item, place)
+                yield from _misread(get_args(mapping)[1], item, inside)
             elif model is not None or mapping is not None:
-                yield place, _key_problem(key, location)
+                yield inside, _key_problem(key, location)
     elif isinstance(value, list):
         items = next((get_args(kind) for kind in kinds if get_origin(kind) in (list, tuple)), ())
         items = tuple(item for item in items if item is not Ellipsis)
@@ -196,7 +196,7 @@ def _annotation_of(model: type[BaseModel], key: str) -> Any:
 
 def _is_told(location: tuple[int | str, ...], misread: dict[Location, str]) -> bool:
     names = tuple(str(part) for part in location)
-    return any(names[: len(place)] == place for place in misread)
+    return any(names[: len(told)] == told for told in misread)
 
 
 def _shown(value: Any) -> str:
