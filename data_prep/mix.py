@@ -17,7 +17,7 @@ from data_prep.ingest import load_sources
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import write_text
 from recipe.base.settings import Mixture
-from recipe.base.strict import load_yaml, parse_yaml_value, strict_model
+from recipe.base.strict import apply_override, load_yaml, strict_model
 from recipe.data.mixture import CYCLE, Phase, plan_mixture
 from recipe.data.token_folder import TokenFolder
 
@@ -30,10 +30,7 @@ def read_mixture(path: Path | None, overrides: list[str]) -> Mixture:
         data = config.get("data") if isinstance(config, dict) else None
         values = dict((data or {}).get("mixture") or {}) if isinstance(data, dict) else {}
     for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator:
-            raise UserError(f"--set takes key=value, such as --set alpha=0.3; got '{override}'")
-        values[key] = parse_yaml_value(text)
+        apply_override(values, override, "alpha=0.3")
     return strict_model(Mixture, values, path or "--set")
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import inspect
 import sys
 import types
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -66,6 +66,9 @@ def limit_of(item: Any) -> str:
 def type_of(annotation: Any) -> str:
     if annotation is type(None):
         return "null"
+    if get_origin(annotation) is Annotated:
+        part, bounds = get_args(annotation)
+        return f"{type_of(part)} ({', '.join(filter(None, map(limit_of, bounds.metadata)))})"
     if get_origin(annotation) is Literal:
         return " or ".join(f"`{shown(value)}`" for value in get_args(annotation))
     if get_origin(annotation) in (Union, types.UnionType):

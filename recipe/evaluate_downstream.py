@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from recipe.base.arguments import add_subject, check_exported, natural_int, positive_int
+from recipe.base.arguments import add_subject, check_exported, check_results, natural_int, positive_int
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import write_json
 from recipe.base.ranks import is_first_rank, leave
@@ -42,6 +42,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.model and (args.checkpoint or args.deepspeed_config):
         parser.error("--checkpoint and --deepspeed_config go with --run")
+    check_results(args, "results.json")
     return args
 
 

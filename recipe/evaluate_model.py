@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from recipe.base.arguments import add_subject, check_exported, positive_int
+from recipe.base.arguments import add_subject, check_exported, check_results, positive_int
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import write_json
 from recipe.base.ranks import leave
@@ -39,6 +39,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--checkpoint goes with --run; an exported folder is one checkpoint already")
     if args.run and args.document_attention:
         parser.error("--document-attention goes with --model; a run evaluates as it was trained")
+    check_results(args, "evaluation.json")
     return args
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import read_json_lines, write_text
+from recipe.base.output_paths import check_output_file
 from recipe.base.run_records import read_events, read_starts
 from recipe.base.strict import load_json
 from recipe.base.tables import duration
@@ -65,7 +66,7 @@ def report(run_dir: Path, interconnect: str | None) -> str:
     )
     environment.filters["thousands"] = lambda n: f"{n:,.0f}"
     hottest = float(np.nanpercentile(history.layer_loads_TL, 99)) if history.layer_loads_TL.size else 1.0
-    return environment.get_template("report.html.j2").render(
+    page = environment.get_template("report.html.j2").render(
         name=run_dir.resolve().name,
         where=run_dir.resolve(),
         written=_when(time.time()),
@@ -88,6 +89,7 @@ def report(run_dir: Path, interconnect: str | None) -> str:
             {k: starts[-1][k] for k in ("run_config", "ds_config", "packages")}, indent=1, ensure_ascii=False
         ),
     )
+    return page.encode("utf-8", "replace").decode("utf-8")  # names of files need not be UTF-8
 
 
 def _charts(history: History, evaluations: list[dict[str, Any]], marks: list[Mark], hottest: float) -> dict[str, Any]:
@@ -208,6 +210,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--interconnect", help="Gb/s between nodes for the plan, as for launch/plan.py")
     args = parser.parse_args(argv)
     output = args.output or args.run / "report.html"
+    check_output_file("--output", output)
     write_text(output, report(args.run, args.interconnect))
     print(f"wrote {output}")
 

@@ -7,7 +7,7 @@ import argparse
 import re
 from pathlib import Path
 
-from recipe.base.checkpoint_files import find
+from recipe.base.checkpoint_files import checkpoint_name, find
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.ranks import is_first_rank, launched_world_size, leave, required_world_size
 from recipe.reading.breakdown import as_text, breakdown, read_trace
@@ -23,7 +23,10 @@ as launch/train.sh does by itself."""
 
 
 def resume_from(text: str) -> str:
-    if not re.fullmatch(r"never|auto|latest|step_\d+", text):
+    """One of the words, or a checkpoint's name, for which its step is enough: step_6 is step_00000006."""
+    if step := re.fullmatch(r"step_(\d{1,18})", text):
+        return checkpoint_name(int(step[1]))
+    if text not in ("never", "auto", "latest"):
         raise argparse.ArgumentTypeError(f"'{text}' is none of never, auto, latest, step_N")
     return text
 

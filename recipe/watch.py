@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from recipe.base.arguments import positive_seconds
 from recipe.base.errors import exit_on_user_error
 from recipe.base.files import read_json_lines
 from recipe.base.heartbeats import read_heartbeats
@@ -25,6 +26,13 @@ from recipe.reading.events import state_of
 EVENTS = 8  # the newest
 
 
+def line(text: str, style: str = "") -> Text:
+    """A line of the view. What a run folder holds may come from anywhere, and a terminal obeys control characters:
+    escapes, new lines and those that turn the direction of text are left out, and rich's markup is not read.
+    """
+    return Text("".join(c if c.isprintable() else " " if c.isspace() else "" for c in text), style=style)
+
+
 def view(run_dir: Path) -> Group:
     """What there is to see of a run now.
 
@@ -34,24 +42,24 @@ def view(run_dir: Path) -> Group:
     starts, events, last = read_starts(run_dir), read_events(run_dir), last_metrics(run_dir)
     beats = read_heartbeats(run_dir / "heartbeats", len(starts))
     ages = heartbeat_ages(run_dir / "heartbeats", beats) if beats else {}
-    parts: list[Any] = [Text(f"{run_dir}  {state_of(events)}, start {len(starts)}", style="bold")]
+    parts: list[Any] = [line(f"{run_dir}  {state_of(events)}, start {len(starts)}", style="bold")]
     found = alarms(starts[-1], events, last, ages, beats)
-    parts += [Text(f"! {alarm.said}", style="bold red" if alarm.serious else "yellow") for alarm in found]
+    parts += [line(f"! {alarm.said}", style="bold red" if alarm.serious else "yellow") for alarm in found]
     if not found:
-        parts.append(Text("no alarms", style="green"))
+        parts.append(line("no alarms", style="green"))
     if last is None:
-        parts.append(Text("no step logged yet"))
+        parts.append(line("no step logged yet"))
     else:
         parts.append(_numbers(run_dir, starts[-1]["run_config"], last))
     if beats and state_of(events) == "running":
         slowest = max(ages.values())
         places = sorted({beat.phase for beat in beats.values()})
         parts.append(
-            Text(f"{len(beats)} ranks, oldest heartbeat {slowest:.0f} s, in: {', '.join(places)}", style="dim")
+            line(f"{len(beats)} ranks, oldest heartbeat {slowest:.0f} s, in: {', '.join(places)}", style="dim")
         )
     for event in events[-EVENTS:]:
         when = time.strftime("%m-%d %H:%M:%S", time.gmtime(event["time"]))
-        parts.append(Text(f"{when}  step {event['step']:>8,}  {event.get('said', event['event'])}", style="dim"))
+        parts.append(line(f"{when}  step {event['step']:>8,}  {event.get('said', event['event'])}", style="dim"))
     return Group(*parts)
 
 
@@ -77,7 +85,7 @@ def _numbers(run_dir: Path, run: dict[str, Any], last: dict[str, Any]) -> Table:
         newest = evaluations[-1]
         rows.append(("held-out", f"step {newest['step']:,}", ", ".join(f"{name} {found['bits_per_byte']:.4f} bits/byte" for name, found in newest["sources"].items())))  # fmt: skip
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(line, row))
     return table
 
 
@@ -87,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, epilog="example:\n  python recipe/watch.py runs/a", formatter_class=argparse.RawDescriptionHelpFormatter
     )  # fmt: skip
     parser.add_argument("run", type=Path, help="run_dir of a training run")
-    parser.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="(default: %(default)s)")
+    parser.add_argument("--every", type=positive_seconds, default=5.0, metavar="SECONDS", help="(default: %(default)s)")
     parser.add_argument("--once", action="store_true", help="print it once; the way it is without a terminal")
     args = parser.parse_args(argv)
     console = Console()

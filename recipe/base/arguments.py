@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import threading
 from pathlib import Path
 
 from recipe.base.errors import UserError
+from recipe.base.output_paths import check_output_file, check_output_folder, file_problem
 
 
 def add_subject(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
@@ -29,11 +31,22 @@ def check_exported(folder: Path) -> None:
         raise UserError(f"--model {folder} holds no config.json; give a folder written by export.py")
 
 
+def check_results(args: argparse.Namespace, default: str) -> None:
+    """Raises UserError if the results cannot be written: --output, or with --run the file `default` in it; and its TensorBoard."""
+    if args.run is not None:
+        check_output_folder("--run", args.run / "tensorboard")
+    output = args.output or (args.run and args.run / default)
+    if output is not None:
+        check_output_file("--output", output)
+
+
 def output_file(text: str) -> Path:
     """A file to be written at the end, whose folder is looked for at the beginning."""
     path = Path(text)
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{path}: there is no folder {path.parent}")
+    if (problem := file_problem(path)) is not None:
+        raise argparse.ArgumentTypeError(problem)
     return path
 
 
@@ -52,6 +65,16 @@ def _at_least(smallest: int, text: str) -> int:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
     if value < smallest:
         raise argparse.ArgumentTypeError(f"must be at least {smallest}, not {value}")
+    return value
+
+
+def positive_seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds") from None
+    if not 0 < value <= threading.TIMEOUT_MAX:
+        raise argparse.ArgumentTypeError(f"must be above 0 s, not {text}")
     return value
 
 

@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 from recipe.base.errors import UserError
 from recipe.base.files import flush_folder, sha256
+from recipe.base.output_paths import glob_problem
 
 SCHEMA, VERSION = "recipe.checkpoint", 3
 MANIFEST, KEEP = "manifest.json", "keep"
@@ -55,14 +56,18 @@ def complete(folder: Path) -> list[Path]:
 
 
 def find(folder: Path, name: str | None) -> Path:
-    """A committed checkpoint by its name; None: the newest.
+    """A committed checkpoint by its name, also without leading zeros; None: the newest.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is below a folder from which DeepSpeed cannot load.
     """
+    if (problem := glob_problem(folder)) is not None:
+        raise UserError(problem)
     found = {path.name: path for path in complete(folder)}
     if not found:
-        raise UserError(f"{folder} has no complete checkpoint yet; train on")
+        raise UserError(f"{folder} has no complete checkpoint; give a run that has saved one, or begin without --resume")
+    if name is not None and (step := re.fullmatch(r"step_(\d{1,18})", name)):
+        name = checkpoint_name(int(step[1]))
     if name is not None and name not in found:
         raise UserError(f"{folder} has no checkpoint '{name}'; it has {', '.join(found)}")
     return found[name] if name else list(found.values())[-1]

@@ -7,16 +7,15 @@ process group exists. The keys below are the ones this recipe supports; their me
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from recipe.base.errors import ConfigError
 from recipe.base.model_shape import ModelShape
-from recipe.base.strict import load_json, strict_model
+from recipe.base.strict import Section, load_json, strict_model
 
 _RUN_CONFIG_OWNS = "belongs to the run config ({}); remove it here"
 _ZERO3_REFUSES = "is refused by DeepSpeed for ZeRO-3 with AutoEP; remove it"
@@ -43,8 +42,8 @@ REFUSED_KEYS = {
 }
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+class _Section(Section):
+    model_config = ConfigDict(strict=True)
 
 
 class Bf16(_Section):
@@ -205,17 +204,14 @@ def _holds(values: Any, key: str) -> bool:
     return True
 
 
-def _without(values: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+def _without(values: dict[str, Any], keys: Collection[str], prefix: str = "") -> dict[str, Any]:
     """A copy of the nested dicts without the dotted `keys`."""
-    values = copy.deepcopy(values)
-    for key in keys:
-        if _holds(values, key):
-            *sections, last = key.split(".")
-            section = values
-            for name in sections:
-                section = section[name]
-            del section[last]
-    return values
+    left = {}
+    for name, value in values.items():
+        if prefix + name not in keys:
+            inside = isinstance(value, dict) and any(key.startswith(f"{prefix}{name}.") for key in keys)
+            left[name] = _without(value, keys, f"{prefix}{name}.") if inside else value
+    return left
 
 
 def _paths_of_auto(values: dict[str, Any], prefix: str = "") -> list[str]:
@@ -223,6 +219,6 @@ def _paths_of_auto(values: dict[str, Any], prefix: str = "") -> list[str]:
     for key, value in values.items():
         if value == "auto":
             found.append(prefix + key)
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and prefix.count(".") < 4:  # deeper than any section of DeepSpeed
             found += _paths_of_auto(value, f"{prefix}{key}.")
     return found

@@ -8,28 +8,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from recipe.base.strict import load_json, strict_model
+from recipe.base.strict import Section, load_json, strict_model
 
 MODEL_TYPE = "recipe_moe"
 IGNORED = -100  # a target without a loss, as in transformers
 
 
-class RopeParameters(BaseModel):
+class RopeParameters(Section):
     """Rotary position embedding: base frequency and the fraction of each head that is rotated."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     rope_type: Literal["default"] = "default"
     rope_theta: float = Field(10_000.0, gt=0)
     partial_rotary_factor: float = Field(1.0, gt=0, le=1)
 
 
-class ModelShape(BaseModel):
+class ModelShape(Section):
     """Every number of `config.json` that shapes the model. Names are those of transformers' `glm4_moe`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model_type: Literal["recipe_moe"]
     vocab_size: int = Field(gt=0)

@@ -7,14 +7,19 @@ folder the command is started in.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from recipe.base.errors import UserError
 from recipe.base.routing_settings import Routing
-from recipe.base.strict import Section, load_yaml, parse_yaml_value, strict_model
+from recipe.base.strict import Section, apply_override, load_yaml, strict_model
+
+
+def _problems_of_weights(name: str, weights: Mapping[Any, float]) -> list[str]:
+    """What makes no shares of these weights."""
+    return [f"{name}: {key} has a negative weight" for key, weight in weights.items() if weight < 0]
 
 
 class Anneal(Section):
@@ -24,8 +29,7 @@ class Anneal(Section):
     tier_weights: dict[int, float]  # tier -> factor on the weights of its sources
 
     def problems(self) -> list[str]:
-        negative = [tier for tier, weight in self.tier_weights.items() if weight < 0]
-        return [f"data.mixture.anneal.tier_weights: {tier} has a negative weight" for tier in negative]
+        return _problems_of_weights("data.mixture.anneal.tier_weights", self.tier_weights)
 
 
 class Mixture(Section):
@@ -45,6 +49,10 @@ class Mixture(Section):
             found += [
                 f"data.mixture.tiers names tier {t}, which anneal.tier_weights has no weight for" for t in unknown
             ]
+        found += _problems_of_weights("data.mixture.weights", self.weights or {})
+        found += _problems_of_weights("data.mixture.factors", self.factors)
+        if self.weights is not None and not any(self.weights.values()):
+            found.append("data.mixture.weights are all zero; give one source a weight, or set null")
         if self.weights is not None and self.factors:
             found.append("data.mixture.weights overrides factors; keep one")
         return found
@@ -61,10 +69,13 @@ class Data(Section):
     )  # of the sequences since the start, and a batch; above it skip stops, too
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]  # decay of a mean, 1 would never forget
+
+
 class Optimizer(Section):
     """AdamW. Decay touches matrices only: norms, biases and embeddings are left alone."""
 
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.1, ge=0)
 
@@ -98,6 +109,15 @@ class Checkpoint(Section):
     keep_every_steps: int | None = Field(None, gt=0)  # those after a multiple of it stay for ever
     asynchronous: bool = True  # copied to host memory and written while training goes on
 
+    def problems(self) -> list[str]:
+        keep, every = self.keep_every_steps, self.every_steps
+        if keep is None or keep % every == 0 or every % keep == 0:
+            return []
+        return [
+            f"checkpoint.keep_every_steps {keep} is no multiple of checkpoint.every_steps {every}, so most checkpoints to keep "
+            f"would never be written; set a multiple such as {max(1, round(keep / every)) * every}"
+        ]
+
 
 class Spikes(Section):
     """A step whose loss or gradient norm is far above the last ones'. Defaults are OLMo-core's (skip_step_optimizer.py)."""
@@ -123,6 +143,14 @@ class Watch(Section):
     stragglers_every_steps: int | None = Field(100, gt=0)  # one step whose waits for collectives are timed
     straggler_ratio: float = Field(1.2, gt=1)  # a rank's own time over the median's, from which on it is an event
     probe_every_steps: int | None = Field(None, gt=0)  # the same computation on every rank, compared bit by bit
+
+    def problems(self) -> list[str]:
+        return [
+            f"watch.heartbeat_s {self.heartbeat_s:g} is not below watch.{name} {limit:g}, so a rank that works would look "
+            "like one that hangs; lower it"
+            for name, limit in (("no_progress_s", self.no_progress_s), ("start_s", self.start_s))
+            if self.heartbeat_s >= limit
+        ]
 
 
 class Evaluation(Section):
@@ -157,7 +185,13 @@ class RunConfig(Section):
     evaluation: Evaluation = Evaluation()
 
     def problems(self) -> list[str]:
-        schedule, found = self.schedule, self.data.mixture.problems() + self.routing.problems()
+        schedule = self.schedule
+        found = [
+            *self.data.mixture.problems(),
+            *self.routing.problems(),
+            *self.checkpoint.problems(),
+            *self.watch.problems(),
+        ]
         if schedule.min_lr > schedule.peak_lr:
             found.append(f"schedule.min_lr {schedule.min_lr} exceeds schedule.peak_lr {schedule.peak_lr}")
         if schedule.kind == "wsd" and schedule.decay_tokens == 0:
@@ -192,18 +226,6 @@ def load_run_config(path: str | Path, overrides: list[str] | None = None) -> Run
         UserError: unreadable file, malformed override; `ConfigError` with every problem of the content.
     """
     values = load_yaml(path)
-    for override in overrides or []:
-        _apply_override(values, override)
+    for override in (overrides or []) if isinstance(values, dict) else []:
+        apply_override(values, override, "schedule.peak_lr=3e-4")
     return strict_model(RunConfig, values, path if not overrides else f"{path} with --set")
-
-
-def _apply_override(values: Any, override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise UserError(f"--set takes key=value, such as --set schedule.peak_lr=3e-4; got '{override}'")
-    *parents, last = key.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {}) if isinstance(values, dict) else None
-    if not isinstance(values, dict):
-        raise UserError(f"--set {override}: '{'.'.join(parents)}' is not a section")
-    values[last] = parse_yaml_value(text)

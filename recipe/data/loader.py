@@ -99,7 +99,7 @@ class BatchOrder:
     """The run's sequences in order; see the module's text.
 
     Args:
-        sources: what to mix.
+        sources: what to mix; one whose share is 0 in every phase is not read and may be too small for a sequence.
         phases: from which cycle on each source has which share; every source must be named.
         seq_length: S, tokens predicted per sequence.
         seed: of the order.
@@ -119,7 +119,8 @@ class BatchOrder:
         self.seed, self.skip_damage, self._seq_length = seed, skip_damage, seq_length
         self.names = sorted(source.name for source in sources)
         self.phases = [(phase.first_cycle, cycle_places(phase.weights)) for phase in phases]
-        self._orders = {s.name: _SourceOrder(s, seq_length, seed) for s in sources}
+        read = {name for _, places in self.phases for name, count in places.items() if count}
+        self._orders = {s.name: _SourceOrder(s, seq_length, seed) for s in sources if s.name in read}
         self._pattern = lru_cache(maxsize=2)(self._pattern_of_cycle)
 
     def _places(self, cycle: int) -> tuple[dict[str, int], dict[str, int]]:
@@ -193,4 +194,7 @@ class BatchOrder:
 
     def epochs(self, sequences: int) -> dict[str, float]:
         """How often each source is repeated in a run of this many sequences."""
-        return {name: count / self._orders[name].num_sequences for name, count in self.read(sequences).items()}
+        return {
+            name: count / self._orders[name].num_sequences if count else 0.0
+            for name, count in self.read(sequences).items()
+        }

@@ -5,6 +5,7 @@ A plan is a list of phases, each with the share of every source, that the loader
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -30,6 +31,8 @@ def mixture_weights(tokens: Mapping[str, float], alpha: float) -> dict[str, floa
 
 def normalized(weights: Mapping[str, float]) -> dict[str, float]:
     total = sum(weights.values())
+    if math.isinf(total):  # of weights near the largest number
+        return normalized({name: weight / max(weights.values()) for name, weight in weights.items()})
     return {name: weight / total for name, weight in weights.items()}
 
 
@@ -57,6 +60,11 @@ def plan_mixture(tokens: Mapping[str, float], mixture: Mixture, run_tokens: floa
                 f"data.mixture.anneal.share {mixture.anneal.share} of a run of {cycles:.1f} cycles of {CYCLE} sequences "
                 "leaves nothing before it; lower it or remove anneal"
             )
+        if start >= cycles:
+            raise UserError(
+                f"data.mixture.anneal.share {mixture.anneal.share} of a run of {cycles:.1f} cycles of {CYCLE} sequences "
+                "is less than half a cycle; raise it or remove anneal"
+            )
         lengths = {0: float(start), start: cycles - start}
     left = {name: mixture.max_epochs * size if mixture.max_epochs else float("inf") for name, size in tokens.items()}
     phases = []
@@ -75,9 +83,10 @@ def capped(weights: Mapping[str, float], left: Mapping[str, float], needed: floa
     Raises:
         UserError: all sources together have less left than is needed.
     """
-    if sum(left[name] for name, weight in weights.items() if weight > 0) < needed * (1 - 1e-9):
+    available = sum(left[name] for name, weight in weights.items() if weight > 0)
+    if available < needed * (1 - 1e-9):
         raise UserError(
-            f"data.mixture.max_epochs leaves {sum(left.values()):.3g} tokens for {needed:.3g}; raise it, add data or shorten the run"
+            f"data.mixture.max_epochs leaves {available:.3g} tokens for {needed:.3g}; raise it, add data or shorten the run"
         )
     given: dict[str, float] = {}
     open_ = {name: weight for name, weight in weights.items() if weight > 0}
@@ -96,12 +105,20 @@ def capped(weights: Mapping[str, float], left: Mapping[str, float], needed: floa
 
 def _base_weights(tokens: Mapping[str, float], mixture: Mixture) -> dict[str, float]:
     if mixture.weights is not None:
-        if sum(mixture.weights.values()) <= 0 or min(mixture.weights.values()) < 0:
-            raise UserError(f"mixture weights must not be negative and not all zero; got {mixture.weights}")
-        return normalized(mixture.weights)
+        return _shares("weights", mixture.weights)
     factors = {name: mixture.factors.get(name, 1.0) for name in tokens}
     weights = mixture_weights(tokens, mixture.alpha)
-    return normalized({name: factors[name] * weights[name] for name in tokens})
+    return _shares("factors", {name: factors[name] * weights[name] for name in tokens})
+
+
+def _shares(name: str, weights: Mapping[str, float]) -> dict[str, float]:
+    """`weights` of the sources, that `data.mixture.NAME` has made, as shares."""
+    if not all(0 <= weight < math.inf for weight in weights.values()) or not any(weights.values()):
+        raise UserError(
+            f"data.mixture.{name} must not be negative and not be zero for all sources; they make "
+            + ", ".join(f"{source} {weight:g}" for source, weight in weights.items())
+        )
+    return normalized(weights)
 
 
 def _annealed(base: Mapping[str, float], mixture: Mixture) -> dict[str, float]:
@@ -110,9 +127,9 @@ def _annealed(base: Mapping[str, float], mixture: Mixture) -> dict[str, float]:
         name: mixture.anneal.tier_weights[mixture.tiers[name]] if name in mixture.tiers else 1.0 for name in base
     }
     weights = {name: base[name] * factors[name] for name in base}
-    if sum(weights.values()) == 0:
+    if not any(weights.values()):
         raise UserError("data.mixture.anneal leaves every source a weight of zero; give one tier a weight")
-    return normalized(weights)
+    return _shares("anneal.tier_weights", weights)
 
 
 def _check_names(tokens: Mapping[str, float], mixture: Mixture) -> None:

@@ -23,6 +23,7 @@ from torch import nn
 from transformers import AutoTokenizer, GenerationConfig, Glm4MoeConfig
 
 from recipe.base.errors import UserError
+from recipe.base.output_paths import check_output_folder
 from recipe.model import RecipeMoeConfig
 from recipe.run.autoep import AutoEPMoELayer
 
@@ -35,7 +36,7 @@ def export_hf(
     Args:
         card: its README.md.
     """
-    partial = output.with_name(output.name + ".partial")
+    partial = _partial(output)
     first = dist.get_rank() == 0
     if first:
         shutil.rmtree(partial, ignore_errors=True)
@@ -62,14 +63,19 @@ def export_hf(
     dist.barrier()
 
 
+def _partial(output: Path) -> Path:
+    return output.with_name(output.name + ".partial")
+
+
 def check_exportable(config: RecipeMoeConfig, output: Path) -> None:
     """Refuse what would make the export fail, before anything is gathered.
 
     Raises:
-        UserError: `output` exists, or the model's routing has no equal in `glm4_moe`.
+        UserError: `output` exists or cannot be written, or the model's routing has no equal in `glm4_moe`.
     """
     if output.exists():
         raise UserError(f"--output {output} exists; choose a new folder")
+    check_output_folder("--output", _partial(output))
     config.to_glm4_moe()
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import importlib.util
 import re
+import socket
 
 from recipe.base.errors import UserError
 
@@ -40,17 +43,25 @@ class Exporter:
         self._thread.join()
 
 
-def check_prometheus(port: int | None) -> None:
-    """Refuse a port without the client, before anything runs.
+def check_prometheus(port: int | None, may_be_in_use: bool = True) -> None:
+    """Refuse a port that cannot be served, before anything runs.
+
+    Args:
+        may_be_in_use: it is another's now, and free once the run begins.
 
     Raises:
-        UserError: prometheus-client is not installed.
+        UserError: prometheus-client is not installed, or this user may not listen at the port.
     """
     if port is None:
         return
-    try:
-        import prometheus_client  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("prometheus_client") is None:
         raise UserError(
             "logging.prometheus_port needs prometheus-client; install it with pip install -e '.[prometheus]'"
-        ) from None
+        )
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the exporter's server does
+        try:
+            listener.bind(("", port))
+        except OSError as error:
+            if not (may_be_in_use and error.errno == errno.EADDRINUSE):
+                raise UserError(f"logging.prometheus_port {port}: {error.strerror}; choose another one") from None

@@ -10,12 +10,14 @@ from typing import Any
 from recipe.base.ds_config import DsConfig, load_ds_config
 from recipe.base.errors import ConfigError, UserError, read_all
 from recipe.base.model_shape import ModelShape, load_model_shape
+from recipe.base.output_paths import check_output_folder, glob_problem
 from recipe.base.routing_settings import Routing
 from recipe.base.settings import RunConfig, load_run_config
 from recipe.data.loader import BatchOrder
 from recipe.data.mixture import CYCLE, plan_mixture
 from recipe.data.token_folder import Source, TokenFolder, check_tokenizer, held_out_sources
 from recipe.run.identity import Identity, identity_of
+from recipe.run.prometheus import check_prometheus
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def check_launch(config_path: Path, overrides: list[str], ds_path: Path, world_s
         )
     if found:
         raise ConfigError(f"{ds_path} with {run.model}", found)
+    _check_outputs(run, starts=world_size is not None)
     tokens = TokenFolder(run.data.tokens)
     check_tokenizer(tokens, run.tokenizer)
     if tokens.tokenizer["vocab_size"] > shape.vocab_size:
@@ -99,6 +102,7 @@ def check_launch(config_path: Path, overrides: list[str], ds_path: Path, world_s
     held_out: list[Source] = []
     if run.evaluation.every_steps is not None:
         held_out, _ = held_out_sources(run.evaluation.tokens or run.data.tokens, run.tokenizer)
+        _check_held_out(held_out)
     evaluated = tokens if run.evaluation.tokens is None else TokenFolder(run.evaluation.tokens)
     return Launch(
         run,
@@ -111,6 +115,27 @@ def check_launch(config_path: Path, overrides: list[str], ds_path: Path, world_s
         never_held_out=sorted(set(order.names) - {source.name for source in evaluated.sources("held_out")}),
         identity=identity_of(shape, tokens, run.tokenizer),
     )
+
+
+def _check_outputs(run: RunConfig, starts: bool) -> None:
+    """What a run will write to, so that it is known now and not after hours.
+
+    A start leaves a port that is in use to the exporter: the ranks that it takes over from may still be ending.
+    """
+    if (problem := glob_problem(run.run_dir)) is not None:
+        raise UserError(f"run_dir {run.run_dir}: {problem}")
+    for folder in (".", "checkpoints", "heartbeats", "tensorboard"):
+        check_output_folder("run_dir", run.run_dir / folder)
+    check_prometheus(run.logging.prometheus_port, may_be_in_use=starts)
+
+
+def _check_held_out(sources: list[Source]) -> None:
+    for source in sources:
+        if source.text_bytes == 0 or all(shard.num_tokens < 2 for shard in source.shards):
+            raise UserError(
+                f"evaluation: the held-out shards of source '{source.name}' have no text to evaluate; tokenize "
+                "with a larger held_out, or set evaluation.every_steps null"
+            )
 
 
 def batch_order(run: RunConfig, tokens: TokenFolder) -> BatchOrder:

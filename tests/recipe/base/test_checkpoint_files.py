@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from recipe.base import checkpoint_files as on_disk
 from recipe.base.errors import UserError
 from recipe.base.files import HashedFile, sha256
+from recipe.train import resume_from
 
 
 def make(folder, step, *, keep=False):
@@ -97,3 +99,38 @@ def test_a_manifest_that_is_not_ours_is_refused(content, tmp_path):
     (path / on_disk.MANIFEST).write_text(content)
     with pytest.raises(UserError, match="resume from another checkpoint"):
         on_disk.read_manifest(path)
+
+
+@pytest.mark.parametrize("name", ["step_6", "step_00000006", "step_006"])
+def test_a_checkpoint_is_its_step_however_many_zeros(name, tmp_path):
+    paths = {step: make(tmp_path, step) for step in (6, 60)}
+    assert on_disk.find(tmp_path, name) == paths[6]
+    assert resume_from(name) == paths[6].name
+    assert on_disk.find(tmp_path, None) == paths[60]
+
+
+@pytest.mark.parametrize(
+    "name", ["step_7", "step_", "6", "newest", "step_6.universal", "../step_6", "step_" + "9" * 5000]
+)
+def test_a_checkpoint_that_is_none_is_refused(name, tmp_path):
+    make(tmp_path, 6)
+    with pytest.raises(UserError, match="it has step_00000006"):
+        on_disk.find(tmp_path, name)
+
+
+def test_a_checkpoint_below_a_folder_that_is_a_pattern_is_refused(tmp_path):
+    folder = tmp_path / "run [v1]"
+    folder.mkdir()
+    make(folder, 6)
+    with pytest.raises(UserError, match="from which DeepSpeed cannot load"):
+        on_disk.find(folder, None)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "step_", "step6", "6", "Auto", "newest", "step_6 ", "step_-1", "step_1e3", "step_" + "9" * 5000]
+)
+def test_resume_takes_a_word_or_a_step(text):
+    for word in ("never", "auto", "latest"):
+        assert resume_from(word) == word
+    with pytest.raises(argparse.ArgumentTypeError, match="is none of never, auto, latest, step_N"):
+        resume_from(text)

@@ -128,3 +128,30 @@ def test_a_source_shorter_than_a_sequence_is_refused(sources):
 
 def test_unigram_entropy_of_equally_frequent_tokens_is_the_log_of_their_number(sources):
     assert unigram_entropy(sources[1:], {"zh": 1.0}) == pytest.approx(np.log(15 * S + 1))
+
+
+def test_each_cycle_has_a_pattern_of_its_own(sources):
+    batches = order(sources)
+    patterns = [[batches.locate(cycle * CYCLE + i)[0] for i in range(CYCLE)] for cycle in range(3)]
+    same = [sum(a == b for a, b in zip(patterns[0], other, strict=True)) / CYCLE for other in patterns[1:]]
+    assert max(same) < 0.75  # 0.75**2 + 0.25**2 = 0.625 of the places by chance
+    again = order(sources)
+    assert patterns[0] == [again.locate(i)[0] for i in range(CYCLE)]
+
+
+@pytest.mark.parametrize("phases", [[{"en": 1.0, "zh": 0.0}], [{"en": 1.0, "zh": 0.0}, {"en": 0.5, "zh": 0.0}]])
+def test_a_source_without_a_share_needs_no_data(sources, phases):
+    batches = BatchOrder(sources, [Phase(cycle, weights) for cycle, weights in enumerate(phases)], 200, 0)
+    assert batches.names == ["en", "zh"]
+    assert {batches.locate(i)[0] for i in range(3 * CYCLE)} == {"en"}
+    assert batches.read(2 * CYCLE) == {"en": 2 * CYCLE, "zh": 0}
+    assert batches.epochs(2) == {"en": 2.0, "zh": 0.0}  # shards of 320 and 160 tokens hold one sequence of 200
+    tokens, numbers, missing = batches.micro_batch(0, 0, 0, 1, 4)
+    assert tokens.shape == (4, 201)
+    assert set(numbers) == {0}
+    assert not missing.any()
+
+
+def test_a_source_that_gets_a_share_later_needs_data_now(sources):
+    with pytest.raises(UserError, match="source 'zh' has 121 tokens, too few"):
+        BatchOrder(sources, [Phase(0, {"en": 1.0, "zh": 0.0}), Phase(1, {"en": 0.5, "zh": 0.5})], 200, 0)

@@ -78,3 +78,48 @@ def test_a_config_is_asked_for_every_tier():
         "data.mixture.anneal.tier_weights: 2 has a negative weight",
         "data.mixture.tiers names tier 3, which anneal.tier_weights has no weight for",
     ]
+
+
+def test_a_source_without_a_tier_keeps_its_weight_in_the_annealed_part():
+    tokens = {"code": 100.0, "en": 100.0, "zh": 100.0}
+    mixture = Mixture(tiers={"en": 2, "zh": 1}, anneal={"share": 0.5, "tier_weights": {1: 4.0, 2: 1.0}})
+    first, last = plan_mixture(tokens, mixture, 100.0, 1.0)
+    assert first.weights == pytest.approx(dict.fromkeys(tokens, 1 / 3))
+    assert last.weights == pytest.approx({"code": 1 / 6, "en": 1 / 6, "zh": 4 / 6})
+
+
+def test_a_source_of_weight_zero_is_left_out_with_and_without_caps():
+    for cap in ({}, {"max_epochs": 2.0}):
+        (phase,) = plan(weights={"en": 2, "zh": 0}, **cap)
+        assert phase.weights == {"en": 1.0, "zh": 0.0}
+    with pytest.raises(UserError, match="leaves 90 tokens for 1e"):  # not zh's, which nobody reads
+        plan(weights={"en": 2, "zh": 0}, max_epochs=0.1)
+
+
+def test_weights_near_the_largest_number_are_shares_too():
+    (phase,) = plan(weights={"en": 1e308, "zh": 1e308})
+    assert phase.weights == {"en": 0.5, "zh": 0.5}
+    (phase,) = plan(weights={"en": 1e-320, "zh": 1e-320})
+    assert phase.weights == {"en": 0.5, "zh": 0.5}
+
+
+@pytest.mark.parametrize(
+    "mixture",
+    [
+        {"factors": {"en": -1.0}},
+        {"factors": {"en": -0.5}},
+        {"factors": {"en": 0.0, "zh": 0.0}},
+        {"factors": {"en": float("nan")}},
+        {"factors": {"en": float("inf")}},
+        {"weights": {"en": 0.0, "zh": 0.0}},
+        {"weights": {"en": float("nan"), "zh": 1.0}},
+        {"weights": {}},
+        {"weights": {"en": 1.0, "zh": 1.0, "no": 1.0}},
+        {"anneal": {"share": 1e-9, "tier_weights": {}}},
+        {"anneal": {"share": 0.004, "tier_weights": {}}},
+        {"tiers": {"en": 1, "zh": 1}, "anneal": {"share": 0.5, "tier_weights": {1: -1.0}}},
+    ],
+)
+def test_no_mixture_ends_in_an_error_of_arithmetic(mixture):
+    with pytest.raises(UserError):
+        plan(**mixture)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
+import io
+import json
 
-from recipe.base.heartbeats import Heartbeat
+import pytest
+from rich.console import Console
+
+from recipe import watch
+from recipe.base.heartbeats import Heartbeat, write_heartbeat
 from recipe.base.run_records import last_metrics, read_events, read_starts
 from recipe.reading.alarms import alarms
+from recipe.watch import view
 from tests.conftest import run_python
 
 
@@ -71,3 +77,50 @@ def test_what_is_no_run_is_refused(script, tmp_path):
     done = run_python(script, tmp_path)
     assert done.returncode == 2
     assert "holds no run" in done.stderr
+
+
+# Colour, a link (OSC 8), a new title (OSC 0), the 8-bit form of an escape, text turned round, a line of its own, rich's markup.
+HOSTILE = "\x1b[31mred \x1b]8;;http://a.example\x07link\x1b]0;title\x07 \x9b2J \u202eturned\u2066 \r\nline\x00\x7f\ud800 [bold]x[/nothing]"
+
+
+def hostile_run(run):
+    """A run folder with such text wherever a run writes text."""
+    start = read_starts(run.path)[-1]
+    start["run_config"]["run_dir"] = HOSTILE
+    (run.path / "incarnations.jsonl").write_text(json.dumps(start) + "\n")
+    for kind in ("straggler", HOSTILE):
+        run.event(kind, 50, said=HOSTILE, slowest_host=HOSTILE)
+    last = last_metrics(run.path)
+    last.update(
+        step=51, source_tokens={HOSTILE: 1.0}, phase_s={HOSTILE: 0.1}, comm_waited_s={HOSTILE: 0.1}, waited_median_s=0.1,
+        slowest_rank=1, slowest_host=HOSTILE, slowest_over_median=2.0,
+    )  # fmt: skip
+    with open(run.path / "metrics.jsonl", "a") as handle:
+        handle.write(json.dumps(last) + "\n")
+    evaluation = {"step": 50, "time": run.now, "sources": {HOSTILE: {"bits_per_byte": 1.0}}}
+    (run.path / "evaluations.jsonl").write_text(json.dumps(evaluation) + "\n")
+    (run.path / "heartbeats").mkdir()
+    write_heartbeat(run.path / "heartbeats", Heartbeat(0, HOSTILE, 1, 1, 50, HOSTILE, 7, 9))
+    return run
+
+
+def test_what_a_run_folder_says_does_not_command_the_terminal(run, monkeypatch):
+    monkeypatch.setattr("recipe.watch.heartbeat_ages", lambda folder, beats: dict.fromkeys(beats, 1e4))
+    run = hostile_run(run)
+    renamed = run.path.rename(run.path.with_name("run \x1b]0;a\x07\u202e"))
+    console = Console(file=io.StringIO(), width=4000, force_terminal=True, color_system=None)
+    console.print(view(renamed))
+    shown = console.file.getvalue()
+    lines = shown.split("\n")
+    assert [c for c in set(shown) if not c.isprintable()] == ["\n"]
+    clean = "[31mred ]8;;http://a.examplelink]0;title 2J turned   line [bold]x[/nothing]"
+    for label in ("! ", "held-out", "data", "step time", "waits", "1 ranks", "step       50"):
+        assert any(label in line and clean in line for line in lines), label
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])
+def test_the_view_is_not_renewed_without_time_between(seconds, run, capsys):
+    with pytest.raises(SystemExit) as ended:
+        watch.main([str(run.path), "--every", seconds])
+    assert ended.value.code == 2
+    assert "--every" in capsys.readouterr().err

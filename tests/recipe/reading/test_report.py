@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from recipe.report import report
 from tests.clusters import need
 from tests.conftest import ROOT, run_python
 
@@ -112,3 +114,53 @@ def test_a_run_without_a_logged_step_is_refused(written):
     done = run_python("recipe/report.py", run.path)
     assert done.returncode == 2
     assert "no metrics.jsonl yet" in done.stderr
+
+
+class Tags(HTMLParser):
+    """The tags and their attributes of a page."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+
+def test_what_a_run_folder_says_is_text_on_the_page(written, tmp_path):
+    evil = "</title></svg></pre><script>alert(1)</script><img src=x onerror='a()'>\" onload=\"b()"
+    run = written()
+    start = run._start
+    start["command"] = [evil]
+    start["run_config"]["tokenizer"] = evil
+    start["packages"] = {evil: evil}
+    run.start()
+    run.steps(1, 20)
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.update(source_tokens={evil: 1.0}, phase_s={evil: 0.1}, comm_waited_s={evil: 0.1})
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for kind in ("straggler", "rewind", evil):
+        run.event(kind, 10, said=evil + "\ud800", slowest_host=evil)
+    run.event("incarnation_ended", 20, kind=evil, code=1, lost_s=0, said=evil)
+    (run.path / "evaluations.jsonl").write_text(
+        json.dumps({"step": 10, "time": run.now, "sources": {evil: {"bits_per_byte": 1.0}}}) + "\n"
+    )
+    scores = {"step": evil, "tasks": {evil: {evil: {"value": 0.5, "stderr": None}}}}
+    (run.path / "results.json").write_text(json.dumps(scores))
+    name = "<script>alert(2)</script><img src=x>".replace("/", "\udcff")  # a name that is not UTF-8
+    page = report(run.path.rename(tmp_path / name), None)
+    page.encode()
+    assert page.count("&lt;script&gt;alert(1)") >= 15
+    tags = Tags(page).tags
+    assert not {tag for tag, _ in tags} & {"script", "img", "link", "iframe", "a", "object", "base"}
+    assert not [
+        name for _, attributes in tags for name in attributes if name.startswith("on") or name in ("src", "href")
+    ]
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_report_is_made(tmp_path):
+    done = run_python("recipe/report.py", tmp_path / "none", "--output", "/proc/a.html")
+    assert done.returncode == 2
+    assert "--output /proc/a.html cannot be written" in done.stderr
