@@ -127,11 +127,7 @@ def main(argv: list[str] | None = None) -> None:
             forget_moments(engine)
         folder = RunFolder(run.run_dir, from_first_rank(begin))
         store = CheckpointStore(run.run_dir / "checkpoints", run.checkpoint, provenance(launch))
-        store.save(engine, state, keep="what the run branched from")
-        if not store.finish():
-            raise UserError(
-                f"the checkpoint could not be written to {store.folder}; make room and branch into a new run_dir"
-            )
+        store.save_now(engine, state, keep="what the run branched from")
         if is_first_rank():
             message = f"branched from {checkpoint}{', its weights only' if args.weights_only else ''}"
             if anew and not args.weights_only:

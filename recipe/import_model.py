@@ -90,11 +90,7 @@ def main(argv: list[str] | None = None) -> None:
             config, launch.ds_raw, seed=run.seed, optimizer=run.optimizer, compute=run.compute, weights=weights
         )
         store = CheckpointStore(run.run_dir / "checkpoints", run.checkpoint, provenance(launch))
-        store.save(engine, TrainState(), keep="what the run began from")
-        if not store.finish():
-            raise UserError(
-                f"the checkpoint could not be written to {store.folder}; make room and begin in a new run_dir"
-            )
+        store.save_now(engine, TrainState(), keep="what the run began from")
         if is_first_rank():
             said = f"began from the weights of {args.model}{', upcycled' if args.upcycle else ''}"
             folder.event(event="imported", step=0, said=said)

@@ -7,6 +7,7 @@ import argparse
 import re
 from pathlib import Path
 
+from recipe.base.arguments import positive_seconds
 from recipe.base.checkpoint_files import checkpoint_name, find
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.ranks import is_first_rank, launched_world_size, leave, required_world_size
@@ -57,7 +58,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--time-limit",
-        type=float,
+        type=positive_seconds,
         metavar="SECONDS",
         help="save and stop before it (default: the end of the Slurm job)",
     )

@@ -65,7 +65,9 @@ def find(folder: Path, name: str | None) -> Path:
         raise UserError(problem)
     found = {path.name: path for path in complete(folder)}
     if not found:
-        raise UserError(f"{folder} has no complete checkpoint; give a run that has saved one, or begin without --resume")
+        raise UserError(
+            f"{folder} has no complete checkpoint; give a run that has saved one, or begin without --resume"
+        )
     if name is not None and (step := re.fullmatch(r"step_(\d{1,18})", name)):
         name = checkpoint_name(int(step[1]))
     if name is not None and name not in found:

@@ -12,6 +12,8 @@ from recipe.base.strict import load_json
 from recipe.data.indexed import Shard
 
 Split = Literal["train", "held_out"]
+_OF_A_TOKENIZER = {"sha256", "vocab_size", "eod_id"}
+_OF_A_SHARD = {"prefix", "split", "source", "tokens", "text_bytes", "sha256"}
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,17 @@ class TokenFolder:
                 f"{self.path} has no manifest.json; give the output folder of a finished tokenize_corpus.py"
             )
         self.manifest: dict[str, Any] = load_json(manifest_path)
-        if self.manifest.get("stage") != "tokenize":
-            raise UserError(f"{manifest_path} is of stage '{self.manifest.get('stage')}', not of tokenize_corpus.py")
-        self.tokenizer: dict[str, Any] = self.manifest["results"]["tokenizer"]
+        if not isinstance(self.manifest, dict) or self.manifest.get("stage") != "tokenize":
+            raise UserError(f"{manifest_path} is not of tokenize_corpus.py; give the output folder of that job")
+        try:
+            self.tokenizer: dict[str, Any] = self.manifest["results"]["tokenizer"]
+            shards = self.manifest["results"]["shards"]
+            if not self.tokenizer.keys() >= _OF_A_TOKENIZER or not all(shard.keys() >= _OF_A_SHARD for shard in shards):
+                raise KeyError
+        except (KeyError, TypeError, AttributeError):
+            raise UserError(
+                f"{manifest_path} lacks what tokenize_corpus.py writes; restore it or tokenize again"
+            ) from None
 
     def sources(self, split: Split) -> list[Source]:
         by_name: dict[str, list[dict[str, Any]]] = {}

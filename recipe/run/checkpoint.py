@@ -104,6 +104,7 @@ class CheckpointStore:
         self._save: _Save | None = None
         self._finite = True  # the last step's loss and gradient
         self.took_s = 0.0  # the last save, from its begin to its commit; on rank 0
+        self.given_up: str | None = None  # why the last save was, if it was
 
     def save(self, engine: deepspeed.DeepSpeedEngine, state: TrainState, keep: str | None = None) -> None:
         """Begin to save; `finish` ends it, or `settle` in a later step. `keep` says why retention must spare it.
@@ -140,6 +141,16 @@ class CheckpointStore:
         if not self.settings.asynchronous:
             self._save.thread.join()
         self._save.stall_s = time.monotonic() - begun
+
+    def save_now(self, engine: deepspeed.DeepSpeedEngine, state: TrainState, keep: str) -> None:
+        """Save and wait until it is committed.
+
+        Raises:
+            UserError: it could not be, and why; on all ranks alike.
+        """
+        self.save(engine, state, keep)
+        if not self.finish() or self.given_up is not None:
+            raise UserError(f"no checkpoint in {self.folder}: {self.given_up}; mend that and begin in a new run_dir")
 
     def holds(self, step: int) -> bool:
         """Whether the checkpoint of a step is committed; all ranks together."""
@@ -481,6 +492,7 @@ class CheckpointStore:
     def _drop(self, why: str) -> None:
         """Give a save up, on all ranks; training goes on with the checkpoints there are."""
         save, self._save = self._save, None
+        self.given_up = why
         if save is None:
             return
         if save.error is not None:

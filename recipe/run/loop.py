@@ -143,10 +143,12 @@ class Training:
         self.watchdog.place.enter("finishing")
         self.store.finish()
         self._tell(self.store.take_events())
-        sound = not self.guard.in_doubt
-        if sound and not self.store.holds(self.state.step):
-            raise UserError(f"the last checkpoint could not be written to {self.store.folder}; make room and resume")
-        if finished and not sound:
+        if not self.guard.in_doubt and not self.store.holds(self.state.step):
+            raise UserError(
+                f"the last checkpoint could not be written to {self.store.folder}; make room and resume: "
+                f"{self.store.given_up}"
+            )
+        if finished and self.guard.in_doubt:
             raise UserError(
                 f"the last steps were not finite; {self._leave_suspect()}; lower schedule.peak_lr and resume"
             )
@@ -160,7 +162,7 @@ class Training:
         if finished:
             return {"event": "finished", "step": self.state.step, "said": "training finished"}
         why = self.stop.reason() or "signal"  # to another rank
-        saved = "" if not self.guard.in_doubt else ", which was not finite and is not saved"
+        saved = ", which was not finite and is not saved" if self.guard.in_doubt else ""
         said = f"stopped by a {why} after step {self.state.step:,}{saved}; --resume auto goes on"
         return {"event": "stopped", "step": self.state.step, "why": why, "said": said}
 

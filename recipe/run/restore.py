@@ -11,7 +11,7 @@ from recipe.base.checkpoint_files import find, read_manifest
 from recipe.base.ds_config import DsConfig, load_ds_config
 from recipe.base.errors import ConfigError, UserError
 from recipe.base.model_shape import ModelShape
-from recipe.base.ranks import required_world_size
+from recipe.base.ranks import is_first_rank, required_world_size
 from recipe.base.settings import RunConfig
 from recipe.base.strict import strict_model
 from recipe.data.token_folder import TokenFolder, tokenizer_identity
@@ -41,6 +41,12 @@ class RestorableRun:
         # Batches of evaluation have many sizes, each of which would be compiled.
         self._compute = self.run.compute.model_copy(update={"compile": False})
         check_compute(self._compute)
+        if self.run.run_dir != folder.absolute() and is_first_rank():
+            print(
+                f"note: {folder} is not where its run was started ({self.run.run_dir}): moved, or a copy; its tokenizer is read "
+                f"from {self.run.tokenizer}, its tokens from {self.run.data.tokens}",
+                flush=True,
+            )
         self._store = CheckpointStore(folder / "checkpoints", self.run.checkpoint)
         path = find(folder / "checkpoints", checkpoint)
         self._name, self._identity = path.name, read_manifest(path)["identity"]

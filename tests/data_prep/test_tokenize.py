@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
@@ -11,8 +14,8 @@ from data_prep.train_tokenizer import TokenizerConfig, train
 from recipe.base.errors import UserError
 from recipe.base.files import sha256
 from recipe.base.strict import load_json
-from recipe.data.indexed import Shard
-from recipe.data.token_folder import TokenFolder
+from recipe.data.indexed import Shard, ShardWriter
+from recipe.data.token_folder import TokenFolder, tokenizer_identity
 from tests.conftest import documents_in
 
 TEXTS = [
@@ -142,3 +145,39 @@ def test_a_token_folder_that_does_not_match_its_manifest_is_refused(prepared, tm
         TokenFolder(copy).sources(first["split"])
     with pytest.raises(UserError, match=r"has no manifest\.json"):
         TokenFolder(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"stage": "dedup"}, {"results": {}}, {"results": {"tokenizer": {}, "shards": []}}])
+def test_a_manifest_of_another_job_or_form_is_refused(change, prepared, tmp_path):
+    manifest = load_json(prepared.tokens / "manifest.json")
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, **change}))
+    with pytest.raises(
+        UserError, match=r"manifest\.json (is not of tokenize_corpus\.py|lacks what tokenize_corpus\.py)"
+    ):
+        TokenFolder(tmp_path)
+
+
+def test_checksums_that_are_not_the_manifests_are_refused(prepared, tmp_path):
+    """Another shard of the same size, put there with its own sums."""
+    shutil.copytree(prepared.tokens, tmp_path / "tokens")
+    first = load_json(tmp_path / "tokens" / "manifest.json")["results"]["shards"][0]
+    shard = Shard(tmp_path / "tokens" / first["prefix"])
+    writer = ShardWriter(tmp_path / "tokens" / first["prefix"], shard.dtype)
+    for length in shard.lengths:
+        writer.add_document(np.zeros(length, dtype=shard.dtype))
+    writer.close()
+    with pytest.raises(UserError, match=r"\.sums is not the one that .* lists"):
+        TokenFolder(tmp_path / "tokens").sources(first["split"])
+
+
+def test_a_tokenizer_is_known_by_its_special_tokens_too(prepared, tmp_path):
+    shutil.copytree(prepared.tokenizer, tmp_path / "tokenizer")
+    before = tokenizer_identity(tmp_path / "tokenizer")
+    assert before == tokenizer_identity(prepared.tokenizer)
+    path = tmp_path / "tokenizer" / "tokenizer_config.json"
+    config = load_json(path)
+    # As an object, the way that transformers writes some of them, a token is the same.
+    path.write_text(json.dumps({**config, "eos_token": {"content": config["eos_token"], "special": True}}))
+    assert tokenizer_identity(tmp_path / "tokenizer") == before
+    path.write_text(json.dumps({**config, "additional_special_tokens": ["<|tool|>"]}))
+    assert tokenizer_identity(tmp_path / "tokenizer") != before
