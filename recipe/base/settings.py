@@ -66,7 +66,7 @@ class Data(Section):
     on_damage: Literal["stop", "skip"] = "stop"  # what a damaged block of a shard does; skipped sequences are counted
     max_damaged_share: float = Field(
         0.01, ge=0, le=1
-    )  # of the sequences since the start, and a batch; above it skip stops, too
+    )  # of the sequences read; with more, beyond a batch, skip stops too
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]  # decay of a mean, 1 would never forget

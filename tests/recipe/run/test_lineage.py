@@ -14,6 +14,7 @@ from recipe.base.checkpoint_files import complete, read_manifest
 from recipe.base.files import read_json_lines, sha256
 from recipe.base.run_records import read_metrics
 from tests.conftest import ROOT, Prepared, launch, run_python, schedule_of
+from tests.faults.conftest import report
 
 TRAIN, BRANCH = "recipe/train.py", "recipe/branch.py"
 STEPS = 12
@@ -90,6 +91,42 @@ def test_going_on_from_a_named_checkpoint_leaves_the_younger_ones_behind(finishe
     assert "resumed after step 12" in train(run, ds_path, "--resume", "auto", "--set", "schedule.peak_lr=0.01")
     assert losses(run)[5] == losses(finished)[5]
     assert losses(run)[12] != losses(finished)[12]
+    report(
+        "a run goes on from an older checkpoint by its name",
+        "the younger ones are set aside as step_00000008.left, step_00000012.left",
+        seconds=None,
+        lost_steps=None,
+        then="the new branch is saved under their steps, and is what `--resume auto` takes",
+    )
+
+
+def test_a_resharded_form_is_of_one_checkpoint_alone(finished, new_run, ds_path, write_ds):
+    run = copied(finished, new_run, "resharded")
+    words = ("--run", run.run_dir)
+    assert run_python("launch/reshard.py", *words, "--workers", 1).returncode == 0
+    train(run, ds_path, "--resume", "step_00000008", "--set", "schedule.peak_lr=0.01")
+    folder = run.run_dir / "checkpoints"
+    (folder / "step_00000012.left.universal").rename(
+        folder / "step_00000012.universal"
+    )  # as a copy would bring it back
+    two = write_ds(2, micro_batch=4, accumulation=1, autoep_size=1)
+    done = launch(2, TRAIN, *run.arguments(two, "--resume", "auto"))
+    assert done.returncode == 2
+    message = "and its universal form was made from another checkpoint of that name; first run python launch/reshard.py"
+    assert message in done.stderr
+    made = run_python("launch/reshard.py", *words, "--workers", 1)
+    assert made.returncode == 0, made.stderr[-3000:]
+    longer = ("--resume", "auto", "--set", f"schedule.total_tokens={13 * 8 * 32}", "--set", "schedule.peak_lr=0.01")
+    done = launch(2, TRAIN, *run.arguments(two, *longer))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "resumed after step 12" in done.stdout
+    report(
+        "a resharded form of another checkpoint of that step",
+        "its universal form was made from another checkpoint of that name",
+        seconds=None,
+        lost_steps=None,
+        then="stops with code 2 before anything is loaded; launch/reshard.py makes it anew",
+    )
 
 
 def test_a_stopped_branch_is_what_goes_on(finished, new_run, ds_path):
@@ -116,6 +153,13 @@ def test_a_ruined_state_is_never_the_newest_checkpoint(finished, new_run, ds_pat
     assert "the last steps were not finite; " in printed
     assert "resumed after step 12" in train(run, ds_path, *words)
     assert [p.name for p in complete(run.run_dir / "checkpoints")][-1] == "step_00000030"
+    report(
+        "an update that ruins the weights",
+        "3 steps in a row up to 16 were not finite; step_00000012 is the newest checkpoint from before them",
+        seconds=None,
+        lost_steps=1,
+        then="nothing is saved from that update on; stops with code 2; `--resume auto` takes the checkpoint before it",
+    )
 
 
 def test_a_checkpoint_that_was_ruined_before_is_set_aside_for_the_one_before_it(finished, new_run, ds_path):
@@ -197,6 +241,13 @@ def test_other_inputs_are_refused_by_what_differs(change, message, finished, ds_
     done = run_python(TRAIN, *finished.arguments(ds_path, "--dry-run", "--resume", "auto", *words))
     assert done.returncode == 2, done.stdout
     assert message in done.stderr
+    report(
+        f"{change.__name__.replace('_', ' ')} under the same path",
+        message.replace("held_out.", "held_out.en.tokens is ..."),
+        seconds=None,
+        lost_steps=None,
+        then="stops with code 2 before anything is written",
+    )
 
 
 def test_another_end_of_document_than_the_shards_have_is_refused(finished, ds_path, prepared, tmp_path):
