@@ -64,9 +64,7 @@ class Data(Section):
     mixture: Mixture = Mixture()
     document_attention: bool = False  # attention and positions stay inside each packed document
     on_damage: Literal["stop", "skip"] = "stop"  # what a damaged block of a shard does; skipped sequences are counted
-    max_damaged_share: float = Field(
-        0.01, ge=0, le=1
-    )  # of the sequences read; with more, beyond a batch, skip stops too
+    max_damaged_share: float = Field(0.01, ge=0, le=1)  # of what was read; above it, and a batch, skip stops too
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]  # decay of a mean, 1 would never forget
