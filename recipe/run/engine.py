@@ -84,6 +84,20 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
+def zero_padding(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Zero what ZeRO-3's partitions hold beyond the end of a parameter, in the model's precision and in fp32.
+
+    DeepSpeed 0.19.8 leaves there what the memory held before, NaN at times, and trains and saves it with the rest.
+    """
+    optimizer: Any = engine.optimizer
+    for group, masters in zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True):
+        for parameter, master in zip(group, masters.data.split([p.ds_tensor.ds_numel for p in group]), strict=True):
+            size = parameter.ds_tensor.ds_numel
+            begin = deepspeed.comm.get_rank(group=parameter.ds_process_group) * size
+            for partition in (parameter.ds_tensor.data, master):
+                partition[max(0, parameter.ds_numel - begin) : size].zero_()
+
+
 def be_deterministic(on: bool) -> None:
     """Let torch choose algorithms that give the same bits every time, or refuse operations that have none."""
     if on:
@@ -115,6 +129,8 @@ def build_engine(
     be_deterministic(compute.deterministic)
     with recipe_layers():
         engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=ds_raw)
+    if ds_raw["zero_optimization"]["stage"] == 3:
+        zero_padding(engine)
     return engine
 
 

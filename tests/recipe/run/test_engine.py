@@ -9,6 +9,7 @@ from recipe.base.errors import UserError
 from recipe.base.settings import Compute
 from recipe.run.autoep import RecipeLayer, RecipeRouter, recipe_layers
 from recipe.run.engine import check_compute, parameter_groups
+from tests.conftest import launch
 
 
 def test_autoep_gets_its_own_classes_back():
@@ -43,3 +44,11 @@ def test_compiling_without_a_compiler_is_refused_before_anything_starts(monkeypa
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs the package triton"):
         check_compute(Compute(compile=True))
+
+
+@pytest.mark.distributed
+def test_what_is_beyond_the_end_of_a_parameter_is_not_what_the_memory_held(write_ds):
+    ds_path = write_ds(3, micro_batch=1, accumulation=1, autoep_size=1)  # three ranks divide no parameter
+    done = launch(3, "tests/recipe/run/padding_worker.py", ds_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("all partitions are finite") == 3

@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from recipe.base.checkpoint_files import complete, kept_for, step_of
 from recipe.base.files import read_json_lines
 from recipe.base.run_records import read_metrics
+from recipe.base.schedule import learning_rate
+from recipe.base.settings import Schedule
 from tests.conftest import CPU, ROOT, launch, launch_words, run_command, run_python, shared_memory
 
 TRAIN = "recipe/train.py"
@@ -241,6 +244,31 @@ def test_a_run_folder_says_how_it_was_made(new_run, write_ds):
     assert record["packages"]["deepspeed"]
     assert "--set" in record["command"]
     assert list((run.run_dir / "tensorboard").iterdir())
+
+
+def test_a_run_does_what_its_settings_say(new_run, write_ds):
+    tokens = 8 * 32  # of a step
+    schedule = {
+        "total_tokens": 20 * tokens, "kind": "wsd", "peak_lr": 1e-3, "min_lr": 1e-4, "warmup_tokens": 4 * tokens,
+        "decay_tokens": 6 * tokens,
+    }  # fmt: skip
+    run = new_run(
+        "settings",
+        schedule=schedule,
+        checkpoint={"every_steps": 3, "keep_last": 1, "keep_every_steps": 6},
+        routing={"bias_freeze_share": 0.5, "bias_update_rate": 0.01},
+    )
+    finish(1, run, write_ds(1, micro_batch=8, accumulation=1, autoep_size=1))
+    steps = read_metrics(run.run_dir)
+    rates = [learning_rate(Schedule(**schedule), m["step"] * tokens) for m in steps]
+    assert [m["lr"] for m in steps] == rates
+    assert (rates[0], rates[3], rates[13], rates[-1]) == pytest.approx((2.5e-4, 1e-3, 1e-3, 1e-4))
+    norms = [m["routing"]["bias_norm"] for m in steps]
+    assert norms[0] != norms[5] != norms[9]
+    assert norms[10:] == [norms[10]] * 10  # frozen for the last half
+    kept = {step_of(path): kept_for(path) for path in complete(run.run_dir / "checkpoints")}
+    # Every sixth, the last before the decay, and the last two, of which the newest is proven by no step.
+    assert kept == {6: None, 12: None, 14: "the last before the decay", 18: None, 20: None}
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
