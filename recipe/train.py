@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"changed since the last start: {', '.join(changed)}", flush=True)
         return record_start(run, launch.ds_raw)
 
-    with session():
+    with session(run.watch):
         folder = RunFolder(run.run_dir, from_first_rank(begin))
         with recorded_failures(folder, lambda: memory_report(launch)), Watchdog(folder, run.watch) as watchdog:
             return train_on(

@@ -12,6 +12,7 @@ from launch.hosts import free_port
 from recipe.base.errors import UserError
 from recipe.base.files import read_json_lines
 from recipe.base.run_records import read_metrics
+from recipe.base.settings import Watch
 from recipe.reading.breakdown import as_text, breakdown, read_trace
 from recipe.run.phases import NAMES, PhaseClock
 from recipe.run.prometheus import Exporter
@@ -92,6 +93,8 @@ def test_bytes_counted_where_collectives_are_called_are_those_that_arrive(stage,
     done = launch(2, worker, ds, output, env={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr[-3000:]
     for rank in json.loads(output.read_text()):
+        assert len(rank["timeouts_s"]) > 2  # the engine's groups besides that of all ranks
+        assert min(rank["timeouts_s"]) > max(Watch().start_s, Watch().no_progress_s)
         kinds = set(rank["arrived"]) - {"broadcast", "reduce", "barrier"}
         assert {"all_to_all", "all_reduce"} <= kinds
         assert {kind: rank["called"][kind] for kind in kinds} == {kind: rank["arrived"][kind] for kind in kinds}
