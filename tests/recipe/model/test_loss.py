@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from recipe.model import RecipeMoeForCausalLM
 from recipe.model.loss import summed_loss
@@ -60,13 +61,48 @@ def test_logits_exist_for_one_chunk_at_a_time(monkeypatch):
     assert sizes == [8, 8, 8, 8, 5]
 
 
-def test_without_gradients_none_are_computed():
+class Seen(TorchDispatchMode):
+    """What is computed inside: its names, and the elements of each result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.operations.append((func.overloadpacket.__name__, result.numel()))
+        return result
+
+    def count(self, *names: str) -> int:
+        return sum(name in names for name, _ in self.operations)
+
+
+MATMULS = ("mm", "addmm", "bmm", "linear", "matmul")
+
+
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_none_are_computed(without):
     hidden, weight, targets = inputs()
-    with torch.no_grad():
+    with without(), Seen() as seen:
         loss = summed_loss(hidden, weight, targets, 8)
     assert not loss.requires_grad
+    assert seen.count(*MATMULS) == 5  # one a chunk: the logits
+    fresh = [size for name, size in seen.operations if name in ("empty_like", "zeros_like", "empty", "zeros")]
+    assert max(fresh, default=0) < hidden.numel()
     plain = F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
     torch.testing.assert_close(loss, plain.detach())
+
+
+@pytest.mark.parametrize(("of", "matmuls"), [("hidden", 2), ("weight", 2), ("both", 3)])
+def test_only_the_gradients_that_are_asked_for_are_computed(of, matmuls):
+    hidden, weight, targets = inputs()
+    hidden.requires_grad_(of != "weight")
+    weight.requires_grad_(of != "hidden")
+    with Seen() as seen:
+        summed_loss(hidden, weight, targets, 8).backward()
+    assert seen.count(*MATMULS) == 5 * matmuls
+    assert (hidden.grad is None, weight.grad is None) == (of == "weight", of == "hidden")
 
 
 def test_the_models_loss_of_targets_is_that_of_its_logits():
