@@ -31,6 +31,20 @@ def summed_loss(
     return ChunkedLoss.apply(hidden_TD, weight_VD, targets_T, chunk_tokens, torch.is_grad_enabled())
 
 
+@torch.no_grad()
+def token_scores(
+    hidden_TD: torch.Tensor, weight_VD: torch.Tensor, targets_T: torch.Tensor, chunk_tokens: int
+) -> torch.Tensor:
+    """Each target's log-probability in nats, and 1 where it is the most probable token, fp32 [T, 2]; 0 for targets of -100."""
+    scores = []
+    for start in range(0, hidden_TD.shape[0], chunk_tokens):
+        rows = slice(start, start + chunk_tokens)
+        logits_CV, targets_C = F.linear(hidden_TD[rows], weight_VD), targets_T[rows]
+        nats_C = -next_token_loss(logits_CV.unsqueeze(0), targets_C, reduction="none")
+        scores.append(torch.stack((nats_C, (logits_CV.argmax(dim=1) == targets_C).float()), dim=1))
+    return torch.cat(scores)
+
+
 class ChunkedLoss(torch.autograd.Function):
     """Sum of cross entropies; a chunk's gradients are computed while its logits exist, and kept for the backward pass.
 

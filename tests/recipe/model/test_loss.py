@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from recipe.model import RecipeMoeForCausalLM
-from recipe.model.loss import summed_loss
+from recipe.model.loss import summed_loss, token_scores
 from tests.recipe.model.test_modeling import initialized, small_config
 
 T, D, V = 37, 16, 101
@@ -103,6 +103,30 @@ def test_only_the_gradients_that_are_asked_for_are_computed(of, matmuls):
         summed_loss(hidden, weight, targets, 8).backward()
     assert seen.count(*MATMULS) == 5 * matmuls
     assert (hidden.grad is None, weight.grad is None) == (of == "weight", of == "hidden")
+
+
+def test_each_tokens_scores_are_those_of_whole_logits():
+    hidden, weight, targets = inputs()
+    first = (hidden @ weight.T).argmax(dim=1)
+    targets[7:12] = first[7:12]
+    with Seen() as seen:
+        scores_T2 = token_scores(hidden, weight, targets, 8)
+    assert max(size for _, size in seen.operations) < T * V
+    counted = targets != -100
+    plain = (hidden @ weight.T).log_softmax(dim=1)[torch.arange(T), targets.clamp(min=0)]
+    torch.testing.assert_close(scores_T2[counted, 0], plain[counted].detach())
+    assert torch.equal(scores_T2[:, 1].bool(), first == targets)
+    assert scores_T2[~counted].abs().max() == 0
+
+
+def test_the_models_scores_are_those_of_its_logits():
+    model: RecipeMoeForCausalLM = initialized(small_config())
+    tokens = torch.randint(0, 256, (2, 17), generator=torch.Generator().manual_seed(0))
+    scores_BS2 = model(tokens[:, :-1], targets=tokens[:, 1:], loss_chunk_tokens=7, per_token=True).loss
+    logits = model(tokens[:, :-1]).logits
+    nats = logits.log_softmax(dim=-1).gather(2, tokens[:, 1:, None]).squeeze(-1)
+    torch.testing.assert_close(scores_BS2[..., 0], nats.detach())
+    assert torch.equal(scores_BS2[..., 1].bool(), logits.argmax(dim=-1) == tokens[:, 1:])
 
 
 def test_the_models_loss_of_targets_is_that_of_its_logits():
