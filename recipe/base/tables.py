@@ -14,6 +14,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: 
 
 def duration(seconds: float) -> str:
     """Such as 12d 03h, 3h 07m, 4m 05s, 7.5 s; `inf` and `nan` as they are, and the like of 1e+300d."""
+    seconds = as_float(seconds)
     if not math.isfinite(seconds):
         return f"{seconds}"
     if seconds >= 1e15:
@@ -28,12 +29,10 @@ def duration(seconds: float) -> str:
 
 def ratio(value: float, over: float) -> float:
     """value / over, and where that is undefined or too large what IEEE 754 says: nan or infinity."""
-    try:
-        return value / over
-    except ZeroDivisionError:
+    value, over = as_float(value), as_float(over)
+    if over == 0:
         return math.nan if value == 0 or math.isnan(value) else math.copysign(math.inf, value)
-    except OverflowError:  # whole numbers beyond 1e308
-        return math.copysign(math.inf, value) * math.copysign(1, over)
+    return value / over
 
 
 def exponential(value: float) -> float:
@@ -42,3 +41,11 @@ def exponential(value: float) -> float:
         return math.exp(value)
     except OverflowError:
         return math.inf
+
+
+def as_float(value: float) -> float:
+    """Of a whole number of any size: infinity beyond what a float holds."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from recipe.base.errors import UserError
 from recipe.base.model_shape import IGNORED
 from recipe.base.settings import Compute
+from recipe.base.tables import exponential, ratio
 from recipe.data.batch import document_positions
 from recipe.data.indexed import Shard
 from recipe.data.token_folder import Source
@@ -78,9 +79,9 @@ def evaluate_source(
     nats, predicted = total.tolist()
     return {
         "tokens": int(predicted),
-        "loss": nats / predicted,
-        "perplexity": math.exp(nats / predicted),
-        "bits_per_byte": nats / math.log(2) / source.text_bytes,
+        "loss": ratio(nats, predicted),
+        "perplexity": exponential(ratio(nats, predicted)),
+        "bits_per_byte": ratio(nats / math.log(2), source.text_bytes),
     }
 
 
