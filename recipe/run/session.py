@@ -35,7 +35,6 @@ def session(watch: Watch | None = None) -> Iterator[None]:
     deepspeed.utils.logger.setLevel(logging.WARNING)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    os.environ.setdefault(NCCL_MONITOR.name, f"{timeout_s:.0f}")
     with default_timeout(timedelta(seconds=timeout_s)) as timeout:
         with redirect_stdout(sys.stderr):  # the op builder and init print to standard output
             ensure_cpu_op()
@@ -53,14 +52,19 @@ def default_timeout(timeout: timedelta) -> Iterator[timedelta]:
     """Every process group made meanwhile has this timeout unless it is given its own.
 
     Groups do not inherit it: DeepSpeed 0.19.8 makes each of its groups (data, expert, sequence, tensor parallel) by
-    `torch.distributed.new_group(ranks)`, and torch 2.13 takes a default by backend there, 10 minutes for NCCL.
+    `torch.distributed.new_group(ranks)`, and torch 2.13 takes a default by backend there, 10 minutes for NCCL. NCCL's
+    monitor waits as long, unless the environment says otherwise.
     """
     names = ("default_pg_timeout", "default_pg_nccl_timeout")  # read by distributed_c10d._get_default_timeout
     before = [getattr(distributed_c10d, name) for name in names]
     for name in names:
         setattr(distributed_c10d, name, timeout)
+    monitor_is_set = NCCL_MONITOR.name in os.environ
+    os.environ.setdefault(NCCL_MONITOR.name, f"{timeout.total_seconds():.0f}")
     try:
         yield timeout
     finally:
+        if not monitor_is_set:
+            del os.environ[NCCL_MONITOR.name]
         for name, value in zip(names, before, strict=True):
             setattr(distributed_c10d, name, value)

@@ -40,6 +40,8 @@ def test_every_group_of_a_session_and_nccls_monitor_wait_longer_than_the_watchdo
         assert min(waits) > timedelta(seconds=watch.no_progress_s)
         assert int(os.environ["TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC"]) > watch.no_progress_s
     assert _get_default_timeout("gloo") == before
+    with session(Watch(start_s=90_000)):
+        assert int(os.environ["TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC"]) > 90_000
 
 
 def test_a_shorter_timeout_is_refused_before_there_is_a_process_group(made):
