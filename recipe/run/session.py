@@ -65,6 +65,6 @@ def default_timeout(timeout: timedelta) -> Iterator[timedelta]:
         yield timeout
     finally:
         if not monitor_is_set:
-            del os.environ[NCCL_MONITOR.name]
+            os.environ.pop(NCCL_MONITOR.name, None)
         for name, value in zip(names, before, strict=True):
             setattr(distributed_c10d, name, value)
