@@ -84,7 +84,14 @@ def evaluate_run(args: argparse.Namespace, tasks: dict[str, Any]) -> None:
     with session():
         engine, state = restorable.restore()
         lm = EngineLM(
-            lambda tokens: engine(input_ids=tokens).logits,
+            lambda tokens, targets: (
+                engine(
+                    input_ids=tokens,
+                    targets=targets,
+                    loss_chunk_tokens=restorable.run.compute.loss_chunk_tokens,
+                    per_token=True,
+                ).loss
+            ),
             AutoTokenizer.from_pretrained(restorable.run.tokenizer),
             engine.device,
             max_length=restorable.shape.max_position_embeddings,

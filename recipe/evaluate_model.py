@@ -81,9 +81,8 @@ def evaluate_export(args: argparse.Namespace) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from recipe.model.loss import next_token_loss
-    from recipe.run.evaluation import evaluate_source
-    from recipe.run.inputs import on_device
+    from recipe.base.settings import Compute
+    from recipe.run.evaluation import evaluate_source, stock_loss
 
     check_exported(args.model)
     if args.tokens is None:
@@ -95,10 +94,7 @@ def evaluate_export(args: argparse.Namespace) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(args.model)
     model.to(device).eval()
 
-    def loss_of(inputs: dict[str, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
-        logits = model(**on_device(inputs, device), use_cache=False).logits
-        return next_token_loss(logits, on_device(targets, device), reduction="sum")
-
+    loss_of = stock_loss(model, device, Compute().loss_chunk_tokens)
     results = {
         source.name: evaluate_source(
             loss_of,

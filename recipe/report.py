@@ -18,12 +18,12 @@ from recipe.base.files import read_json_lines, write_text
 from recipe.base.output_paths import check_output_file
 from recipe.base.run_records import read_events, read_starts
 from recipe.base.strict import load_json
-from recipe.base.tables import duration
+from recipe.base.tables import duration, ratio
 from recipe.reading import charts
 from recipe.reading.charts import Curve, Mark
 from recipe.reading.events import Happened, faults, state_of
 from recipe.reading.goodput import goodput
-from recipe.reading.history import History, read_history
+from recipe.reading.history import DRAWABLE, History, read_history
 from recipe.reading.planned import planned_and_measured
 
 MOST_HAPPENED, MOST_STARTS = 60, 20  # rows of the tables; the newest
@@ -65,7 +65,8 @@ def report(run_dir: Path, interconnect: str | None) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["thousands"] = lambda n: f"{n:,.0f}"
-    hottest = float(np.nanpercentile(history.layer_loads_TL, 99)) if history.layer_loads_TL.size else 1.0
+    loads = history.layer_loads_TL[np.abs(history.layer_loads_TL) < DRAWABLE]
+    hottest = float(np.percentile(loads, 99)) if loads.size else 1.0
     page = environment.get_template("report.html.j2").render(
         name=run_dir.resolve().name,
         where=run_dir.resolve(),
@@ -131,7 +132,7 @@ def _facts(starts: list[Any], events: list[Any], history: History, evaluations: 
     if np.isfinite(history["mfu"][-1]):
         found.append(("MFU", f"{history['mfu'][-1]:.1%}"))
     if tokens < total:
-        found.append(("left", duration((total - tokens) / rate)))
+        found.append(("left", duration(ratio(total - tokens, rate))))
     if evaluations:
         best = evaluations[-1]["sources"]
         found += [(f"held-out {name}", f"{one['bits_per_byte']:.4f} bits/byte") for name, one in best.items()]

@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join([describe(launch), *changes_since_last_start(changes)]), flush=True)
         return record_start(launch)
 
-    with session():
+    with session(run.watch):
         folder = RunFolder(run.run_dir, from_first_rank(begin))
         with recorded_failures(folder, lambda: memory_report(launch)), Watchdog(folder, run.watch) as watchdog:
             return train_on(

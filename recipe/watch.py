@@ -19,7 +19,7 @@ from recipe.base.errors import exit_on_user_error
 from recipe.base.files import read_json_lines
 from recipe.base.heartbeats import read_heartbeats
 from recipe.base.run_records import last_metrics, read_events, read_starts
-from recipe.base.tables import duration
+from recipe.base.tables import duration, ratio
 from recipe.reading.alarms import alarms, heartbeat_ages
 from recipe.reading.events import state_of
 
@@ -68,7 +68,7 @@ def _numbers(run_dir: Path, run: dict[str, Any], last: dict[str, Any]) -> Table:
     table = Table(show_header=False, box=None, padding=(0, 2))
     rows = [
         ("step", f"{last['step']:,}", f"{tokens:,} of {total:,} tokens ({tokens / total:.1%})"),
-        ("left", duration(max(0, total - tokens) / rate), f"at {rate:,.0f} tokens/s"),
+        ("left", duration(ratio(max(0, total - tokens), rate)), f"at {rate:,.0f} tokens/s"),
         ("loss", f"{last['loss']:.4f}", f"gradient norm {last['grad_norm']:.3f}, lr {last['lr']:.3e}, {last['skipped_steps']} updates left out"),
         ("step time", f"{last['step_time_s']:.3f} s", ", ".join(f"{k} {v:.3f}" for k, v in last["phase_s"].items())),
     ]  # fmt: skip

@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import orjson
 
 
 def write_text(path: Path, text: str) -> None:
@@ -25,17 +28,54 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def append_json(path: Path, value: Any) -> None:
-    """Append one line; a single write, so that lines of several processes do not mix."""
+    """Append one line; a single write, so that lines of several processes do not mix.
+
+    After a line that a kill or a full disk has cut it begins a new one; readers leave the cut one out.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab") as handle:
-        handle.write((json.dumps(value, ensure_ascii=False) + "\n").encode())
+    line = (json.dumps(value, ensure_ascii=False) + "\n").encode()
+    with open(path, "a+b", buffering=0) as handle:
+        if _is_cut(handle):
+            line = b"\n" + line
+        write_all(handle, line)
+
+
+def write_all(handle: IO[bytes], data: bytes | bytearray) -> None:
+    """Write to an unbuffered file, which takes what there is room for at a time."""
+    with memoryview(data) as view:
+        written = 0
+        while written < len(view):
+            written += handle.write(view[written:])
+
+
+def _is_cut(handle: IO[bytes]) -> bool:
+    if os.fstat(handle.fileno()).st_size == 0:
+        return False
+    handle.seek(-1, os.SEEK_END)
+    return handle.read(1) != b"\n"
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """The values of a file of JSON lines, without a last one that a kill has cut; none if there is no file."""
+    """The values of a file of JSON lines, without those that a kill or a full disk has cut; none if there is no file."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"]
+    with open(path, "rb") as handle:
+        return list(parsed_lines(handle))
+
+
+def parsed_lines(lines: Iterable[bytes]) -> Iterator[Any]:
+    """The values of whole lines. One that does not parse was cut: `append_json` began the next one after it."""
+    for line in lines:
+        if not line.endswith(b"\n"):
+            continue
+        try:
+            yield orjson.loads(line)
+        except orjson.JSONDecodeError:
+            # A number that is not finite is written as NaN or Infinity, which only Python's own reader, a slower one, knows.
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue
 
 
 def flush_folder(folder: Path) -> None:

@@ -21,7 +21,7 @@ class Accelerator:
     """One GPU model."""
 
     name: str
-    device_name_part: str  # as torch.cuda.get_device_name() spells it
+    device_names: tuple[str, ...]  # as torch.cuda.get_device_name() spells them, without NVIDIA before them
     bf16_flops: float  # FLOP/s, dense: no 2:4 sparsity
     memory_gib: float  # that CUDA reports
     hbm_bytes_per_s: float
@@ -45,39 +45,44 @@ _A100_PRICE, _H100_PRICE = (
 # The network of a reference node is one NIC per GPU: ConnectX-6 (200 Gb/s) for Ampere, ConnectX-7 (400 Gb/s) after it.
 ACCELERATORS = (
     Accelerator(
-        "a100-40gb", "A100-SXM4-40GB", 312e12, 39.4, 1.555e12, 300e9, "8x200g", 0.80, 0.64, 1.29,
+        "a100-40gb", ("A100-SXM4-40GB",), 312e12, 39.4, 1.555e12, 300e9, "8x200g", 0.80, 0.64, 1.29,
         f"NVIDIA A100 datasheet (2021): as 80GB with 1,555 GB/s; DGX A100; {_MATMUL_A100}; {_FLASH_A100}; {_A100_PRICE}, 40GB",
     ),
     Accelerator(
-        "a100-80gb", "A100", 312e12, 79.3, 2.039e12, 300e9, "8x200g", 0.80, 0.64, 1.79,
+        "a100-80gb", ("A100-SXM4-80GB", "A100-SXM-80GB"), 312e12, 79.3, 2.039e12, 300e9, "8x200g", 0.80, 0.64, 1.79,
         f"NVIDIA A100 datasheet (2021): 312 TFLOPS BF16, 2,039 GB/s, NVLink 600 GB/s; DGX A100; {_MATMUL_A100}; {_FLASH_A100}; {_A100_PRICE}",
     ),
     Accelerator(
-        "a800", "A800", 312e12, 79.3, 2.039e12, 200e9, "8x200g", 0.80, 0.64, 1.79,
+        "a800", ("A800-SXM4-80GB",), 312e12, 79.3, 2.039e12, 200e9, "8x200g", 0.80, 0.64, 1.79,
         f"NVIDIA A800 datasheet: as A100-80GB with NVLink at 400 GB/s; {_MATMUL_A100}; {_FLASH_A100}; priced as A100",
     ),
     Accelerator(
-        "h100", "H100 80GB HBM3", 989.4e12, 79.6, 3.35e12, 450e9, "8x400g", 0.74, 0.58, 2.99,
+        "h100", ("H100 80GB HBM3",), 989.4e12, 79.6, 3.35e12, 450e9, "8x400g", 0.74, 0.58, 2.99,
         f"NVIDIA H100 SXM datasheet: 1,979 TFLOPS BF16 with sparsity, 3.35 TB/s, NVLink 900 GB/s; DGX H100; {_MATMUL_H100}; {_FLASH_H100}; {_H100_PRICE}",
     ),
     Accelerator(
-        "h800", "H800", 989.4e12, 79.6, 3.35e12, 200e9, "8x400g", 0.74, 0.58, 2.99,
+        "h800", ("H800",), 989.4e12, 79.6, 3.35e12, 200e9, "8x400g", 0.74, 0.58, 2.99,
         f"DeepSeek-V3, arXiv 2412.19437 section 3.1, and NVIDIA H800 datasheet: as H100 SXM with NVLink at 400 GB/s; {_MATMUL_H100}; {_FLASH_H100}; priced as H100",
     ),
     Accelerator(
-        "h200", "H200", 989.4e12, 139.8, 4.8e12, 450e9, "8x400g", 0.74, 0.58, 3.79,
+        "h200", ("H200",), 989.4e12, 139.8, 4.8e12, 450e9, "8x400g", 0.74, 0.58, 3.79,
         f"NVIDIA H200 datasheet: as H100 SXM with 141 GB at 4.8 TB/s; {_MATMUL_H100}; {_FLASH_H100}; assumed between H100 and B200",
     ),
     Accelerator(
-        "b200", "B200", 2250e12, 178.4, 8.0e12, 900e9, "8x400g", 0.74, 0.58, 4.99,
+        "b200", ("B200",), 2250e12, 178.4, 8.0e12, 900e9, "8x400g", 0.74, 0.58, 4.99,
         "NVIDIA DGX B200 datasheet: 36 PFLOPS BF16 with sparsity for 8, 64 TB/s, NVLink 14.4 TB/s; efficiencies assumed as H100; Lambda on-demand list price 2025, 8x B200",
     ),
 )  # fmt: skip
 
 
 def accelerator_of(device_name: str) -> Accelerator | None:
-    """The known accelerator whose name occurs in `device_name`; None if there is none, and no MFU then."""
-    return next((a for a in ACCELERATORS if a.device_name_part in device_name), None)
+    """The known accelerator that CUDA calls `device_name`; None if there is none, and no MFU then.
+
+    The whole name counts: PCIe and NVL cards, superchips and MIG slices have the name of another in theirs, and other
+    peaks, memory and links.
+    """
+    name = device_name.strip().removeprefix("NVIDIA ")
+    return next((accelerator for accelerator in ACCELERATORS if name in accelerator.device_names), None)
 
 
 def accelerator_named(name: str) -> Accelerator:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 from recipe.base.errors import UserError
@@ -49,6 +50,7 @@ def leave(code: int) -> NoReturn:
     if launched_world_size() is None:
         sys.exit(code)
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # their file can be on a disk that is full
+            stream.flush()
     os._exit(code)

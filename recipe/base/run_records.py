@@ -6,25 +6,20 @@ only ever appended to: after a resume the steps that were lost appear again.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from recipe.base.errors import UserError
-from recipe.base.files import read_json_lines
+from recipe.base.files import parsed_lines, read_json_lines
 
 TAIL_BYTES = 8 << 20  # of metrics.jsonl, more than one line of it
 
 
 def iterate_metrics(run_dir: str | Path) -> Iterator[dict[str, Any]]:
-    """The lines of metrics.jsonl as they were written, lost steps included; a last one that a kill has cut is left out."""
+    """The lines of metrics.jsonl as they were written, lost steps included; those that a kill or a full disk has cut are not."""
     with open(Path(run_dir) / "metrics.jsonl", "rb") as handle:
-        for line in handle:
-            if line.endswith(b"\n"):
-                yield _parsed(line)
+        yield from parsed_lines(handle)
 
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
@@ -43,17 +38,11 @@ def last_metrics(run_dir: str | Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     with open(path, "rb") as handle:
-        handle.seek(max(0, path.stat().st_size - TAIL_BYTES))
-        lines = handle.read().split(b"\n")[:-1]
-    return _parsed(lines[-1]) if len(lines) > 1 or (lines and lines[0].startswith(b"{")) else None
-
-
-def _parsed(line: bytes) -> dict[str, Any]:
-    """One line. A loss that is not finite is written as NaN or Infinity, which only Python's own reader, a slower one, knows."""
-    try:
-        return orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return json.loads(line)
+        start = max(0, path.stat().st_size - TAIL_BYTES)
+        handle.seek(start)
+        lines = handle.read().splitlines(keepends=True)
+    whole = lines[1:] if start else lines  # of the first there is only an end
+    return next((values for line in reversed(whole) for values in parsed_lines([line])), None)
 
 
 def read_events(run_dir: str | Path) -> list[dict[str, Any]]:

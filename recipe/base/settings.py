@@ -162,6 +162,7 @@ class Evaluation(Section):
 class Logging(Section):
     every_steps: int = Field(10, gt=0)
     prometheus_port: int | None = Field(None, gt=0, lt=65536)  # of rank 0's host, where /metrics has the newest values
+    prometheus_host: str = "127.0.0.1"  # address that it listens on; 0.0.0.0: all of the host's, for a server elsewhere
 
 
 class RunConfig(Section):

@@ -1,7 +1,8 @@
-"""Markdown tables, and durations as people read them."""
+"""Markdown tables, and numbers as people read them: whatever a run measures, it can be printed."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 
@@ -12,10 +13,39 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: 
 
 
 def duration(seconds: float) -> str:
-    """Such as 12d 03h, 3h 07m, 4m 05s, 7.5 s."""
+    """Such as 12d 03h, 3h 07m, 4m 05s, 7.5 s; `inf` and `nan` as they are, and the like of 1e+300d."""
+    seconds = as_float(seconds)
+    if not math.isfinite(seconds):
+        return f"{seconds}"
+    if seconds >= 1e15:
+        return f"{seconds / 86400:.0e}d"
     minutes = int(seconds / 60)
     if minutes >= 24 * 60:
         return f"{minutes // 1440}d {minutes // 60 % 24:02d}h"
     if minutes >= 60:
         return f"{minutes // 60}h {minutes % 60:02d}m"
     return f"{minutes}m {int(seconds % 60):02d}s" if minutes else f"{seconds:.1f} s"
+
+
+def ratio(value: float, over: float) -> float:
+    """value / over, and where that is undefined or too large what IEEE 754 says: nan or infinity."""
+    value, over = as_float(value), as_float(over)
+    if over == 0:
+        return math.nan if value == 0 or math.isnan(value) else math.copysign(math.inf, value)
+    return value / over
+
+
+def exponential(value: float) -> float:
+    """e to the power of `value`; infinity where that is too large."""
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
+
+
+def as_float(value: float) -> float:
+    """Of a whole number of any size: infinity beyond what a float holds."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf

@@ -27,7 +27,22 @@ def summed_loss(
     hidden_TD: torch.Tensor, weight_VD: torch.Tensor, targets_T: torch.Tensor, chunk_tokens: int
 ) -> torch.Tensor:
     """Sum over tokens of the next-token loss in nats, from hidden states and the head's weight."""
-    return ChunkedLoss.apply(hidden_TD, weight_VD, targets_T, chunk_tokens)
+    # `ctx.needs_input_grad` tells what requires gradients, under no_grad too; whether any are wanted is known out here.
+    return ChunkedLoss.apply(hidden_TD, weight_VD, targets_T, chunk_tokens, torch.is_grad_enabled())
+
+
+@torch.no_grad()
+def token_scores(
+    hidden_TD: torch.Tensor, weight_VD: torch.Tensor, targets_T: torch.Tensor, chunk_tokens: int
+) -> torch.Tensor:
+    """Each target's log-probability in nats, and 1 where it is the most probable token, fp32 [T, 2]; 0 for targets of -100."""
+    scores = []
+    for start in range(0, hidden_TD.shape[0], chunk_tokens):
+        rows = slice(start, start + chunk_tokens)
+        logits_CV, targets_C = F.linear(hidden_TD[rows], weight_VD), targets_T[rows]
+        nats_C = -next_token_loss(logits_CV.unsqueeze(0), targets_C, reduction="none")
+        scores.append(torch.stack((nats_C, (logits_CV.argmax(dim=1) == targets_C).float()), dim=1))
+    return torch.cat(scores)
 
 
 class ChunkedLoss(torch.autograd.Function):
@@ -38,9 +53,9 @@ class ChunkedLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden_TD, weight_VD, targets_T, chunk_tokens: int) -> torch.Tensor:
+    def forward(ctx, hidden_TD, weight_VD, targets_T, chunk_tokens: int, gradients: bool) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden_TD.device)
-        needs_hidden, needs_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        needs_hidden, needs_weight = (gradients and needed for needed in ctx.needs_input_grad[:2])
         grad_hidden = torch.empty_like(hidden_TD) if needs_hidden else None
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
         for start in range(0, hidden_TD.shape[0], chunk_tokens):
@@ -65,6 +80,7 @@ class ChunkedLoss(torch.autograd.Function):
         return (
             None if grad_hidden is None else grad_hidden * grad_total.to(grad_hidden.dtype),
             None if grad_weight is None else grad_weight * grad_total.to(grad_weight.dtype),
+            None,
             None,
             None,
         )

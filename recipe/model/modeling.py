@@ -26,7 +26,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from recipe.model.configuration import RecipeMoeConfig
 from recipe.model.fusion import fusible
-from recipe.model.loss import next_token_loss, summed_loss
+from recipe.model.loss import next_token_loss, summed_loss, token_scores
 from recipe.model.routing.choice import router_logits, scores_and_choice, weights_of
 
 
@@ -276,14 +276,21 @@ class RecipeMoeModel(RecipeMoePreTrainedModel):
 
 
 class LanguageModelHead(nn.Linear):
-    """Hidden states to logits; or, given targets, straight to the summed loss."""
+    """Hidden states to logits; or, given targets, straight to the summed loss or to each token's scores."""
 
     def forward(
-        self, hidden_BSD: torch.Tensor, targets_BS: torch.Tensor | None = None, chunk_tokens: int = 1
+        self,
+        hidden_BSD: torch.Tensor,
+        targets_BS: torch.Tensor | None = None,
+        chunk_tokens: int = 1,
+        per_token: bool = False,
     ) -> torch.Tensor:
         # A module's forward, so that ZeRO-3 gathers the weight for the loss as it does for the logits.
         if targets_BS is None:
             return super().forward(hidden_BSD)
+        if per_token:
+            scores = token_scores(hidden_BSD.flatten(0, 1), self.weight, targets_BS.flatten(), chunk_tokens)
+            return scores.unflatten(0, targets_BS.shape)
         return summed_loss(hidden_BSD.flatten(0, 1), self.weight, targets_BS.flatten(), chunk_tokens)
 
 
@@ -307,6 +314,7 @@ class RecipeMoeForCausalLM(RecipeMoePreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         targets: torch.Tensor | None = None,
         loss_chunk_tokens: int = 2048,
+        per_token: bool = False,
         **kwargs: Any,
     ) -> MoeCausalLMOutputWithPast:
         """Logits, or a loss.
@@ -316,12 +324,13 @@ class RecipeMoeForCausalLM(RecipeMoePreTrainedModel, GenerationMixin):
             labels: HF convention, shifted here, -100 ignored: logits and the mean next-token loss.
             targets: [B, S], already shifted, -100 ignored: no logits, and the summed next-token loss,
                 `loss_chunk_tokens` tokens at a time.
+            per_token: with targets: their `token_scores` [B, S, 2] instead of the loss, without gradients.
         """
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         hidden_BSD = self.model(input_ids, attention_mask, position_ids, past_key_values, **kwargs)
         if targets is not None:
-            return MoeCausalLMOutputWithPast(loss=self.lm_head(hidden_BSD, targets, loss_chunk_tokens))
+            return MoeCausalLMOutputWithPast(loss=self.lm_head(hidden_BSD, targets, loss_chunk_tokens, per_token))
         logits_BSV = self.lm_head(hidden_BSD[:, -logits_to_keep:] if logits_to_keep else hidden_BSD)
         loss = None if labels is None else next_token_loss(logits_BSV[:, :-1], labels[:, 1:])
         return MoeCausalLMOutputWithPast(loss=loss, logits=logits_BSV, past_key_values=past_key_values)  # type: ignore[arg-type]

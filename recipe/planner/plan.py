@@ -16,7 +16,6 @@ from recipe.planner.timeline import (
     RANGE,
     Assumptions,
     StepTime,
-    hardware_flops_factor,
     step_time,
 )
 from recipe.planner.workload import Workload
@@ -82,7 +81,9 @@ class Plan:
 
     def hfu(self, assumed: Assumptions) -> float:
         """Hardware FLOPs over the peak's; recompute counted."""
-        return self.mfu(assumed) * hardware_flops_factor(self.work)
+        run = self.work.run
+        flops = self.work.shape.hardware_flops_per_token(run.seq_length, recompute=run.recompute != "none")
+        return self.tokens_per_s_per_gpu(assumed) * flops / self.work.cluster.accelerator.bf16_flops
 
     @property
     def usable_gib(self) -> float:

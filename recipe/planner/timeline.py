@@ -162,13 +162,3 @@ def _uncovered(work: Workload, links: Links) -> float:
         return 0.0
     once = links.ring_s("all_gather", size, work.world) + links.ring_s("reduce_scatter", size, work.world)
     return once * work.accumulation
-
-
-def hardware_flops_factor(work: Workload) -> float:
-    """Hardware FLOPs over model FLOPs: a recomputed layer runs its forward pass twice."""
-    if work.run.recompute == "none":
-        return 1.0
-    model = work.architecture
-    head = 6.0 * model.vocab * model.hidden
-    layers = model.flops_per_token(work.run.seq_length) - head
-    return (layers * 4 / 3 + head) / (layers + head)

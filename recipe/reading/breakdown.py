@@ -18,7 +18,7 @@ from typing import Any
 
 import orjson
 
-from recipe.base.tables import markdown_table
+from recipe.base.tables import markdown_table, ratio
 
 PART, PHASE = "part:", "phase:"  # prefixes of the annotations that `recipe.run.profiling` makes
 OTHER = "other"
@@ -65,7 +65,7 @@ class Breakdown:
         return {
             "steps": self.steps,
             "wall_s": self.wall_s,
-            "idle_share": None if self.busy_s is None else 1 - self.busy_s / self.wall_s,
+            "idle_share": None if self.busy_s is None else 1 - ratio(self.busy_s, self.wall_s),
             "phase_s": self.phases,
             "part_s": self.parts,
             "kind_s": dict(kinds),
@@ -244,7 +244,7 @@ def _covered_us(work: Iterable[Work]) -> float:
 def as_text(found: Breakdown) -> str:
     """Tables for people: phases, parts by kind, the longest kernels."""
     ms = lambda seconds: f"{1e3 * seconds:,.2f}"  # noqa: E731
-    share = lambda seconds: f"{seconds / found.wall_s:.1%}"  # noqa: E731
+    share = lambda seconds: f"{ratio(seconds, found.wall_s):.1%}"  # noqa: E731
     what = "the GPU's kernels" if found.busy_s is not None else "the host's operations"
     lines = [f"{ms(found.wall_s)} ms a step, mean of {found.steps}; times are of {what}", ""]
     phases = sorted(found.phases.items(), key=lambda item: -item[1])

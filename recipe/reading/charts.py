@@ -10,10 +10,11 @@ from html import escape
 import numpy as np
 from markupsafe import Markup
 
-from recipe.reading.history import bucketed
+from recipe.reading.history import DRAWABLE, bucketed
 
 WIDTH, HEIGHT = 1000, 260
 LEFT, RIGHT, TOP, BOTTOM = 70, 14, 20, 30
+LEAST_RANGE = 1e-200  # of an axis; below it is one number
 BUCKETS = 500  # points of a curve, two pixels each
 
 
@@ -47,8 +48,9 @@ def line_chart(
     x_least = min(float(points[0][0]) for _, points in drawn)
     y_least = 0.0 if from_zero else min(float(points[2].min()) for _, points in drawn)
     y_most = max(float(points[3].max()) for _, points in drawn)
-    if y_most <= y_least:
-        y_least, y_most = y_least - 0.5, y_least + 0.5
+    if y_most - y_least < LEAST_RANGE:
+        half = max(0.5, abs(y_least) / 1000)
+        y_least, y_most = y_least - half, y_least + half
     across = lambda x: LEFT + (x - x_least) / max(x_most - x_least, 1) * (WIDTH - LEFT - RIGHT)  # noqa: E731
     up = lambda y: HEIGHT - BOTTOM - (y - y_least) / (y_most - y_least) * (HEIGHT - TOP - BOTTOM)  # noqa: E731
     parts = []
@@ -85,10 +87,11 @@ def line_chart(
 
 
 def heatmap(steps: np.ndarray, values_TL: np.ndarray, *, least: float, most: float, columns: int = 160) -> Markup:
-    """A cell per layer (down) and stretch of steps (across), coloured by the largest value in it."""
+    """A cell per layer (down) and stretch of steps (across), coloured by the largest value in it; what is no number is 0."""
     if len(steps) == 0:
         return Markup('<p class="soft">nothing logged yet</p>')
     layers = values_TL.shape[1]
+    values_TL = np.nan_to_num(values_TL, nan=0.0, posinf=most, neginf=0.0).clip(max=DRAWABLE / 10)
     cells = [bucketed(steps, values_TL[:, layer], columns) for layer in range(layers)]
     count, height = len(cells[0][0]), max(6, min(22, 280 // layers))
     width = (WIDTH - LEFT - RIGHT) / count
@@ -112,7 +115,7 @@ def heatmap(steps: np.ndarray, values_TL: np.ndarray, *, least: float, most: flo
 
 def ticks(least: float, most: float, about: int) -> list[float]:
     """Round numbers between two, about so many."""
-    if most <= least:
+    if most - least < LEAST_RANGE:
         return [least]
     raw = (most - least) / about
     power = 10.0 ** math.floor(math.log10(raw))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from recipe.base.run_records import iterate_metrics
+from recipe.base.tables import as_float
 
 SCALARS = (
     "time",
@@ -23,6 +24,7 @@ SCALARS = (
     "memory_gib",
     "expert_load_max_over_mean",
 )
+DRAWABLE = 1e200  # beyond it sums and differences overflow
 MAPPINGS = ("phase_s", "step_time_percentiles_s", "comm_waited_s", "source_tokens")
 
 
@@ -68,9 +70,9 @@ def history_of(lines: Iterable[dict[str, Any]]) -> History:
 
 
 def _flat(line: dict[str, Any]) -> dict[str, float]:
-    row = {"step": line["step"], **{name: line[name] for name in SCALARS if name in line}}
+    row = {"step": line["step"], **{name: as_float(line[name]) for name in SCALARS if name in line}}
     for mapping in MAPPINGS:
-        row |= {f"{mapping}/{name}": value for name, value in line.get(mapping, {}).items()}
+        row |= {f"{mapping}/{name}": as_float(value) for name, value in line.get(mapping, {}).items()}
     return row
 
 
@@ -79,8 +81,11 @@ def _stretch(rows: list[dict[str, float]]) -> dict[str, np.ndarray]:
 
 
 def bucketed(x: np.ndarray, y: np.ndarray, buckets: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """At most so many points of a curve, evenly spread over x: mean x, and mean, least and most of y; NaN y left out."""
-    known = np.isfinite(y)
+    """At most so many points of a curve, evenly spread over x: mean x, and mean, least and most of y.
+
+    NaN and what is beyond DRAWABLE are left out.
+    """
+    known = np.abs(y) < DRAWABLE
     x, y = x[known], y[known]
     if len(x) == 0:
         return x, y, y, y

@@ -10,7 +10,7 @@ from recipe.base.files import read_json_lines
 from recipe.base.model_shape import ModelShape
 from recipe.base.settings import RunConfig
 from recipe.base.strict import load_json
-from recipe.base.tables import markdown_table
+from recipe.base.tables import markdown_table, ratio
 
 UNKNOWN = "not stated"
 
@@ -42,11 +42,11 @@ def model_card(
         "---",
     ]
     data = [
-        [name, f"{seen:,.0f}", f"{seen / max(1, sum(read.values())):.1%}", f"{seen / sources[name]['tokens']:.2f}", f"{sources[name]['documents']:,}"]
+        [name, f"{seen:,.0f}", f"{seen / max(1, sum(read.values())):.1%}", f"{ratio(seen, sources[name]['tokens']):.2f}", f"{sources[name]['documents']:,}"]
         for name, seen in read.items()
     ]  # fmt: skip
     of_license = [
-        [name, license, f"{count:,}", f"{count / sum(found.values()):.1%}"]
+        [name, license, f"{count:,}", f"{ratio(count, sum(found.values())):.1%}"]
         for name, found in licenses.items()
         for license, count in sorted(found.items(), key=lambda item: -item[1])
     ]

@@ -20,6 +20,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from recipe.base.errors import UserError, nearest
+from recipe.base.model_shape import IGNORED
 
 Request = tuple[Any, list[int], list[int]]  # what was asked, its context's tokens, its continuation's
 
@@ -28,7 +29,8 @@ class EngineLM(TemplateLM):
     """Scores continuations with a model that all ranks compute together.
 
     Args:
-        logits_of: tokens [B, S] -> logits [B, S, V]; called equally often on every rank.
+        scores_of: tokens and targets [B, S] -> `recipe.model.loss.token_scores` [B, S, 2]; called equally often on every
+            rank.
         tokenizer: of transformers.
         max_length: tokens that the model sees at a time.
         batch_size: requests of a batch, per rank.
@@ -36,7 +38,7 @@ class EngineLM(TemplateLM):
 
     def __init__(
         self,
-        logits_of: Callable[[torch.Tensor], torch.Tensor],
+        scores_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
         tokenizer: Any,
         device: torch.device,
         *,
@@ -44,7 +46,7 @@ class EngineLM(TemplateLM):
         batch_size: int,
     ):
         super().__init__()
-        self.logits_of, self.tokenizer, self._device = logits_of, tokenizer, device
+        self.scores_of, self.tokenizer, self._device = scores_of, tokenizer, device
         self.max_length, self.batch_size = max_length, batch_size
 
     @property
@@ -78,16 +80,13 @@ class EngineLM(TemplateLM):
         """Log-likelihood of each continuation, and whether it is the model's first choice, float64 [B, 2]."""
         rows = [(context + continuation)[-(self.max_length + 1) :] for _, context, continuation in requests]
         tokens_BS = torch.zeros(len(rows), max(map(len, rows)) - 1, dtype=torch.long)
-        for number, row in enumerate(rows):
+        targets_BS = torch.full_like(tokens_BS, IGNORED)
+        for number, (row, (_, _, continuation)) in enumerate(zip(rows, requests, strict=True)):
             tokens_BS[number, : len(row) - 1] = torch.tensor(row[:-1])
-        logits_BSV = self.logits_of(tokens_BS.to(self._device))
-        found = []
-        for row, (_, _, continuation), logits_SV in zip(rows, requests, logits_BSV, strict=True):
-            targets_C = torch.tensor(continuation, device=self._device)
-            ours_CV = logits_SV[len(row) - 1 - len(continuation) : len(row) - 1].float().log_softmax(dim=-1)
-            nats = ours_CV.gather(1, targets_C.unsqueeze(1)).sum().double()
-            found.append(torch.stack((nats, (ours_CV.argmax(dim=-1) == targets_C).all().double())))
-        return torch.stack(found)
+            targets_BS[number, len(row) - 1 - len(continuation) : len(row) - 1] = torch.tensor(continuation)
+        scores_BS2 = self.scores_of(tokens_BS.to(self._device), targets_BS.to(self._device)).double()
+        greedy_BS = (scores_BS2[..., 1] > 0) | (targets_BS == IGNORED).to(self._device)
+        return torch.stack((scores_BS2[..., 0].sum(dim=1), greedy_BS.all(dim=1).double()), dim=1)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         windows: list[Request] = []

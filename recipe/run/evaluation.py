@@ -10,13 +10,18 @@ import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
+from recipe.base.errors import UserError
 from recipe.base.model_shape import IGNORED
 from recipe.base.settings import Compute
+from recipe.base.tables import exponential, ratio
 from recipe.data.batch import document_positions
 from recipe.data.indexed import Shard
 from recipe.data.token_folder import Source
 from recipe.model.fusion import fused
+from recipe.model.loss import summed_loss
+from recipe.run.inputs import on_device
 from recipe.run.step import summed_loss_of
 
 
@@ -74,10 +79,36 @@ def evaluate_source(
     nats, predicted = total.tolist()
     return {
         "tokens": int(predicted),
-        "loss": nats / predicted,
-        "perplexity": math.exp(nats / predicted),
-        "bits_per_byte": nats / math.log(2) / source.text_bytes,
+        "loss": ratio(nats, predicted),
+        "perplexity": exponential(ratio(nats, predicted)),
+        "bits_per_byte": ratio(nats / math.log(2), source.text_bytes),
     }
+
+
+def stock_loss(
+    model: Any, device: torch.device, chunk_tokens: int
+) -> Callable[[dict[str, torch.Tensor], torch.Tensor], torch.Tensor]:
+    """The `loss_of` of a causal language model of transformers, without its logits ever existing whole.
+
+    Raises:
+        UserError: its logits are not the product of its last hidden states and its head's weight.
+    """
+    decoder, weight = model.base_model, model.get_output_embeddings().weight
+
+    def hidden_of(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return decoder(**on_device(inputs, device), use_cache=False).last_hidden_state.flatten(0, 1)
+
+    with torch.no_grad():
+        tokens = {"input_ids": torch.zeros(1, 2, dtype=torch.long)}
+        logits = model(**on_device(tokens, device), use_cache=False).logits.flatten(0, 1)
+        if not torch.allclose(F.linear(hidden_of(tokens), weight).to(logits.dtype), logits, rtol=0.02, atol=0.02):
+            raise UserError(
+                f"{type(model).__name__} changes its logits after its head's matmul, which this script leaves out; score "
+                "it with recipe/evaluate_downstream.py"
+            )
+    return lambda inputs, targets: summed_loss(
+        hidden_of(inputs), weight, on_device(targets, device).flatten(), chunk_tokens
+    )
 
 
 def evaluate_engine(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import deepspeed
@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from recipe.base.errors import UserError
+from recipe.base.reports import say
 from recipe.base.schedule import learning_rate
 from recipe.base.settings import Schedule
 from recipe.data.ahead import ReadAhead
@@ -108,15 +109,20 @@ class Training:
         self.mitigator = Mitigator(self.control, state.mitigations)
         self.guard = StepGuard(engine, run.numerics, state.guard, votes=self._votes, before_update=store.before_update)
         self.throughput = Throughput(launch.shape, run.data.seq_length, dist.get_world_size(), run.compute)
+        if profiled is not None and (said := profiled.problem(self.total_steps)):
+            raise UserError(said)
+        self._open = ExitStack()  # what is closed on every way out
         self.writer = None
         if dist.get_rank() == 0:
-            self.writer = MetricsWriter(folder, self.total_steps, state.step + 1, run.logging.prometheus_port)
+            log = run.logging
+            self.writer = MetricsWriter(
+                folder, self.total_steps, state.step + 1, log.prometheus_port, log.prometheus_host
+            )
+            self._open.callback(self.writer.close)
         self.profiler = None
-        if profiled is not None:
-            if said := profiled.problem(self.total_steps):
-                raise UserError(said)
-            if dist.get_rank() == 0 and state.step < profiled.first:
-                self.profiler = StepProfiler(engine.module, profiled, folder.path / "profiles")
+        if profiled is not None and dist.get_rank() == 0 and state.step < profiled.first:
+            self.profiler = StepProfiler(engine.module, profiled, folder.path / "profiles")
+            self._open.callback(self.profiler.close)
         self._ranks_compared: dict[str, Any] = {}  # of the last step whose collectives were timed
         self.batches = ReadAhead(lambda sequences: read_batches(launch, sequences))
         self._skipped_here = 0  # sequences left out of this rank's micro-batches
@@ -135,6 +141,10 @@ class Training:
             Rewind: a spike that skipping steps does not end; `state` stands after it.
             UserError: the run cannot go on, or its last checkpoint could not be written; on all ranks alike.
         """
+        with self._open:
+            return self._run()
+
+    def _run(self) -> bool:
         self.engine.train()
         stopped = False
         while self.state.step < self.total_steps and not stopped:
@@ -154,7 +164,6 @@ class Training:
             )
         if self.writer is not None:
             self.writer.event(self._end(finished))
-            self.writer.close()
             self.stop.answered()
         return finished
 
@@ -216,7 +225,7 @@ class Training:
             self._save(step, stopped)
         self._tell(self.store.take_events())
         if self.profiler is not None and (said := self.profiler.end_step(step, stopped=stopped)) is not None:
-            print(said, flush=True)
+            say(said)
         self.stop.needed_s = max(self.stop.needed_s, time.monotonic() - begun + self.store.took_s)
         return stopped
 

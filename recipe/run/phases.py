@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from recipe.base.tables import ratio
+
 # What the loop enters -> what is reported; several may be one.
 NAMES = {
     "reading": "data_wait",
@@ -54,4 +56,4 @@ class PhaseClock:
         for (name, begun), (_, ended) in zip(self._marks, self._marks[1:], strict=False):
             total[name] += begun.elapsed_time(ended) / 1000 if self._cuda else ended - begun
         self._marks = [(current, self._marks[-1][1])]
-        return {name: seconds / steps for name, seconds in total.items()}
+        return {name: ratio(seconds, steps) for name, seconds in total.items()}

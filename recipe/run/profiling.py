@@ -96,8 +96,11 @@ def traced(model: nn.Module, path: Path) -> Iterator[PhaseRanges]:
         ranges.close()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name("." + path.name)  # torch looks at the suffix
-    profiler.export_chrome_trace(str(partial))
-    os.replace(partial, path)
+    try:
+        profiler.export_chrome_trace(str(partial))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 class StepProfiler:
@@ -128,8 +131,23 @@ class StepProfiler:
             return f"no profile: training stops after step {step:,}, before step {self._steps.last:,}"
         if self._ranges is None or step != self._steps.last:
             return None
+        try:
+            return self._written()
+        except (OSError, RuntimeError, ValueError) as error:  # a full disk, or what torch, gzip and JSON make of one
+            return f"no profile: {self._path} could not be written ({error}); training goes on, make room and ask again"
+
+    def _written(self) -> str:
         self._ranges = None
-        self._tracing.__exit__(None, None, None)
+        tracing, self._tracing = self._tracing, None
+        tracing.__exit__(None, None, None)
         table = self._steps.describe(self._path, self._steps.last - self._steps.first + 1)
         write_text(self._path.with_suffix("").with_suffix(".txt"), table + "\n")
         return f"{table}\n\nprofile in {self._path}; open it in https://ui.perfetto.dev"
+
+    def close(self) -> None:
+        """Without a trace, if the steps are not over."""
+        self._ranges = None
+        tracing, self._tracing = self._tracing, None
+        if tracing is not None:
+            given_up = RuntimeError("training ends before the last profiled step")
+            tracing.__exit__(type(given_up), given_up, None)

@@ -8,23 +8,38 @@ import re
 import socket
 
 from recipe.base.errors import UserError
+from recipe.base.tables import as_float
+
+LOCAL = "127.0.0.1"  # metrics are for this host unless a run says otherwise
 
 
 class Exporter:
     """Serves gauges at /metrics of this host, one per tag: `train/loss` is `recipe_train_loss`.
 
     The last part of a tag below a family (a layer, a source, a phase) is its label `of`.
+
+    Args:
+        host: address to listen on.
     """
 
-    def __init__(self, port: int, run_name: str):
+    def __init__(self, port: int, run_name: str, host: str = LOCAL):
         from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
         self._registry, self._gauge, self._run = CollectorRegistry(), Gauge, run_name
         self._gauges: dict[str, Gauge] = {}
         try:
-            self._server, self._thread = start_http_server(port, registry=self._registry)
+            self._server, self._thread = start_http_server(port, host, registry=self._registry)
+        except socket.gaierror as error:
+            raise UserError(f"logging.prometheus_host {host}: {error.strerror}; give an address of this host") from None
         except OSError as error:
-            raise UserError(f"logging.prometheus_port {port}: {error.strerror}; choose a free one") from None
+            taken = error.errno == errno.EADDRINUSE
+            what = f"logging.prometheus_port {port}" if taken else f"logging.prometheus_host {host}, port {port}"
+            advice = "choose a free one" if taken else "choose another"
+            raise UserError(f"{what}: {error.strerror}; {advice}") from None
+
+    @property
+    def address(self) -> str:
+        return str(self._server.server_address[0])
 
     def set(self, tags: dict[str, float], step: int) -> None:
         """The values of a step."""
@@ -35,7 +50,7 @@ class Exporter:
             metric = re.sub(r"\W", "_", "_".join(("recipe", group, name)))
             if metric not in self._gauges:
                 self._gauges[metric] = self._gauge(metric, f"{group}/{name}", ["run", "of"], registry=self._registry)
-            self._gauges[metric].labels(self._run, "/".join(of)).set(value)
+            self._gauges[metric].labels(self._run, "/".join(of)).set(as_float(value))
 
     def close(self) -> None:
         self._server.shutdown()
@@ -43,10 +58,11 @@ class Exporter:
         self._thread.join()
 
 
-def check_prometheus(port: int | None, may_be_in_use: bool = True) -> None:
+def check_prometheus(port: int | None, host: str = LOCAL, may_be_in_use: bool = True) -> None:
     """Refuse a port that cannot be served, before anything runs.
 
     Args:
+        host: address to listen on, of rank 0's host; looked at where it is this host's own.
         may_be_in_use: it is another's now, and free once the run begins.
 
     Raises:
@@ -61,7 +77,7 @@ def check_prometheus(port: int | None, may_be_in_use: bool = True) -> None:
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the exporter's server does
         try:
-            listener.bind(("", port))
+            listener.bind((LOCAL if host == LOCAL else "", port))
         except OSError as error:
             if not (may_be_in_use and error.errno == errno.EADDRINUSE):
                 raise UserError(f"logging.prometheus_port {port}: {error.strerror}; choose another one") from None

@@ -28,6 +28,7 @@ from recipe.base.checkpoint_files import complete
 from recipe.base.errors import UserError
 from recipe.base.files import append_json, read_json_lines, write_json
 from recipe.base.ranks import rank
+from recipe.base.reports import Reports
 from recipe.base.run_records import read_starts
 from recipe.base.settings import RunConfig, absolute
 from recipe.run.identity import check_identity, differences
@@ -49,6 +50,7 @@ class RunFolder:
 
     def __init__(self, path: Path, incarnation: int):
         self.path, self.incarnation = path, incarnation
+        self.reports = Reports()
 
     @property
     def heartbeats(self) -> Path:
@@ -63,11 +65,15 @@ class RunFolder:
 
     def event(self, **facts: Any) -> None:
         """Append to events.jsonl."""
-        append_json(self.path / "events.jsonl", {"time": time.time(), "incarnation": self.incarnation, **facts})
+        self._report("events.jsonl", facts)
 
     def evaluation(self, **facts: Any) -> None:
         """Append to evaluations.jsonl: held-out results of a step."""
-        append_json(self.path / "evaluations.jsonl", {"time": time.time(), "incarnation": self.incarnation, **facts})
+        self._report("evaluations.jsonl", facts)
+
+    def _report(self, name: str, facts: dict[str, Any]) -> None:
+        path, line = self.path / name, {"time": time.time(), "incarnation": self.incarnation, **facts}
+        self.reports.write(path, lambda: append_json(path, line))
 
     def record_failure(self, kind: str, said: str, *, rank: int, host: str, step: int | None = None) -> None:
         """Leave word of a rank's failure for the supervisor; at most one per rank and incarnation."""

@@ -9,6 +9,7 @@ What changes earlier, such as expert biases, is small and copied at once.
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -37,6 +38,8 @@ class Snapshot(TorchCheckpointEngine):
         self._used = 0
         self._copied: dict[tuple[Any, ...], torch.Tensor] = {}  # what several files share is copied once
         self._later: list[tuple[torch.Tensor, torch.Tensor]] = []
+        # What a GPU is still to copy: DeepSpeed hands over temporaries, whose memory would be used again before that.
+        self._sources: list[torch.Tensor] = []
         self._thread: threading.Thread | None = None
         self._event: torch.cuda.Event | None = None
 
@@ -60,6 +63,7 @@ class Snapshot(TorchCheckpointEngine):
                 _copy(later)
             self._event = torch.cuda.Event()
             self._event.record(stream)
+            self._sources = [source for _, source in later]
         else:
             self._thread = threading.Thread(target=_copy, args=(later,), name="snapshot")
             self._thread.start()
@@ -72,6 +76,7 @@ class Snapshot(TorchCheckpointEngine):
         """Called before the tensors change; on a GPU the update is queued behind the copies, and nothing waits here."""
         if self._event is not None:
             torch.cuda.current_stream().wait_event(self._event)
+            self._sources = []  # this stream uses their memory again behind the copies
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -80,6 +85,7 @@ class Snapshot(TorchCheckpointEngine):
         """Return when the copies can be read."""
         if self._event is not None:
             self._event.synchronize()
+            self._sources = []
         if (thread := self._thread) is not None:
             thread.join()
 
@@ -108,10 +114,34 @@ class Snapshot(TorchCheckpointEngine):
         """The next host buffer, exactly of this size: the order and sizes of a run's tensors do not change."""
         if self._used == len(self._buffers) or self._buffers[self._used].numel() != size:
             del self._buffers[self._used :]
-            # Zeros, so that the memory is there before the copies are timed by the training.
-            self._buffers.append(torch.zeros(size, dtype=torch.uint8, pin_memory=torch.cuda.is_available()))
+            self._buffers.append(pinned(size) if torch.cuda.is_available() else torch.zeros(size, dtype=torch.uint8))
         self._used += 1
         return self._buffers[self._used - 1]
+
+
+class _PinnedMemory(mmap.mmap):
+    """Pages that CUDA can copy to while the host goes on, until nothing refers to them."""
+
+    address: int | None = None
+
+    def register(self, address: int) -> None:
+        torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(address, len(self), 0))
+        self.address = address
+
+    def __del__(self) -> None:
+        if self.address is not None:
+            torch.cuda.cudart().cudaHostUnregister(self.address)
+
+
+def pinned(size: int) -> torch.Tensor:
+    """Pinned host memory of so many bytes, to the page.
+
+    torch's `pin_memory=True` rounds up to a power of two (ATen/core/CachingHostAllocator.h) and keeps what is freed.
+    """
+    memory = _PinnedMemory(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    tensor = torch.frombuffer(memory, dtype=torch.uint8)  # keeps the memory as long as there is a view of it
+    memory.register(tensor.data_ptr())
+    return tensor
 
 
 def write_files(files: Files, folder: Path) -> dict[str, dict[str, Any]]:

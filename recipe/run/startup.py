@@ -13,6 +13,7 @@ from recipe.base.model_shape import ModelShape, load_model_shape
 from recipe.base.output_paths import check_output_folder, glob_problem
 from recipe.base.routing_settings import Routing
 from recipe.base.settings import RunConfig, load_run_config
+from recipe.base.timeouts import group_timeout_s
 from recipe.data.loader import BatchOrder
 from recipe.data.mixture import CYCLE, plan_mixture
 from recipe.data.token_folder import Source, TokenFolder, check_tokenizer, held_out_sources
@@ -81,6 +82,7 @@ def check_launch(config_path: Path, overrides: list[str], ds_path: Path, world_s
             first of the data.
     """
     run, (ds, ds_raw) = read_all(lambda: load_run_config(config_path, overrides), lambda: load_ds_config(ds_path))
+    group_timeout_s(run.watch)  # refuses an environment that ends a hung job before the watchdog
     shape = load_model_shape(run.model)
     found = ds.problems_with(shape, ds.world_size if world_size is None else world_size)
     if run.data.seq_length > shape.max_position_embeddings:
@@ -126,7 +128,7 @@ def _check_outputs(run: RunConfig, starts: bool) -> None:
         raise UserError(f"run_dir {run.run_dir}: {problem}")
     for folder in (".", "checkpoints", "heartbeats", "tensorboard"):
         check_output_folder("run_dir", run.run_dir / folder)
-    check_prometheus(run.logging.prometheus_port, may_be_in_use=starts)
+    check_prometheus(run.logging.prometheus_port, run.logging.prometheus_host, may_be_in_use=starts)
 
 
 def _check_held_out(sources: list[Source]) -> None:

@@ -21,20 +21,38 @@ def test_every_accelerator_states_its_sources_and_is_plausible(accelerator):
 @pytest.mark.parametrize(
     ("device", "name"),
     [
+        ("A100-SXM4-40GB", "a100-40gb"),  # drivers before 470 did not say NVIDIA
         ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
         ("NVIDIA A100-SXM4-80GB", "a100-80gb"),
-        ("NVIDIA H100 80GB HBM3", "h100"),
-        ("NVIDIA H200", "h200"),
         ("NVIDIA A800-SXM4-80GB", "a800"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H800", "h800"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA B200", "b200"),
     ],
 )
-def test_a_gpu_is_found_by_the_name_that_cuda_gives_it(device, name):
+def test_a_gpu_is_known_by_the_name_that_cuda_gives_it(device, name):
     assert accelerator_of(device).name == name
 
 
-@pytest.mark.parametrize("device", ["NVIDIA H100 PCIe", "Tesla V100-SXM2-32GB"])
-def test_unknown_gpus_get_no_mfu(device):
+@pytest.mark.parametrize(
+    "device",
+    [
+        *("NVIDIA A100-PCIE-40GB", "NVIDIA A100 80GB PCIe", "NVIDIA A100-SXM-64GB", "NVIDIA A100X"),
+        *("NVIDIA A800 80GB PCIe", "NVIDIA A800 40GB Active", "NVIDIA A800-SXM4-40GB"),
+        *("NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA GH200 480GB", "NVIDIA GH100", "NVIDIA H100 80GB HBM2e"),
+        *("NVIDIA H800 PCIe", "NVIDIA H800 NVL", "NVIDIA H200 NVL", "NVIDIA H20", "NVIDIA GB200", "NVIDIA GB300"),
+        *("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA H100 80GB HBM3 MIG 3g.40gb", "NVIDIA H200 MIG 1g.18gb"),
+        *("Tesla V100-SXM2-32GB", "NVIDIA L40S", "NVIDIA A10", "cpu", ""),
+    ],
+)
+def test_a_gpu_whose_name_only_resembles_a_known_ones_is_unknown(device):
     assert accelerator_of(device) is None
+
+
+def test_no_two_accelerators_have_a_device_name_in_common():
+    names = [name for accelerator in ACCELERATORS for name in accelerator.device_names]
+    assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize(("text", "gbit"), [("400g", 400), ("8x200g", 1600), ("200G", 200)])

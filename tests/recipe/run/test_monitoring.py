@@ -9,9 +9,11 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from launch.hosts import free_port
+from recipe.base.ds_config import load_ds_config
 from recipe.base.errors import UserError
 from recipe.base.files import read_json_lines
 from recipe.base.run_records import read_metrics
+from recipe.base.settings import Logging, Watch
 from recipe.reading.breakdown import as_text, breakdown, read_trace
 from recipe.run.phases import NAMES, PhaseClock
 from recipe.run.prometheus import Exporter
@@ -40,6 +42,10 @@ def test_a_watched_run_shows_everything_and_learns_the_same(new_run, write_ds):
     assert evaluations[-1]["sources"] == json.loads((watched.run_dir / "evaluation.json").read_text())["sources"]
 
     last = steps[-1]
+    batch = load_ds_config(ds)[0].train_batch_size  # of both ranks
+    for m in steps:  # each of which is logged
+        assert m["tokens_per_s"] * m["step_time_s"] == pytest.approx(batch * 32)
+        assert m["tokens"] == m["step"] * batch * 32
     spent = sum(seconds for m in steps for seconds in m["phase_s"].values())
     assert spent == pytest.approx(sum(m["step_time_s"] for m in steps), rel=0.02)
     assert {"data_wait", "forward", "backward", "optimizer", "checkpoint", "other"} <= set(last["phase_s"])
@@ -92,6 +98,8 @@ def test_bytes_counted_where_collectives_are_called_are_those_that_arrive(stage,
     done = launch(2, worker, ds, output, env={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr[-3000:]
     for rank in json.loads(output.read_text()):
+        assert len(rank["timeouts_s"]) > 2  # the engine's groups besides that of all ranks
+        assert min(rank["timeouts_s"]) > max(Watch().start_s, Watch().no_progress_s)
         kinds = set(rank["arrived"]) - {"broadcast", "reduce", "barrier"}
         assert {"all_to_all", "all_reduce"} <= kinds
         assert {kind: rank["called"][kind] for kind in kinds} == {kind: rank["arrived"][kind] for kind in kinds}
@@ -129,6 +137,17 @@ def test_prometheus_reads_the_newest_values_with_their_labels():
         assert line in text
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics")
+
+
+def test_prometheus_listens_on_this_host_alone_unless_told_otherwise():
+    for settings, address in ((Logging(), "127.0.0.1"), (Logging(prometheus_host="0.0.0.0"), "0.0.0.0")):
+        exporter = Exporter(free_port(), "a", settings.prometheus_host)
+        assert exporter.address == address
+        exporter.close()
+    with pytest.raises(UserError, match=r"logging.prometheus_host 203.0.113.1, port .* choose another"):
+        Exporter(free_port(), "a", "203.0.113.1")  # an address of documentation (RFC 5737)
+    with pytest.raises(UserError, match=r"logging.prometheus_host host.invalid: .* give an address of this host"):
+        Exporter(free_port(), "a", "host.invalid")
 
 
 def test_a_port_that_is_taken_is_told():

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import torch
 import torch.distributed as dist
 
 from recipe.base.model_shape import load_model_shape
@@ -20,6 +21,10 @@ from recipe.run.rehearsal import random_batch
 from recipe.run.session import session
 from recipe.run.step import run_step
 from recipe.run.stragglers import timed_collectives
+
+
+def group_timeout_s(group: dist.ProcessGroup) -> float:
+    return group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
 
 
 def main() -> None:
@@ -38,7 +43,14 @@ def main() -> None:
         seen: Counter[str] = Counter()
         for kind, count in arrived.bytes.items():
             seen[kind.op] += count
-        found = {"called": timed.sent_bytes, "arrived": seen, "waits_s": timed.waits_s, "whole_s": timed.whole_s}
+        timeouts = [group_timeout_s(group) for group in dist.distributed_c10d._world.pg_map]
+        found = {
+            "timeouts_s": timeouts,
+            "called": timed.sent_bytes,
+            "arrived": seen,
+            "waits_s": timed.waits_s,
+            "whole_s": timed.whole_s,
+        }
         of_ranks: list = [None] * dist.get_world_size()
         dist.all_gather_object(of_ranks, found)
         if dist.get_rank() == 0:

@@ -1,0 +1,36 @@
+"""Whatever a run measures can be printed."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from recipe.base.tables import as_float, duration, exponential, ratio
+
+INF, NAN = math.inf, math.nan
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(7.52, "7.5 s"), (245, "4m 05s"), (11_220, "3h 07m"), (12 * 86400 + 3 * 3600, "12d 03h"), (0, "0.0 s"),
+     (INF, "inf"), (-INF, "-inf"), (NAN, "nan"), (1e308, "1e+303d"), (10**400, "inf"), (-3.0, "-3.0 s")],
+)  # fmt: skip
+def test_a_duration_of_any_number(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "over", "expected"),
+    [(6, 3, 2.0), (0, 0, NAN), (1, 0, INF), (-1.0, 0.0, -INF), (NAN, 0, NAN), (INF, INF, NAN), (10**400, 3, INF),
+     (-(10**400), 1, -INF), (1e308, 1e-308, INF)],
+)  # fmt: skip
+def test_a_ratio_of_any_numbers(value, over, expected):
+    assert ratio(value, over) == pytest.approx(expected, nan_ok=True)
+
+
+def test_exponentials_and_whole_numbers_beyond_a_float_are_infinite():
+    assert exponential(1.0) == math.e
+    assert [exponential(x) for x in (1000.0, INF, -INF)] == [INF, INF, 0.0]
+    assert math.isnan(exponential(NAN))
+    assert [as_float(x) for x in (3, 10**400, -(10**400))] == [3.0, INF, -INF]

@@ -1,0 +1,83 @@
+"""Held-out loss of an exported model; that of a run is test_export.py's and test_monitoring.py's."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import Glm4MoeConfig, Glm4MoeForCausalLM
+
+from recipe.base.errors import UserError
+from recipe.data.token_folder import Source
+from recipe.run.evaluation import evaluate_source, stock_loss
+from tests.recipe.model.test_loss import Seen
+
+B, S, V, CHUNK = 3, 12, 2048, 8
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model() -> Glm4MoeForCausalLM:
+    config = Glm4MoeConfig(
+        vocab_size=V, hidden_size=32, intermediate_size=64, moe_intermediate_size=16, num_hidden_layers=2, head_dim=8,
+        num_attention_heads=4, num_key_value_heads=2, n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1,
+        first_k_dense_replace=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return Glm4MoeForCausalLM(config).eval()
+
+
+def test_an_exported_models_loss_is_that_of_its_logits_which_never_exist_whole(model):
+    generator = torch.Generator().manual_seed(0)
+    tokens, targets = (torch.randint(0, V, (B, S), generator=generator) for _ in range(2))
+    targets[1, 4:] = -100
+    positions = torch.arange(S).expand(B, S)
+    with torch.no_grad():
+        plain = F.cross_entropy(model(tokens).logits.flatten(0, 1), targets.flatten(), reduction="sum")
+        loss_of = stock_loss(model, CPU, CHUNK)
+        with Seen() as seen:
+            loss = loss_of({"input_ids": tokens, "position_ids": positions}, targets)
+    torch.testing.assert_close(loss, plain)
+    assert max(size for _, size in seen.operations) < B * S * V
+
+
+class OneShard:
+    """Of so many tokens, as `recipe.data.indexed.Shard`."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self.num_tokens = num_tokens
+
+    def read(self, start: int, end: int) -> np.ndarray:
+        return np.zeros(min(end, self.num_tokens) - start, dtype=np.int64)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text_bytes", "nats", "expected"),
+    [
+        (9, 4, 2.0, {"tokens": 8, "loss": 1.0, "perplexity": math.e, "bits_per_byte": 8 / math.log(2) / 4}),
+        (9, 4, 1e4, {"tokens": 8, "loss": 5e3, "perplexity": math.inf, "bits_per_byte": 4e4 / math.log(2) / 4}),
+        (9, 0, 2.0, {"tokens": 8, "loss": 1.0, "perplexity": math.e, "bits_per_byte": math.inf}),
+        (9, 4, math.nan, {"tokens": 8, "loss": math.nan, "perplexity": math.nan, "bits_per_byte": math.nan}),
+        (1, 0, 2.0, {"tokens": 0, "loss": math.nan, "perplexity": math.nan, "bits_per_byte": math.nan}),
+    ],
+)
+def test_held_out_results_that_are_too_large_or_undefined_end_nothing(tokens, text_bytes, nats, expected):
+    source = Source("a", (OneShard(tokens),), tokens, text_bytes)  # type: ignore[arg-type]
+    found = evaluate_source(
+        lambda inputs, targets: torch.tensor(nats * (2 if math.isfinite(nats) else 1)),
+        source,
+        seq_length=2,
+        batch_size=2,
+        device=CPU,
+    )
+    assert found == pytest.approx(expected, nan_ok=True)
+
+
+def test_a_model_that_does_more_to_its_logits_is_refused(model, monkeypatch):
+    forward = model.lm_head.forward
+    monkeypatch.setattr(model.lm_head, "forward", lambda hidden: 3 * forward(hidden).tanh())
+    with pytest.raises(UserError, match="Glm4MoeForCausalLM changes its logits after"):
+        stock_loss(model, CPU, CHUNK)
