@@ -7,15 +7,14 @@ events.jsonl        what happened: checkpoints, skipped steps, rewinds, mitigati
 failures/           what a rank knew of its own end, for whoever starts the run again
 heartbeats/ stacks/ where each rank is, and was when it hung
 lock                held by rank 0 of the incarnation that runs
+supervisor.lock     held by the launch/train.sh that keeps the run going
 stop                made by a person or the supervisor: save and end
 rewind.json         the order to go back before a spike
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import socket
 import sys
 import time
@@ -26,10 +25,12 @@ from typing import IO, Any
 import recipe
 from recipe.base.errors import UserError
 from recipe.base.files import append_json, read_json_lines, write_json
+from recipe.base.locks import lock_file
 from recipe.base.ranks import rank
 from recipe.base.run_records import read_starts
 from recipe.base.settings import RunConfig
 
+LOCK, SUPERVISOR_LOCK, STOP = "lock", "supervisor.lock", "stop"  # files of a run folder
 LOCK_PATIENCE_S = 15.0  # that a killed incarnation's rank 0 may take to be gone
 # What a resumed run may change and still be the same run. The optimizer's settings are not among them: the
 # checkpoint's would silently win.
@@ -57,7 +58,7 @@ class RunFolder:
 
     @property
     def stop_request(self) -> Path:
-        return self.path / "stop"
+        return self.path / STOP
 
     def event(self, **facts: Any) -> None:
         """Append to events.jsonl."""
@@ -134,28 +135,10 @@ def lock_run_folder(folder: Path) -> None:
     """Hold the folder until this process ends, so that no two incarnations write to it; by rank 0.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, or its file system has no locks.
     """
     global _lock
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = open(folder / "lock", "a+", encoding="utf-8")
-    deadline = time.monotonic() + LOCK_PATIENCE_S
-    while True:
-        try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the kinds of locks, the one that NFS knows
-            break
-        except OSError:
-            if time.monotonic() > deadline:
-                handle.seek(0)
-                holder = handle.read().strip() or "another process"
-                raise UserError(
-                    f"{folder} is in use by {holder}; end that run first or choose another run_dir"
-                ) from None
-            time.sleep(0.5)
-    handle.truncate(0)
-    handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    handle.flush()
-    _lock = handle
+    _lock = lock_file(folder / LOCK, subject=folder, patience_s=LOCK_PATIENCE_S)
 
 
 def record_start(run: RunConfig, ds_raw: dict[str, Any]) -> int:
