@@ -10,6 +10,7 @@ from pathlib import Path
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.ranks import is_first_rank, launched_world_size, leave, required_world_size
 from recipe.reading.breakdown import as_text, breakdown, read_trace
+from recipe.run.early_stop import answer_early_stops
 from recipe.run.startup import ProfiledSteps, check_launch, describe
 
 EXAMPLE = """example:
@@ -70,6 +71,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
+    early_stop = None if args.dry_run else answer_early_stops()
     world_size = launched_world_size() if args.dry_run else required_world_size()
     launch = check_launch(args.config, args.set, args.deepspeed_config, world_size)
     profiled: ProfiledSteps | None = args.profile
@@ -79,6 +81,8 @@ def main(argv: list[str] | None = None) -> int:
         if is_first_rank():
             print(describe(launch))
         return 0
+    assert early_stop is not None
+    early_stop.watch(launch.run.run_dir)
 
     # Imported late: refusing a configuration or a dry run needs neither torch nor DeepSpeed.
     from recipe.out_of_memory import memory_report

@@ -11,8 +11,10 @@ from typing import Literal
 
 import torch.distributed as dist
 
+from recipe.base.ranks import STOP_SIGNALS
+from recipe.run.early_stop import training_begins
+
 Reason = Literal["signal", "file", "time limit"]
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 MARGIN_S = 30.0  # besides twice what the last save and the last step took
 
 
@@ -21,15 +23,18 @@ class StopRequest:
 
     Args:
         file: whoever makes it asks the run to stop; removed when the run has.
-        time_limit_s: of this process, from now; None: Slurm's end of the job if it says one.
+        time_limit_s: of this process, from its start; None: Slurm's end of the job if it says one.
     """
 
     def __init__(self, file: Path, time_limit_s: float | None):
         self._file = file
         self._signal: int | None = None
-        for number in SIGNALS:
+        for number in STOP_SIGNALS:
             signal.signal(number, self._ask)
-        if time_limit_s is None and "SLURM_JOB_END_TIME" in os.environ:
+        start_s = training_begins()
+        if time_limit_s is not None:
+            time_limit_s -= start_s
+        elif "SLURM_JOB_END_TIME" in os.environ:
             time_limit_s = float(os.environ["SLURM_JOB_END_TIME"]) - time.time()
         self._deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
         self.needed_s = 0.0  # what a step and a save take, as far as is known
