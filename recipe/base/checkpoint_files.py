@@ -38,6 +38,20 @@ def topology(*, world_size: int, autoep_size: int, zero_stage: int) -> dict[str,
     return {"world_size": world_size, "autoep_size": autoep_size, "zero_stage": zero_stage}
 
 
+def described(of: dict[str, int]) -> str:
+    """A topology in words."""
+    return f"{of['world_size']} ranks, expert parallel size {of['autoep_size']}, ZeRO-{of['zero_stage']}"
+
+
+def check_convertible(checkpoint: Path, written: dict[str, int], here: dict[str, int]) -> None:
+    """Raises UserError if a checkpoint of one topology cannot be loaded with another even in its universal form."""
+    if written["zero_stage"] != here["zero_stage"]:
+        raise UserError(
+            f"{checkpoint} was written with {described(written)} and cannot be loaded with {described(here)}: DeepSpeed's "
+            "universal checkpoints do not change the ZeRO stage; use a ds_config of the same stage"
+        )
+
+
 def step_of(checkpoint: Path) -> int:
     """The step after which a checkpoint was taken."""
     match = _NAME.fullmatch(checkpoint.name)

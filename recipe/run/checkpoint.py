@@ -273,16 +273,11 @@ class CheckpointStore:
             UserError: it has not been made, or this one cannot be loaded from it.
         """
         written = on_disk.read_manifest(path)["topology"]
-        said = _said(written), _said(here)
-        if written["zero_stage"] != here["zero_stage"]:
-            raise UserError(
-                f"{path} was written with {said[0]} and cannot be loaded with {said[1]}: DeepSpeed's universal "
-                "checkpoints do not change the ZeRO stage; use a ds_config of the same stage"
-            )
+        on_disk.check_convertible(path, written, here)
         universal = on_disk.universal_of(path)
         if not (universal / on_disk.MANIFEST).exists():
             raise UserError(
-                f"{path} was written with {said[0]} and this run has {said[1]}; first run "
+                f"{path} was written with {on_disk.described(written)} and this run has {on_disk.described(here)}; first run "
                 f"python launch/reshard.py --run {self.folder.parent} --checkpoint {path.name}"
             )
         return universal
@@ -374,7 +369,3 @@ class CheckpointStore:
 
     def _report(self, event: str, save: _Save, said: str, **more: Any) -> None:
         self._events.append({"event": event, "step": save.step, "said": said, **more})
-
-
-def _said(of: dict[str, int]) -> str:
-    return f"{of['world_size']} ranks, expert parallel size {of['autoep_size']}, ZeRO-{of['zero_stage']}"
