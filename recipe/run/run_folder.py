@@ -68,13 +68,20 @@ class RunFolder:
         """Append to evaluations.jsonl: held-out results of a step."""
         append_json(self.path / "evaluations.jsonl", {"time": time.time(), "incarnation": self.incarnation, **facts})
 
-    def record_failure(self, kind: str, said: str, *, rank: int, host: str, step: int | None = None) -> None:
-        """Leave word of a rank's failure for the supervisor; at most one per rank and incarnation."""
-        path = self.path / "failures" / f"incarnation_{self.incarnation:04d}_rank_{rank:05d}.json"
-        write_json(path, {"time": time.time(), "kind": kind, "rank": rank, "host": host, "step": step, "said": said})
+    def record_failure(
+        self, kind: str, said: str, *, rank: int, host: str, step: int | None = None, witness: bool = False
+    ) -> None:
+        """Leave word of a rank's failure for the supervisor; at most one per rank and incarnation.
 
-    def record_own_failure(self, kind: str, said: str) -> None:
-        self.record_failure(kind, said, rank=rank(), host=socket.gethostname())
+        Args:
+            witness: the rank tells of what others did, or did not do; its host is not to blame.
+        """
+        path = self.path / "failures" / f"incarnation_{self.incarnation:04d}_rank_{rank:05d}.json"
+        facts = {"kind": kind, "rank": rank, "host": host, "step": step, "said": said, "witness": witness}
+        write_json(path, {"time": time.time(), **facts})
+
+    def record_own_failure(self, kind: str, said: str, *, witness: bool = False) -> None:
+        self.record_failure(kind, said, rank=rank(), host=socket.gethostname(), witness=witness)
 
     def order_rewind(self, number: int, before_step: int, sequences: int, said: str) -> None:
         """Have the next incarnation go back to the last checkpoint before a step, and past the data up to `sequences`."""
