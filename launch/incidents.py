@@ -25,6 +25,7 @@ class Incident:
     said: str
     rank: int | None = None
     host: str | None = None
+    ranks: tuple[int, ...] = ()  # of corruption: all that compute other bits
 
 
 def incident_of(run_dir: Path, incarnation: int, code: int) -> Incident:
@@ -54,6 +55,8 @@ def _of_cause(causes: list[dict[str, Any]], ranks: Set[int]) -> Incident:
     if first["kind"] == "user_error":
         return Incident("user_error", first["said"], first["rank"], first["host"])
     alike = [r for r in causes if r["kind"] == first["kind"] and _signature(r) == _signature(first)]
+    if first["kind"] == "corruption":
+        return Incident("corruption", first["said"], first["rank"], first["host"], tuple(r["rank"] for r in alike))
     # All ranks, whatever they have: the program, the data or the file system. Ranks of several hosts of which it is said
     # at once that they hold up the others: what they have in common, such as the network.
     if len(ranks) > 1 and {r["rank"] for r in alike} == ranks:

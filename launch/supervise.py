@@ -22,7 +22,7 @@ from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import append_json, read_json_lines, write_json
 from recipe.base.locks import in_use, lock_file, lock_holder
 from recipe.base.ranks import RESTART, STOP_SIGNALS
-from recipe.run.run_folder import LOCK, LOCK_PATIENCE_S, STOP, SUPERVISOR_LOCK
+from recipe.run.run_folder import LOCK, LOCK_PATIENCE_S, STOP, SUPERVISOR_LOCK, suspect_order
 from recipe.run.startup import Launch, check_launch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -198,9 +198,28 @@ class Supervisor:
             return f"{stalls} starts in a row ended without a new checkpoint, the last: {incident.said}; look at {self.run_dir}"
         if incident.kind == "out_of_memory" and self.args.step_down_on_oom:
             return self._step_down()
+        if incident.kind == "corruption":
+            return self._leave_out(incident)
         if incident.rank is not None and incident.kind in ("killed", "hang", "error"):
             self.place.blame(incident.rank)
         return None
+
+    def _leave_out(self, incident: Incident) -> str | None:
+        """Use the hosts that compute other bits no more, at once; says why the run cannot go on without them."""
+        hosts = {host for rank in incident.ranks if (host := self.place.host_of(rank)) is not None}
+        self.place.leave_out(hosts)
+        try:
+            self.place.check(self.launch.ds.world_size)
+        except UserError as error:
+            why = str(error)
+        else:
+            if hosts and hosts <= self.place.excluded:
+                return None
+            why = "there is no other host to go on with"
+        return (
+            f"not restarted: {incident.said}; {why}. Started again without that host, the run goes on from a checkpoint "
+            "before the last good probe"
+        )
 
     def _step_down(self) -> str | None:
         """Half the micro-batch and twice the accumulation from now on."""
@@ -269,7 +288,8 @@ class Supervisor:
         Raises:
             UserError: it cannot be.
         """
-        found = complete(self.run_dir / "checkpoints")
+        good_until = suspect_order(self.run_dir)  # younger ones are set aside by the next start
+        found = [p for p in complete(self.run_dir / "checkpoints") if good_until is None or step_of(p) <= good_until]
         if not found:
             return
         ds, written = self.launch.ds, read_manifest(found[-1])["topology"]
@@ -282,7 +302,8 @@ class Supervisor:
             return
         check_convertible(found[-1], written, here)
         if not universal_of(found[-1]).exists():
-            code = self._run_group([sys.executable, str(ROOT / "launch/reshard.py"), "--run", str(self.run_dir)])
+            reshard = [sys.executable, str(ROOT / "launch/reshard.py"), "--run", str(self.run_dir)]
+            code = self._run_group([*reshard, "--checkpoint", found[-1].name])
             if code and not self._stop_is_asked({}):
                 raise UserError(
                     f"{found[-1]} could not be resharded (see above); give the ds_config that it was written with"

@@ -8,6 +8,7 @@ checkpoints/
   step_00000200.partial/   being written, or left by a kill
   step_00000150.damaged/   set aside: a file does not have its checksum
   step_00000180.rewound/   set aside: of a spike that the run went back before
+  step_00000190.suspect/   set aside: trained while a rank computed other bits
   latest                   name of the newest, for people and other tools
 """
 
@@ -26,6 +27,7 @@ from recipe.base.files import flush_folder, sha256
 
 SCHEMA, VERSION = "recipe.checkpoint", 2
 MANIFEST, KEEP = "manifest.json", "keep"
+SUSPECT = "suspect.json"  # in the run folder: up to which step its checkpoints are good
 _NAME = re.compile(r"step_(\d{8,})")
 
 
@@ -111,7 +113,9 @@ def damage(checkpoint: Path, files: Iterable[tuple[str, dict[str, Any]]]) -> lis
 
 
 def set_aside(checkpoint: Path, why: str) -> Path:
-    """Rename a checkpoint so that it is not resumed from; `why` becomes the suffix."""
+    """Rename a checkpoint so that it is not resumed from; `why` becomes the suffix. Its universal form goes: a later
+    checkpoint of the same step has another."""
+    shutil.rmtree(universal_of(checkpoint), ignore_errors=True)
     target = checkpoint.with_name(f"{checkpoint.name}.{why}")
     if target.exists():
         shutil.rmtree(target)
@@ -120,9 +124,12 @@ def set_aside(checkpoint: Path, why: str) -> Path:
     return target
 
 
-def expendable(folder: Path, keep_last: int, keep_every_steps: int | None) -> list[Path]:
-    """Checkpoints that retention lets go, oldest first: neither among the last, nor every n-th, nor marked `keep`."""
-    older = complete(folder)[:-keep_last]
+def expendable(folder: Path, keep_last: int, keep_every_steps: int | None, good_until: int = 0) -> list[Path]:
+    """Checkpoints that retention lets go, oldest first: neither among the last, nor every n-th, nor marked `keep`, nor the
+    last one up to `good_until`, the step of the last good probe, which a run goes back to after silent corruption."""
+    committed = complete(folder)
+    good = [path for path in committed if step_of(path) <= good_until][-1:]
+    older = [path for path in committed[:-keep_last] if path not in good]
     return [p for p in older if not (keep_every_steps and step_of(p) % keep_every_steps == 0) and not _kept(p)]
 
 

@@ -51,6 +51,7 @@ class TrainState:
     mitigations: dict[str, Any] = field(default_factory=dict)  # which remedies hold, and until when
     guard: dict[str, Any] = field(default_factory=dict)  # what the step guard has seen
     rewinds: int = 0  # how often the run went back before a spike
+    good_probe: int = 0  # the last step after which all ranks computed the same bits
 
     def advance(self, sequences: int, tokens: int) -> None:
         self.step, self.sequences, self.tokens = self.step + 1, self.sequences + sequences, self.tokens + tokens
@@ -200,7 +201,12 @@ class CheckpointStore:
         return all_ranks(good)
 
     def choose(
-        self, name: str | None = None, *, fall_back: bool, rewound: tuple[int, int] | None = None
+        self,
+        name: str | None = None,
+        *,
+        fall_back: bool,
+        rewound: tuple[int, int] | None = None,
+        good_until: int | None = None,
     ) -> Path | None:
         """The newest checkpoint (or `name`) whose every file has its checksum; all ranks together, before any engine.
 
@@ -208,10 +214,14 @@ class CheckpointStore:
             fall_back: set a damaged one aside and take the one before it, instead of stopping.
             rewound: number of a rewind and the step before which it goes back: younger checkpoints that have not
                 seen that rewind are set aside.
+            good_until: the step of the last good probe, after silent corruption: younger checkpoints are set aside.
 
         Raises:
-            UserError: on all ranks alike; a damaged one without `fall_back`, or no such checkpoint.
+            UserError: on all ranks alike; a damaged one without `fall_back`, no such checkpoint, or none that is left of
+                those up to `good_until`.
         """
+        if good_until is not None:
+            from_first_rank(lambda: self._set_aside_suspects(good_until))
         while True:
             candidates = from_first_rank(lambda: self._candidates(name, rewound))
             if not candidates:
@@ -239,6 +249,19 @@ class CheckpointStore:
                     on_disk.set_aside(path, "rewound")
                     found.remove(path)
         return [str(path) for path in found if name in (None, path.name)]
+
+    def _set_aside_suspects(self, good_until: int) -> None:
+        found = on_disk.complete(self.folder)
+        suspects = [path for path in found if on_disk.step_of(path) > good_until]
+        if good_until and suspects == found:
+            raise UserError(
+                f"{self.folder} has no checkpoint from before the last good probe (step {good_until:,}); copy one back, or "
+                f"remove {self.folder.parent / on_disk.SUSPECT} to go on from one that may be corrupt"
+            )
+        for path in suspects:
+            aside = on_disk.set_aside(path, "suspect")
+            said = f"{path} was trained while a rank computed other bits; set aside as {aside.name}"
+            self._events.append({"event": "checkpoint_suspect", "step": on_disk.step_of(path), "said": said})
 
     def damage(self, path: Path) -> list[str]:
         """What is wrong with a checkpoint's files, in their order; each rank reads its share of them."""
@@ -289,7 +312,8 @@ class CheckpointStore:
         enough = True
         if dist.get_rank() == 0:
             needed = save.bytes + SPARE_BYTES
-            for path in on_disk.expendable(self.folder, 1, self.settings.keep_every_steps):
+            good = save.manifest["train_state"]["good_probe"]
+            for path in on_disk.expendable(self.folder, 1, self.settings.keep_every_steps, good):
                 if shutil.disk_usage(self.folder).free >= needed:
                     break
                 on_disk.remove(path)
@@ -329,7 +353,10 @@ class CheckpointStore:
             reached("renamed")
             write_text(self.folder / "latest", final.name)
             reached("latest")
-            for old in on_disk.expendable(self.folder, self.settings.keep_last, self.settings.keep_every_steps):
+            keep_last, keep_every = self.settings.keep_last, self.settings.keep_every_steps
+            for old in on_disk.expendable(
+                self.folder, keep_last, keep_every, save.manifest["train_state"]["good_probe"]
+            ):
                 on_disk.remove(old)
             for script in ("zero_to_fp32.py", "zero_to_torch.py"):  # of no use under AutoEP; recipe/export.py is
                 (self.folder / script).unlink(missing_ok=True)

@@ -10,6 +10,7 @@ lock                held by rank 0 of the incarnation that runs
 supervisor.lock     held by the launch/train.sh that keeps the run going
 stop                made by a person or the supervisor: save and end
 rewind.json         the order to go back before a spike
+suspect.json        the order to set aside what was trained since the last good probe
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import recipe
+from recipe.base.checkpoint_files import SUSPECT
 from recipe.base.errors import UserError
 from recipe.base.files import append_json, read_json_lines, write_json
 from recipe.base.locks import lock_file
@@ -88,9 +90,22 @@ class RunFolder:
         order = {"number": number, "before_step": before_step, "sequences": sequences, "said": said}
         write_json(self.path / "rewind.json", order)
 
+    def order_suspects(self, good_until: int, said: str) -> None:
+        """Have the next incarnation set aside all checkpoints since the last good probe and go on from the one before."""
+        write_json(self.path / SUSPECT, {"good_until": good_until, "said": said})
+
+    def suspects_are_set_aside(self) -> None:
+        (self.path / SUSPECT).unlink(missing_ok=True)
+
     def rewind_order(self) -> dict[str, Any] | None:
         path = self.path / "rewind.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def suspect_order(run_dir: Path) -> int | None:
+    """The step of the last good probe, if checkpoints since then are to be set aside: one of them may be corrupt."""
+    path = run_dir / SUSPECT
+    return json.loads(path.read_text(encoding="utf-8"))["good_until"] if path.exists() else None
 
 
 def check_run_folder(run: RunConfig, resumes: bool) -> list[str]:
