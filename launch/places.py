@@ -302,7 +302,13 @@ def run(words: list[str], timeout_s: float | None = None) -> subprocess.Complete
     """Run a command, output captured; code 255 when it does not end in time."""
     try:
         return subprocess.run(
-            words, capture_output=True, text=True, timeout=timeout_s, check=False, stdin=subprocess.DEVNULL
+            words,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # a terminal's ctrl-C is the supervisor's, not a host that does not answer
         )
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(words, 255, "", f"no answer in {timeout_s:.0f} s")
@@ -311,7 +317,7 @@ def run(words: list[str], timeout_s: float | None = None) -> subprocess.Complete
 
 
 def _output(*words: str) -> str:
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, start_new_session=True)
     if done.returncode:
         raise UserError(f"{shlex.join(words)} failed: {done.stderr.strip()}")
     return done.stdout

@@ -237,6 +237,8 @@ class Supervisor:
         """Run the launcher once, to the end of all its processes on this host; returns its exit code."""
         self._reshard()
         self._refuse_running_ranks(LOCK_PATIENCE_S)
+        if self._stop_is_asked({}):
+            return RESTART
         words = self.place.command(self.launch.ds.world_size)
         script: list[object] = [
             ROOT / "recipe/train.py",

@@ -81,8 +81,6 @@ def main(argv: list[str] | None = None) -> int:
         if is_first_rank():
             print(describe(launch))
         return 0
-    assert early_stop is not None
-    early_stop.watch(launch.run.run_dir)
 
     # Imported late: refusing a configuration or a dry run needs neither torch nor DeepSpeed.
     from recipe.out_of_memory import memory_report
@@ -109,6 +107,8 @@ def main(argv: list[str] | None = None) -> int:
 
     with session():
         folder = RunFolder(run.run_dir, from_first_rank(begin))
+        if early_stop is not None:
+            early_stop.watch(run.run_dir)  # from now on the folder is ours, and what asks it to stop
         with recorded_failures(folder, lambda: memory_report(launch)), Watchdog(folder, run.watch) as watchdog:
             return train_on(
                 launch, folder, watchdog, resume=args.resume, time_limit_s=args.time_limit, profiled=profiled
