@@ -23,7 +23,8 @@ if sys.argv[2] == "training":
     request = StopRequest(Path(sys.argv[1]) / "stop", None)
     threading.Thread(target=lambda: [print(line.strip(), request._signal, flush=True) for line in sys.stdin], daemon=True).start()
 print("ready", flush=True)
-time.sleep(8)
+for _ in range(600):  # Python runs handlers between two calls, as between two steps
+    time.sleep(0.1)
 """
 
 
