@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import itertools
 import json
 import os
 import shlex
@@ -15,10 +16,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from launch.environment import forwarded, write_deepspeed_env
-from launch.hosts import HostPool, deepspeed_launcher, free_port, read_hostfile, write_hostfile
+from launch.hosts import (
+    HostPool,
+    check_hosts,
+    deepspeed_launcher,
+    free_port,
+    is_this_host,
+    read_hostfile,
+    write_hostfile,
+)
+from launch.quoting import is_code, is_plain_path, pdsh_argument
 from recipe.base.arguments import positive_int
 from recipe.base.errors import UserError
 
+ROOT = Path(__file__).resolve().parent.parent
 ANSWER_S = 10  # that a host may take to answer over ssh
 # Of a Slurm node, as sinfo's %t begins; one that ends with a star does not answer.
 LOST_STATES = ("down", "drain", "drng", "fail", "maint", "unk")
@@ -39,6 +50,14 @@ class Place(ABC):
     @abstractmethod
     def command(self, ranks: int) -> list[str]:
         """The words before the script that start so many ranks."""
+
+    def typed(self, words: list[str]) -> list[str]:
+        """A script and its arguments, as they must follow `command` for the ranks to get them as they were typed."""
+        return words
+
+    @abstractmethod
+    def check(self, ranks: int) -> None:
+        """Raises UserError if so many ranks cannot be started here; asks no host and writes nothing."""
 
     @abstractmethod
     def leave_out(self, hosts: set[str]) -> None:
@@ -78,11 +97,14 @@ class ThisHost(Place):
         super().__init__(launcher, folder)
         self.slots = slots
 
-    def command(self, ranks: int) -> list[str]:
+    def check(self, ranks: int) -> None:
         if ranks != self.slots:
             raise UserError(f"the ds_config is for {ranks} ranks, not --num_gpus {self.slots}")
+
+    def command(self, ranks: int) -> list[str]:
+        self.check(ranks)
         self.chosen = self.hosts
-        port = [] if "--master_port" in self.launcher else ["--master_port", str(free_port())]
+        port = [] if option(self.launcher, "--master_port") else ["--master_port", str(free_port())]
         return [deepspeed_launcher(), "--num_gpus", str(ranks), *port, *self.launcher]
 
     @property
@@ -107,6 +129,9 @@ class _Pool(Place):
     def __init__(self, hosts: dict[str, int], launcher: list[str], folder: Path):
         super().__init__(launcher, folder)
         self.pool = HostPool(hosts)
+
+    def check(self, ranks: int) -> None:
+        self.pool.choose(ranks)
 
     @property
     def hosts(self) -> dict[str, int]:
@@ -139,7 +164,22 @@ class _Pool(Place):
 
 
 class Hosts(_Pool):
-    """The hosts of a hostfile; the deepspeed launcher reaches them by pdsh and ssh."""
+    """The hosts of a hostfile; the deepspeed launcher reaches them by pdsh and ssh, a lone one that is this host directly.
+
+    Raises:
+        UserError: what the launcher's shells would read otherwise than it was typed.
+    """
+
+    def __init__(self, hosts: dict[str, int], launcher: list[str], folder: Path):
+        super().__init__(hosts, launcher, folder)
+        self.remote = len(hosts) > 1 or not is_this_host(next(iter(hosts)))
+        if self.remote:
+            _check_paths(Path.cwd(), ROOT, Path(sys.executable))
+            _check_launcher(launcher)
+
+    def typed(self, words: list[str]) -> list[str]:
+        by_pdsh = self.remote and (option(self.launcher, "--launcher") or "pdsh").lower() == "pdsh"
+        return [pdsh_argument(word) for word in words] if by_pdsh else words
 
     def command(self, ranks: int) -> list[str]:
         chosen = self.choose(ranks)
@@ -147,37 +187,55 @@ class Hosts(_Pool):
         write_hostfile(self.folder / "hostfile", chosen)
         write_deepspeed_env(self.folder / "deepspeed_env")
         os.environ["DS_ENV_FILE"] = str((self.folder / "deepspeed_env").resolve())
-        port = [] if "--master_port" in self.launcher else ["--master_port", str(free_port())]
+        port = [] if option(self.launcher, "--master_port") else ["--master_port", str(free_port())]
         # Over ssh also when one host is left of several: it need not be this one.
-        several = ["--force_multi"] if self.several else []
-        return [deepspeed_launcher(), "--hostfile", str(self.folder / "hostfile"), *several, *port, *self.launcher]
-
-    @property
-    def several(self) -> bool:
-        return len(self.pool.hosts) > 1
+        over_ssh = ["--force_multi"] if self.remote else []
+        return [deepspeed_launcher(), "--hostfile", str(self.folder / "hostfile"), *over_ssh, *port, *self.launcher]
 
     def lost(self, hosts: list[str]) -> list[str]:
-        if not self.several:
+        if not self.remote:
             return []
         with ThreadPoolExecutor(max_workers=64) as pool:
             answers = list(pool.map(lambda host: self.run_on(host, ["true"], ANSWER_S).returncode == 0, hosts))
         return [host for host, answered in zip(hosts, answers, strict=True) if not answered]
 
     def run_on(self, host: str, words: list[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+        if not self.remote:
+            return run(words, timeout_s)
         more = shlex.split(os.environ.get("PDSH_SSH_ARGS_APPEND", ""))  # as pdsh would
-        if "--ssh_port" in self.launcher:
-            more += ["-p", self.launcher[self.launcher.index("--ssh_port") + 1]]
+        if port := option(self.launcher, "--ssh_port"):
+            more += ["-p", port]
         environment = {**forwarded(), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-        command = [
-            "cd",
-            str(Path.cwd()),
-            "&&",
-            "env",
-            *(f"{name}={value}" for name, value in environment.items()),
-            *words,
-        ]
-        quoted = [word if word == "&&" else shlex.quote(word) for word in command]
-        return run(["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={ANSWER_S}", *more, host, *quoted], timeout_s)
+        command = ["env", *(f"{name}={value}" for name, value in environment.items()), *words]
+        remote = f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join(command)}"
+        ssh = ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={ANSWER_S}", *more]
+        return run([*ssh, "--", host, remote], timeout_s)
+
+
+def option(launcher: list[str], name: str) -> str | None:
+    """The value of one of the launcher's options, as `--name value` or `--name=value`; the last one counts."""
+    values = [word.partition("=")[2] for word in launcher if word.startswith(f"{name}=")]
+    values += [value for word, value in itertools.pairwise(launcher) if word == name]
+    return values[-1] if values else None
+
+
+def _check_paths(*paths: Path) -> None:
+    for path in paths:
+        if not is_plain_path(path):
+            raise UserError(
+                f"the deepspeed launcher gives {path} to the shells of other hosts without quotes, where it is not one word; "
+                "move the project and its environment to a path without spaces and special characters"
+            )
+
+
+def _check_launcher(words: list[str]) -> None:
+    for word in words:
+        if is_code(word):
+            raise UserError(
+                f"'{word}' for the deepspeed launcher would be run as code by the other hosts; leave it out"
+            )
+    if (address := option(words, "--master_addr")) is not None:
+        check_hosts([address], "--master_addr")
 
 
 class SlurmNodes(_Pool):
@@ -230,6 +288,7 @@ def place_of(args: argparse.Namespace, launcher: list[str], folder: Path) -> Pla
     if not slots:
         raise UserError("this Slurm job has no GPUs; ask for them with --gpus-per-node, or give --gpus-per-node here")
     nodes = _output("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()
+    check_hosts(nodes, "SLURM_JOB_NODELIST")
     return SlurmNodes(dict.fromkeys(nodes, slots), launcher, folder)
 
 
@@ -243,7 +302,13 @@ def run(words: list[str], timeout_s: float | None = None) -> subprocess.Complete
     """Run a command, output captured; code 255 when it does not end in time."""
     try:
         return subprocess.run(
-            words, capture_output=True, text=True, timeout=timeout_s, check=False, stdin=subprocess.DEVNULL
+            words,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # a terminal's ctrl-C is the supervisor's, not a host that does not answer
         )
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(words, 255, "", f"no answer in {timeout_s:.0f} s")
@@ -252,7 +317,7 @@ def run(words: list[str], timeout_s: float | None = None) -> subprocess.Complete
 
 
 def _output(*words: str) -> str:
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, start_new_session=True)
     if done.returncode:
         raise UserError(f"{shlex.join(words)} failed: {done.stderr.strip()}")
     return done.stdout

@@ -201,15 +201,9 @@ def measure(place: Place, slots: dict[str, int], folder: Path, seconds: float, m
     """Run launch/preflight_ranks.py on these hosts; raises UserError if it fails."""
     output = folder / "preflight.links.json"
     words = place.command(sum(slots.values()))
-    words += [
-        str(ROOT / "launch/preflight_ranks.py"),
-        "--output",
-        str(output),
-        "--burn-seconds",
-        str(seconds),
-        "--mib",
-        str(mib),
-    ]
+    script: list[object] = [ROOT / "launch/preflight_ranks.py", "--output", output]
+    script += ["--burn-seconds", seconds, "--mib", mib]
+    words += place.typed([str(word) for word in script])
     done = run(words)
     if done.returncode:
         raise UserError(f"the hosts could not measure together (code {done.returncode}):\n{done.stderr[-2000:]}")

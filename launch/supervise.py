@@ -10,16 +10,19 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from launch.incidents import Incident, incident_of, last_step
 from launch.places import add_place_arguments, place_of
-from recipe.base.arguments import natural_int
-from recipe.base.checkpoint_files import complete, read_manifest, step_of, topology, universal_of
+from recipe.base.arguments import natural_int, positive_seconds
+from recipe.base.checkpoint_files import check_convertible, complete, read_manifest, step_of, topology, universal_state
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import append_json, read_json_lines, write_json
-from recipe.base.ranks import RESTART
+from recipe.base.locks import in_use, lock_file, lock_holder
+from recipe.base.ranks import RESTART, STOP_SIGNALS
+from recipe.run.run_folder import LOCK, LOCK_PATIENCE_S, STOP, SUPERVISOR_LOCK, suspect_order
 from recipe.run.startup import Launch, check_launch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +35,8 @@ SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 let the step end, save and stop; twice ends
 
 exit code: 0 the schedule is done; 75 stopped before its end, started again it goes on; 2 something that you must change."""
 MAX_BACKOFF_S = 300.0
+POLL_S = 0.5
+START_MARGIN_S = 5.0  # before a time limit, in which ranks that have nothing to save leave
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -58,7 +63,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--grace", type=float, default=120.0, metavar="SECONDS",
         help="that ranks whose launcher has ended may take to save and leave (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="save and stop before it")
+    parser.add_argument("--time-limit", type=positive_seconds, metavar="SECONDS", help="save and stop before it")
     parser.add_argument(
         "--step-down-on-oom", action="store_true", help="out of memory: halve the micro-batch, double the accumulation"
     )
@@ -70,35 +75,84 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 class Supervisor:
-    """See the module's text."""
+    """See the module's text.
+
+    Raises:
+        UserError: from the constructor, before anything is written: inputs that cannot work, too few hosts, or another
+            process that trains in the run folder.
+    """
 
     def __init__(self, args: argparse.Namespace):
+        self.began = time.monotonic()
+        self.signals = 0
+        self.holds_run = False
+        self.group: int | None = None  # process group of what runs for us: the launcher, or the resharding
+        self.starts_before = 0  # incarnations there were when the launcher was started
+        self.start_ended = False  # the launcher was ended before its ranks trained
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._asked)
         self.args = args
         self.ds_path: Path = args.deepspeed_config
         self.launch: Launch = check_launch(args.config, args.set, self.ds_path, None)
         self.run_dir = self.launch.run.run_dir
         self.place = place_of(args, args.launcher, self.run_dir)
-        (self.run_dir / "stop").unlink(missing_ok=True)  # of somebody who asked before; from here on it is ours to keep
-        self.began = time.monotonic()
-        self.signals = 0
-        self.group: int | None = None  # process group of the launcher
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-            signal.signal(number, self._asked)
+        self.place.check(self.launch.ds.world_size)
+        self.lock = self._take_run()
+        self.holds_run = True
+        self.stop_file.unlink(missing_ok=True)  # of somebody who asked before; from here on it is ours to keep
+
+    def _take_run(self) -> IO[str]:
+        """Hold the run until this process ends, so that no other supervisor starts or stops it.
+
+        A Slurm job may find what is left of the job before it, which is about to end; a person is told at once.
+        """
+        patience_s = LOCK_PATIENCE_S if self.args.slurm else 0.0
+        self._refuse_running_ranks(patience_s)
+        if (holder := lock_holder(self.run_dir / SUPERVISOR_LOCK)) is not None and not patience_s:
+            raise in_use(self.run_dir, holder)
+        return lock_file(
+            self.run_dir / SUPERVISOR_LOCK, subject=self.run_dir, note="launch/train.sh", patience_s=patience_s
+        )
+
+    def _refuse_running_ranks(self, patience_s: float) -> None:
+        """Raise UserError while the rank 0 of somebody else's start, or of one of ours that ends, holds the run."""
+        deadline = time.monotonic() + patience_s
+        while (holder := lock_holder(self.run_dir / LOCK)) is not None:
+            if self.signals:
+                return
+            if time.monotonic() >= deadline:
+                raise in_use(self.run_dir, holder)
+            time.sleep(POLL_S)
+
+    @property
+    def stop_file(self) -> Path:
+        return self.run_dir / STOP
 
     def run(self) -> int:
         """Start and restart; returns the exit code."""
+        try:
+            return self._restart_until_the_end()
+        finally:
+            # Ranks that are still there, on other hosts, have yet to see it.
+            if lock_holder(self.run_dir / LOCK) is None:
+                self.stop_file.unlink(missing_ok=True)
+
+    def _restart_until_the_end(self) -> int:
         stalls = 0
         while True:
-            step_before, starts_before = self._newest_step(), self._incarnations()
+            step_before = self._newest_step()
+            self.starts_before, self.start_ended = self._incarnations(), False
             code = self._incarnation()
-            word = self._last_word() if self._incarnations() > starts_before else {}
+            word = self._last_word() if self._incarnations() > self.starts_before else {}
             if code == 0 and word.get("event") == "finished":
                 return 0
             stopped = word.get("event") == "stopped"
-            if self.signals or (stopped and word["why"] != "signal"):
+            if code != 2 and (self._stop_is_asked(word) or (stopped and word["why"] != "signal")):
                 print(f"supervisor: stopped, the newest checkpoint is of step {self._newest_step():,}", flush=True)
-                return RESTART if stopped else code or 1
-            if self._incarnations() == starts_before:
+                return RESTART
+            if self._incarnations() == self.starts_before:
+                if code == 2:  # it says why itself, and no incarnation has ended
+                    raise UserError("not restarted: the ranks refused to start; see the error above")
                 incident = Incident("unknown", f"the launcher ended with code {code} before the run began")
             elif word.get("event") in ("stopped", "rewind"):
                 incident = Incident(word["event"], word["said"])
@@ -112,8 +166,22 @@ class Supervisor:
             backoff_s = 0.0 if incident.kind == "rewind" else min(MAX_BACKOFF_S, self.args.backoff * 2**stalls)
             self._record(incident, code, f"restart in {backoff_s:.0f} s", backoff_s)
             self._wait(backoff_s)
-            if self.signals:
-                return 1
+            if self._stop_is_asked({}):
+                return RESTART
+
+    def _stop_is_asked(self, word: dict[str, Any]) -> bool:
+        """By a signal, or by a file or the time limit where no rank trained that could answer them."""
+        return bool(self.signals) or (not word and (self.stop_file.exists() or self._limit_is_near()))
+
+    def _limit_is_near(self) -> bool:
+        limit_s = self.args.time_limit
+        if limit_s is not None:
+            left_s = limit_s - (time.monotonic() - self.began)
+        elif "SLURM_JOB_END_TIME" in os.environ:
+            left_s = float(os.environ["SLURM_JOB_END_TIME"]) - time.time()
+        else:
+            return False
+        return left_s < START_MARGIN_S
 
     def _last_word(self) -> dict[str, Any]:
         """What the newest incarnation said of its state last: started, finished, stopped or rewind."""
@@ -130,9 +198,28 @@ class Supervisor:
             return f"{stalls} starts in a row ended without a new checkpoint, the last: {incident.said}; look at {self.run_dir}"
         if incident.kind == "out_of_memory" and self.args.step_down_on_oom:
             return self._step_down()
+        if incident.kind == "corruption":
+            return self._leave_out(incident)
         if incident.rank is not None and incident.kind in ("killed", "hang", "error"):
             self.place.blame(incident.rank)
         return None
+
+    def _leave_out(self, incident: Incident) -> str | None:
+        """Use the hosts that compute other bits no more, at once; says why the run cannot go on without them."""
+        hosts = {host for rank in incident.ranks if (host := self.place.host_of(rank)) is not None}
+        self.place.leave_out(hosts)
+        try:
+            self.place.check(self.launch.ds.world_size)
+        except UserError as error:
+            why = str(error)
+        else:
+            if hosts and hosts <= self.place.excluded:
+                return None
+            why = "there is no other host to go on with"
+        return (
+            f"not restarted: {incident.said}; {why}. Started again without that host, the run goes on from a checkpoint "
+            "before the last good probe"
+        )
 
     def _step_down(self) -> str | None:
         """Half the micro-batch and twice the accumulation from now on."""
@@ -149,31 +236,62 @@ class Supervisor:
     def _incarnation(self) -> int:
         """Run the launcher once, to the end of all its processes on this host; returns its exit code."""
         self._reshard()
+        self._refuse_running_ranks(LOCK_PATIENCE_S)
+        if self._stop_is_asked({}):
+            return RESTART
         words = self.place.command(self.launch.ds.world_size)
-        words += [
-            str(ROOT / "recipe/train.py"),
+        script: list[object] = [
+            ROOT / "recipe/train.py",
             "--config",
-            str(self.args.config),
+            self.args.config,
             "--deepspeed_config",
-            str(self.ds_path),
+            self.ds_path,
         ]
-        words += [word for override in self.args.set for word in ("--set", override)]
-        words += ["--resume", "auto"]
+        script += [word for override in self.args.set for word in ("--set", override)]
+        script += ["--resume", "auto"]
         if self.args.time_limit is not None:
-            words += ["--time-limit", str(self.args.time_limit - (time.monotonic() - self.began))]
+            script += ["--time-limit", self.args.time_limit - (time.monotonic() - self.began)]
+        words += self.place.typed([str(word) for word in script])
+        if self._stop_is_asked({}):
+            return RESTART
         print(f"supervisor: {shlex.join(words)}", flush=True)
+        return self._run_group(words)
+
+    def _run_group(self, words: list[str]) -> int:
+        """Run a command in a process group of its own, which a terminal's ctrl-C does not reach."""
         process = subprocess.Popen(words, start_new_session=True)
         self.group = process.pid
         if self.signals:  # asked while it was being started
             self._ask_to_stop()
-        code = process.wait()
+        while True:
+            try:
+                code = process.wait(POLL_S)
+                break
+            except subprocess.TimeoutExpired:
+                if (self.stop_file.exists() or self._limit_is_near()) and not self.start_ended and self._is_starting():
+                    self._end_start()
         end_group(process.pid, self.args.grace)
         self.group = None
         return code
 
+    def _is_starting(self) -> bool:
+        """Whether the ranks of the newest start have yet to say that they train."""
+        return self._incarnations() == self.starts_before or not self._last_word()
+
+    def _end_start(self) -> None:
+        """Nothing is to be saved yet: end the launcher and its ranks, on other hosts through the launcher."""
+        self.start_ended = True
+        if self.group is not None:
+            signal_group(self.group, signal.SIGTERM)
+
     def _reshard(self) -> None:
-        """Bring the newest checkpoint into its universal form if this run has another topology."""
-        found = complete(self.run_dir / "checkpoints")
+        """Bring the newest checkpoint into its universal form if this run has another topology.
+
+        Raises:
+            UserError: it cannot be.
+        """
+        good_until = suspect_order(self.run_dir)  # younger ones are set aside by the next start
+        found = [p for p in complete(self.run_dir / "checkpoints") if good_until is None or step_of(p) <= good_until]
         if not found:
             return
         ds, written = self.launch.ds, read_manifest(found[-1])["topology"]
@@ -182,11 +300,13 @@ class Supervisor:
             autoep_size=ds.expert_parallel.autoep_size,
             zero_stage=ds.zero_optimization.stage,
         )
-        if written != here and not universal_of(found[-1]).exists():
-            code = subprocess.run(
-                [sys.executable, str(ROOT / "launch/reshard.py"), "--run", str(self.run_dir)], check=False
-            ).returncode
-            if code:
+        if written == here:
+            return
+        check_convertible(found[-1], written, here)
+        if universal_state(found[-1]) != "ready":
+            reshard = [sys.executable, str(ROOT / "launch/reshard.py"), "--run", str(self.run_dir)]
+            code = self._run_group([*reshard, "--checkpoint", found[-1].name])
+            if code and not self._stop_is_asked({}):
                 raise UserError(
                     f"{found[-1]} could not be resharded (see above); give the ds_config that it was written with"
                 )
@@ -218,18 +338,21 @@ class Supervisor:
 
     def _asked(self, number: int, _: object) -> None:
         self.signals += 1
+        if not self.holds_run:  # nothing of ours runs or is written
+            raise SystemExit(RESTART)
         self._ask_to_stop()
 
     def _ask_to_stop(self) -> None:
         if self.signals > 1 and self.group is not None:
-            os.killpg(self.group, signal.SIGKILL)
-        else:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            (self.run_dir / "stop").touch()
+            signal_group(self.group, signal.SIGKILL)
+            return
+        self.stop_file.touch()
+        if self.group is not None and not self.start_ended and self._is_starting():
+            self._end_start()
 
     def _wait(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and not self.signals:
+        while time.monotonic() < deadline and not self._stop_is_asked({}):
             time.sleep(0.1)
 
     def _incarnations(self) -> int:
@@ -246,10 +369,16 @@ def end_group(group: int, grace_s: float) -> None:
         if not (left := processes_of(group)):
             return
         print(f"supervisor: {len(left)} processes outlived their launcher, {number.name}", flush=True)
-        os.killpg(group, number)
+        signal_group(group, number)
         deadline = time.monotonic() + patience_s
         while processes_of(group) and time.monotonic() < deadline:
             time.sleep(0.2)
+
+
+def signal_group(group: int, number: signal.Signals) -> None:
+    """Signal a process group of ours; one that has ended meanwhile, and whose number may be somebody else's, is let be."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
 
 
 def processes_of(group: int) -> list[int]:

@@ -12,6 +12,7 @@ from recipe.base.checkpoint_files import checkpoint_name, find
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.ranks import is_first_rank, launched_world_size, leave, required_world_size
 from recipe.reading.breakdown import as_text, breakdown, read_trace
+from recipe.run.early_stop import answer_early_stops
 from recipe.run.run_folder import check_run_folder
 from recipe.run.startup import ProfiledSteps, check_launch, describe
 
@@ -80,6 +81,7 @@ def changes_since_last_start(changes: list[str]) -> list[str]:
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
+    early_stop = None if args.dry_run else answer_early_stops()
     world_size = launched_world_size() if args.dry_run else required_world_size()
     launch = check_launch(args.config, args.set, args.deepspeed_config, world_size)
     profiled: ProfiledSteps | None = args.profile
@@ -99,14 +101,12 @@ def main(argv: list[str] | None = None) -> int:
     from recipe.run.engine import check_compute
     from recipe.run.failures import recorded_failures
     from recipe.run.incarnation import train_on
-    from recipe.run.prometheus import check_prometheus
     from recipe.run.run_folder import RunFolder, lock_run_folder, record_start
     from recipe.run.session import session
     from recipe.run.watchdog import Watchdog
 
     run = launch.run
     check_compute(run.compute)
-    check_prometheus(run.logging.prometheus_port)
 
     def begin() -> int:
         lock_run_folder(run.run_dir)
@@ -115,6 +115,8 @@ def main(argv: list[str] | None = None) -> int:
 
     with session(run.watch):
         folder = RunFolder(run.run_dir, from_first_rank(begin))
+        if early_stop is not None:
+            early_stop.watch(run.run_dir)  # from now on the folder is ours, and what asks it to stop
         with recorded_failures(folder, lambda: memory_report(launch)), Watchdog(folder, run.watch) as watchdog:
             return train_on(
                 launch, folder, watchdog, resume=args.resume, time_limit_s=args.time_limit, profiled=profiled

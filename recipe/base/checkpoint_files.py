@@ -7,7 +7,7 @@ checkpoints/
   step_00000100.universal/ the same state for any number of ranks, made by launch/reshard.py
   step_00000200.partial/   being written, or left by a kill
   step_00000150.damaged/   set aside: a file does not have its checksum
-  step_00000160.suspect/   set aside: the steps after it were not finite
+  step_00000160.suspect/   set aside: the steps after it were not finite, or a rank computed other bits before it
   step_00000180.rewound/   set aside: of a spike that the run went back before
   step_00000190.left/      set aside: the run went on from an older one by its name
   latest                   name of the newest, for people and other tools
@@ -30,6 +30,7 @@ from recipe.base.output_paths import glob_problem
 
 SCHEMA, VERSION = "recipe.checkpoint", 3
 MANIFEST, KEEP = "manifest.json", "keep"
+SUSPECT = "suspect.json"  # in the run folder: up to which step its checkpoints are good
 _NAME = re.compile(r"step_(\d{8,})")
 
 
@@ -40,6 +41,20 @@ def checkpoint_name(step: int) -> str:
 def topology(*, world_size: int, autoep_size: int, zero_stage: int) -> dict[str, int]:
     """What a checkpoint's files depend on."""
     return {"world_size": world_size, "autoep_size": autoep_size, "zero_stage": zero_stage}
+
+
+def described(of: dict[str, int]) -> str:
+    """A topology in words."""
+    return f"{of['world_size']} ranks, expert parallel size {of['autoep_size']}, ZeRO-{of['zero_stage']}"
+
+
+def check_convertible(checkpoint: Path, written: dict[str, int], here: dict[str, int]) -> None:
+    """Raises UserError if a checkpoint of one topology cannot be loaded with another even in its universal form."""
+    if written["zero_stage"] != here["zero_stage"]:
+        raise UserError(
+            f"{checkpoint} was written with {described(written)} and cannot be loaded with {described(here)}: DeepSpeed's "
+            "universal checkpoints do not change the ZeRO stage; use a ds_config of the same stage"
+        )
 
 
 def step_of(checkpoint: Path) -> int:
@@ -138,13 +153,23 @@ def is_set_aside(folder: Path, step: int, why: str) -> bool:
     return any(folder.glob(f"{checkpoint_name(step)}.{why}*"))
 
 
-def expendable(folder: Path, keep_last: int, keep_every_steps: int | None, spare: Path | None = None) -> list[Path]:
-    """Checkpoints that retention lets go, oldest first: not the last ones, every n-th, those marked `keep`, or `spare`."""
-    older = complete(folder)[:-keep_last]
+def expendable(
+    folder: Path, keep_last: int, keep_every_steps: int | None, *, good_until: int = 0, spare: Path | None = None
+) -> list[Path]:
+    """Checkpoints that retention lets go, oldest first: neither among the last, nor every n-th, nor marked `keep`.
+
+    Args:
+        good_until: the step of the last good probe; the last one up to it stays, since silent corruption goes back to it.
+        spare: one that stays, too.
+    """
+    committed = complete(folder)
+    spared = {spare, *[path for path in committed if step_of(path) <= good_until][-1:]}
     return [
         path
-        for path in older
-        if path != spare and not (keep_every_steps and step_of(path) % keep_every_steps == 0) and not kept_for(path)
+        for path in committed[:-keep_last]
+        if path not in spared
+        and not (keep_every_steps and step_of(path) % keep_every_steps == 0)
+        and not kept_for(path)
     ]
 
 

@@ -20,7 +20,21 @@ FIRST_RANK_SPEAKS_S = 10.0  # longer than the launcher takes to see a failed ran
 
 
 class UserError(ValueError):
-    """Something the user gave cannot work; the message says what to change."""
+    """Something the user gave cannot work; the message says what to change.
+
+    Subclasses may have arguments of their own: one that comes out of a worker process is put together from its
+    message, not by calling its `__init__` again.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (type(self), self.args, self.__dict__)
+
+
+def _unpickled(of: type[UserError], arguments: tuple[Any, ...], state: dict[str, Any]) -> UserError:
+    error = of.__new__(of, *arguments)
+    error.args = arguments
+    error.__dict__.update(state)
+    return error
 
 
 class ConfigError(UserError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from contextlib import suppress
 from typing import NoReturn
@@ -12,6 +13,7 @@ from recipe.base.errors import UserError
 
 # Exit codes of a launched script besides 0 and 2 (what a user must change): start again from the newest checkpoint.
 RESTART = 75  # EX_TEMPFAIL of sysexits.h
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)  # ask a run to save and stop
 
 
 def is_first_rank() -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 # Ordinary in the life of a run.
 ORDINARY = {"started", "finished", "checkpoint", "checkpoint_removed", "stopped", "ended"}
-SERIOUS = {"incarnation_ended", "rewind", "checkpoint_damaged", "checkpoint_failed", "data_skipped"}
+SERIOUS = {"incarnation_ended", "rewind", "checkpoint_damaged", "checkpoint_failed", "data_skipped", "corruption"}
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,13 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from recipe.base.errors import UserError
+from recipe.base.errors import UserError, what_to_do
 
 T = TypeVar("T")
+
+
+class FirstRankFailed(RuntimeError):
+    """Rank 0 has an error of its own, which it raises itself; the others can only say so."""
 
 
 def any_rank(mine: bool) -> bool:
@@ -24,16 +28,28 @@ def all_ranks(mine: bool) -> bool:
 
 
 def from_first_rank(make: Callable[[], T]) -> T:
-    """What `make` returns on rank 0, on all ranks; a `UserError` that it raises there is raised on all."""
-    box: list[Any] = [None, None]
+    """What `make` returns on rank 0, on all ranks.
+
+    Raises:
+        UserError: on all ranks, an error of `make` that the user can act on.
+        FirstRankFailed: on the other ranks, any other error of `make`; rank 0 raises that itself.
+    """
+    box: list[Any] = [None, None, None]
+    failure: Exception | None = None
     if dist.get_rank() == 0:
         try:
             box[0] = make()
-        except UserError as error:
-            box[1] = str(error)
+        except Exception as error:
+            failure = error
+            message = what_to_do(error)
+            box[1:] = (message, None) if message else (None, f"rank 0 failed: {type(error).__name__}: {error}")
     dist.broadcast_object_list(box)
+    if failure is not None and box[1] is None:
+        raise failure
     if box[1] is not None:
-        raise UserError(box[1])
+        raise UserError(box[1]) from failure
+    if box[2] is not None:
+        raise FirstRankFailed(box[2])
     return box[0]
 
 

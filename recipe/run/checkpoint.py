@@ -55,6 +55,7 @@ class TrainState:
     mitigations: dict[str, Any] = field(default_factory=dict)  # which remedies hold, and until when
     guard: dict[str, Any] = field(default_factory=dict)  # what the step guard has seen
     rewinds: int = 0  # how often the run went back before a spike
+    good_probe: int = 0  # the last step after which all ranks computed the same bits
 
     def advance(self, sequences: int, tokens: int) -> None:
         self.step, self.sequences, self.tokens = self.step + 1, self.sequences + sequences, self.tokens + tokens
@@ -242,6 +243,7 @@ class CheckpointStore:
         fall_back: bool,
         rewound: tuple[int, int] | None = None,
         committed: int | None = None,
+        good_until: int | None = None,
     ) -> Path | None:
         """The newest checkpoint (or `name`) whose every file has its checksum; all ranks together, before any engine.
 
@@ -251,14 +253,17 @@ class CheckpointStore:
             rewound: number of a rewind and the step before which it goes back: younger checkpoints that have not
                 seen that rewind are set aside.
             committed: the step of the last checkpoint that the run has committed, as far as is recorded.
+            good_until: the step of the last good probe, after silent corruption: younger checkpoints are set aside.
 
         Returns:
             None where the run is to start from the beginning.
 
         Raises:
             UserError: on all ranks alike; a damaged one without `fall_back`, no such checkpoint, none although the run
-                has committed some, or one of other inputs than this run's.
+                has committed some, none that is left of those up to `good_until`, or one of other inputs than this run's.
         """
+        if good_until is not None:
+            from_first_rank(lambda: self._set_aside_suspects(good_until))
         while True:
             candidates = from_first_rank(lambda: self._candidates(name, rewound, fall_back=fall_back))
             if not candidates:
@@ -362,6 +367,22 @@ class CheckpointStore:
                 said = f"{path.name} is not {reason} any more, and is kept no longer than others"
                 self._events.append({"event": "checkpoint_unmarked", "step": on_disk.step_of(path), "said": said})
 
+    def _set_aside_suspects(self, good_until: int) -> None:
+        checkpoints = on_disk.complete(self.folder)
+        suspects = [path for path in checkpoints if on_disk.step_of(path) > good_until]
+        if suspects and suspects == checkpoints:
+            probe = (
+                f"the last good probe (step {good_until:,})" if good_until else "the first probe, which was not good"
+            )
+            raise UserError(
+                f"{self.folder} has no checkpoint from before {probe}; copy one back, or "
+                f"remove {self.folder.parent / on_disk.SUSPECT} to go on from one that may be corrupt"
+            )
+        for path in suspects:
+            aside = on_disk.set_aside(path, "suspect")
+            said = f"{path} was trained while a rank computed other bits; set aside as {aside.name}"
+            self._events.append({"event": "checkpoint_suspect", "step": on_disk.step_of(path), "said": said})
+
     def damage(self, path: Path) -> list[str]:
         """What is wrong with a checkpoint's files, in their order; each rank reads its share of them."""
         try:
@@ -396,16 +417,11 @@ class CheckpointStore:
             UserError: it has not been made, or this one cannot be loaded from it.
         """
         written = on_disk.read_manifest(path)["topology"]
-        said = _said(written), _said(here)
-        if written["zero_stage"] != here["zero_stage"]:
-            raise UserError(
-                f"{path} was written with {said[0]} and cannot be loaded with {said[1]}: DeepSpeed's universal "
-                "checkpoints do not change the ZeRO stage; use a ds_config of the same stage"
-            )
+        on_disk.check_convertible(path, written, here)
         if (state := on_disk.universal_state(path)) != "ready":
             stale = ", and its universal form was made from another checkpoint of that name" if state == "stale" else ""
             raise UserError(
-                f"{path} was written with {said[0]} and this run has {said[1]}{stale}; first run "
+                f"{path} was written with {on_disk.described(written)} and this run has {on_disk.described(here)}{stale}; first run "
                 f"python launch/reshard.py --run {self.folder.parent} --checkpoint {path.name}"
             )
         return on_disk.universal_of(path)
@@ -417,7 +433,8 @@ class CheckpointStore:
         enough = True
         if dist.get_rank() == 0:
             needed = save.bytes + SPARE_BYTES
-            for path in on_disk.expendable(self.folder, 1, self.settings.keep_every_steps):
+            good = save.manifest["train_state"]["good_probe"]
+            for path in on_disk.expendable(self.folder, 1, self.settings.keep_every_steps, good_until=good):
                 if shutil.disk_usage(self.folder).free >= needed:
                     break
                 on_disk.remove(path)
@@ -461,8 +478,9 @@ class CheckpointStore:
             write_text(self.folder / "latest", final.name)
             reached("latest")
             # One that no step has proven yet is not counted among the last: should it be ruined, they are all there.
-            keep_last = self.settings.keep_last + (not save.proven)
-            for old in on_disk.expendable(self.folder, keep_last, self.settings.keep_every_steps, spare=final):
+            keep_last, keep_every = self.settings.keep_last + (not save.proven), self.settings.keep_every_steps
+            good = save.manifest["train_state"]["good_probe"]
+            for old in on_disk.expendable(self.folder, keep_last, keep_every, good_until=good, spare=final):
                 on_disk.remove(old)
             for script in ("zero_to_fp32.py", "zero_to_torch.py"):  # of no use under AutoEP; recipe/export.py is
                 (self.folder / script).unlink(missing_ok=True)
@@ -503,7 +521,3 @@ class CheckpointStore:
 
     def _report(self, event: str, save: _Save, said: str, **more: Any) -> None:
         self._events.append({"event": event, "step": save.step, "said": said, **more})
-
-
-def _said(of: dict[str, int]) -> str:
-    return f"{of['world_size']} ranks, expert parallel size {of['autoep_size']}, ZeRO-{of['zero_stage']}"

@@ -7,6 +7,7 @@ import os
 import torch
 import torch.distributed as dist
 
+from recipe.base.errors import UserError
 from recipe.base.ranks import RESTART
 from recipe.base.run_records import last_saved
 from recipe.model import RecipeMoeConfig
@@ -15,10 +16,13 @@ from recipe.run.agree import from_first_rank
 from recipe.run.checkpoint import CheckpointStore, TrainState
 from recipe.run.engine import build_engine
 from recipe.run.loop import Training
-from recipe.run.run_folder import RunFolder, provenance
+from recipe.run.probe import Corruption
+from recipe.run.run_folder import RunFolder, provenance, suspect_order
 from recipe.run.startup import Launch, ProfiledSteps
 from recipe.run.step_guard import Rewind
 from recipe.run.watchdog import Watchdog
+
+GO_ON_WITHOUT = "start again without that host: checkpoints since the last good probe are set aside, and the run goes on from the one before"
 
 
 def train_on(
@@ -41,6 +45,7 @@ def train_on(
     run = launch.run
     store = CheckpointStore(run.run_dir / "checkpoints", run.checkpoint, provenance(launch))
     order, saved = folder.rewind_order(), from_first_rank(lambda: last_saved(run.run_dir))
+    good_until = suspect_order(run.run_dir)
     chosen = None
     watchdog.place.enter("verifying the checkpoint")
     if resume != "never":
@@ -49,7 +54,10 @@ def train_on(
             fall_back=resume == "auto",
             rewound=(order["number"], order["before_step"]) if order else None,
             committed=saved["step"] if saved else None,
+            good_until=good_until,
         )
+        if good_until is not None and dist.get_rank() == 0:
+            folder.suspects_are_set_aside()
     watchdog.place.enter("building the engine")
     engine = build_engine(
         RecipeMoeConfig.from_shape(launch.shape),
@@ -96,4 +104,25 @@ def train_on(
             folder.event(event="rewind", step=state.step, said=said)
             print(said, flush=True)
         return RESTART
+    except Corruption as corruption:
+        store.finish()
+        if dist.get_rank() == 0:
+            _leave_word(folder, corruption, state)
+        dist.barrier()  # the order is written before any rank ends
+        if not corruption.known:
+            raise UserError(f"{corruption}; {GO_ON_WITHOUT}") from None
+        return RESTART
     return 0
+
+
+def _leave_word(folder: RunFolder, corruption: Corruption, state: TrainState) -> None:
+    """Of silent corruption: for the next start, for the supervisor, and for people."""
+    said = str(corruption)
+    folder.order_suspects(state.good_probe, said)
+    if corruption.known:
+        for of_rank, host in corruption.hosts.items():
+            folder.record_failure("corruption", said, rank=of_rank, host=host, step=state.step)
+        print(f"{said}; {GO_ON_WITHOUT}", flush=True)
+    folder.event(
+        event="corruption", step=state.step, said=f"{said}; the last good probe was after step {state.good_probe:,}"
+    )

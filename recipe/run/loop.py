@@ -139,6 +139,7 @@ class Training:
 
         Raises:
             Rewind: a spike that skipping steps does not end; `state` stands after it.
+            Corruption: a rank computes other bits; `state` stands after that step.
             UserError: the run cannot go on, or its last checkpoint could not be written; on all ranks alike.
         """
         with self._open:
@@ -218,6 +219,7 @@ class Training:
         if every(run.watch.probe_every_steps, step):
             dtype = torch.bfloat16 if launch.ds.bf16_enabled else torch.float32
             check_for_corruption(launch.shape, self.engine.device, dtype)
+            state.good_probe = step
         stopped = verdict.totals["stop"] > 0
         if launch.held_out and (step == self.total_steps or every(run.evaluation.every_steps, step)):
             self._evaluate(step)

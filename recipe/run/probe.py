@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from recipe.base.errors import UserError
 from recipe.base.model_shape import ModelShape
 from recipe.model import RecipeMoeConfig
 from recipe.model.modeling import RecipeMoeModel
@@ -44,19 +43,29 @@ def probe(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> str:
     return digest.hexdigest()
 
 
+class Corruption(Exception):
+    """Ranks compute other bits than the others: what was trained since the last good probe is in doubt.
+
+    Args:
+        hosts: by the rank that deviates; all ranks where none has a majority.
+        known: whether most ranks agree, so that it is known which do not.
+    """
+
+    def __init__(self, hosts: dict[int, str], known: bool):
+        self.hosts, self.known = hosts, known
+        where = ", ".join(f"rank {rank} on {host}" for rank, host in list(hosts.items())[:8])
+        super().__init__(f"silent data corruption: {where} computes other bits than the other ranks do")
+
+
 def check_for_corruption(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> None:
     """Run the probe; all ranks together.
 
     Raises:
-        UserError: on all ranks alike, when some rank's result is not that of most.
+        Corruption: on all ranks alike, when some rank's result is not that of most.
     """
     named = gathered((socket.gethostname(), probe(shape, device, dtype)))
     if deviants := who_deviates([result for _, result in named]):
-        where = ", ".join(f"rank {rank} on {named[rank][0]}" for rank in deviants[:8])
-        raise UserError(
-            f"silent data corruption: {where} computes other bits than the other ranks do; "
-            "take that host out of the hostfile and resume from a checkpoint before the last good probe"
-        )
+        raise Corruption({rank: named[rank][0] for rank in deviants}, known=len(deviants) < len(named))
 
 
 def who_deviates(results: list[str]) -> list[int]:

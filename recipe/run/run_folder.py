@@ -7,13 +7,14 @@ events.jsonl        what happened: checkpoints, skipped steps, rewinds, mitigati
 failures/           what a rank knew of its own end, for whoever starts the run again
 heartbeats/ stacks/ where each rank is, and was when it hung
 lock                held by rank 0 of the incarnation that runs
+supervisor.lock     held by the launch/train.sh that keeps the run going
 stop                made by a person or the supervisor: save and end
 rewind.json         the order to go back before a spike
+suspect.json        the order to set aside what was trained since the last good probe
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
@@ -24,9 +25,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import recipe
-from recipe.base.checkpoint_files import complete
+from recipe.base.checkpoint_files import SUSPECT, complete
 from recipe.base.errors import UserError
 from recipe.base.files import append_json, read_json_lines, write_json
+from recipe.base.locks import lock_file
 from recipe.base.ranks import rank
 from recipe.base.reports import Reports
 from recipe.base.run_records import read_starts
@@ -34,6 +36,7 @@ from recipe.base.settings import RunConfig, absolute
 from recipe.run.identity import check_identity, differences
 from recipe.run.startup import Launch
 
+LOCK, SUPERVISOR_LOCK, STOP = "lock", "supervisor.lock", "stop"  # files of a run folder
 LOCK_PATIENCE_S = 15.0  # that a killed incarnation's rank 0 may take to be gone
 # What a resumed run may not change and still be the same run. The optimizer's settings are among them, since the
 # checkpoint's would silently win. Model, tokenizer and tokens are compared by content, wherever they lie.
@@ -61,7 +64,7 @@ class RunFolder:
 
     @property
     def stop_request(self) -> Path:
-        return self.path / "stop"
+        return self.path / STOP
 
     def event(self, **facts: Any) -> None:
         """Append to events.jsonl."""
@@ -75,22 +78,42 @@ class RunFolder:
         path, line = self.path / name, {"time": time.time(), "incarnation": self.incarnation, **facts}
         self.reports.write(path, lambda: append_json(path, line))
 
-    def record_failure(self, kind: str, said: str, *, rank: int, host: str, step: int | None = None) -> None:
-        """Leave word of a rank's failure for the supervisor; at most one per rank and incarnation."""
-        path = self.path / "failures" / f"incarnation_{self.incarnation:04d}_rank_{rank:05d}.json"
-        write_json(path, {"time": time.time(), "kind": kind, "rank": rank, "host": host, "step": step, "said": said})
+    def record_failure(
+        self, kind: str, said: str, *, rank: int, host: str, step: int | None = None, witness: bool = False
+    ) -> None:
+        """Leave word of a rank's failure for the supervisor; at most one per rank and incarnation.
 
-    def record_own_failure(self, kind: str, said: str) -> None:
-        self.record_failure(kind, said, rank=rank(), host=socket.gethostname())
+        Args:
+            witness: the rank tells of what others did, or did not do; its host is not to blame.
+        """
+        path = self.path / "failures" / f"incarnation_{self.incarnation:04d}_rank_{rank:05d}.json"
+        facts = {"kind": kind, "rank": rank, "host": host, "step": step, "said": said, "witness": witness}
+        write_json(path, {"time": time.time(), **facts})
+
+    def record_own_failure(self, kind: str, said: str, *, witness: bool = False) -> None:
+        self.record_failure(kind, said, rank=rank(), host=socket.gethostname(), witness=witness)
 
     def order_rewind(self, number: int, before_step: int, sequences: int, said: str) -> None:
         """Have the next incarnation go back to the last checkpoint before a step, and past the data up to `sequences`."""
         order = {"number": number, "before_step": before_step, "sequences": sequences, "said": said}
         write_json(self.path / "rewind.json", order)
 
+    def order_suspects(self, good_until: int, said: str) -> None:
+        """Have the next incarnation set aside all checkpoints since the last good probe and go on from the one before."""
+        write_json(self.path / SUSPECT, {"good_until": good_until, "said": said})
+
+    def suspects_are_set_aside(self) -> None:
+        (self.path / SUSPECT).unlink(missing_ok=True)
+
     def rewind_order(self) -> dict[str, Any] | None:
         path = self.path / "rewind.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def suspect_order(run_dir: Path) -> int | None:
+    """The step of the last good probe, if checkpoints since then are to be set aside: one of them may be corrupt."""
+    path = run_dir / SUSPECT
+    return json.loads(path.read_text(encoding="utf-8"))["good_until"] if path.exists() else None
 
 
 def check_run_folder(launch: Launch, *, resumes: bool) -> list[str]:
@@ -169,28 +192,10 @@ def lock_run_folder(folder: Path) -> None:
     """Hold the folder until this process ends, so that no two incarnations write to it; by rank 0.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, or its file system has no locks.
     """
     global _lock
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = open(folder / "lock", "a+", encoding="utf-8")
-    deadline = time.monotonic() + LOCK_PATIENCE_S
-    while True:
-        try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the kinds of locks, the one that NFS knows
-            break
-        except OSError:
-            if time.monotonic() > deadline:
-                handle.seek(0)
-                holder = handle.read().strip() or "another process"
-                raise UserError(
-                    f"{folder} is in use by {holder}; end that run first or choose another run_dir"
-                ) from None
-            time.sleep(0.5)
-    handle.truncate(0)
-    handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    handle.flush()
-    _lock = handle
+    _lock = lock_file(folder / LOCK, subject=folder, patience_s=LOCK_PATIENCE_S)
 
 
 def record_start(launch: Launch, **more: Any) -> int:

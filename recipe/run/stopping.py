@@ -11,8 +11,10 @@ from typing import Literal
 
 import torch.distributed as dist
 
+from recipe.base.ranks import STOP_SIGNALS
+from recipe.run.early_stop import training_begins
+
 Reason = Literal["signal", "file", "time limit"]
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 MARGIN_S = 30.0  # besides twice what the last save and the last step took
 
 
@@ -34,8 +36,9 @@ class StopRequest:
     def __init__(self, file: Path, time_limit_s: float | None):
         self._file = file
         self._signal: int | None = None
-        for number in SIGNALS:
+        for number in STOP_SIGNALS:
             signal.signal(number, self._ask)
+        training_begins()
         left_s = None if time_limit_s is None else time_limit_s - process_age_s()
         if left_s is None and "SLURM_JOB_END_TIME" in os.environ:
             left_s = float(os.environ["SLURM_JOB_END_TIME"]) - time.time()

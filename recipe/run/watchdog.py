@@ -13,12 +13,15 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from recipe.base.heartbeats import Heartbeat, read_heartbeats, state_of_process, write_heartbeat
 from recipe.base.ranks import RESTART, rank
 from recipe.base.settings import Watch
 from recipe.run.run_folder import RunFolder
+
+SAYING_S = 30.0  # that the files of a file system that does not answer may take, before the process ends all the same
 
 
 @dataclass
@@ -45,9 +48,10 @@ class Watchdog(threading.Thread):
         self._folder, self._settings = folder, settings
         self._stopped = threading.Event()
         self._beat = 0
+        self._unwritten = False
         self._patience_s = settings.start_s
         folder.heartbeats.mkdir(parents=True, exist_ok=True)
-        self._write()
+        self._beat_once()
 
     def first_step_is_done(self) -> None:
         """From now on progress is expected at the pace of steps."""
@@ -65,7 +69,7 @@ class Watchdog(threading.Thread):
     def run(self) -> None:
         seen, since = self.place.number, time.monotonic()
         while not self._stopped.wait(self._settings.heartbeat_s):
-            self._write()
+            self._beat_once()
             now = time.monotonic()
             if self.place.number != seen:
                 seen, since = self.place.number, now
@@ -73,31 +77,61 @@ class Watchdog(threading.Thread):
                 self._end_job(now - since)
 
     def _end_job(self, waited_s: float) -> None:
-        """Say what is known and end this process."""
-        place = self.place
+        """Say what is known and end this process, whatever of the saying fails or does not return."""
+        try:
+            last_resort = threading.Timer(SAYING_S + 3 * self._settings.heartbeat_s, os._exit, (RESTART,))
+            last_resort.daemon = True
+            last_resort.start()
+            for say in (self._write_stacks, self._print_stacks, lambda: self._name_culprits(waited_s)):
+                with suppress(Exception):
+                    say()
+        finally:
+            os._exit(RESTART)
+
+    def _write_stacks(self) -> None:
         stacks = self._folder.stacks(rank())
         stacks.parent.mkdir(exist_ok=True)
         with open(stacks, "w", encoding="utf-8") as handle:
             faulthandler.dump_traceback(handle, all_threads=True)
+
+    def _print_stacks(self) -> None:
         faulthandler.dump_traceback(sys.stderr, all_threads=True)
-        before = read_heartbeats(self._folder.heartbeats, self._folder.incarnation)
+
+    def _name_culprits(self, waited_s: float) -> None:
+        """The first of the ranks that still live speaks for all."""
+        place, folder = self.place, self._folder
+        before = read_heartbeats(folder.heartbeats, folder.incarnation)
         for _ in range(2):  # all have then had the time for a beat
             self._stopped.wait(self._settings.heartbeat_s)
-            self._write()
-        after = read_heartbeats(self._folder.heartbeats, self._folder.incarnation)
+            self._beat_once()
+        after = read_heartbeats(folder.heartbeats, folder.incarnation)
+        beating = [number for number in after if number in before and after[number].beat > before[number].beat]
+        if rank() != min(beating, default=rank()):
+            self._stopped.wait(self._settings.heartbeat_s)  # the first speaks before the launcher ends all
+            return
         culprits, said = who_holds_up(before, after)
         said = (
             f"no progress for {waited_s:.0f} s in step {place.step:,} ({place.phase}): {said}; "
-            f"stacks are in {stacks.parent}"
+            f"stacks are in {folder.stacks(rank()).parent}"
         )
-        beating = [number for number in after if number in before and after[number].beat > before[number].beat]
-        if rank() == min(beating, default=rank()):
+        with suppress(OSError, ValueError):  # a closed or broken standard error
             print(f"error: {said}", file=sys.stderr, flush=True)
-            for culprit in culprits:
-                self._folder.record_failure("hang", said, rank=culprit.rank, host=culprit.host, step=place.step)
-        else:
-            self._stopped.wait(self._settings.heartbeat_s)  # the first speaks before the launcher ends all
-        os._exit(RESTART)
+        for culprit in culprits:
+            with suppress(OSError):
+                folder.record_failure("hang", said, rank=culprit.rank, host=culprit.host, step=place.step)
+        if not culprits:
+            host = socket.gethostname()
+            folder.record_failure("hang", said, rank=rank(), host=host, step=place.step, witness=True)
+
+    def _beat_once(self) -> None:
+        """A beat that cannot be written is said once: what it is there for is to end the job, which needs no file."""
+        try:
+            self._write()
+        except OSError as error:
+            if not self._unwritten:
+                self._unwritten = True
+                with suppress(OSError, ValueError):
+                    print(f"rank {rank()} cannot write its heartbeat: {error}", file=sys.stderr, flush=True)
 
     def _write(self) -> None:
         self._beat += 1
@@ -124,7 +158,7 @@ def who_holds_up(before: dict[int, Heartbeat], after: dict[int, Heartbeat]) -> t
     ]
     if silent:
         return silent, "; ".join(_silent(beat) for beat in silent[:8])
-    furthest = max(beat.place for beat in after.values())
+    furthest = max((beat.place for beat in after.values()), default=0)
     behind = [after[number] for number in sorted(after) if after[number].place < furthest]
     if behind:
         where = "; ".join(f"rank {b.rank} on {b.host} is in step {b.step:,} ({b.phase})" for b in behind[:8])

@@ -65,13 +65,13 @@ def test_a_signal_to_the_supervisor_saves_and_a_new_one_goes_on(supervise, undis
     )
 
 
-def test_a_signal_while_the_run_starts_is_not_lost(supervise):
+def test_a_signal_while_the_run_starts_ends_it_at_once(supervise):
     run = supervise("early")
     run.until(lambda: "supervisor: " in run.output)  # the launcher has been started, no rank yet
     run.process.send_signal(signal.SIGTERM)
     assert run.wait() == 75
-    (stop,) = run.events("stopped")
-    assert (stop["why"], stop["step"]) == ("file", 1)
+    assert not run.events()
+    assert not (run.run_dir / "stop").exists()
 
 
 def test_a_time_limit_is_kept(supervise):

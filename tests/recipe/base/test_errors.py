@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 from recipe.base import errors
-from recipe.base.errors import FIRST_RANK_SPEAKS_S, UserError, exit_on_user_error
+from recipe.base.errors import FIRST_RANK_SPEAKS_S, ConfigError, UserError, exit_on_user_error
 
 
 @exit_on_user_error
@@ -35,3 +37,18 @@ def test_the_first_rank_of_a_host_speaks_and_the_others_let_it(rank, local_rank,
     assert failing() == 2
     assert slept == waits
     assert capsys.readouterr().err == said
+
+
+class Located(UserError):
+    """With arguments of its own, as those to come may have."""
+
+    def __init__(self, path: str, line: int):
+        self.line = line
+        super().__init__(f"{path} line {line} is wrong")
+
+
+@pytest.mark.parametrize("error", [ConfigError("a.yaml", ["x is wrong", "y too"]), Located("b", 7), UserError("plain")])
+def test_an_error_comes_out_of_a_worker_process_as_it_was(error):
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert (str(again), again.args, vars(again)) == (str(error), error.args, vars(error))

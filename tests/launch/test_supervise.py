@@ -1,0 +1,190 @@
+"""The supervisor beside others, while a run starts, and when it is stopped; its launcher is a stand-in."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.supervise import end_group, signal_group
+from recipe.base.checkpoint_files import SCHEMA, VERSION, topology
+from recipe.base.files import write_json
+from recipe.base.ranks import RESTART, STOP_SIGNALS
+from tests.conftest import ROOT
+from tests.recipe.base.test_locks import HOLD
+
+# The supervisor with a launch that needs no data, and a launcher of which each test says what it does.
+SUPERVISOR = """
+import sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from launch import places, supervise
+
+run_dir, launcher, checks_s = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+def check_launch(*_):
+    print("checking", flush=True)
+    time.sleep(checks_s)
+    parts = {"expert_parallel": SimpleNamespace(autoep_size=1), "zero_optimization": SimpleNamespace(stage=3)}
+    return SimpleNamespace(run=SimpleNamespace(run_dir=run_dir), ds=SimpleNamespace(world_size=2, **parts), ds_raw={})
+supervise.check_launch = check_launch
+places.ThisHost.command = lambda self, ranks: [sys.executable, "-c", launcher, str(run_dir)]
+sys.exit(supervise.main(["--num_gpus", "2", "--config", "c", "--deepspeed_config", "d", *sys.argv[4:]]))
+"""
+READY = "import pathlib, signal, sys, time; run = pathlib.Path(sys.argv[1]); "
+SLEEPS = READY + "(run / 'launched').touch(); time.sleep(60)"
+DEAF = READY + "signal.signal(15, signal.SIG_IGN); (run / 'launched').touch(); time.sleep(60)"
+# Rank 0 of a start that trains until it is asked to stop.
+TRAINS = READY + (
+    "import json; f = open(run / 'incarnations.jsonl', 'a'); f.write('{}\\n'); f.close(); "
+    "say = lambda **e: (run / 'events.jsonl').open('a').write(json.dumps({'incarnation': 1, 'time': 1.0, **e}) + '\\n'); "
+    "say(event='started'); (run / 'launched').touch(); "
+    "[time.sleep(0.05) for _ in iter(lambda: (run / 'stop').exists(), True)]; say(event='stopped', why='file', said='s'); "
+    "sys.exit(0)"
+)
+
+
+def supervise(run_dir: Path, launcher: str, *words: object, checks_s: float = 0.0) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", SUPERVISOR, run_dir, launcher, str(checks_s), *map(str, words)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def until(path: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < deadline, f"no {path}"
+        time.sleep(0.02)
+
+
+def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {str(p): (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("lock", ["supervisor.lock", "lock"], ids=["of a supervisor", "of a bare deepspeed run"])
+def test_a_run_that_goes_on_is_not_touched_by_a_second_start(lock, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("stop", "hostfile", "deepspeed_env", "events.jsonl", "supervisor.lock", "lock"):
+        (run / name).write_text("of the first\n")
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, run / lock], cwd=ROOT, stdin=-1, stdout=-1, text=True)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    before = tree(run)
+    output, errors = (second := supervise(run, SLEEPS)).communicate(timeout=30)
+    assert second.returncode == 2
+    assert output == "checking\n"
+    assert errors.startswith(f"error: {run} is in use by process {holder.pid} on ")
+    assert errors.count("\n") == 1
+    assert tree(run) == before
+    holder.communicate()
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_while_the_inputs_are_checked_ends_it_at_once(number, tmp_path):
+    process = supervise(tmp_path / "run", SLEEPS, checks_s=60)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(number)
+    assert process.wait(20) == RESTART
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("launcher", [SLEEPS, DEAF], ids=["at once", "with the second signal"])
+def test_a_signal_while_the_ranks_start_ends_them_with_75(launcher, tmp_path):
+    process = supervise(tmp_path, launcher)
+    until(tmp_path / "launched")
+    process.send_signal(signal.SIGUSR2)
+    if launcher == DEAF:
+        until(tmp_path / "stop")
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == RESTART
+    assert not (tmp_path / "stop").exists()
+
+
+def test_a_file_or_the_time_limit_while_the_ranks_start_ends_them_with_75(tmp_path):
+    process = supervise(tmp_path, SLEEPS)
+    until(tmp_path / "launched")
+    (tmp_path / "stop").touch()
+    assert process.wait(20) == RESTART
+    assert not (tmp_path / "stop").exists()
+    assert supervise(tmp_path, SLEEPS, "--time-limit", 6).wait(30) == RESTART
+
+
+def test_a_stop_between_two_starts_ends_it_with_75(tmp_path):
+    process = supervise(tmp_path, READY + "sys.exit(1)", "--backoff", 60)
+    until(tmp_path / "events.jsonl")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == RESTART
+
+
+def test_ranks_that_train_are_asked_and_not_ended(tmp_path):
+    process = supervise(tmp_path, TRAINS)
+    until(tmp_path / "launched")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == RESTART
+    events = [json.loads(line)["event"] for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert events == ["started", "stopped"]
+    assert not (tmp_path / "stop").exists()
+
+
+def test_ranks_that_refuse_to_start_are_no_incarnation_that_ended(tmp_path):
+    process = supervise(tmp_path, READY + "sys.exit(2)")
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert "not restarted: the ranks refused to start" in errors
+    assert not (tmp_path / "events.jsonl").exists()
+
+
+def test_another_zero_stage_is_refused_before_the_checkpoint_is_written_anew(tmp_path):
+    checkpoint = tmp_path / "checkpoints" / "step_00000002"
+    of = topology(world_size=2, autoep_size=1, zero_stage=1)
+    write_json(checkpoint / "manifest.json", {"schema": SCHEMA, "version": VERSION, "topology": of})
+    process = supervise(tmp_path, SLEEPS)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert "do not change the ZeRO stage; use a ds_config of the same stage" in errors
+    assert [path.name for path in checkpoint.parent.iterdir()] == [checkpoint.name]
+    assert not (tmp_path / "launched").exists()
+
+
+def test_a_group_that_is_gone_is_let_be(monkeypatch):
+    process = subprocess.Popen([sys.executable, "-c", ""], start_new_session=True)
+    process.wait()
+    signal_group(process.pid, signal.SIGTERM)
+    # Gone between the look and the signal.
+    seen = iter([[process.pid], []])
+    monkeypatch.setattr("launch.supervise.processes_of", lambda group: next(seen, []))
+    end_group(process.pid, 1.0)
+
+
+SLURM = """#!/usr/bin/env bash
+[[ $1 == requeue ]] || exit 9
+echo "requeued $2"
+"""
+
+
+@pytest.mark.parametrize("moment", ["before the supervisor", "as it starts"])
+def test_a_slurm_job_that_is_told_its_limit_before_it_trains_is_requeued(moment, tmp_path):
+    """The job's script alone: Slurm's commands and Python are stand-ins."""
+    (tmp_path / "launch").mkdir()
+    told = 'kill -USR2 "$PPID"' if moment == "as it starts" else ":"
+    (tmp_path / "launch" / "env.sh").write_text(
+        f'export PATH="{tmp_path}:$PATH"\n' + ("kill -USR2 $$\n" if moment == "before the supervisor" else "")
+    )
+    for name, text in (("scontrol", SLURM), ("python", f"#!/usr/bin/env bash\n{told}\nexec sleep 20\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7"}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
+    done = subprocess.run(
+        ["bash", ROOT / "launch/train.slurm"],
+        env={**environment, **job}, capture_output=True, text=True, check=False, timeout=15,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "requeued 7\n"), done.stderr
