@@ -83,11 +83,13 @@ def find(folder: Path, name: str | None) -> Path:
         raise UserError(
             f"{folder} has no complete checkpoint; give a run that has saved one, or begin without --resume"
         )
-    if name is not None and (step := re.fullmatch(r"step_(\d{1,18})", name)):
-        name = checkpoint_name(int(step[1]))
-    if name is not None and name not in found:
+    if name is None:
+        return list(found.values())[-1]
+    step = re.fullmatch(r"step_(\d{1,18})", name)
+    whole = checkpoint_name(int(step[1])) if step else name
+    if whole not in found:
         raise UserError(f"{folder} has no checkpoint '{name}'; it has {', '.join(found)}")
-    return found[name] if name else list(found.values())[-1]
+    return found[whole]
 
 
 def universal_of(checkpoint: Path) -> Path:

@@ -35,6 +35,7 @@ def alone(monkeypatch):
     """Of many ranks this is the first, and it need not ask the others."""
     monkeypatch.setattr(checkpoint, "from_first_rank", lambda make: make())
     monkeypatch.setattr(CheckpointStore, "damage", lambda self, path: [])
+    monkeypatch.setattr(incarnation, "from_first_rank", lambda make: make())
     monkeypatch.setattr(incarnation.dist, "get_rank", lambda: 0)
     monkeypatch.setattr(incarnation.dist, "get_world_size", lambda: 3)
     monkeypatch.setattr(incarnation.dist, "barrier", lambda: None)
@@ -58,7 +59,8 @@ def test_checkpoints_since_the_last_good_probe_are_set_aside_with_their_universa
     write_json(on_disk.universal_of(tmp_path / "step_00000006") / "manifest.json", {})
     store = CheckpointStore(tmp_path, Checkpoint(every_steps=2))
     assert store.choose(fall_back=True, good_until=4) == tmp_path / "step_00000004"
-    names = ["step_00000002", "step_00000004", "step_00000006.suspect", "step_00000008.suspect"]
+    names = ["step_00000002", "step_00000004", "step_00000006.suspect", "step_00000006.suspect.universal"]
+    names.append("step_00000008.suspect")
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert [(e["event"], e["step"]) for e in store.take_events()] == [
         ("checkpoint_suspect", 6),
@@ -73,13 +75,14 @@ def test_a_run_does_not_begin_anew_because_no_good_checkpoint_is_left(alone, tmp
     store = CheckpointStore(tmp_path / "checkpoints", Checkpoint(every_steps=2))
     with pytest.raises(UserError, match=r"no checkpoint from before the last good probe \(step 4\)"):
         store.choose(fall_back=True, good_until=4)
+    with pytest.raises(UserError, match="no checkpoint from before the first probe, which was not good; copy one back"):
+        store.choose(fall_back=True, good_until=0)
     assert len(on_disk.complete(store.folder)) == 2
-    assert store.choose(fall_back=True, good_until=0) is None  # none was ever good
 
 
 def test_retention_keeps_the_checkpoint_that_would_be_gone_back_to(tmp_path):
     two, four, six, _, _ = committed(tmp_path, 2, 4, 6, 8, 10)
-    assert on_disk.expendable(tmp_path, 2, None, 5) == [two, six]
+    assert on_disk.expendable(tmp_path, 2, None, good_until=5) == [two, six]
     assert on_disk.expendable(tmp_path, 2, None) == [two, four, six]
 
 
@@ -95,13 +98,13 @@ def corrupted(folder: RunFolder, corruption: Corruption, monkeypatch) -> int:
             raise corruption
 
     monkeypatch.setattr(incarnation, "Training", Training)
+    monkeypatch.setattr(incarnation, "provenance", lambda _: {})
     monkeypatch.setattr(incarnation, "build_engine", lambda *_, **__: None)
     monkeypatch.setattr(incarnation.RecipeMoeConfig, "from_shape", lambda _: None)
     monkeypatch.setattr(CheckpointStore, "load", lambda *_: TrainState(step=4, sequences=32, tokens=64, good_probe=3))
     monkeypatch.setattr(CheckpointStore, "finish", lambda _: True)
     run = SimpleNamespace(
-        run_dir=folder.path, seed=1, optimizer=None, compute=None, checkpoint=Checkpoint(every_steps=2),
-        model_dump=lambda **_: {},
+        run_dir=folder.path, seed=1, optimizer=None, compute=None, checkpoint=Checkpoint(every_steps=2)
     )  # fmt: skip
     launch = SimpleNamespace(run=run, ds_raw={}, shape=None)
     watchdog = SimpleNamespace(place=SimpleNamespace(enter=lambda _: None))

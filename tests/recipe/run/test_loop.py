@@ -46,8 +46,9 @@ def training(monkeypatch, tmp_path):
 
         return Closing
 
-    for name in ("control_routing", "Mitigator", "StepGuard", "Throughput", "StopRequest", "ReadAhead"):
+    for name in ("control_routing", "Mitigator", "Throughput", "StopRequest", "ReadAhead"):
         monkeypatch.setattr(loop, name, Stand())
+    monkeypatch.setattr(loop, "StepGuard", lambda *_, **__: SimpleNamespace(in_doubt=False))
     monkeypatch.setattr(loop.dist, "get_rank", lambda: 0)
     monkeypatch.setattr(loop.dist, "get_world_size", lambda: 1)
     monkeypatch.setattr(loop, "MetricsWriter", closing("writer"))
@@ -57,8 +58,10 @@ def training(monkeypatch, tmp_path):
         data=SimpleNamespace(seq_length=8), seed=0,
     )  # fmt: skip
     launch = SimpleNamespace(run=run, shape=None, order=Stand(), last_step=lambda step, tokens: 4)
-    state = SimpleNamespace(step=0, tokens=0, mitigations={}, guard={})
-    store = SimpleNamespace(before_update=None, finish=lambda: True, take_events=list, holds=lambda step: True)
+    state = SimpleNamespace(step=0, sequences=0, tokens=0, mitigations={}, guard={})
+    store = SimpleNamespace(
+        before_update=None, finish=lambda: True, take_events=list, holds=lambda step: True, unmark=lambda *_: None
+    )
     folder = SimpleNamespace(path=tmp_path, stop_request=tmp_path / "stop")
 
     def begin(last: int = 3) -> Training:
