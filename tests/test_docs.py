@@ -97,6 +97,7 @@ def test_the_tables_of_reliability_are_those_of_the_committed_results(name, word
     [
         ("compiled", ("launch/plan.py", "--table", "compiled")),
         ("train_step", ("benchmarks/train_step.py", "--table", "benchmarks/results/train_step.json")),
+        ("train_step_h200", ("benchmarks/train_step.py", "--table", "benchmarks/results/train_step_h200.json")),
         ("loss_curve", ("benchmarks/loss_curve.py", "--table", "benchmarks/results/loss_curve.json")),
     ],
 )
