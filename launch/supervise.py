@@ -22,7 +22,7 @@ from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import append_json, read_json_lines, write_json
 from recipe.base.locks import in_use, lock_file, lock_holder
 from recipe.base.ranks import RESTART, STOP_SIGNALS
-from recipe.run.run_folder import LOCK, LOCK_PATIENCE_S, STOP, SUPERVISOR_LOCK, suspect_order
+from recipe.run.run_folder import LOCK, LOCK_PATIENCE_S, STOP, SUPERVISOR_LOCK, read_orders
 from recipe.run.startup import Launch, check_launch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -290,7 +290,7 @@ class Supervisor:
         Raises:
             UserError: it cannot be.
         """
-        good_until = suspect_order(self.run_dir)  # younger ones are set aside by the next start
+        good_until = read_orders(self.run_dir).good_until  # younger ones are set aside by the next start
         found = [p for p in complete(self.run_dir / "checkpoints") if good_until is None or step_of(p) <= good_until]
         if not found:
             return

@@ -49,11 +49,20 @@ def check_branch(manifest: dict[str, Any], checkpoint: Path, launch: Launch, *, 
     Raises:
         UserError: another model, tokenizer, or, with its states, optimizer.
     """
-    parts = {part: launch.identity[part] for part in ("model", "tokenizer")}
-    check_identity(manifest["identity"], parts, checkpoint, "give the new run the same model and tokenizer")
-    before = RunConfig.model_validate(manifest["run_config"])
+    recorded, current = (
+        {"model": _weights_of(identity["model"]), "tokenizer": identity["tokenizer"]}
+        for identity in (manifest["identity"], launch.identity)
+    )
+    check_identity(recorded, current, checkpoint, "give the new run the same model and tokenizer")
     if weights_only:
-        return ["--weights-only"]
+        return []
+    tokens, total = manifest["train_state"]["tokens"], launch.run.schedule.total_tokens
+    if tokens >= total:
+        raise UserError(
+            f"{checkpoint} is {tokens:,} tokens into the schedule, and schedule.total_tokens is {total:,}; raise it, or "
+            "branch with --weights-only"
+        )
+    before = RunConfig.model_validate(manifest["run_config"])
     optimizers = (run.optimizer.model_dump(mode="json") for run in (before, launch.run))
     if problems := differences(*optimizers):
         raise UserError(
@@ -62,6 +71,11 @@ def check_branch(manifest: dict[str, Any], checkpoint: Path, launch: Launch, *, 
         )
     identity_before = {**manifest["identity"]["data"], **_order(before)}
     return differences(identity_before, {**launch.identity["data"], **_order(launch.run)})
+
+
+def _weights_of(model: dict[str, Any]) -> dict[str, Any]:
+    """What decides what the weights mean: not how they were drawn, nor how long texts may be."""
+    return {key: value for key, value in model.items() if key not in ("initializer_range", "max_position_embeddings")}
 
 
 def _order(run: RunConfig) -> dict[str, Any]:
@@ -95,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
     check_compute(run.compute)
     check_run_folder(launch, resumes=False)
     origin = {
-        "run_dir": str(args.source.absolute()),
+        "from": str(args.source.absolute()),
         "checkpoint": checkpoint.name,
         "manifest_sha256": digest(checkpoint),
         "weights_only": args.weights_only,
@@ -103,9 +117,9 @@ def main(argv: list[str] | None = None) -> None:
 
     def begin() -> int:
         lock_run_folder(run.run_dir)
-        return record_start(launch, branched_from=origin)
+        return record_start(launch, began_from=origin)
 
-    with session():
+    with session(run.watch):
         source = CheckpointStore(checkpoint.parent, run.checkpoint)
         chosen = source.choose(checkpoint.name, fall_back=False)
         assert chosen is not None
@@ -118,21 +132,20 @@ def main(argv: list[str] | None = None) -> None:
         )
         with own_hyperparameters(engine) if args.weights_only else nullcontext():
             before = source.load(engine, chosen)
-        state = (
-            TrainState()
-            if args.weights_only
-            else TrainState(before.step, 0 if anew else before.sequences, before.tokens)
-        )
+        state = TrainState()
         if args.weights_only:
             forget_moments(engine)
+        else:  # a probe that fails can only go back to here
+            sequences = 0 if anew else before.sequences
+            state = TrainState(before.step, sequences, before.tokens, good_probe=before.step)
         folder = RunFolder(run.run_dir, from_first_rank(begin))
         store = CheckpointStore(run.run_dir / "checkpoints", run.checkpoint, provenance(launch))
         store.save_now(engine, state, keep="what the run branched from")
         if is_first_rank():
             message = f"branched from {checkpoint}{', its weights only' if args.weights_only else ''}"
-            if anew and not args.weights_only:
+            if anew:
                 message += f"; the data begin at their beginning, since {'; '.join(anew)}"
-            folder.event(event="branched", step=state.step, said=message, branched_from=origin)
+            folder.event(event="branched", step=state.step, said=message, began_from=origin)
             print(f"{message}; train with --resume auto", flush=True)
 
 

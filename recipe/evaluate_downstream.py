@@ -81,7 +81,7 @@ def evaluate_run(args: argparse.Namespace, tasks: dict[str, Any]) -> None:
     from recipe.run.session import session
 
     restorable = RestorableRun(args.run, args.checkpoint, args.deepspeed_config)
-    with session():
+    with session(restorable.run.watch):
         engine, state = restorable.restore()
         lm = EngineLM(
             lambda tokens, targets: (

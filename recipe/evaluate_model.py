@@ -65,7 +65,7 @@ def evaluate_run(args: argparse.Namespace) -> None:
     sources, end_of_document = held_out_sources(tokens, run.tokenizer)
     eod_id = end_of_document if run.data.document_attention else None
     seq_length = window_length(args.seq_length, run.data.seq_length, restorable.shape.max_position_embeddings)
-    with session():
+    with session(run.watch):
         engine, state = restorable.restore()
         results = evaluate_engine(
             engine, run.compute, sources, seq_length=seq_length, batch_size=args.batch_size, eod_id=eod_id

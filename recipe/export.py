@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     check_exportable(config, args.output)
     tokens = None if args.no_card else source.tokens("restore them, or export with --no-card")
     order = None if tokens is None else batch_order(source.run, tokens)
-    with session():
+    with session(source.run.watch):
         engine, state = source.restore()
         card = None
         if tokens is not None and order is not None:

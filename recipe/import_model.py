@@ -66,12 +66,13 @@ def main(argv: list[str] | None = None) -> None:
     from recipe.model.modeling import initialize_parameter
     from recipe.run.agree import from_first_rank
     from recipe.run.checkpoint import CheckpointStore, TrainState
-    from recipe.run.engine import build_engine
+    from recipe.run.engine import build_engine, check_compute
     from recipe.run.foreign_weights import same_model, upcycled
     from recipe.run.run_folder import RunFolder, check_run_folder, lock_run_folder, provenance, record_start
     from recipe.run.session import session
 
     check_run_folder(launch, resumes=False)
+    check_compute(run.compute)
     config = RecipeMoeConfig.from_shape(launch.shape)
     if args.upcycle:
         weights = upcycled(
@@ -82,9 +83,9 @@ def main(argv: list[str] | None = None) -> None:
 
     def begin() -> int:
         lock_run_folder(run.run_dir)
-        return record_start(launch)
+        return record_start(launch, began_from={"from": str(args.model.absolute()), "upcycled": args.upcycle})
 
-    with session():
+    with session(run.watch):
         folder = RunFolder(run.run_dir, from_first_rank(begin))
         engine = build_engine(
             config, launch.ds_raw, seed=run.seed, optimizer=run.optimizer, compute=run.compute, weights=weights

@@ -8,12 +8,12 @@ import re
 from pathlib import Path
 
 from recipe.base.arguments import positive_seconds
-from recipe.base.checkpoint_files import checkpoint_name, find
+from recipe.base.checkpoint_files import checkpoint_name
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.ranks import is_first_rank, launched_world_size, leave, required_world_size
 from recipe.reading.breakdown import as_text, breakdown, read_trace
 from recipe.run.early_stop import answer_early_stops
-from recipe.run.run_folder import check_run_folder
+from recipe.run.run_folder import check_resume, check_run_folder
 from recipe.run.startup import ProfiledSteps, check_launch, describe
 
 EXAMPLE = """example:
@@ -55,7 +55,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         type=resume_from,
         default="never",
         metavar="never|auto|latest|step_N",
-        help="auto: from the newest intact checkpoint, if any; latest or a name: from that one, or stop (default: never)",
+        help="auto: from the newest intact checkpoint, or the beginning if the run has saved none; latest or a name: from that "
+        "one, or stop (default: never)",
     )
     parser.add_argument(
         "--time-limit",
@@ -88,8 +89,8 @@ def main(argv: list[str] | None = None) -> int:
     if profiled is not None and args.resume == "never" and (said := profiled.problem(launch.total_steps)):
         raise UserError(said)
     changes = check_run_folder(launch, resumes=args.resume != "never")
-    if args.resume not in ("never", "auto"):
-        find(launch.run.run_dir / "checkpoints", None if args.resume == "latest" else args.resume)
+    if args.resume != "never":
+        check_resume(launch, args.resume)
     if args.dry_run:
         if is_first_rank():
             print("\n".join([describe(launch), *changes_since_last_start(changes)]))

@@ -25,12 +25,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from recipe.base.errors import UserError
-from recipe.base.files import flush_folder, sha256
+from recipe.base.files import flush_folder, sha256, write_text
 from recipe.base.output_paths import glob_problem
 
 SCHEMA, VERSION = "recipe.checkpoint", 3
 MANIFEST, KEEP = "manifest.json", "keep"
-SUSPECT = "suspect.json"  # in the run folder: up to which step its checkpoints are good
 _NAME = re.compile(r"step_(\d{8,})")
 
 
@@ -54,6 +53,19 @@ def check_convertible(checkpoint: Path, written: dict[str, int], here: dict[str,
         raise UserError(
             f"{checkpoint} was written with {described(written)} and cannot be loaded with {described(here)}: DeepSpeed's "
             "universal checkpoints do not change the ZeRO stage; use a ds_config of the same stage"
+        )
+
+
+def check_loadable(checkpoint: Path, written: dict[str, int], here: dict[str, int]) -> None:
+    """Raises UserError if a checkpoint of one topology cannot be loaded with another: for good, or until it is resharded."""
+    if written == here:
+        return
+    check_convertible(checkpoint, written, here)
+    if (state := universal_state(checkpoint)) != "ready":
+        stale = ", and its universal form was made from another checkpoint of that name" if state == "stale" else ""
+        raise UserError(
+            f"{checkpoint} was written with {described(written)} and this run has {described(here)}{stale}; first run "
+            f"python launch/reshard.py --run {checkpoint.parent.parent} --checkpoint {checkpoint.name}"
         )
 
 
@@ -90,6 +102,14 @@ def find(folder: Path, name: str | None) -> Path:
     if whole not in found:
         raise UserError(f"{folder} has no checkpoint '{name}'; it has {', '.join(found)}")
     return found[whole]
+
+
+def no_checkpoint_left(folder: Path, step: int) -> UserError:
+    """A run has committed checkpoints, the last after `step`, and none is there: it must not begin anew in silence."""
+    return UserError(
+        f"{folder} has no complete checkpoint, but the run has saved some, the last after step {step:,}; "
+        "restore the folder, or begin anew in another run_dir"
+    )
 
 
 def universal_of(checkpoint: Path) -> Path:
@@ -146,13 +166,15 @@ def set_aside(checkpoint: Path, why: str) -> Path:
     os.rename(checkpoint, target)
     if universal_of(checkpoint).exists():
         os.rename(universal_of(checkpoint), universal_of(target))
+    latest = checkpoint.with_name("latest")
+    if latest.exists() and latest.read_text(encoding="utf-8").strip() == checkpoint.name:
+        left = complete(checkpoint.parent)
+        if left:
+            write_text(latest, left[-1].name)
+        else:
+            latest.unlink()
     flush_folder(checkpoint.parent)
     return target
-
-
-def is_set_aside(folder: Path, step: int, why: str) -> bool:
-    """Whether a checkpoint of this step was set aside for this reason."""
-    return any(folder.glob(f"{checkpoint_name(step)}.{why}*"))
 
 
 def expendable(

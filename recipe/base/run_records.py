@@ -50,14 +50,14 @@ def read_events(run_dir: str | Path) -> list[dict[str, Any]]:
     return read_json_lines(Path(run_dir) / "events.jsonl")
 
 
-def last_saved(run_dir: str | Path) -> dict[str, Any] | None:
-    """The event of the last checkpoint that the run has saved since it began; None if there is none."""
-    saved = None
+def saved_checkpoints(run_dir: str | Path) -> list[dict[str, Any]]:
+    """The events of the checkpoints that a run has saved since it began, oldest first."""
+    saved: list[dict[str, Any]] = []
     for event in read_events(run_dir):
         if event["event"] in ("checkpoint", "imported", "branched"):
-            saved = event
+            saved.append(event)
         elif event["event"] == "started" and event["checkpoint"] is None:
-            saved = None  # a rewind before the first checkpoint
+            saved = []  # a rewind before the first checkpoint
     return saved
 
 

@@ -105,7 +105,7 @@ def capped(weights: Mapping[str, float], left: Mapping[str, float], needed: floa
 
 def _base_weights(tokens: Mapping[str, float], mixture: Mixture) -> dict[str, float]:
     if mixture.weights is not None:
-        return _shares("weights", mixture.weights)
+        return _shares("weights", {name: mixture.weights[name] for name in tokens})
     factors = {name: mixture.factors.get(name, 1.0) for name in tokens}
     weights = mixture_weights(tokens, mixture.alpha)
     return _shares("factors", {name: factors[name] * weights[name] for name in tokens})
@@ -133,7 +133,8 @@ def _annealed(base: Mapping[str, float], mixture: Mixture) -> dict[str, float]:
 
 
 def _check_names(tokens: Mapping[str, float], mixture: Mixture) -> None:
-    if mixture.weights is not None and set(mixture.weights) != set(tokens):
+    weighted = {name for name, weight in (mixture.weights or {}).items() if weight or name in tokens}
+    if mixture.weights is not None and weighted != set(tokens):
         raise UserError(
             f"the mixture names {sorted(mixture.weights)} but the tokens have {sorted(tokens)}; name each source once"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -53,12 +54,21 @@ class TokenFolder:
                 f"{manifest_path} lacks what tokenize_corpus.py writes; restore it or tokenize again"
             ) from None
 
-    def sources(self, split: Split) -> list[Source]:
+    def sizes(self, split: Split) -> dict[str, int]:
+        """Tokens of each source that has some, by the manifest."""
+        return {name: sum(entry["tokens"] for entry in entries) for name, entries in self._entries(split).items()}
+
+    def sources(self, split: Split, names: Collection[str] | None = None) -> list[Source]:
+        """The sources of a split, or those of these names; the shards of others need not be there."""
+        entries = self._entries(split)
+        return [self._source(name, shards) for name, shards in entries.items() if names is None or name in names]
+
+    def _entries(self, split: Split) -> dict[str, list[dict[str, Any]]]:
         by_name: dict[str, list[dict[str, Any]]] = {}
         for shard in self.manifest["results"]["shards"]:
             if shard["split"] == split and shard["tokens"]:
                 by_name.setdefault(shard["source"], []).append(shard)
-        return [self._source(name, entries) for name, entries in sorted(by_name.items())]
+        return dict(sorted(by_name.items()))
 
     def _source(self, name: str, entries: list[dict[str, Any]]) -> Source:
         shards = tuple(Shard(self.path / entry["prefix"]) for entry in entries)
@@ -99,12 +109,21 @@ def tokenizer_facts(folder: Path) -> dict[str, Any]:
 
 def tokenizer_identity(folder: Path) -> dict[str, Any]:
     """What a tokenizer is, by content: `tokenizer_facts`, and its special tokens by their names."""
-    return {**tokenizer_facts(folder), "special_tokens": special_tokens(folder)}
+    added = folder / "added_tokens.json"
+    more = {"added_tokens_sha256": sha256(added)} if added.exists() else {}
+    return {**tokenizer_facts(folder), "special_tokens": special_tokens(folder), **more}
 
 
 def special_tokens(folder: Path) -> dict[str, Any]:
-    """The special tokens that a tokenizer's tokenizer_config.json names, such as eos_token, as text."""
+    """The special tokens that a tokenizer folder names, such as eos_token, as text.
+
+    As transformers 5 reads them: special_tokens_map.json, which older versions write, goes before tokenizer_config.json
+    where this does not list the added tokens itself.
+    """
     config = load_json(folder / "tokenizer_config.json")
+    older = folder / "special_tokens_map.json"
+    if older.exists() and "added_tokens_decoder" not in config:
+        config = {**config, **load_json(older)}
     named = {name: _text(value) for name, value in config.items() if name.endswith("_token") and value is not None}
     lists = {name: config[name] for name in ("additional_special_tokens", "extra_special_tokens") if config.get(name)}
     texts = {name: _texts(value) for name, value in lists.items()}

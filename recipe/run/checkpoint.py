@@ -14,8 +14,10 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,8 @@ from recipe.base.files import flush_folder, write_json, write_text
 from recipe.base.settings import Checkpoint
 from recipe.base.strict import load_json
 from recipe.run.agree import all_ranks, any_rank, from_first_rank, gathered
-from recipe.run.identity import check_identity
+from recipe.run.identity import EVALUATION, check_identity
+from recipe.run.run_folder import NO_ORDERS, SUSPECT, Orders
 from recipe.run.snapshot import Files, Snapshot, not_finite, write_files
 from recipe.run.universal import load_universal
 from recipe.run.unpickling import only_known_classes
@@ -103,16 +106,16 @@ class CheckpointStore:
         self._provenance = provenance or {}
         self._snapshot: Snapshot | None = None
         self._save: _Save | None = None
-        self._finite = True  # the last step's loss and gradient
+        self._sound = True  # whether the last step that shows it was applied
         self.took_s = 0.0  # the last save, from its begin to its commit; on rank 0
-        self.given_up: str | None = None  # why the last save was, if it was
+        self._given_up = ""  # why the last save was, if it was; on rank 0
 
     def save(self, engine: deepspeed.DeepSpeedEngine, state: TrainState, keep: str | None = None) -> None:
         """Begin to save; `finish` ends it, or `settle` in a later step. `keep` says why retention must spare it.
 
-        Not to be called when the last step was not finite: what it left may be ruined.
+        Not to be called after a step that was skipped: the weights may be ruined.
         """
-        assert self._finite, "the last step was not finite"
+        assert self._sound, "the last step was skipped"
         self.finish()
         begun = time.monotonic()
         if self.holds(state.step):
@@ -134,14 +137,15 @@ class CheckpointStore:
         total = torch.tensor(self._snapshot.bytes, device=engine.device)
         dist.all_reduce(total)
         self._save = _Save(state.step, partial, self._snapshot.files, manifest, keep, int(total), begun)
-        if not self._has_room(self._save):
+        save = self._save
+        if not from_first_rank(lambda: self._has_room(save)):
             self._drop("there is no room for it")
             return
-        self._save.thread = threading.Thread(target=self._write, args=(self._save, dist.get_rank()), name="checkpoint")
-        self._save.thread.start()
+        save.thread = threading.Thread(target=self._write, args=(save, dist.get_rank()), name="checkpoint")
+        save.thread.start()
         if not self.settings.asynchronous:
-            self._save.thread.join()
-        self._save.stall_s = time.monotonic() - begun
+            save.thread.join()
+        save.stall_s = time.monotonic() - begun
 
     def save_now(self, engine: deepspeed.DeepSpeedEngine, state: TrainState, keep: str) -> None:
         """Save and wait until it is committed.
@@ -150,12 +154,26 @@ class CheckpointStore:
             UserError: it could not be, and why; on all ranks alike.
         """
         self.save(engine, state, keep)
-        if not self.finish() or self.given_up is not None:
-            raise UserError(f"no checkpoint in {self.folder}: {self.given_up}; mend that and begin in a new run_dir")
+        self.finish()
+        self.check_saved(state.step)
 
     def holds(self, step: int) -> bool:
         """Whether the checkpoint of a step is committed; all ranks together."""
-        return from_first_rank((self.folder / on_disk.checkpoint_name(step) / on_disk.MANIFEST).exists)
+        return from_first_rank(lambda: self._is_committed(step))
+
+    def check_saved(self, step: int) -> None:
+        """Raises UserError, on all ranks alike, if the checkpoint of a step is not committed."""
+
+        def check() -> None:
+            if not self._is_committed(step):
+                raise UserError(
+                    f"the last checkpoint could not be written to {self.folder}; make room and resume: {self._given_up}"
+                )
+
+        from_first_rank(check)
+
+    def _is_committed(self, step: int) -> bool:
+        return (self.folder / on_disk.checkpoint_name(step) / on_disk.MANIFEST).exists()
 
     def before_update(self) -> None:
         """Called before the optimizer changes what a save may still be copying."""
@@ -171,17 +189,17 @@ class CheckpointStore:
             return {"written": 0.0, "unwritten": 0.0, "unsound": 0.0}
         return {"written": 1.0, "unwritten": float(save.error is not None), "unsound": float(save.unsound is not None)}
 
-    def settle(self, totals: dict[str, float], *, finite: bool | None) -> None:
+    def settle(self, totals: dict[str, float], *, proof: bool | None) -> None:
         """Go on with the save after a step, by what all ranks have said in it; called by all with the same arguments.
 
         Args:
-            finite: the step's loss and gradient; None for a step without a loss, which shows nothing. While they are
-                not, what was saved before them is in doubt and waits.
+            proof: whether the step shows that the weights it began with are sound; None if it shows nothing. Until one
+                does, what was saved before it waits.
         """
         save = self._save
-        if finite is not None:
-            self._finite = finite
-        if save is None or not finite:
+        if proof is not None:
+            self._sound = proof
+        if save is None or not proof:
             return
         save.proven = True
         if save.committing:
@@ -199,6 +217,12 @@ class CheckpointStore:
                 save.thread.start()
             else:
                 self._save = None
+
+    def prove(self, sound: bool) -> None:
+        """Say of the save that has begun whether its weights have been tried and are sound; on all ranks alike."""
+        self._sound = sound
+        if self._save is not None and sound:
+            self._save.proven = True
 
     def take_events(self) -> list[dict[str, Any]]:
         """What happened since the last call, on rank 0."""
@@ -220,8 +244,8 @@ class CheckpointStore:
         save, good = self._save, True
         if save is not None and save.thread is not None:
             save.thread.join()
-        if not self._finite and any_rank(save is not None and not save.committing):
-            self._drop("the steps after it were not finite")
+        if not self._sound and any_rank(save is not None and not save.committing):
+            self._drop("its weights may be ruined")
             return False
         written = not (save is not None and not save.committing and save.error is not None)
         if not all_ranks(written):
@@ -241,33 +265,31 @@ class CheckpointStore:
         name: str | None = None,
         *,
         fall_back: bool,
-        rewound: tuple[int, int] | None = None,
-        committed: int | None = None,
-        good_until: int | None = None,
+        orders: Orders = NO_ORDERS,
+        committed: Sequence[int] = (),
     ) -> Path | None:
         """The newest checkpoint (or `name`) whose every file has its checksum; all ranks together, before any engine.
 
         Args:
             fall_back: set a damaged one aside and take the one before it, or none where the run has none yet, instead
                 of stopping.
-            rewound: number of a rewind and the step before which it goes back: younger checkpoints that have not
-                seen that rewind are set aside.
-            committed: the step of the last checkpoint that the run has committed, as far as is recorded.
-            good_until: the step of the last good probe, after silent corruption: younger checkpoints are set aside.
+            orders: of earlier starts, which checkpoints are set aside; a checkpoint that is named is gone on from all the
+                same, unless ranks computed other bits before it.
+            committed: the steps of the checkpoints that the run has committed, as far as is recorded.
 
         Returns:
             None where the run is to start from the beginning.
 
         Raises:
             UserError: on all ranks alike; a damaged one without `fall_back`, no such checkpoint, none although the run
-                has committed some, none that is left of those up to `good_until`, or one of other inputs than this run's.
+                has committed some, none that is left from before the last good probe, or one of other inputs than this run's.
         """
-        if good_until is not None:
-            from_first_rank(lambda: self._set_aside_suspects(good_until))
+        if orders.good_until is not None:
+            from_first_rank(partial(self._set_aside_suspects, orders.good_until))
         while True:
-            candidates = from_first_rank(lambda: self._candidates(name, rewound, fall_back=fall_back))
+            candidates = from_first_rank(lambda: self._candidates(name, orders, fall_back=fall_back))
             if not candidates:
-                from_first_rank(lambda: self._check_absence(committed))
+                from_first_rank(lambda: self._check_absence(committed, orders))
                 return None
             path = Path(candidates[-1])
             problems = self.damage(path)
@@ -276,60 +298,63 @@ class CheckpointStore:
                 return path
             if not fall_back:
                 raise UserError(f"{problems[0]}; resume with --resume auto to go on from the checkpoint before it")
-            if dist.get_rank() == 0:
-                aside = on_disk.set_aside(path, "damaged")
-                said = f"{problems[0]}; set aside as {aside.name}"
-                self._events.append({"event": "checkpoint_damaged", "step": on_disk.step_of(path), "said": said})
-            dist.barrier()
+            from_first_rank(partial(self._set_aside, path, "damaged", "checkpoint_damaged", problems[0]))
 
-    def _candidates(self, name: str | None, rewound: tuple[int, int] | None, *, fall_back: bool) -> list[str]:
+    def _candidates(self, name: str | None, orders: Orders, *, fall_back: bool) -> list[str]:
         if name is not None:
             return [str(on_disk.find(self.folder, name))]
         checkpoints = on_disk.complete(self.folder)
-        if rewound is not None:
-            number, before = rewound
-            for path in [p for p in checkpoints if on_disk.step_of(p) >= before]:
-                if on_disk.read_manifest(path)["train_state"]["rewinds"] < number:
-                    on_disk.set_aside(path, "rewound")
-                    checkpoints.remove(path)
+        for path in list(checkpoints):
+            if (why := self._left_by(path, orders)) is not None:
+                self._set_aside(path, *why)
+                checkpoints.remove(path)
         if not checkpoints and not fall_back:
             on_disk.find(self.folder, None)  # says that there is none
         return [str(path) for path in checkpoints]
 
-    def _check_absence(self, committed: int | None) -> None:
-        """Refuse to start from the beginning where checkpoints should be; a rewind may have gone back before the first."""
-        if committed is not None and not on_disk.is_set_aside(self.folder, committed, "rewound"):
-            raise UserError(
-                f"{self.folder} has no complete checkpoint, but the run has saved some, the last after step {committed:,}; "
-                "restore the folder, or begin anew in another run_dir"
-            )
+    def _left_by(self, path: Path, orders: Orders) -> tuple[str, str, str] | None:
+        """By which order a checkpoint is not gone on from: suffix, event, and what to say."""
+        step, rewind = on_disk.step_of(path), orders.rewind
+        if orders.left_above is not None and step > orders.left_above:
+            return "left", "branch_left", f"{path.name} is of a branch that was left after step {orders.left_above:,}"
+        if rewind is None or step < rewind["before_step"]:
+            return None
+        try:
+            has_seen_it = on_disk.read_manifest(path)["train_state"]["rewinds"] >= rewind["number"]
+        except UserError:
+            return None  # damaged, as will be seen
+        return None if has_seen_it else ("rewound", "checkpoint_rewound", f"{path.name} is of a spike")
+
+    def _set_aside(self, path: Path, why: str, event: str, said: str) -> None:
+        aside = on_disk.set_aside(path, why)
+        said = f"{said}; set aside as {aside.name}"
+        self._events.append({"event": event, "step": on_disk.step_of(path), "said": said})
+
+    def _check_absence(self, committed: Sequence[int], orders: Orders) -> None:
+        """Refuse to start from the beginning where checkpoints should be; a rewind may go back before the first."""
+        gone = [step for step in committed if orders.rewind is None or step < orders.rewind["before_step"]]
+        if gone:
+            raise on_disk.no_checkpoint_left(self.folder, gone[-1])
 
     def _check_identity(self, path: Path) -> None:
-        if (current := self._provenance.get("identity")) is not None:
-            check_identity(
-                on_disk.read_manifest(path)["identity"],
-                current,
-                path,
-                "restore them, or resume from another checkpoint",
-            )
+        if (own := self._provenance.get("identity")) is not None:
+            current = {part: value for part, value in own.items() if part != EVALUATION}
+            recorded = on_disk.read_manifest(path)["identity"]
+            check_identity(recorded, current, path, "restore them, or resume from another checkpoint")
 
     def leave_younger(self, chosen: Path) -> None:
-        """Set aside the checkpoints that are younger than the one that the run goes on from; all ranks together.
+        """Set aside the checkpoints that are younger than the one that the run goes on from, by rank 0.
 
         They are of a branch that ends here: the run will save other states under their steps.
         """
-
-        def leave() -> None:
-            younger = [p for p in on_disk.complete(self.folder) if on_disk.step_of(p) > on_disk.step_of(chosen)]
-            names = [on_disk.set_aside(path, "left").name for path in younger]
-            if names:
-                said = f"going on from {chosen.name}; the younger ones are set aside as {', '.join(names)}"
-                self._events.append({"event": "branch_left", "step": on_disk.step_of(chosen), "said": said})
-
-        from_first_rank(leave)
+        younger = [p for p in on_disk.complete(self.folder) if on_disk.step_of(p) > on_disk.step_of(chosen)]
+        names = [on_disk.set_aside(path, "left").name for path in younger]
+        if names:
+            said = f"going on from {chosen.name}; the younger ones are set aside as {', '.join(names)}"
+            self._events.append({"event": "branch_left", "step": on_disk.step_of(chosen), "said": said})
 
     def leave_suspect(self, last_update: int) -> str:
-        """Set aside the checkpoints that hold the last update before steps that were not finite; all ranks together.
+        """Set aside the checkpoints that hold the last update before steps that were skipped; all ranks together.
 
         Without an older one they stay, since there is nothing better to go on from.
 
@@ -350,22 +375,28 @@ class CheckpointStore:
             aside = f"; {', '.join(names)} may be ruined and is set aside" if names else ""
             return f"{sound[-1]} is the newest checkpoint from before them, which --resume auto takes{aside}"
 
-        save, self._save = self._save, None  # given up; the next save removes its folder
-        if save is not None and save.thread is not None:
-            save.thread.join()
+        self.finish()  # what is being committed is from before, and what is not proven is given up
         return from_first_rank(leave)
 
     def unmark(self, reason: str, holds: Callable[[dict[str, Any]], bool]) -> None:
-        """Let retention have checkpoints that were marked to be kept for a reason that does not hold any more; by rank 0.
+        """Let retention have checkpoints that were marked to be kept for a reason that holds no more; all ranks together.
 
         Args:
             holds: by a checkpoint's manifest.
         """
-        for path in on_disk.complete(self.folder):
-            if on_disk.kept_for(path) == reason and not holds(on_disk.read_manifest(path)):
-                (path / on_disk.KEEP).unlink()
-                said = f"{path.name} is not {reason} any more, and is kept no longer than others"
-                self._events.append({"event": "checkpoint_unmarked", "step": on_disk.step_of(path), "said": said})
+
+        def unmark() -> None:
+            for path in on_disk.complete(self.folder):
+                if on_disk.kept_for(path) != reason:
+                    continue
+                with suppress(UserError):  # one that cannot be read stays as it is
+                    if not holds(on_disk.read_manifest(path)):
+                        (path / on_disk.KEEP).unlink()
+                        said = f"{path.name} is not {reason} any more, and is kept no longer than others"
+                        event = {"event": "checkpoint_unmarked", "step": on_disk.step_of(path), "said": said}
+                        self._events.append(event)
+
+        from_first_rank(unmark)
 
     def _set_aside_suspects(self, good_until: int) -> None:
         checkpoints = on_disk.complete(self.folder)
@@ -376,12 +407,11 @@ class CheckpointStore:
             )
             raise UserError(
                 f"{self.folder} has no checkpoint from before {probe}; copy one back, or "
-                f"remove {self.folder.parent / on_disk.SUSPECT} to go on from one that may be corrupt"
+                f"remove {self.folder.parent / SUSPECT} to go on from one that may be corrupt"
             )
         for path in suspects:
-            aside = on_disk.set_aside(path, "suspect")
-            said = f"{path} was trained while a rank computed other bits; set aside as {aside.name}"
-            self._events.append({"event": "checkpoint_suspect", "step": on_disk.step_of(path), "said": said})
+            said = f"{path} was trained while a rank computed other bits"
+            self._set_aside(path, "suspect", "checkpoint_suspect", said)
 
     def damage(self, path: Path) -> list[str]:
         """What is wrong with a checkpoint's files, in their order; each rank reads its share of them."""
@@ -417,32 +447,20 @@ class CheckpointStore:
             UserError: it has not been made, or this one cannot be loaded from it.
         """
         written = on_disk.read_manifest(path)["topology"]
-        on_disk.check_convertible(path, written, here)
-        if (state := on_disk.universal_state(path)) != "ready":
-            stale = ", and its universal form was made from another checkpoint of that name" if state == "stale" else ""
-            raise UserError(
-                f"{path} was written with {on_disk.described(written)} and this run has {on_disk.described(here)}{stale}; first run "
-                f"python launch/reshard.py --run {self.folder.parent} --checkpoint {path.name}"
-            )
+        on_disk.check_loadable(path, written, here)
         return on_disk.universal_of(path)
 
     # One save, on its way.
 
     def _has_room(self, save: _Save) -> bool:
-        """Whether the file system has room, after letting go of what is expendable; rank 0 decides for all."""
-        enough = True
-        if dist.get_rank() == 0:
-            needed = save.bytes + SPARE_BYTES
-            good = save.manifest["train_state"]["good_probe"]
-            for path in on_disk.expendable(self.folder, 1, self.settings.keep_every_steps, good_until=good):
-                if shutil.disk_usage(self.folder).free >= needed:
-                    break
-                on_disk.remove(path)
-                self._report(
-                    "checkpoint_removed", save, f"{path.name} removed early, to make room for step {save.step:,}"
-                )
-            enough = shutil.disk_usage(self.folder).free >= needed
-        return all_ranks(enough)
+        """Whether the file system has room, after letting go of what is expendable; by rank 0."""
+        needed, good = save.bytes + SPARE_BYTES, save.manifest["train_state"]["good_probe"]
+        for path in on_disk.expendable(self.folder, 1, self.settings.keep_every_steps, good_until=good):
+            if shutil.disk_usage(self.folder).free >= needed:
+                break
+            on_disk.remove(path)
+            self._report("checkpoint_removed", save, f"{path.name} removed early, to make room for step {save.step:,}")
+        return shutil.disk_usage(self.folder).free >= needed
 
     def _write(self, save: _Save, rank: int) -> None:
         try:
@@ -510,11 +528,11 @@ class CheckpointStore:
     def _drop(self, why: str) -> None:
         """Give a save up, on all ranks; training goes on with the checkpoints there are."""
         save, self._save = self._save, None
-        self.given_up = why
         if save is None:
             return
         if save.error is not None:
             why = f"{why}: {save.error}"
+        self._given_up = why
         if dist.get_rank() == 0:
             shutil.rmtree(save.partial, ignore_errors=True)
             self._report("checkpoint_failed", save, f"no checkpoint of step {save.step:,}: {why}")

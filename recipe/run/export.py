@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, GenerationConfig, Glm4MoeConfig
 
 from recipe.base.errors import UserError
 from recipe.base.output_paths import check_output_folder
+from recipe.data.token_folder import tokenizer_facts
 from recipe.model import RecipeMoeConfig
 from recipe.run.autoep import AutoEPMoELayer
 
@@ -144,6 +145,11 @@ def _partitioned(parameter: nn.Parameter) -> bool:
 
 def _write_configs(config: RecipeMoeConfig, tokenizer: Path, folder: Path, dtype: torch.dtype) -> None:
     loaded = AutoTokenizer.from_pretrained(tokenizer)
+    if loaded.eos_token_id != (eod_id := tokenizer_facts(tokenizer)["eod_id"]):
+        raise UserError(
+            f"transformers reads {loaded.eos_token_id} as the eos token of {tokenizer}, and the documents end with {eod_id}; "
+            "restore tokenizer_config.json and special_tokens_map.json"
+        )
     special = {"eos_token_id": loaded.eos_token_id, "pad_token_id": loaded.pad_token_id}
     hf_config = Glm4MoeConfig(**config.to_glm4_moe(**special, dtype=dtype, architectures=["Glm4MoeForCausalLM"]))
     hf_config.save_pretrained(folder)

@@ -18,17 +18,21 @@ from recipe.data.token_folder import TokenFolder, tokenizer_identity
 
 Identity = dict[str, Any]  # plain JSON: "model", "tokenizer", "data"
 
+EVALUATION = "evaluation"  # the part that may change: other held-out tokens than the run's own
 DIGITS = 12  # of a checksum, in a message
 MOST_DIFFERENCES = 6  # in a message
 
 
-def identity_of(shape: ModelShape, tokens: TokenFolder, tokenizer: Path) -> Identity:
-    """The identity of a run that trains this model on these tokens."""
-    return {
+def identity_of(
+    shape: ModelShape, tokens: TokenFolder, tokenizer: Path, evaluated: TokenFolder | None = None
+) -> Identity:
+    """The identity of a run that trains this model on these tokens, and is evaluated on others where they are given."""
+    identity = {
         "model": shape.model_dump(mode="json"),
         "tokenizer": tokenizer_identity(tokenizer),
         "data": data_identity(tokens),
     }
+    return identity if evaluated is None else {**identity, EVALUATION: data_identity(evaluated)}
 
 
 def data_identity(tokens: TokenFolder) -> dict[str, Any]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from recipe.base.checkpoint_files import step_of
 from recipe.base.errors import UserError
 from recipe.base.ranks import RESTART
-from recipe.base.run_records import last_saved
+from recipe.base.run_records import saved_checkpoints
 from recipe.model import RecipeMoeConfig
 from recipe.run import faults
 from recipe.run.agree import from_first_rank
@@ -17,7 +20,7 @@ from recipe.run.checkpoint import CheckpointStore, TrainState
 from recipe.run.engine import build_engine
 from recipe.run.loop import Training
 from recipe.run.probe import Corruption
-from recipe.run.run_folder import RunFolder, provenance, suspect_order
+from recipe.run.run_folder import RunFolder, provenance, read_orders
 from recipe.run.startup import Launch, ProfiledSteps
 from recipe.run.step_guard import Rewind
 from recipe.run.watchdog import Watchdog
@@ -44,20 +47,19 @@ def train_on(
     """
     run = launch.run
     store = CheckpointStore(run.run_dir / "checkpoints", run.checkpoint, provenance(launch))
-    order, saved = folder.rewind_order(), from_first_rank(lambda: last_saved(run.run_dir))
-    good_until = suspect_order(run.run_dir)
+    orders, saved = from_first_rank(lambda: (read_orders(run.run_dir), saved_checkpoints(run.run_dir)))
+    name = resume if resume.startswith("step_") else None
     chosen = None
     watchdog.place.enter("verifying the checkpoint")
     if resume != "never":
         chosen = store.choose(
-            resume if resume.startswith("step_") else None,
-            fall_back=resume == "auto",
-            rewound=(order["number"], order["before_step"]) if order else None,
-            committed=saved["step"] if saved else None,
-            good_until=good_until,
+            name, fall_back=resume == "auto", orders=orders, committed=[event["step"] for event in saved]
         )
-        if good_until is not None and dist.get_rank() == 0:
-            folder.suspects_are_set_aside()
+        if name is not None and chosen is not None:
+            step = step_of(
+                chosen
+            )  # written before anything that may fail: whoever starts again goes on from there, too
+            from_first_rank(lambda: folder.order_left(step))
     watchdog.place.enter("building the engine")
     engine = build_engine(
         RecipeMoeConfig.from_shape(launch.shape),
@@ -68,16 +70,22 @@ def train_on(
     )
     watchdog.place.enter("loading the checkpoint")
     state = TrainState() if chosen is None else store.load(engine, chosen)
-    store.took_s = saved["took_s"] if saved and "took_s" in saved else 0.0
-    if chosen is not None:
-        store.leave_younger(chosen)
+    store.took_s = saved[-1].get("took_s", 0.0) if saved else 0.0
+
+    def settle_branch() -> None:
+        if chosen is not None:
+            store.leave_younger(chosen)
+        folder.checkpoints_are_set_aside()
+
+    from_first_rank(settle_branch)
     said = (
         "started from the beginning"
         if chosen is None
         else f"resumed after step {state.step:,}, {state.tokens:,} tokens"
     )
-    if order is not None and state.rewinds < order["number"]:
-        state.sequences, state.rewinds, state.guard = order["sequences"], order["number"], {}
+    rewind = None if name is not None else orders.rewind
+    if rewind is not None and state.rewinds < rewind["number"]:
+        state.sequences, state.rewinds, state.guard = rewind["sequences"], rewind["number"], {}
         said += f"; the data up to sequence {state.sequences:,} are left out"
     if dist.get_rank() == 0:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
@@ -89,36 +97,42 @@ def train_on(
             "ranks": dist.get_world_size(),
             "device": device,
         }
-        for event in (*store.take_events(), started):
-            folder.event(**event)
-            print(event["said"], flush=True)
+        _tell(folder, *store.take_events(), started)
     if faults.VARIABLE in os.environ:
         faults.install(engine, watchdog.place, folder.incarnation)
     try:
         Training(engine, launch, store, state, folder, watchdog, time_limit_s, profiled).run()
-    except Rewind as rewind:
+    except Rewind as spike:
         store.finish()
-        if dist.get_rank() == 0:
-            folder.order_rewind(state.rewinds + 1, rewind.before_step, state.sequences, str(rewind))
-            said = f"going back to the last checkpoint before step {rewind.before_step:,}: {rewind}"
-            folder.event(event="rewind", step=state.step, said=said)
-            print(said, flush=True)
+        from_first_rank(partial(_order_rewind, folder, store, spike, state))
         return RESTART
     except Corruption as corruption:
         store.finish()
-        if dist.get_rank() == 0:
-            _leave_word(folder, corruption, state)
-        dist.barrier()  # the order is written before any rank ends
+        from_first_rank(partial(_order_suspects, folder, store, corruption, state))
         if not corruption.known:
             raise UserError(f"{corruption}; {GO_ON_WITHOUT}") from None
         return RESTART
     return 0
 
 
-def _leave_word(folder: RunFolder, corruption: Corruption, state: TrainState) -> None:
-    """Of silent corruption: for the next start, for the supervisor, and for people."""
+def _tell(folder: RunFolder, *events: dict[str, Any]) -> None:
+    for event in events:
+        folder.event(**event)
+        print(event["said"], flush=True)
+
+
+def _order_rewind(folder: RunFolder, store: CheckpointStore, spike: Rewind, state: TrainState) -> None:
+    """Leave word of it for the next start, for the supervisor, and for people."""
+    folder.order_rewind(state.rewinds + 1, spike.before_step, state.sequences, str(spike))
+    said = f"going back to the last checkpoint before step {spike.before_step:,}: {spike}"
+    _tell(folder, *store.take_events(), {"event": "rewind", "step": state.step, "said": said})
+
+
+def _order_suspects(folder: RunFolder, store: CheckpointStore, corruption: Corruption, state: TrainState) -> None:
+    """Leave word of silent corruption for the next start, for the supervisor, and for people."""
     said = str(corruption)
     folder.order_suspects(state.good_probe, said)
+    _tell(folder, *store.take_events())
     if corruption.known:
         for of_rank, host in corruption.hosts.items():
             folder.record_failure("corruption", said, rank=of_rank, host=host, step=state.step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
-from typing import Any
+from typing import Any, NoReturn
 
 import deepspeed
 import torch
@@ -29,13 +29,14 @@ from recipe.run.routing_metrics import routing_metrics
 from recipe.run.run_folder import RunFolder
 from recipe.run.startup import Launch, ProfiledSteps
 from recipe.run.step import run_step
-from recipe.run.step_guard import NotFinite, StepGuard, Verdict
+from recipe.run.step_guard import StepGuard, Unsound, Verdict
 from recipe.run.stopping import StopRequest
 from recipe.run.stragglers import StepTime, compare, timed_collectives
 from recipe.run.throughput import Throughput
 from recipe.run.watchdog import Watchdog
 
 LAST_BEFORE_DECAY = "the last before the decay"
+STEPS_TO_PROVE = 2  # that a stop waits for one that is applied, to save a state that is known to be sound
 
 
 def read_batches(launch: Launch, sequences: int) -> list[Batch]:
@@ -81,7 +82,7 @@ class Training:
     """One incarnation of a run, from `state` to the end of the schedule or until it is asked to stop.
 
     Args:
-        time_limit_s: of this process, from now; see `StopRequest`.
+        time_limit_s: of this process, from its start; see `StopRequest`.
         profiled: steps of which rank 0 writes a profile.
 
     Raises:
@@ -125,11 +126,12 @@ class Training:
             self._open.callback(self.profiler.close)
         self._ranks_compared: dict[str, Any] = {}  # of the last step whose collectives were timed
         self.batches = ReadAhead(lambda sequences: read_batches(launch, sequences))
+        self._begun_at, self._stop_asked = state.step, 0  # step resumed from; steps since a stop was asked for
+        self._last_batches: list[Batch] = []  # of the last step
         self._skipped_here = 0  # sequences left out of this rank's micro-batches
         self._skipped_sequences = 0.0  # of all ranks'
         self._first_sequence = state.sequences
-        if dist.get_rank() == 0:
-            store.unmark(LAST_BEFORE_DECAY, self._is_last_before_decay)
+        store.unmark(LAST_BEFORE_DECAY, self._is_last_before_decay)
 
     def run(self) -> bool:
         """Train.
@@ -148,31 +150,51 @@ class Training:
     def _run(self) -> bool:
         self.engine.train()
         stopped = False
-        while self.state.step < self.total_steps and not stopped:
+        while not stopped and (self.state.step < self.total_steps or self.guard.in_doubt):
             stopped = self._step()
-        finished = self.state.step >= self.total_steps
+        finished = self.state.step >= self.total_steps and not self.guard.in_doubt
         self.watchdog.place.enter("finishing")
+        if self._last_batches and not self.guard.in_doubt:
+            self._prove_last()
         self.store.finish()
         self._tell(self.store.take_events())
-        if not self.guard.in_doubt and not self.store.holds(self.state.step):
-            raise UserError(
-                f"the last checkpoint could not be written to {self.store.folder}; make room and resume: "
-                f"{self.store.given_up}"
-            )
-        if finished and self.guard.in_doubt:
-            raise UserError(
-                f"the last steps were not finite; {self._leave_suspect()}; lower schedule.peak_lr and resume"
-            )
+        if not self.guard.in_doubt:
+            self.store.check_saved(self.state.step)
         if self.writer is not None:
             self.writer.event(self._end(finished))
             self.stop.answered()
         return finished
 
+    def _prove_last(self) -> None:
+        """Try the weights that the last step left, as the next step would, before they are committed.
+
+        Forward and backward: weights can be ruined and still give a loss.
+
+        Raises:
+            UserError: the next step would be skipped.
+        """
+        self.guard.trial = True
+        run_step(
+            self.engine,
+            self.control,
+            self.launch.run.compute,
+            self._last_batches,
+            step=self.state.step + 1,
+            observing=False,
+            update_bias=False,
+            guard=self.guard,
+        )
+        verdict = self.guard.verdict()
+        if verdict.proof is not None:
+            self.store.prove(verdict.proof)
+        if verdict.proof is False:
+            self._stop_unsound(f"the update of step {self.state.step:,} has ruined the weights: {verdict.said}")
+
     def _end(self, finished: bool) -> dict[str, Any]:
         if finished:
             return {"event": "finished", "step": self.state.step, "said": "training finished"}
         why = self.stop.reason() or "signal"  # to another rank
-        saved = ", which was not finite and is not saved" if self.guard.in_doubt else ""
+        saved = ", which was skipped and is not saved" if self.guard.in_doubt else ""
         said = f"stopped by a {why} after step {self.state.step:,}{saved}; --resume auto goes on"
         return {"event": "stopped", "step": self.state.step, "why": why, "said": said}
 
@@ -187,6 +209,7 @@ class Training:
         self._enter("reading", step)
         batches = self.batches.take(state.sequences, state.sequences + launch.ds.train_batch_size)
         self._skipped_here += sum(batch.missing for batch in batches)
+        self._last_batches = batches
         sampled = every(run.watch.stragglers_every_steps, step)
         with timed_collectives() if sampled else nullcontext() as step_time:
             _, sums = run_step(
@@ -204,7 +227,7 @@ class Training:
         state.advance(launch.ds.train_batch_size, launch.tokens_per_step)
         verdict = self.guard.verdict()
         self._enter("settling")
-        self.store.settle(verdict.totals, finite=verdict.finite)
+        self.store.settle(verdict.totals, proof=verdict.proof)
         self._enter("between steps")
         self.throughput.count(launch.tokens_per_step)
         if self.writer is not None:
@@ -220,11 +243,12 @@ class Training:
             dtype = torch.bfloat16 if launch.ds.bf16_enabled else torch.float32
             check_for_corruption(launch.shape, self.engine.device, dtype)
             state.good_probe = step
-        stopped = verdict.totals["stop"] > 0
-        if launch.held_out and (step == self.total_steps or every(run.evaluation.every_steps, step)):
+        self._stop_asked += verdict.totals["stop"] > 0
+        stopped = self._stop_asked > (STEPS_TO_PROVE if self.guard.in_doubt else 0)
+        ends = step >= self.total_steps and not self.guard.in_doubt
+        if launch.held_out and (ends or every(run.evaluation.every_steps, step)):
             self._evaluate(step)
-        if not self.guard.in_doubt:
-            self._save(step, stopped)
+        self._save(step, stopped or ends)
         self._tell(self.store.take_events())
         if self.profiler is not None and (said := self.profiler.end_step(step, stopped=stopped)) is not None:
             say(said)
@@ -235,14 +259,15 @@ class Training:
         """Take the step's verdict into the history; the events that it makes."""
         try:
             return self.guard.record(step, self.state.rewinds)
-        except NotFinite as error:
-            raise UserError(
-                f"{error}; {self._leave_suspect()}; lower schedule.peak_lr, or look at that rank's GPU, and resume"
-            ) from None
+        except Unsound as error:
+            self._stop_unsound(str(error))
 
-    def _leave_suspect(self) -> str:
-        last_update = self.guard.last_update
-        return self.store.leave_suspect(self.state.step if last_update is None else last_update)
+    def _stop_unsound(self, why: str) -> NoReturn:
+        """Raise UserError, with the checkpoint to go on from, after those with the last update are set aside."""
+        last_update = self._begun_at if self.guard.last_update is None else self.guard.last_update
+        newest = self.store.leave_suspect(last_update)
+        self._tell(self.store.take_events())
+        raise UserError(f"{why}; {newest}; lower schedule.peak_lr, look at the data or at that rank's GPU, and resume")
 
     def _enter(self, phase: str, step: int | None = None) -> None:
         self.watchdog.place.enter(phase, step)
@@ -273,10 +298,16 @@ class Training:
             **self.store.votes(),
         }
 
-    def _save(self, step: int, stopped: bool) -> None:
+    def _save(self, step: int, ends: bool) -> None:
+        """Save what is due after a step, unless it was skipped: what the weights are is not known then."""
         run = self.launch.run
         decays_next = last_before_decay(run.schedule, self.state.tokens, self.launch.tokens_per_step)
-        if stopped or decays_next or step == self.total_steps or every(run.checkpoint.every_steps, step):
+        if not (ends or decays_next or every(run.checkpoint.every_steps, step)):
+            return
+        if self.guard.in_doubt:
+            said = f"no checkpoint of step {step:,}: the step was skipped, and the weights may be ruined"
+            self._tell([{"event": "checkpoint_failed", "step": step, "said": said}])
+        else:
             self._enter("saving")
             self.store.save(self.engine, self.state, keep=LAST_BEFORE_DECAY if decays_next else None)
             self._enter("between steps")

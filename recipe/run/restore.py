@@ -37,7 +37,7 @@ class RestorableRun:
     def __init__(self, folder: Path, checkpoint: str | None, ds_path: Path | None = None):
         self.run: RunConfig
         self.ds_raw: dict[str, Any]
-        self.run, self.ds_raw = load_run_folder(folder)
+        self.run, _ = load_run_folder(folder)
         # Batches of evaluation have many sizes, each of which would be compiled.
         self._compute = self.run.compute.model_copy(update={"compile": False})
         check_compute(self._compute)
@@ -49,16 +49,17 @@ class RestorableRun:
             )
         self._store = CheckpointStore(folder / "checkpoints", self.run.checkpoint)
         path = find(folder / "checkpoints", checkpoint)
-        self._name, self._identity = path.name, read_manifest(path)["identity"]
+        manifest = read_manifest(path)
+        self._name, self._identity, self.ds_raw = path.name, manifest["identity"], manifest["ds_config"]
         # As it was trained, whatever has become of the files that the run was started with.
         self.shape = strict_model(ModelShape, self._identity["model"], path)
         self._check("tokenizer", tokenizer_identity(self.run.tokenizer), "restore the tokenizer")
         launched = required_world_size()
         if ds_path is None:
-            ranks = strict_model(DsConfig, self.ds_raw, f"ds_config of {folder}").world_size
+            ranks = strict_model(DsConfig, self.ds_raw, f"ds_config of {path}").world_size
             if launched != ranks:
                 raise UserError(
-                    f"{folder} was trained on {ranks} ranks but {launched} were launched; launch {ranks}, or give a "
+                    f"{path} was saved by {ranks} ranks but {launched} were launched; launch {ranks}, or give a "
                     f"--deepspeed_config for {launched} and reshard the checkpoint with launch/reshard.py"
                 )
         else:

@@ -10,6 +10,7 @@ lock                held by rank 0 of the incarnation that runs
 supervisor.lock     held by the launch/train.sh that keeps the run going
 stop                made by a person or the supervisor: save and end
 rewind.json         the order to go back before a spike
+left.json           the order to go on from an older checkpoint than the newest
 suspect.json        the order to set aside what was trained since the last good probe
 """
 
@@ -20,28 +21,48 @@ import os
 import socket
 import sys
 import time
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
 import recipe
-from recipe.base.checkpoint_files import SUSPECT, complete
+from recipe.base.checkpoint_files import check_loadable, complete, find, no_checkpoint_left, read_manifest, topology
 from recipe.base.errors import UserError
 from recipe.base.files import append_json, read_json_lines, write_json
 from recipe.base.locks import lock_file
 from recipe.base.ranks import rank
 from recipe.base.reports import Reports
-from recipe.base.run_records import read_starts
+from recipe.base.run_records import read_starts, saved_checkpoints
 from recipe.base.settings import RunConfig, absolute
-from recipe.run.identity import check_identity, differences
+from recipe.run.identity import EVALUATION, Identity, check_identity, differences
 from recipe.run.startup import Launch
 
+REWIND, SUSPECT, LEFT = "rewind.json", "suspect.json", "left.json"
 LOCK, SUPERVISOR_LOCK, STOP = "lock", "supervisor.lock", "stop"  # files of a run folder
 LOCK_PATIENCE_S = 15.0  # that a killed incarnation's rank 0 may take to be gone
 # What a resumed run may not change and still be the same run. The optimizer's settings are among them, since the
 # checkpoint's would silently win. Model, tokenizer and tokens are compared by content, wherever they lie.
 _FIXED = ("seed", "data", "optimizer")
 _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy", "pydantic")
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What earlier starts have left for the next one to do.
+
+    Args:
+        rewind: number, before_step, sequences: go back before a spike, and past its data.
+        good_until: step of the last good probe; one of the checkpoints since then may be corrupt.
+        left_above: step of the checkpoint that was asked for by its name; younger ones are of another branch.
+    """
+
+    rewind: dict[str, Any] | None = None
+    good_until: int | None = None
+    left_above: int | None = None
+
+
+NO_ORDERS = Orders()
 
 
 class RunFolder:
@@ -96,24 +117,32 @@ class RunFolder:
     def order_rewind(self, number: int, before_step: int, sequences: int, said: str) -> None:
         """Have the next incarnation go back to the last checkpoint before a step, and past the data up to `sequences`."""
         order = {"number": number, "before_step": before_step, "sequences": sequences, "said": said}
-        write_json(self.path / "rewind.json", order)
+        write_json(self.path / REWIND, order)
 
     def order_suspects(self, good_until: int, said: str) -> None:
         """Have the next incarnation set aside all checkpoints since the last good probe and go on from the one before."""
         write_json(self.path / SUSPECT, {"good_until": good_until, "said": said})
 
-    def suspects_are_set_aside(self) -> None:
-        (self.path / SUSPECT).unlink(missing_ok=True)
+    def order_left(self, above: int) -> None:
+        """Have this and later incarnations go on from the checkpoint of a step, and from no younger one of today.
 
-    def rewind_order(self) -> dict[str, Any] | None:
-        path = self.path / "rewind.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        A rewind that was ordered on the branch that is left is off.
+        """
+        write_json(self.path / LEFT, {"above": above})
+        (self.path / REWIND).unlink(missing_ok=True)
+
+    def checkpoints_are_set_aside(self) -> None:
+        """The orders to do so are carried out."""
+        for name in (SUSPECT, LEFT):
+            (self.path / name).unlink(missing_ok=True)
 
 
-def suspect_order(run_dir: Path) -> int | None:
-    """The step of the last good probe, if checkpoints since then are to be set aside: one of them may be corrupt."""
-    path = run_dir / SUSPECT
-    return json.loads(path.read_text(encoding="utf-8"))["good_until"] if path.exists() else None
+def read_orders(run_dir: Path) -> Orders:
+    def read(name: str) -> dict[str, Any]:
+        path = run_dir / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    return Orders(read(REWIND) or None, read(SUSPECT).get("good_until"), read(LEFT).get("above"))
 
 
 def check_run_folder(launch: Launch, *, resumes: bool) -> list[str]:
@@ -126,27 +155,32 @@ def check_run_folder(launch: Launch, *, resumes: bool) -> list[str]:
         UserError: the folder holds a run and is not to be resumed, or what may not change differs.
     """
     run = launch.run
-    if not _starts(run.run_dir).exists():
+    if not (starts := read_json_lines(_starts(run.run_dir))):
         if checkpoints := complete(run.run_dir / "checkpoints"):
             raise UserError(
                 f"{run.run_dir} holds {checkpoints[-1].name} but no record of the run that saved it (incarnations.jsonl); "
                 "copy the whole run folder, or choose another run_dir"
             )
         return []
+    origin = starts[0].get("began_from")
+    if origin is not None and not complete(run.run_dir / "checkpoints") and not saved_checkpoints(run.run_dir):
+        raise UserError(
+            f"{run.run_dir} was to begin from {origin['from']}, and that ended before its first checkpoint; remove "
+            f"{run.run_dir} and begin it from there again"
+        )
     if not resumes:
         raise UserError(
             f"{run.run_dir} already holds a run; add --resume auto to continue it or choose another run_dir"
         )
     start = last_start(run.run_dir)
     last = RunConfig.model_validate(start["run_config"])
-    fixed_before, fixed_now = ({key: _without_paths(config)[key] for key in _FIXED} for config in (last, run))
-    if problems := differences(fixed_before, fixed_now):
+    if problems := differences(_fixed(last), _fixed(run)):
         raise UserError(
             f"{run.run_dir} holds a run with other settings: {'; '.join(problems)}; restore them or choose another run_dir"
         )
     check_identity(
         start["identity"],
-        launch.identity,
+        _trained_on(launch),
         run.run_dir,
         "restore them, or branch into another run_dir (recipe/branch.py)",
     )
@@ -157,18 +191,67 @@ def check_run_folder(launch: Launch, *, resumes: bool) -> list[str]:
             "come next, since data.mixture has max_epochs or anneal; restore it or choose another run_dir"
         )
     changes = differences(_without_paths(last), _without_paths(run))
+    changes += differences(*({EVALUATION: found.get(EVALUATION)} for found in (start["identity"], launch.identity)))
     changes += [f"ds_config {change}" for change in differences(start["ds_config"], launch.ds_raw)]
     if last.run_dir != run.run_dir.absolute():
         changes.append(f"the run folder is {run.run_dir.absolute()}, was {last.run_dir}: moved, or a copy of that run")
     return changes
 
 
-def _without_paths(run: RunConfig) -> dict[str, Any]:
-    """A run config as JSON, without the paths of what is compared by content, and what may be decided when data are damaged."""
-    values = run.model_dump(mode="json", exclude={"run_dir": True, "model": True, "tokenizer": True})
-    for key in ("tokens", "on_damage", "max_damaged_share"):
+def check_resume(launch: Launch, resume: str) -> None:
+    """Refuse a resume that could not load its checkpoint, before anything starts.
+
+    What an order of an earlier start, or damage, will set aside is left to `CheckpointStore.choose`.
+
+    Raises:
+        UserError: no such checkpoint, or one of other inputs, or of ranks and sizes that it must be resharded for.
+    """
+    run_dir = launch.run.run_dir
+    folder = run_dir / "checkpoints"
+    if resume == "auto":
+        checkpoints = complete(folder)
+        if read_orders(run_dir) != NO_ORDERS:
+            return
+        if not checkpoints:
+            if saved := saved_checkpoints(run_dir):
+                raise no_checkpoint_left(folder, saved[-1]["step"])
+            return
+        path = checkpoints[-1]
+    else:
+        path = find(folder, None if resume == "latest" else resume)
+    try:
+        manifest = read_manifest(path)
+    except UserError:
+        if resume == "auto":
+            return
+        raise
+    check_identity(manifest["identity"], _trained_on(launch), path, "restore them, or resume from another checkpoint")
+    ds = launch.ds
+    here = topology(
+        world_size=ds.world_size,
+        autoep_size=ds.expert_parallel.autoep_size,
+        zero_stage=ds.zero_optimization.stage,
+    )
+    check_loadable(path, manifest["topology"], here)
+
+
+def _trained_on(launch: Launch) -> Identity:
+    """What may not change; what a run is evaluated on may, and is said."""
+    return {part: value for part, value in launch.identity.items() if part != EVALUATION}
+
+
+def _fixed(run: RunConfig) -> dict[str, Any]:
+    """What may not change of a run config. What is done with damaged data is decided when there are some."""
+    values = {key: value for key, value in _without_paths(run).items() if key in _FIXED}
+    for key in ("on_damage", "max_damaged_share"):
         del values["data"][key]
     return values
+
+
+def _without_paths(run: RunConfig) -> dict[str, Any]:
+    """A run config as JSON, without the paths of what is compared by content."""
+    paths: Any = {"run_dir": True, "model": True, "tokenizer": True, "data": {"tokens"}, "evaluation": {"tokens"}}
+    return run.model_dump(mode="json", exclude=paths)
 
 
 def versions() -> dict[str, Any]:

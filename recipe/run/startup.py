@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ def check_launch(config_path: Path, overrides: list[str], ds_path: Path, world_s
     if run.evaluation.every_steps is not None:
         held_out, _ = held_out_sources(run.evaluation.tokens or run.data.tokens, run.tokenizer)
         _check_held_out(held_out)
-    evaluated = tokens if run.evaluation.tokens is None else TokenFolder(run.evaluation.tokens)
+    evaluated = None if run.evaluation.tokens is None else TokenFolder(run.evaluation.tokens)
     return Launch(
         run,
         ds,
@@ -114,8 +114,8 @@ def check_launch(config_path: Path, overrides: list[str], ds_path: Path, world_s
         order,
         tokens.tokenizer,
         held_out,
-        never_held_out=sorted(set(order.names) - {source.name for source in evaluated.sources("held_out")}),
-        identity=identity_of(shape, tokens, run.tokenizer),
+        never_held_out=sorted(set(order.names) - (evaluated or tokens).sizes("held_out").keys()),
+        identity=identity_of(shape, tokens, run.tokenizer, evaluated),
     )
 
 
@@ -146,11 +146,13 @@ def batch_order(run: RunConfig, tokens: TokenFolder) -> BatchOrder:
     Raises:
         UserError: no training shards, or damaged ones.
     """
-    sources = tokens.sources("train")
-    if not sources:
+    sizes = {name: float(size) for name, size in tokens.sizes("train").items()}
+    if not sizes:
         raise UserError(f"{run.data.tokens} has no training shards; tokenize more documents")
-    sizes = {source.name: float(source.num_tokens) for source in sources}
     phases = plan_mixture(sizes, run.data.mixture, run.schedule.total_tokens, CYCLE * run.data.seq_length)
+    read = {name for phase in phases for name, weight in phase.weights.items() if weight}
+    phases = [replace(phase, weights={name: phase.weights[name] for name in read}) for phase in phases]
+    sources = tokens.sources("train", read)
     return BatchOrder(sources, phases, run.data.seq_length, run.seed, run.data.on_damage == "skip")
 
 

@@ -33,8 +33,8 @@ class Rewind(Exception):
         super().__init__(said)
 
 
-class NotFinite(UserError):
-    """Too many steps in a row were not finite: the last update before them (`StepGuard.last_update`) is suspect too."""
+class Unsound(UserError):
+    """Too many steps in a row were skipped: the last update before them (`StepGuard.last_update`) is suspect too."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Verdict:
         return self.kind == "applied"
 
     @property
-    def finite(self) -> bool | None:
-        """Whether the weights that the step began with gave a finite loss and gradient; None if nothing shows it."""
-        return None if self.kind == "empty" else self.kind != "nonfinite"
+    def proof(self) -> bool | None:
+        """Whether the step shows that the weights it began with are sound; None if it shows nothing."""
+        return None if self.kind == "empty" else self.applied
 
 
 class StepGuard:
@@ -83,6 +83,7 @@ class StepGuard:
         self._spike_since: int | None = state.get("spike_since")
         self.skipped = int(state.get("skipped", 0))  # steps of the run so far
         self.last_update: int | None = state.get("last_update")  # the last step that was applied; None: not known
+        self.trial = False  # a step changes nothing, whatever its verdict
         self._loss: torch.Tensor | None = None
         self._targets = 0
         self._verdict: Verdict | None = None
@@ -91,7 +92,7 @@ class StepGuard:
 
         def guarded(*args: Any, **kwargs: Any) -> Any:
             """In place of the torch optimizer's step, which ZeRO calls once for each of its groups."""
-            if not self.verdict().applied:
+            if not self.verdict().applied or self.trial:
                 return None
             self._before_update()
             return update(*args, **kwargs)
@@ -100,8 +101,8 @@ class StepGuard:
 
     @property
     def in_doubt(self) -> bool:
-        """Whether the last step was not finite, and with it what the weights are."""
-        return self._skipped_in_a_row["nonfinite"] > 0
+        """Whether the last step was skipped for its loss or gradient, which the weights themselves may be to blame for."""
+        return any(self._skipped_in_a_row.values())
 
     @property
     def state(self) -> dict[str, Any]:
@@ -174,15 +175,14 @@ class StepGuard:
 
         Raises:
             Rewind: the spike goes on, and the run has not gone back before.
-            NotFinite: too many steps in a row were.
-            UserError: the run has gone back before a spike already.
+            Unsound: too many steps in a row were not finite, or the run has gone back before a spike already.
         """
         verdict = self.verdict()
-        if verdict.kind != "empty":  # which shows nothing
-            for kind in self._skipped_in_a_row:
-                self._skipped_in_a_row[kind] = self._skipped_in_a_row[kind] + 1 if verdict.kind == kind else 0
+        if verdict.kind in self._skipped_in_a_row:
+            self._skipped_in_a_row[verdict.kind] += 1
         if verdict.applied:
             self._spike_since, self.last_update = None, step
+            self._skipped_in_a_row = dict.fromkeys(self._skipped_in_a_row, 0)
             if self._settings.spikes is not None:
                 for history, value in ((self._losses, verdict.loss), (self._norms, verdict.grad_norm)):
                     if math.isfinite(value):  # without ZeRO there is no norm
@@ -197,7 +197,7 @@ class StepGuard:
     def _check_nonfinite(self, step: int, verdict: Verdict) -> None:
         limit = self._settings.max_nonfinite_in_a_row
         if self._skipped_in_a_row["nonfinite"] >= limit:
-            raise NotFinite(f"{limit} steps in a row up to {step:,} were not finite, the last since {verdict.said}")
+            raise Unsound(f"{limit} steps in a row up to {step:,} were not finite, the last since {verdict.said}")
 
     def _check_spike(self, step: int, verdict: Verdict, rewinds: int) -> None:
         spikes = self._settings.spikes
@@ -209,10 +209,7 @@ class StepGuard:
             return
         said = f"{spikes.sustained} steps in a row up to {step:,} were spikes: {verdict.said}"
         if rewinds:
-            raise UserError(
-                f"{said}; the run has gone back before a spike once already and stops here; "
-                "lower schedule.peak_lr or look at the data, and resume from a checkpoint by its name"
-            )
+            raise Unsound(f"{said}; the run has gone back before a spike once already and stops here")
         raise Rewind(self._spike_since, said)
 
 

@@ -181,3 +181,14 @@ def test_a_tokenizer_is_known_by_its_special_tokens_too(prepared, tmp_path):
     assert tokenizer_identity(tmp_path / "tokenizer") == before
     path.write_text(json.dumps({**config, "additional_special_tokens": ["<|tool|>"]}))
     assert tokenizer_identity(tmp_path / "tokenizer") != before
+    path.write_text(json.dumps(config))
+    for name, content in (
+        ("special_tokens_map.json", {"eos_token": "<|im_end|>"}),
+        ("added_tokens.json", {"<|x|>": 7}),
+    ):
+        (tmp_path / "tokenizer" / name).write_text(json.dumps(content))
+        assert tokenizer_identity(tmp_path / "tokenizer") != before
+        (tmp_path / "tokenizer" / name).unlink()
+    (tmp_path / "tokenizer" / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    eod_id = tokenizer_identity(tmp_path / "tokenizer")["eod_id"]
+    assert eod_id == AutoTokenizer.from_pretrained(tmp_path / "tokenizer").eos_token_id != before["eod_id"]

@@ -81,12 +81,11 @@ def test_a_host_that_dies_is_left_out_and_a_spare_finishes_the_run(hosts, tmp_pa
 
 
 def test_a_slurm_job_saves_before_its_limit_is_requeued_and_finishes(slurm, tmp_path, new_run, ds):
-    # Slurm sends the signal up to a minute early, so after 30 to 90 s: the ranks train by then, and train still.
-    slow = {"kind": "sleep", "rank": 0, "step": 1, "steps": STEPS, "seconds": 6.0, "incarnation": 1}
+    slow = {"kind": "sleep", "rank": 0, "step": 1, "steps": STEPS, "seconds": 8.0, "incarnation": 1}
     slowly = {"RECIPE_FAULTS": json.dumps([slow])}
     run = new_run("run", **SECTIONS)
     sent = subprocess.run(
-        ["sbatch", "--parsable", "--nodes=1", "--gpus-per-node=0", "--signal=B:USR2@30", "--time=2", "--output", tmp_path / "log",
+        ["sbatch", "--parsable", "--nodes=1", "--gpus-per-node=0", "--signal=B:USR2@30", "--time=10", "--output", tmp_path / "log",
          "launch/train.slurm", "--gpus-per-node", "2", *map(str, run.arguments(ds))],
         cwd=ROOT, env={**slurm, **slowly}, capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -96,6 +95,9 @@ def test_a_slurm_job_saves_before_its_limit_is_requeued_and_finishes(slurm, tmp_
     def kinds() -> list[str]:
         return [e["event"] for e in read_json_lines(run.run_dir / "events.jsonl")]
 
+    wait_for(lambda: "started" in kinds(), "start of the training", 120)
+    # A minute and a half of which are left at the most; Slurm sends the signal up to a minute early.
+    slurm_says(slurm, "scontrol", "update", f"JobId={job}", "TimeLimit=2")
     wait_for(lambda: "stopped" in kinds(), "stop before the limit", 180)
     wait_for(lambda: slurm_says(slurm, "squeue", "-h", "-j", job, "-o", "%t").strip() == "PD", "requeued job", 60)
     # Not in two minutes, Slurm's own delay; nor in the second of the kill, for which slurmd refuses the job's number.

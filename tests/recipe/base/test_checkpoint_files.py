@@ -77,8 +77,15 @@ def test_a_universal_form_is_of_the_checkpoint_that_it_was_made_from_and_goes_wi
 def test_what_is_set_aside_twice_is_not_lost(tmp_path):
     names = [on_disk.set_aside(make(tmp_path, 4), "left").name for _ in range(3)]
     assert names == ["step_00000004.left", "step_00000004.left1", "step_00000004.left2"]
-    assert on_disk.is_set_aside(tmp_path, 4, "left")
-    assert not on_disk.is_set_aside(tmp_path, 4, "rewound")
+
+
+def test_latest_names_what_is_left(tmp_path):
+    make(tmp_path, 2), make(tmp_path, 4)
+    (tmp_path / "latest").write_text("step_00000004")
+    on_disk.set_aside(tmp_path / "step_00000004", "left")
+    assert (tmp_path / "latest").read_text() == "step_00000002"
+    on_disk.set_aside(tmp_path / "step_00000002", "left")
+    assert not (tmp_path / "latest").exists()
 
 
 def test_damage_is_named(tmp_path):

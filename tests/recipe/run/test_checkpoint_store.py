@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from recipe.base import checkpoint_files as on_disk
-from recipe.base.run_records import last_saved
+from recipe.base.run_records import saved_checkpoints
 from recipe.base.settings import Checkpoint, Schedule
+from recipe.run import checkpoint as checkpoint_module
 from recipe.run import stopping
 from recipe.run.checkpoint import CheckpointStore, _Save
 from recipe.run.loop import LAST_BEFORE_DECAY, Training
@@ -59,12 +60,13 @@ def checkpoint(folder: Path, step: int, keep: str | None) -> Path:
 
 
 @pytest.mark.parametrize(("decay_tokens", "kept"), [(350, {6}), (250, {7}), (950, set())])
-def test_the_last_before_a_decay_that_has_moved_is_not_kept_for_it(decay_tokens, kept, tmp_path):
+def test_the_last_before_a_decay_that_has_moved_is_not_kept_for_it(decay_tokens, kept, tmp_path, monkeypatch):
     for step, keep in ((6, LAST_BEFORE_DECAY + "\n"), (7, LAST_BEFORE_DECAY + "\n"), (8, ""), (9, "for the paper")):
         checkpoint(tmp_path, step, keep)
     schedule = Schedule(total_tokens=1000, kind="wsd", peak_lr=1, min_lr=0, warmup_tokens=0, decay_tokens=decay_tokens)
     training: Any = SimpleNamespace(launch=SimpleNamespace(run=SimpleNamespace(schedule=schedule)))
     store = CheckpointStore(tmp_path, Checkpoint(every_steps=1))
+    monkeypatch.setattr(checkpoint_module, "from_first_rank", lambda make: make())
     store.unmark(LAST_BEFORE_DECAY, lambda manifest: Training._is_last_before_decay(training, manifest))
     marked = {on_disk.step_of(p) for p in on_disk.complete(tmp_path) if on_disk.kept_for(p)}
     assert marked == kept | {8, 9}
@@ -95,10 +97,10 @@ def test_what_a_run_has_saved_since_it_began_is_known(tmp_path):
     def write(*more: dict[str, Any]) -> None:
         (tmp_path / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in [*events, *more]))
 
-    assert last_saved(tmp_path) is None
+    assert saved_checkpoints(tmp_path) == []
     write()
-    assert last_saved(tmp_path) == events[1]
+    assert saved_checkpoints(tmp_path) == [events[1]]
     write({"event": "started", "step": 0, "checkpoint": None})  # after a rewind to before the first
-    assert last_saved(tmp_path) is None
+    assert saved_checkpoints(tmp_path) == []
     write({"event": "started", "step": 0, "checkpoint": None}, {"event": "imported", "step": 0})
-    assert last_saved(tmp_path)["event"] == "imported"
+    assert [event["event"] for event in saved_checkpoints(tmp_path)] == ["imported"]

@@ -20,7 +20,7 @@ from recipe.base.settings import Checkpoint
 from recipe.run import checkpoint, incarnation, probe
 from recipe.run.checkpoint import CheckpointStore, TrainState
 from recipe.run.probe import Corruption, check_for_corruption
-from recipe.run.run_folder import RunFolder, suspect_order
+from recipe.run.run_folder import Orders, RunFolder, read_orders
 
 
 def committed(folder: Path, *steps: int) -> list[Path]:
@@ -58,7 +58,7 @@ def test_checkpoints_since_the_last_good_probe_are_set_aside_with_their_universa
     committed(tmp_path, 2, 4, 6, 8)
     write_json(on_disk.universal_of(tmp_path / "step_00000006") / "manifest.json", {})
     store = CheckpointStore(tmp_path, Checkpoint(every_steps=2))
-    assert store.choose(fall_back=True, good_until=4) == tmp_path / "step_00000004"
+    assert store.choose(fall_back=True, orders=Orders(good_until=4)) == tmp_path / "step_00000004"
     names = ["step_00000002", "step_00000004", "step_00000006.suspect", "step_00000006.suspect.universal"]
     names.append("step_00000008.suspect")
     assert sorted(path.name for path in tmp_path.iterdir()) == names
@@ -67,16 +67,40 @@ def test_checkpoints_since_the_last_good_probe_are_set_aside_with_their_universa
         ("checkpoint_suspect", 8),
     ]
     with pytest.raises(UserError, match="has no checkpoint 'step_00000008'"):
-        store.choose("step_00000008", fall_back=False, good_until=4)
+        store.choose("step_00000008", fall_back=False, orders=Orders(good_until=4))
+
+
+def test_a_branch_that_was_left_is_not_gone_on_from_after_a_kill(alone, tmp_path):
+    """The start that had named step 4 ended before it had set the younger ones aside."""
+    committed(tmp_path / "checkpoints", 2, 4, 6, 8)
+    write_json(tmp_path / "rewind.json", {"number": 1, "before_step": 6, "sequences": 64, "said": "a spike"})
+    RunFolder(tmp_path, 1).order_left(4)
+    store = CheckpointStore(tmp_path / "checkpoints", Checkpoint(every_steps=2))
+    assert store.choose(fall_back=True, orders=read_orders(tmp_path)) == store.folder / "step_00000004"
+    assert sorted(p.name for p in store.folder.glob("*.left")) == ["step_00000006.left", "step_00000008.left"]
+    assert read_orders(tmp_path) == Orders(left_above=4)  # the rewind was of that branch
+    RunFolder(tmp_path, 2).checkpoints_are_set_aside()
+    assert read_orders(tmp_path) == Orders()
+
+
+@pytest.mark.parametrize(("committed_steps", "begins_anew"), [((), True), ((6, 8), True), ((2, 6, 8), False)])
+def test_a_rewind_begins_anew_only_before_the_first_checkpoint(committed_steps, begins_anew, alone, tmp_path):
+    store = CheckpointStore(tmp_path, Checkpoint(every_steps=2))
+    orders = Orders(rewind={"number": 1, "before_step": 5, "sequences": 40})
+    if begins_anew:
+        assert store.choose(fall_back=True, orders=orders, committed=committed_steps) is None
+    else:
+        with pytest.raises(UserError, match="the run has saved some, the last after step 2; restore"):
+            store.choose(fall_back=True, orders=orders, committed=committed_steps)
 
 
 def test_a_run_does_not_begin_anew_because_no_good_checkpoint_is_left(alone, tmp_path):
     committed(tmp_path / "checkpoints", 6, 8)
     store = CheckpointStore(tmp_path / "checkpoints", Checkpoint(every_steps=2))
     with pytest.raises(UserError, match=r"no checkpoint from before the last good probe \(step 4\)"):
-        store.choose(fall_back=True, good_until=4)
+        store.choose(fall_back=True, orders=Orders(good_until=4))
     with pytest.raises(UserError, match="no checkpoint from before the first probe, which was not good; copy one back"):
-        store.choose(fall_back=True, good_until=0)
+        store.choose(fall_back=True, orders=Orders(good_until=0))
     assert len(on_disk.complete(store.folder)) == 2
 
 
@@ -115,7 +139,7 @@ def test_the_next_start_goes_back_and_sees_the_same_data(alone, tmp_path, monkey
     committed(tmp_path / "checkpoints", 4, 6, 8)
     first = RunFolder(tmp_path, 1)
     assert corrupted(first, Corruption({1: "host1"}, known=True), monkeypatch) == RESTART
-    assert suspect_order(tmp_path) == 6
+    assert read_orders(tmp_path).good_until == 6
     found = incident_of(tmp_path, 1, RESTART)
     assert (found.kind, found.rank, found.host, found.ranks) == ("corruption", 1, "host1", (1,))
     with pytest.raises(UserError, match="start again without that host"):
@@ -124,7 +148,7 @@ def test_the_next_start_goes_back_and_sees_the_same_data(alone, tmp_path, monkey
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [e["event"] for e in events] == ["started", "corruption", "checkpoint_suspect", "started", "corruption"]
     assert "left out" not in events[3]["said"]
-    assert suspect_order(tmp_path) == 6
+    assert read_orders(tmp_path).good_until == 6
     assert incident_of(tmp_path, 2, 2).kind == "unknown"  # nobody's host is named
 
 

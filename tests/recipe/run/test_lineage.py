@@ -86,7 +86,7 @@ def test_going_on_from_a_named_checkpoint_leaves_the_younger_ones_behind(finishe
     # The new branch is saved under the same steps, is what goes on, and is what is read of the run.
     names = checkpoints(run)
     assert {"step_00000008.left", "step_00000008.left.universal", "step_00000012.left"} < set(names)
-    assert [p.name for p in complete(run.run_dir / "checkpoints")] == ["step_00000008", "step_00000012"]
+    assert [p.name for p in complete(run.run_dir / "checkpoints")] == ["step_00000012"]
     assert optimizer_digest(run, 12) != abandoned
     assert "resumed after step 12" in train(run, ds_path, "--resume", "auto", "--set", "schedule.peak_lr=0.01")
     assert losses(run)[5] == losses(finished)[5]
@@ -110,6 +110,8 @@ def test_a_resharded_form_is_of_one_checkpoint_alone(finished, new_run, ds_path,
         folder / "step_00000012.universal"
     )  # as a copy would bring it back
     two = write_ds(2, micro_batch=4, accumulation=1, autoep_size=1)
+    dry = run_python(TRAIN, *run.arguments(two, "--dry-run", "--resume", "auto"))
+    assert (dry.returncode, "first run python launch/reshard.py" in dry.stderr) == (2, True)
     done = launch(2, TRAIN, *run.arguments(two, "--resume", "auto"))
     assert done.returncode == 2
     message = "and its universal form was made from another checkpoint of that name; first run python launch/reshard.py"
@@ -147,10 +149,14 @@ def test_a_ruined_state_is_never_the_newest_checkpoint(finished, new_run, ds_pat
     assert "3 steps in a row up to 16 were not finite" in printed
     assert "step_00000012 is the newest checkpoint from before them, which --resume auto takes" in printed
     assert [p.name for p in complete(run.run_dir / "checkpoints")][-1] == "step_00000012"
-    # A stop before the run gives up does not save it either.
-    printed = train(run, ds_path, *words, *ruin, "--set", "numerics.max_nonfinite_in_a_row=99", code=2)
-    assert "resumed after step 12" in printed
-    assert "the last steps were not finite; " in printed
+    # Nor does a stop right after that update, or the end of the schedule, save it.
+    for end in (
+        ("--time-limit", "1"),
+        ("--set", f"schedule.total_tokens={13 * 8 * 32}", "--set", "schedule.min_lr=1e30"),
+    ):
+        printed = train(run, ds_path, *words, *ruin, *end, code=2)
+        assert "the update of step 13 has ruined the weights: the " in printed
+        assert "step_00000012 is the newest checkpoint from before them" in printed
     assert "resumed after step 12" in train(run, ds_path, *words)
     assert [p.name for p in complete(run.run_dir / "checkpoints")][-1] == "step_00000030"
     report(
@@ -162,27 +168,45 @@ def test_a_ruined_state_is_never_the_newest_checkpoint(finished, new_run, ds_pat
     )
 
 
-def test_a_checkpoint_that_was_ruined_before_is_set_aside_for_the_one_before_it(finished, new_run, ds_path):
-    run = copied(finished, new_run, "unproven", numerics={"max_nonfinite_in_a_row": 3, "spikes": None})
-    # One step to its end with that rate: the last checkpoint is finite, and nothing has proven it.
-    ruin = ("--set", "schedule.peak_lr=1e30", "--set", "schedule.min_lr=1e30")
-    train(
-        run,
-        ds_path,
-        "--resume",
-        "auto",
-        "--set",
-        f"schedule.total_tokens={13 * 8 * 32}",
-        *ruin,
-        "--set",
-        "checkpoint.keep_last=1",
+def faulty(*faults: dict) -> dict[str, str]:
+    return {"RECIPE_FAULTS": json.dumps([{"rank": 0, "incarnation": 2, **fault} for fault in faults])}
+
+
+def test_a_checkpoint_after_which_no_step_is_finite_is_set_aside_for_the_one_before_it(finished, new_run, ds_path):
+    run = copied(finished, new_run, "suspect", numerics={"max_nonfinite_in_a_row": 3, "spikes": None})
+    words = run.arguments(ds_path, "--resume", "auto", "--set", f"schedule.total_tokens={16 * 8 * 32}")
+    done = launch(1, TRAIN, *words, env=faulty({"kind": "nan_gradient", "step": 13, "steps": 3}))
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "step_00000008 is the newest checkpoint from before them" in done.stderr
+    assert "step_00000012.suspect may be ruined and is set aside" in done.stderr
+    done = launch(1, TRAIN, *words)
+    assert "resumed after step 8" in done.stdout, done.stderr[-3000:]
+
+
+def test_a_stop_waits_for_a_step_that_is_applied(finished, new_run, ds_path):
+    run = copied(finished, new_run, "waits")
+    words = run.arguments(
+        ds_path, "--resume", "auto", "--set", f"schedule.total_tokens={20 * 8 * 32}", "--time-limit", "1"
     )
-    assert [p.name for p in complete(run.run_dir / "checkpoints")] == ["step_00000012", "step_00000013"]
-    longer = ("--resume", "auto", "--set", f"schedule.total_tokens={20 * 8 * 32}")
-    printed = train(run, ds_path, *longer, code=2)
-    assert "step_00000012 is the newest checkpoint from before them" in printed
-    assert "step_00000013.suspect may be ruined and is set aside" in printed
-    assert "resumed after step 12" in train(run, ds_path, *longer)
+    done = launch(1, TRAIN, *words, env=faulty({"kind": "nan_gradient", "step": 13}))
+    assert "stopped by a time limit after step 14; --resume auto goes on" in done.stdout, done.stderr[-3000:]
+    assert [p.name for p in complete(run.run_dir / "checkpoints")][-1] == "step_00000014"
+
+
+def test_a_state_that_makes_spikes_is_no_checkpoint_to_go_back_to(finished, new_run, ds_path):
+    """A rate that ruins the weights without a NaN: each loss after it is finite, and far above those before."""
+    numerics = {"max_nonfinite_in_a_row": 3, "spikes": {"window": 8, "sustained": 3}}
+    run = copied(finished, new_run, "spiky", numerics=numerics)
+    words = ("--resume", "auto", "--set", f"schedule.total_tokens={30 * 8 * 32}")
+    ruin = ("--set", "schedule.peak_lr=0.3", "--set", "checkpoint.every_steps=1", "--set", "checkpoint.keep_last=1")
+    printed = train(run, ds_path, *words, *ruin, code=75)
+    assert "going back to the last checkpoint before step 14: 3 steps in a row up to 16 were spikes" in printed
+    assert "no checkpoint of step 14: the step was skipped, and the weights may be ruined" in printed
+    assert [p.name for p in complete(run.run_dir / "checkpoints")][-1] == "step_00000012"
+    # From a checkpoint by its name, the order to leave data out is off.
+    printed = train(run, ds_path, "--resume", "step_8", "--set", f"schedule.total_tokens={9 * 8 * 32}")
+    assert "resumed after step 8, 2,048 tokens\n" in printed
+    assert read_manifest(run.run_dir / "checkpoints" / "step_00000009")["train_state"]["sequences"] == 72
 
 
 def test_checkpoints_that_are_gone_are_not_taken_for_a_new_run(finished, new_run, ds_path):
@@ -194,6 +218,8 @@ def test_checkpoints_that_are_gone_are_not_taken_for_a_new_run(finished, new_run
     assert (
         "has no complete checkpoint, but the run has saved some, the last after step 12; restore the folder" in printed
     )
+    dry = run_python(TRAIN, *run.arguments(ds_path, "--dry-run", "--resume", "auto"))
+    assert (dry.returncode, "the last after step 12; restore the folder" in dry.stderr) == (2, True)
     for name in ("latest", "step_00000004"):
         assert "has no complete checkpoint" in train(run, ds_path, "--resume", name, code=2)
         new = new_run(f"new_{name}", **SECTIONS)
@@ -334,10 +360,17 @@ def test_a_run_branches_into_a_folder_of_its_own(finished, new_run, ds_path):
         f"branched from {finished.run_dir / 'checkpoints' / 'step_00000004'}; train with --resume auto" in done.stdout
     )
     (start,) = read_json_lines(run.run_dir / "incarnations.jsonl")
-    assert start["branched_from"]["checkpoint"] == "step_00000004"
+    assert start["began_from"]["checkpoint"] == "step_00000004"
     train(run, ds_path, "--resume", "auto")
     assert losses(run) == {step: loss for step, loss in losses(finished).items() if step > 4}
     assert {path: path.stat().st_mtime_ns for path in finished.run_dir.rglob("*")} == before
+    report(
+        "a branch on purpose: recipe/branch.py",
+        "branched from step_00000004; train with --resume auto",
+        seconds=None,
+        lost_steps=0,
+        then="losses equal to the last bit in a run folder of its own; the one it came from is untouched",
+    )
 
     # Into another schedule and another order of the data, which then begin at their beginning.
     run = new_run("reordered", seed=1, **SECTIONS)
@@ -351,6 +384,9 @@ def test_a_branch_of_the_weights_alone_begins_anew(finished, new_run, ds_path):
     run = new_run("weights", optimizer={"betas": [0.9, 0.99]}, **SECTIONS)
     words = ("--from", finished.run_dir)
     done = launch(1, BRANCH, *words, *run.arguments(ds_path))
+    assert done.returncode == 2
+    assert "is 3,072 tokens into the schedule, and schedule.total_tokens is 3,072; raise it" in done.stderr
+    done = launch(1, BRANCH, *words, *run.arguments(ds_path, "--set", "schedule.total_tokens=4096"))
     assert done.returncode == 2
     assert (
         "has other settings: betas is [0.9, 0.99], was [0.9, 0.95]; restore them, or branch with --weights-only"

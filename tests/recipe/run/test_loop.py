@@ -60,7 +60,7 @@ def training(monkeypatch, tmp_path):
     launch = SimpleNamespace(run=run, shape=None, order=Stand(), last_step=lambda step, tokens: 4)
     state = SimpleNamespace(step=0, sequences=0, tokens=0, mitigations={}, guard={})
     store = SimpleNamespace(
-        before_update=None, finish=lambda: True, take_events=list, holds=lambda step: True, unmark=lambda *_: None
+        before_update=None, finish=lambda: True, take_events=list, check_saved=lambda step: None, unmark=lambda *_: None
     )
     folder = SimpleNamespace(path=tmp_path, stop_request=tmp_path / "stop")
 

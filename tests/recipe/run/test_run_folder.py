@@ -57,7 +57,9 @@ def test_what_may_change_is_told_and_what_may_not_is_refused(tmp_path):
     assert changes(ds={"train_batch_size": 16}) == ["ds_config train_batch_size is 16, was 8"]
     # Where things lie does not matter, and what is done with damage is decided when there is some.
     assert changes(model="elsewhere", tokenizer="elsewhere") == []
-    assert changes(data={"tokens": "elsewhere", "seq_length": 8, "on_damage": "skip"}) == []
+    skip = {"tokens": "elsewhere", "seq_length": 8, "on_damage": "skip"}
+    assert changes(data=skip) == ["data.on_damage is 'skip', was 'stop'"]
+    assert changes(identity={**IDENTITY, "evaluation": {"eod_id": 0}}) == ["evaluation.eod_id is 0, was not set"]
 
 
 @pytest.mark.parametrize(
@@ -101,6 +103,24 @@ def test_a_copied_run_folder_says_so_and_its_inputs_stay_where_they_were(tmp_pat
     (change,) = check_run_folder(launch_of(Path("copy")), resumes=True)
     assert change == f"the run folder is {tmp_path / 'copy'}, was {tmp_path / 'here/run'}: moved, or a copy of that run"
     assert load_run_folder(tmp_path / "copy")[0].data.tokens == tmp_path / "here" / "tokens"
+
+
+def test_a_run_whose_beginning_was_cut_short_does_not_begin_from_nothing(tmp_path):
+    """An import or a branch that was killed before it had saved anything."""
+    record_start(launch_of(tmp_path / "run"), began_from={"from": "exports/a"})
+    for resumes in (True, False):
+        with pytest.raises(
+            UserError, match="was to begin from exports/a, and that ended before its first checkpoint; remove"
+        ):
+            check_run_folder(launch_of(tmp_path / "run"), resumes=resumes)
+    append_json(tmp_path / "run" / "events.jsonl", {"event": "imported", "step": 0})
+    assert check_run_folder(launch_of(tmp_path / "run"), resumes=True) == []
+
+
+def test_a_folder_whose_first_record_was_cut_short_is_new(tmp_path):
+    (tmp_path / "incarnations.jsonl").write_text('{"time": 1, "comm')
+    for resumes in (True, False):
+        assert check_run_folder(launch_of(tmp_path), resumes=resumes) == []
 
 
 def test_checkpoints_without_a_record_of_their_run_are_not_taken_for_this_one(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import socket
 
 import pytest
@@ -74,6 +75,14 @@ def test_a_dry_run_lets_a_source_of_weight_zero_be_small(dry, prepared, new_run,
     code, error = dry(f"model={wide}", longer, "data.mixture.weights={en: 1, zh: 1}")
     assert code == 2
     assert "source 'zh' has" in error
+    # It need not be there at all: neither its shards, nor, when it is named, the source.
+    shutil.copytree(prepared.tokens, tmp_path / "tokens")
+    shutil.rmtree(tmp_path / "tokens" / "shards" / "train" / "zh")
+    shutil.rmtree(tmp_path / "tokens" / "shards" / "held_out")
+    without = f"data.tokens={tmp_path / 'tokens'}"
+    assert dry(without, "data.mixture.weights={en: 1, zh: 0}") == (0, "")
+    assert dry(without, "data.mixture.weights={en: 1, zh: 0, fr: 0}") == (0, "")
+    assert "zh" in dry(without)[1]
 
 
 def test_evaluation_needs_held_out_tokens(prepared, dry, tmp_path, monkeypatch):
@@ -84,7 +93,9 @@ def test_evaluation_needs_held_out_tokens(prepared, dry, tmp_path, monkeypatch):
     for changes in ({"shards": (shard,)}, {"text_bytes": 0}):
         with pytest.raises(UserError, match="source 'zh' have no text to evaluate"):
             _check_held_out([sources[0], dataclasses.replace(sources[1], **changes)])
-    monkeypatch.setattr(TokenFolder, "sources", lambda folder, split: [] if split == "held_out" else sources)
+    monkeypatch.setattr(
+        TokenFolder, "sources", lambda folder, split, names=None: [] if split == "held_out" else sources
+    )
     code, error = dry("evaluation.every_steps=5")
     assert code == 2
     assert "has no held-out shards" in error

@@ -11,7 +11,7 @@ import torch
 
 from recipe.base.settings import Numerics, Spikes
 from recipe.run import step_guard
-from recipe.run.step_guard import NotFinite, Rewind, StepGuard
+from recipe.run.step_guard import Rewind, StepGuard, Unsound
 
 WINDOW = 8
 
@@ -68,7 +68,7 @@ def test_the_last_update_before_steps_that_are_not_finite_is_known(alone):
     assert steps.guard.in_doubt
     steps.take(0.0, targets=0)  # shows nothing
     assert steps.guard.in_doubt
-    with pytest.raises(NotFinite, match="2 steps in a row up to 4 were not finite"):
+    with pytest.raises(Unsound, match="2 steps in a row up to 4 were not finite"):
         steps.take(math.inf)
     assert steps.guard.last_update == 1
     resumed = Steps(steps.guard.state, max_nonfinite_in_a_row=9)
@@ -89,3 +89,30 @@ def test_the_history_is_of_the_last_steps_that_were_applied(alone):
     with pytest.raises(Rewind) as rewind:
         steps.take(50.0)
     assert rewind.value.before_step == 3 * WINDOW + 1
+
+
+def test_steps_that_are_skipped_for_one_reason_or_another_in_turn_reach_a_limit(alone):
+    steps = Steps(max_nonfinite_in_a_row=3, spikes=Spikes(window=WINDOW, sustained=9))
+    for _ in range(WINDOW):
+        steps.take(2.0)
+
+    def in_turn() -> None:
+        for _ in range(9):
+            steps.take(math.nan)
+            steps.take(1e20)
+
+    with pytest.raises(Unsound, match="3 steps in a row up to 13 were not finite"):
+        in_turn()
+
+
+def test_a_spike_proves_nothing(alone):
+    steps = Steps()
+    for _ in range(WINDOW):
+        steps.take(2.0)
+    assert (steps.guard.verdict().proof, steps.guard.in_doubt) == (True, False)
+    steps.take(1e20)
+    assert (steps.guard.verdict().proof, steps.guard.in_doubt) == (False, True)
+    steps.take(0.0, targets=0)
+    assert (steps.guard.verdict().proof, steps.guard.in_doubt) == (None, True)
+    steps.take(2.0)
+    assert (steps.guard.verdict().proof, steps.guard.in_doubt) == (True, False)
