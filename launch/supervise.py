@@ -22,6 +22,7 @@ from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import append_json, read_json_lines, write_json
 from recipe.base.locks import in_use, lock_file, lock_holder
 from recipe.base.ranks import RESTART, STOP_SIGNALS
+from recipe.run.early_stop import asked_by_file
 from recipe.run.run_folder import LOCK, LOCK_PATIENCE_S, STOP, SUPERVISOR_LOCK, suspect_order
 from recipe.run.startup import Launch, check_launch
 
@@ -134,8 +135,9 @@ class Supervisor:
             return self._restart_until_the_end()
         finally:
             # Ranks that are still there, on other hosts, have yet to see it.
-            if lock_holder(self.run_dir / LOCK) is None:
-                self.stop_file.unlink(missing_ok=True)
+            with suppress(OSError, UserError):  # a file that stays is removed by the next start
+                if lock_holder(self.run_dir / LOCK) is None:
+                    self.stop_file.unlink(missing_ok=True)
 
     def _restart_until_the_end(self) -> int:
         stalls = 0
@@ -171,7 +173,7 @@ class Supervisor:
 
     def _stop_is_asked(self, word: dict[str, Any]) -> bool:
         """By a signal, or by a file or the time limit where no rank trained that could answer them."""
-        return bool(self.signals) or (not word and (self.stop_file.exists() or self._limit_is_near()))
+        return bool(self.signals) or (not word and (asked_by_file(self.stop_file) or self._limit_is_near()))
 
     def _limit_is_near(self) -> bool:
         limit_s = self.args.time_limit
@@ -258,21 +260,30 @@ class Supervisor:
         return self._run_group(words)
 
     def _run_group(self, words: list[str]) -> int:
-        """Run a command in a process group of its own, which a terminal's ctrl-C does not reach."""
+        """Run a command in a process group of its own, which a terminal's ctrl-C does not reach; it ends before this does."""
         process = subprocess.Popen(words, start_new_session=True)
         self.group = process.pid
-        if self.signals:  # asked while it was being started
-            self._ask_to_stop()
-        while True:
-            try:
-                code = process.wait(POLL_S)
-                break
-            except subprocess.TimeoutExpired:
-                if (self.stop_file.exists() or self._limit_is_near()) and not self.start_ended and self._is_starting():
-                    self._end_start()
-        end_group(process.pid, self.args.grace)
-        self.group = None
-        return code
+        try:
+            if self.signals:  # asked while it was being started
+                self._ask_to_stop()
+            while True:
+                try:
+                    return process.wait(POLL_S)
+                except subprocess.TimeoutExpired:
+                    self._look_for_a_stop()
+        finally:
+            end_group(process.pid, self.args.grace)
+            self.group = None
+
+    def _look_for_a_stop(self) -> None:
+        """End a start that is asked to stop. The run goes on where the file system does not answer: the next look is soon."""
+        with suppress(OSError):
+            if (
+                (asked_by_file(self.stop_file) or self._limit_is_near())
+                and not self.start_ended
+                and self._is_starting()
+            ):
+                self._end_start()
 
     def _is_starting(self) -> bool:
         """Whether the ranks of the newest start have yet to say that they train."""
@@ -346,9 +357,14 @@ class Supervisor:
         if self.signals > 1 and self.group is not None:
             signal_group(self.group, signal.SIGKILL)
             return
-        self.stop_file.touch()
-        if self.group is not None and not self.start_ended and self._is_starting():
-            self._end_start()
+        try:
+            self.stop_file.touch()
+        except OSError:  # such as a full disk: what runs is told without a file
+            if self.group is not None:
+                signal_group(self.group, signal.SIGTERM)
+            return
+        if self.group is not None:
+            self._look_for_a_stop()
 
     def _wait(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds

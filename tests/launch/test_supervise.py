@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import pytest
 
-from launch.supervise import end_group, signal_group
+from launch import supervise as module
+from launch.supervise import Supervisor, end_group, signal_group
 from recipe.base.checkpoint_files import SCHEMA, VERSION, topology
 from recipe.base.files import write_json
 from recipe.base.ranks import RESTART, STOP_SIGNALS
+from recipe.run.stopping import StopRequest
 from tests.conftest import ROOT
 from tests.recipe.base.test_locks import HOLD
 
@@ -162,6 +169,87 @@ def test_a_group_that_is_gone_is_let_be(monkeypatch):
     seen = iter([[process.pid], []])
     monkeypatch.setattr("launch.supervise.processes_of", lambda group: next(seen, []))
     end_group(process.pid, 1.0)
+
+
+@pytest.fixture
+def supervisor(tmp_path, monkeypatch) -> Supervisor:
+    """One in this process, that a test asks by its methods and not by signals."""
+    parts = {"expert_parallel": SimpleNamespace(autoep_size=1), "zero_optimization": SimpleNamespace(stage=3)}
+    ds = SimpleNamespace(world_size=2, **parts)
+    launch = SimpleNamespace(run=SimpleNamespace(run_dir=tmp_path / "run"), ds=ds, ds_raw={})
+    monkeypatch.setattr(module, "check_launch", lambda *_, **__: launch)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    return Supervisor(module.parse(["--num_gpus", "2", "--config", "c", "--deepspeed_config", "d", "--grace", "1"]))
+
+
+def once_launched(supervisor: Supervisor, act: Callable[[], object]) -> None:
+    """Act, from beside it, as soon as the supervisor's launcher runs."""
+
+    def wait_and_act() -> None:
+        until(supervisor.run_dir / "launched")
+        act()
+
+    threading.Thread(target=wait_and_act, daemon=True).start()
+
+
+def refuse(monkeypatch, folder: Path, number: int, *methods: str) -> None:
+    """From now on methods of the paths in a folder fail as on a file system that does not answer."""
+    for name in methods:
+        answer = getattr(Path, name)
+
+        def method(path: Path, *args: Any, answer: Callable = answer, **more: Any) -> Any:
+            if path.is_relative_to(folder):
+                raise OSError(number, os.strerror(number))
+            return answer(path, *args, **more)
+
+        monkeypatch.setattr(Path, name, method)
+
+
+def command(launcher: str, run_dir: Path) -> list[str]:
+    return [sys.executable, "-c", launcher, str(run_dir)]
+
+
+ANSWERS = [errno.ESTALE, errno.EIO, errno.EACCES]
+
+
+@pytest.mark.parametrize("number", ANSWERS)
+def test_a_file_system_that_does_not_answer_for_a_while_ends_no_run(number, supervisor, monkeypatch):
+    refuse(monkeypatch, supervisor.run_dir, number, "exists", "unlink")
+    monkeypatch.setattr(module, "POLL_S", 0.01)
+    assert supervisor._run_group([sys.executable, "-c", "import sys, time; time.sleep(0.2); sys.exit(7)"]) == 7
+    assert not supervisor._stop_is_asked({})
+    monkeypatch.setattr(supervisor, "_restart_until_the_end", lambda: 0)
+    assert supervisor.run() == 0
+
+
+@pytest.mark.parametrize("number", ANSWERS)
+def test_nor_does_it_when_a_rank_looks_for_the_file(number, tmp_path, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    request = StopRequest(tmp_path / "stop", None)
+    refuse(monkeypatch, tmp_path, number, "exists", "unlink")
+    assert request.reason() is None
+    request.answered()
+
+
+def test_a_signal_on_a_full_disk_still_ends_the_ranks(supervisor, monkeypatch):
+    refuse(monkeypatch, supervisor.run_dir, errno.ENOSPC, "touch")
+    once_launched(supervisor, lambda: supervisor._asked(signal.SIGINT, None))
+    sleeps = READY + "open(run / 'launched', 'w').close(); time.sleep(60)"
+    assert supervisor._run_group(command(sleeps, supervisor.run_dir)) == -signal.SIGTERM
+
+
+def test_no_rank_outlives_a_supervisor_that_fails(supervisor, monkeypatch):
+    groups: list[int] = []
+
+    def fail() -> NoReturn:
+        groups.append(supervisor.group)
+        raise KeyError("a defect")
+
+    monkeypatch.setattr(supervisor, "_look_for_a_stop", fail)
+    with pytest.raises(KeyError):
+        supervisor._run_group(command(SLEEPS, supervisor.run_dir))
+    assert module.processes_of(groups[0]) == []
 
 
 SLURM = """#!/usr/bin/env bash
