@@ -79,7 +79,7 @@ def _read_env_file(path: Path) -> dict[str, str]:
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         if not separator or not _NAME.fullmatch(name):
-            problems.append(f"line {number}: '{line.strip()}' is not NAME=VALUE")
+            problems.append(f"line {number}: {line.strip()!r} is not NAME=VALUE")
         elif len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
             problems.append(f"line {number}: the quotes would be a part of {name}'s value; remove them")
         values[name] = value

@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -16,14 +17,15 @@ from typing import IO, Any
 
 from launch.incidents import Incident, incident_of, last_step
 from launch.places import add_place_arguments, place_of
-from recipe.base.arguments import natural_int, positive_seconds
+from recipe.base.arguments import natural_int, natural_seconds, positive_seconds
 from recipe.base.checkpoint_files import check_convertible, complete, read_manifest, step_of, topology, universal_state
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import append_json, read_json_lines, write_json
+from recipe.base.heartbeats import read_heartbeats
 from recipe.base.locks import in_use, lock_file, lock_holder
 from recipe.base.ranks import RESTART, STOP_SIGNALS
 from recipe.run.early_stop import asked_by_file
-from recipe.run.run_folder import LOCK, LOCK_PATIENCE_S, STOP, SUPERVISOR_LOCK, suspect_order
+from recipe.run.run_folder import LOCK, LOCK_PATIENCE_S, STOP, SUPERVISOR_LOCK, check_run_folder, suspect_order
 from recipe.run.startup import Launch, check_launch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,11 +34,15 @@ EXAMPLE = """examples:
   launch/train.sh --num_gpus 2 --config recipe/configs/runs/X.yaml --deepspeed_config ds_configs/cpu_2.json \\
       --set seed=1 -- --master_port 29501        (what follows -- goes to the deepspeed launcher)
 
-SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 let the step end, save and stop; twice ends the ranks at once.
+SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 let the step end, save and stop; twice ends the ranks at once, those of other hosts in
+seconds.
 
 exit code: 0 the schedule is done; 75 stopped before its end, started again it goes on; 2 something that you must change."""
 MAX_BACKOFF_S = 300.0
 POLL_S = 0.5
+REMOTE_END_S = (
+    10.0  # for the launcher to end ranks on other hosts: a pkill by pdsh and a second (deepspeed/launcher/runner.py)
+)
 START_MARGIN_S = 5.0  # before a time limit, in which ranks that have nothing to save leave
 
 
@@ -57,11 +63,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="restarts in a row without a new checkpoint (default: %(default)s)",
     )
     parser.add_argument(
-        "--backoff", type=float, default=10.0, metavar="SECONDS",
+        "--backoff", type=natural_seconds, default=10.0, metavar="SECONDS",
         help="before a restart; doubled with each stall (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--grace", type=float, default=120.0, metavar="SECONDS",
+        "--grace", type=natural_seconds, default=120.0, metavar="SECONDS",
         help="that ranks whose launcher has ended may take to save and leave (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--time-limit", type=positive_seconds, metavar="SECONDS", help="save and stop before it")
@@ -94,13 +100,18 @@ class Supervisor:
             signal.signal(number, self._asked)
         self.args = args
         self.ds_path: Path = args.deepspeed_config
-        self.launch: Launch = check_launch(args.config, args.set, self.ds_path, None)
+        self.launch = self._check_launch()
         self.run_dir = self.launch.run.run_dir
         self.place = place_of(args, args.launcher, self.run_dir)
         self.place.check(self.launch.ds.world_size)
+        check_run_folder(self.launch, resumes=True)  # the ranks do so too, after a checkpoint was resharded for them
         self.lock = self._take_run()
         self.holds_run = True
         self.stop_file.unlink(missing_ok=True)  # of somebody who asked before; from here on it is ours to keep
+
+    def _check_launch(self) -> Launch:
+        # A port of this host says nothing of rank 0's, and of ranks that still end.
+        return check_launch(self.args.config, self.args.set, self.ds_path, None, port_may_be_in_use=True)
 
     def _take_run(self) -> IO[str]:
         """Hold the run until this process ends, so that no other supervisor starts or stops it.
@@ -232,7 +243,7 @@ class Supervisor:
         raw["gradient_accumulation_steps"] *= 2
         self.ds_path = self.run_dir / "ds_config.stepped_down.json"
         write_json(self.ds_path, raw)
-        self.launch = check_launch(self.args.config, self.args.set, self.ds_path, None)
+        self.launch = self._check_launch()
         return None
 
     def _incarnation(self) -> int:
@@ -286,8 +297,11 @@ class Supervisor:
                 self._end_start()
 
     def _is_starting(self) -> bool:
-        """Whether the ranks of the newest start have yet to say that they train."""
-        return self._incarnations() == self.starts_before or not self._last_word()
+        """Whether the ranks of the newest start have yet to say that they train: by an event, or without room for one by a beat."""
+        if (number := self._incarnations()) == self.starts_before:
+            return True
+        beats = read_heartbeats(self.run_dir / "heartbeats", number)
+        return not self._last_word() and not any(beat.step > 0 for beat in beats.values())
 
     def _end_start(self) -> None:
         """Nothing is to be saved yet: end the launcher and its ranks, on other hosts through the launcher."""
@@ -355,7 +369,7 @@ class Supervisor:
 
     def _ask_to_stop(self) -> None:
         if self.signals > 1 and self.group is not None:
-            signal_group(self.group, signal.SIGKILL)
+            self._end_at_once(self.group)
             return
         try:
             self.stop_file.touch()
@@ -365,6 +379,20 @@ class Supervisor:
             return
         if self.group is not None:
             self._look_for_a_stop()
+
+    def _end_at_once(self, group: int) -> None:
+        """What ends ranks of other hosts, at SIGTERM, is the launcher here, so it gets the time to."""
+        if self.place.remote and self.signals == 2:
+            signal_group(group, signal.SIGTERM)
+            kill = threading.Timer(REMOTE_END_S, self._kill, (group,))
+            kill.daemon = True
+            kill.start()
+        else:
+            signal_group(group, signal.SIGKILL)
+
+    def _kill(self, group: int) -> None:
+        if self.group == group:
+            signal_group(group, signal.SIGKILL)
 
     def _wait(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds

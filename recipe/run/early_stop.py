@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from recipe.base.locks import lock_holder
-from recipe.base.ranks import RESTART, STOP_SIGNALS, is_first_rank
+from recipe.base.ranks import RESTART, STOP_SIGNALS, is_first_rank, remove_shared_memory
 from recipe.run.run_folder import STOP, SUPERVISOR_LOCK
 
 POLL_S = 0.5
@@ -106,6 +106,7 @@ def _nothing(number: int, frame: FrameType | None) -> None:
 
 def _leave(message: str) -> None:
     try:
+        remove_shared_memory()  # no session does, on this way out
         if is_first_rank():
             print(message, file=sys.stderr, flush=True)
     finally:

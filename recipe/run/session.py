@@ -16,9 +16,10 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 from torch.distributed.rendezvous import rendezvous
 
+from recipe.base.ranks import remove_shared_memory
 from recipe.base.settings import Watch
 from recipe.base.timeouts import NCCL_MONITOR, group_timeout_s, rendezvous_timeout_s
-from recipe.run.cpu_op import ensure_cpu_op, remove_shared_memory
+from recipe.run.cpu_op import ensure_cpu_op
 
 
 @contextmanager

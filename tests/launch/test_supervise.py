@@ -20,7 +20,9 @@ import pytest
 from launch import supervise as module
 from launch.supervise import Supervisor, end_group, signal_group
 from recipe.base.checkpoint_files import SCHEMA, VERSION, topology
+from recipe.base.errors import UserError
 from recipe.base.files import write_json
+from recipe.base.heartbeats import Heartbeat, write_heartbeat
 from recipe.base.ranks import RESTART, STOP_SIGNALS
 from recipe.run.stopping import StopRequest
 from tests.conftest import ROOT
@@ -34,12 +36,13 @@ from types import SimpleNamespace
 from launch import places, supervise
 
 run_dir, launcher, checks_s = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
-def check_launch(*_):
+def check_launch(*_, **__):
     print("checking", flush=True)
     time.sleep(checks_s)
     parts = {"expert_parallel": SimpleNamespace(autoep_size=1), "zero_optimization": SimpleNamespace(stage=3)}
     return SimpleNamespace(run=SimpleNamespace(run_dir=run_dir), ds=SimpleNamespace(world_size=2, **parts), ds_raw={})
 supervise.check_launch = check_launch
+supervise.check_run_folder = lambda *_, **__: []  # that is of a real launch
 places.ThisHost.command = lambda self, ranks: [sys.executable, "-c", launcher, str(run_dir)]
 sys.exit(supervise.main(["--num_gpus", "2", "--config", "c", "--deepspeed_config", "d", *sys.argv[4:]]))
 """
@@ -171,15 +174,25 @@ def test_a_group_that_is_gone_is_let_be(monkeypatch):
     end_group(process.pid, 1.0)
 
 
+ARGUMENTS = ["--num_gpus", "2", "--config", "c", "--deepspeed_config", "d", "--grace", "1"]
+
+
 @pytest.fixture
-def supervisor(tmp_path, monkeypatch) -> Supervisor:
-    """One in this process, that a test asks by its methods and not by signals."""
+def checked(tmp_path, monkeypatch) -> list[dict[str, Any]]:
+    """Inputs of a run that need no data, for a supervisor in this process; how they are checked."""
     parts = {"expert_parallel": SimpleNamespace(autoep_size=1), "zero_optimization": SimpleNamespace(stage=3)}
     ds = SimpleNamespace(world_size=2, **parts)
     launch = SimpleNamespace(run=SimpleNamespace(run_dir=tmp_path / "run"), ds=ds, ds_raw={})
-    monkeypatch.setattr(module, "check_launch", lambda *_, **__: launch)
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(module, "check_launch", lambda *_, **how: calls.append(how) or launch)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    return Supervisor(module.parse(["--num_gpus", "2", "--config", "c", "--deepspeed_config", "d", "--grace", "1"]))
+    return calls
+
+
+@pytest.fixture
+def supervisor(checked) -> Supervisor:
+    """One in this process, that a test asks by its methods and not by signals."""
+    return Supervisor(module.parse(ARGUMENTS))
 
 
 def once_launched(supervisor: Supervisor, act: Callable[[], object]) -> None:
@@ -252,20 +265,74 @@ def test_no_rank_outlives_a_supervisor_that_fails(supervisor, monkeypatch):
     assert module.processes_of(groups[0]) == []
 
 
+def test_a_folder_that_the_ranks_would_refuse_is_refused_before_its_checkpoint_is_written_anew(checked, tmp_path):
+    checkpoint = tmp_path / "run" / "checkpoints" / "step_00000002"
+    of = topology(world_size=8, autoep_size=1, zero_stage=3)
+    write_json(checkpoint / "manifest.json", {"schema": SCHEMA, "version": VERSION, "topology": of})
+    before = tree(tmp_path)
+    with pytest.raises(UserError, match="no record of the run that saved it"):
+        Supervisor(module.parse(ARGUMENTS))
+    assert tree(tmp_path) == before
+
+
+def test_a_port_of_the_launching_host_is_not_the_runs(supervisor, checked):
+    assert checked == [{"port_may_be_in_use": True}]
+
+
+def test_ranks_that_take_steps_train_though_they_cannot_say_so(supervisor):
+    (supervisor.run_dir / "incarnations.jsonl").write_text("{}\n{}\n")
+    supervisor.starts_before = 1
+    folder = supervisor.run_dir / "heartbeats"
+    folder.mkdir()
+    for incarnation, step, starting in ((1, 7, True), (2, 0, True), (2, 1, False)):
+        write_heartbeat(folder, Heartbeat(0, "h", 1, incarnation, step, "forward", 1, 1))
+        assert supervisor._is_starting() == starting
+
+
+ENDS_OTHERS = READY + (
+    "signal.signal(15, lambda *_: [(run / 'others ended').touch(), sys.exit(9)]); (run / 'launched').touch(); time.sleep(60)"
+)
+
+
+@pytest.mark.parametrize(
+    ("remote", "launcher", "signals", "code"),
+    [(True, ENDS_OTHERS, 2, 9), (True, DEAF, 2, -9), (True, DEAF, 3, -9), (False, ENDS_OTHERS, 2, -9)],
+)
+def test_the_second_signal_leaves_the_launcher_the_time_to_end_other_hosts(
+    remote, launcher, signals, code, supervisor, monkeypatch
+):
+    monkeypatch.setattr(supervisor.place, "remote", remote)
+    monkeypatch.setattr(module, "REMOTE_END_S", 0.3 if signals == 2 else 60.0)
+    monkeypatch.setattr(supervisor, "_is_starting", lambda: False)
+    once_launched(supervisor, lambda: [supervisor._asked(signal.SIGTERM, None) for _ in range(signals)])
+    assert supervisor._run_group(command(launcher, supervisor.run_dir)) == code
+    assert (supervisor.run_dir / "others ended").exists() == (code == 9)
+
+
+@pytest.mark.parametrize("option", ["--backoff", "--grace"])
+def test_times_to_wait_are_numbers_of_seconds(option):
+    assert vars(module.parse([*ARGUMENTS, option, "0"]))[option[2:]] == 0
+    for text in ("nan", "inf", "-1", "1e300", "soon"):
+        with pytest.raises(SystemExit):
+            module.parse([*ARGUMENTS, f"{option}={text}"])
+
+
 SLURM = """#!/usr/bin/env bash
 [[ $1 == requeue ]] || exit 9
 echo "requeued $2"
 """
 
 
-@pytest.mark.parametrize("moment", ["before the supervisor", "as it starts"])
+@pytest.mark.parametrize("moment", ["before the supervisor", "before it has a number", "as it starts"])
 def test_a_slurm_job_that_is_told_its_limit_before_it_trains_is_requeued(moment, tmp_path):
     """The job's script alone: Slurm's commands and Python are stand-ins."""
     (tmp_path / "launch").mkdir()
     told = 'kill -USR2 "$PPID"' if moment == "as it starts" else ":"
-    (tmp_path / "launch" / "env.sh").write_text(
-        f'export PATH="{tmp_path}:$PATH"\n' + ("kill -USR2 $$\n" if moment == "before the supervisor" else "")
-    )
+    moments = {
+        "before the supervisor": "kill -USR2 $$\n",
+        "before it has a number": """trap '[[ $BASH_COMMAND != supervisor=* ]] || kill -USR2 $$' DEBUG\n""",
+    }
+    (tmp_path / "launch" / "env.sh").write_text(f'export PATH="{tmp_path}:$PATH"\n' + moments.get(moment, ""))
     for name, text in (("scontrol", SLURM), ("python", f"#!/usr/bin/env bash\n{told}\nexec sleep 20\n")):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
