@@ -45,20 +45,25 @@ def forwarded() -> dict[str, str]:
     return values
 
 
-def write_deepspeed_env(path: Path) -> None:
-    """Write `forwarded` as a file for the launcher's DS_ENV_FILE, such that each value arrives as it is.
+def deepspeed_env(*, by_pdsh: bool) -> str:
+    """`forwarded` as the text of the launcher's DS_ENV_FILE, such that each value arrives as it is.
 
-    So does what DeepSpeed forwards by itself where its quotes would change it: the file's word is the last.
+    Through pdsh's shells so does what DeepSpeed forwards by itself where its quotes would change it: the file's word is the
+    last. Its other launchers have no shell between.
+
+    Raises:
+        UserError: as `forwarded`.
     """
     values = forwarded()
+    if not by_pdsh:
+        return "".join(f"{name}={value}\n" for name, value in values.items())
     for name, value in os.environ.items():
         by_deepspeed = name.startswith(_BY_DEEPSPEED) and _NAME.fullmatch(name) is not None
         if by_deepspeed and name not in values and pdsh_value(value) != value:
             if "\n" in value:
                 raise UserError(f"{name}: a value of several lines does not reach the other hosts; change or unset it")
             values[name] = f"{Path.cwd()}:{value}" if name == "PYTHONPATH" else value  # DeepSpeed puts the folder first
-    text = "".join(f"{name}={pdsh_value(value)}\n" for name, value in values.items())
-    path.write_text(text, encoding="utf-8")
+    return "".join(f"{name}={pdsh_value(value)}\n" for name, value in values.items())
 
 
 def _read_env_file(path: Path) -> dict[str, str]:
@@ -74,7 +79,7 @@ def _read_env_file(path: Path) -> dict[str, str]:
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         if not separator or not _NAME.fullmatch(name):
-            problems.append(f"line {number}: '{line.strip()}' is not NAME=VALUE")
+            problems.append(f"line {number}: {line.strip()!r} is not NAME=VALUE")
         elif len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
             problems.append(f"line {number}: the quotes would be a part of {name}'s value; remove them")
         values[name] = value

@@ -26,11 +26,11 @@ def host_problem(host: str) -> str | None:
     except ValueError:
         pass
     else:
-        return None if "%" not in str(address) else f"'{host}' has a zone; name the host instead"
+        return None if "%" not in str(address) else f"{host!r} has a zone; name the host instead"
     labels = host.split(".")
     is_name = len(host) <= _NAME_LENGTH and all(_LABEL.fullmatch(label) for label in labels)
     if not is_name or labels[-1].isdigit():  # digits at the end are an address, and this is none
-        return f"'{host}' is no host name and no IP address; a user or a port of a host goes into ~/.ssh/config"
+        return f"{host!r} is no host name and no IP address; a user or a port of a host goes into ~/.ssh/config"
     return None
 
 
@@ -102,9 +102,11 @@ def _problem_of(line: str) -> str | None:
     """What is wrong with one line of a hostfile."""
     match = _LINE.fullmatch(line)
     if match is None:
-        return f"'{line}' is not 'HOST slots=N'"
+        return f"{line!r} is not 'HOST slots=N'"
     if int(match[2]) == 0:
-        return f"{match[1]} has slots=0, so no rank; write the number of its GPUs or remove the line"
+        return f"{match[1]!r} has slots=0, so no rank; write the number of its GPUs or remove the line"
+    if ":" in match[1]:  # host_problem lets IPv6 pass; pdsh reads TYPE:HOST
+        return f"{match[1]!r} has a colon, which pdsh reads otherwise; give an IPv6 address a name in /etc/hosts or ~/.ssh/config"
     return host_problem(match[1])
 
 

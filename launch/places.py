@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import itertools
 import json
 import os
 import shlex
@@ -15,7 +14,7 @@ from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from launch.environment import forwarded, write_deepspeed_env
+from launch.environment import deepspeed_env, forwarded
 from launch.hosts import (
     HostPool,
     check_hosts,
@@ -25,7 +24,8 @@ from launch.hosts import (
     read_hostfile,
     write_hostfile,
 )
-from launch.quoting import is_code, is_plain_path, pdsh_argument
+from launch.launcher_options import check_for_other_hosts, launcher_options
+from launch.quoting import is_plain_path, pdsh_argument
 from recipe.base.arguments import positive_int
 from recipe.base.errors import UserError
 
@@ -41,15 +41,30 @@ class Place(ABC):
     Args:
         launcher: words for the launcher from the user.
         folder: for what the launcher reads; made when first needed.
+
+    Raises:
+        UserError: words that the launcher does not know, or that say where ranks run.
     """
+
+    remote = False  # ranks are reached through another program, which must have the time to end them
 
     def __init__(self, launcher: list[str], folder: Path):
         self.launcher, self.folder = launcher, folder
+        self.options = launcher_options(launcher)
         self.chosen: dict[str, int] = {}  # host -> ranks of the last launch
 
     @abstractmethod
     def command(self, ranks: int) -> list[str]:
         """The words before the script that start so many ranks."""
+
+    def _deepspeed(self, *where: str) -> list[str]:
+        """The deepspeed launcher with the words that say where, the user's, and a port of this host."""
+        port = [] if self.options.master_port is not None else ["--master_port", str(free_port())]
+        return [deepspeed_launcher(), *where, *port, *self.launcher]
+
+    def _on_this_host(self, ranks: int) -> list[str]:
+        # A hostfile that is no file: DeepSpeed would look for /job/hostfile.
+        return self._deepspeed("--hostfile", os.devnull, "--num_gpus", str(ranks))
 
     def typed(self, words: list[str]) -> list[str]:
         """A script and its arguments, as they must follow `command` for the ranks to get them as they were typed."""
@@ -104,8 +119,7 @@ class ThisHost(Place):
     def command(self, ranks: int) -> list[str]:
         self.check(ranks)
         self.chosen = self.hosts
-        port = [] if option(self.launcher, "--master_port") else ["--master_port", str(free_port())]
-        return [deepspeed_launcher(), "--num_gpus", str(ranks), *port, *self.launcher]
+        return self._on_this_host(ranks)
 
     @property
     def hosts(self) -> dict[str, int]:
@@ -175,22 +189,32 @@ class Hosts(_Pool):
         self.remote = len(hosts) > 1 or not is_this_host(next(iter(hosts)))
         if self.remote:
             _check_paths(Path.cwd(), ROOT, Path(sys.executable))
-            _check_launcher(launcher)
+            check_for_other_hosts(self.options)
+            self._environment()
+
+    @property
+    def by_pdsh(self) -> bool:
+        return self.remote and self.options.launcher == "pdsh"
+
+    def _environment(self) -> str:
+        """What other hosts are given, as text for the launcher."""
+        return deepspeed_env(by_pdsh=self.by_pdsh)
 
     def typed(self, words: list[str]) -> list[str]:
-        by_pdsh = self.remote and (option(self.launcher, "--launcher") or "pdsh").lower() == "pdsh"
-        return [pdsh_argument(word) for word in words] if by_pdsh else words
+        return [pdsh_argument(word) for word in words] if self.by_pdsh else words
 
     def command(self, ranks: int) -> list[str]:
         chosen = self.choose(ranks)
+        if not self.remote:  # DeepSpeed would want an answer over ssh from each hostfile's first host
+            return self._on_this_host(ranks)
+        environment = self._environment()
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_hostfile(self.folder / "hostfile", chosen)
-        write_deepspeed_env(self.folder / "deepspeed_env")
-        os.environ["DS_ENV_FILE"] = str((self.folder / "deepspeed_env").resolve())
-        port = [] if option(self.launcher, "--master_port") else ["--master_port", str(free_port())]
+        hostfile, env_file = self.folder / "hostfile", self.folder / "deepspeed_env"
+        write_hostfile(hostfile, chosen)
+        env_file.write_text(environment, encoding="utf-8")
+        os.environ["DS_ENV_FILE"] = str(env_file.resolve())
         # Over ssh also when one host is left of several: it need not be this one.
-        over_ssh = ["--force_multi"] if self.remote else []
-        return [deepspeed_launcher(), "--hostfile", str(self.folder / "hostfile"), *over_ssh, *port, *self.launcher]
+        return self._deepspeed("--hostfile", str(hostfile), "--force_multi")
 
     def lost(self, hosts: list[str]) -> list[str]:
         if not self.remote:
@@ -203,20 +227,13 @@ class Hosts(_Pool):
         if not self.remote:
             return run(words, timeout_s)
         more = shlex.split(os.environ.get("PDSH_SSH_ARGS_APPEND", ""))  # as pdsh would
-        if port := option(self.launcher, "--ssh_port"):
-            more += ["-p", port]
+        if self.options.ssh_port is not None:
+            more += ["-p", str(self.options.ssh_port)]
         environment = {**forwarded(), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
         command = ["env", *(f"{name}={value}" for name, value in environment.items()), *words]
         remote = f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join(command)}"
         ssh = ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={ANSWER_S}", *more]
         return run([*ssh, "--", host, remote], timeout_s)
-
-
-def option(launcher: list[str], name: str) -> str | None:
-    """The value of one of the launcher's options, as `--name value` or `--name=value`; the last one counts."""
-    values = [word.partition("=")[2] for word in launcher if word.startswith(f"{name}=")]
-    values += [value for word, value in itertools.pairwise(launcher) if word == name]
-    return values[-1] if values else None
 
 
 def _check_paths(*paths: Path) -> None:
@@ -228,18 +245,10 @@ def _check_paths(*paths: Path) -> None:
             )
 
 
-def _check_launcher(words: list[str]) -> None:
-    for word in words:
-        if is_code(word):
-            raise UserError(
-                f"'{word}' for the deepspeed launcher would be run as code by the other hosts; leave it out"
-            )
-    if (address := option(words, "--master_addr")) is not None:
-        check_hosts([address], "--master_addr")
-
-
 class SlurmNodes(_Pool):
     """The nodes of the Slurm job that this process is in; srun starts one launcher on each."""
+
+    remote = True
 
     def command(self, ranks: int) -> list[str]:
         chosen = self.choose(ranks)

@@ -13,7 +13,6 @@ import shlex
 
 _PLAIN_PATH = re.compile(r"[\w@+=:,./-]+")
 _ACTIVE_IN_QUOTES = re.compile(r"[\\$`]")
-_CODE = re.compile(r"[`$;|&<>()\\\n]")
 
 
 def pdsh_argument(word: str) -> str:
@@ -31,8 +30,3 @@ def pdsh_value(value: str) -> str:
 def is_plain_path(path: object) -> bool:
     """Whether a path means itself to a shell, without quotes."""
     return _PLAIN_PATH.fullmatch(str(path)) is not None
-
-
-def is_code(word: str) -> bool:
-    """Whether a shell would run something for a word, or end the command at it."""
-    return _CODE.search(word) is not None

@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -16,13 +17,15 @@ from typing import IO, Any
 
 from launch.incidents import Incident, incident_of, last_step
 from launch.places import add_place_arguments, place_of
-from recipe.base.arguments import natural_int, positive_seconds
+from recipe.base.arguments import natural_int, natural_seconds, positive_seconds
 from recipe.base.checkpoint_files import check_convertible, complete, read_manifest, step_of, topology, universal_state
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import append_json, read_json_lines, write_json
+from recipe.base.heartbeats import read_heartbeats
 from recipe.base.locks import in_use, lock_file, lock_holder
 from recipe.base.ranks import RESTART, STOP_SIGNALS
-from recipe.run.run_folder import LOCK, LOCK_PATIENCE_S, STOP, SUPERVISOR_LOCK, read_orders
+from recipe.run.early_stop import asked_by_file
+from recipe.run.run_folder import LOCK, LOCK_PATIENCE_S, STOP, SUPERVISOR_LOCK, check_run_folder, read_orders
 from recipe.run.startup import Launch, check_launch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,11 +34,15 @@ EXAMPLE = """examples:
   launch/train.sh --num_gpus 2 --config recipe/configs/runs/X.yaml --deepspeed_config ds_configs/cpu_2.json \\
       --set seed=1 -- --master_port 29501        (what follows -- goes to the deepspeed launcher)
 
-SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 let the step end, save and stop; twice ends the ranks at once.
+SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 let the step end, save and stop; twice ends the ranks at once, those of other hosts in
+seconds.
 
 exit code: 0 the schedule is done; 75 stopped before its end, started again it goes on; 2 something that you must change."""
 MAX_BACKOFF_S = 300.0
 POLL_S = 0.5
+REMOTE_END_S = (
+    10.0  # for the launcher to end ranks on other hosts: a pkill by pdsh and a second (deepspeed/launcher/runner.py)
+)
 START_MARGIN_S = 5.0  # before a time limit, in which ranks that have nothing to save leave
 
 
@@ -56,11 +63,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="restarts in a row without a new checkpoint (default: %(default)s)",
     )
     parser.add_argument(
-        "--backoff", type=float, default=10.0, metavar="SECONDS",
+        "--backoff", type=natural_seconds, default=10.0, metavar="SECONDS",
         help="before a restart; doubled with each stall (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--grace", type=float, default=120.0, metavar="SECONDS",
+        "--grace", type=natural_seconds, default=120.0, metavar="SECONDS",
         help="that ranks whose launcher has ended may take to save and leave (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--time-limit", type=positive_seconds, metavar="SECONDS", help="save and stop before it")
@@ -93,13 +100,18 @@ class Supervisor:
             signal.signal(number, self._asked)
         self.args = args
         self.ds_path: Path = args.deepspeed_config
-        self.launch: Launch = check_launch(args.config, args.set, self.ds_path, None)
+        self.launch = self._check_launch()
         self.run_dir = self.launch.run.run_dir
         self.place = place_of(args, args.launcher, self.run_dir)
         self.place.check(self.launch.ds.world_size)
+        check_run_folder(self.launch, resumes=True)  # the ranks do so too, after a checkpoint was resharded for them
         self.lock = self._take_run()
         self.holds_run = True
         self.stop_file.unlink(missing_ok=True)  # of somebody who asked before; from here on it is ours to keep
+
+    def _check_launch(self) -> Launch:
+        # A port of this host says nothing of rank 0's, and of ranks that still end.
+        return check_launch(self.args.config, self.args.set, self.ds_path, None, port_may_be_in_use=True)
 
     def _take_run(self) -> IO[str]:
         """Hold the run until this process ends, so that no other supervisor starts or stops it.
@@ -134,8 +146,9 @@ class Supervisor:
             return self._restart_until_the_end()
         finally:
             # Ranks that are still there, on other hosts, have yet to see it.
-            if lock_holder(self.run_dir / LOCK) is None:
-                self.stop_file.unlink(missing_ok=True)
+            with suppress(OSError, UserError):  # a file that stays is removed by the next start
+                if lock_holder(self.run_dir / LOCK) is None:
+                    self.stop_file.unlink(missing_ok=True)
 
     def _restart_until_the_end(self) -> int:
         stalls = 0
@@ -171,7 +184,7 @@ class Supervisor:
 
     def _stop_is_asked(self, word: dict[str, Any]) -> bool:
         """By a signal, or by a file or the time limit where no rank trained that could answer them."""
-        return bool(self.signals) or (not word and (self.stop_file.exists() or self._limit_is_near()))
+        return bool(self.signals) or (not word and (asked_by_file(self.stop_file) or self._limit_is_near()))
 
     def _limit_is_near(self) -> bool:
         limit_s = self.args.time_limit
@@ -230,7 +243,7 @@ class Supervisor:
         raw["gradient_accumulation_steps"] *= 2
         self.ds_path = self.run_dir / "ds_config.stepped_down.json"
         write_json(self.ds_path, raw)
-        self.launch = check_launch(self.args.config, self.args.set, self.ds_path, None)
+        self.launch = self._check_launch()
         return None
 
     def _incarnation(self) -> int:
@@ -258,25 +271,37 @@ class Supervisor:
         return self._run_group(words)
 
     def _run_group(self, words: list[str]) -> int:
-        """Run a command in a process group of its own, which a terminal's ctrl-C does not reach."""
+        """Run a command in a process group of its own, which a terminal's ctrl-C does not reach; it ends before this does."""
         process = subprocess.Popen(words, start_new_session=True)
         self.group = process.pid
-        if self.signals:  # asked while it was being started
-            self._ask_to_stop()
-        while True:
-            try:
-                code = process.wait(POLL_S)
-                break
-            except subprocess.TimeoutExpired:
-                if (self.stop_file.exists() or self._limit_is_near()) and not self.start_ended and self._is_starting():
-                    self._end_start()
-        end_group(process.pid, self.args.grace)
-        self.group = None
-        return code
+        try:
+            if self.signals:  # asked while it was being started
+                self._ask_to_stop()
+            while True:
+                try:
+                    return process.wait(POLL_S)
+                except subprocess.TimeoutExpired:
+                    self._look_for_a_stop()
+        finally:
+            end_group(process.pid, self.args.grace)
+            self.group = None
+
+    def _look_for_a_stop(self) -> None:
+        """End a start that is asked to stop. The run goes on where the file system does not answer: the next look is soon."""
+        with suppress(OSError):
+            if (
+                (asked_by_file(self.stop_file) or self._limit_is_near())
+                and not self.start_ended
+                and self._is_starting()
+            ):
+                self._end_start()
 
     def _is_starting(self) -> bool:
-        """Whether the ranks of the newest start have yet to say that they train."""
-        return self._incarnations() == self.starts_before or not self._last_word()
+        """Whether the ranks of the newest start have yet to say that they train: by an event, or without room for one by a beat."""
+        if (number := self._incarnations()) == self.starts_before:
+            return True
+        beats = read_heartbeats(self.run_dir / "heartbeats", number)
+        return not self._last_word() and not any(beat.step > 0 for beat in beats.values())
 
     def _end_start(self) -> None:
         """Nothing is to be saved yet: end the launcher and its ranks, on other hosts through the launcher."""
@@ -290,8 +315,9 @@ class Supervisor:
         Raises:
             UserError: it cannot be.
         """
-        good_until = read_orders(self.run_dir).good_until  # younger ones are set aside by the next start
-        found = [p for p in complete(self.run_dir / "checkpoints") if good_until is None or step_of(p) <= good_until]
+        orders = read_orders(self.run_dir)  # by which the next start sets younger ones aside
+        limits = [step for step in (orders.good_until, orders.left_above) if step is not None]
+        found = [p for p in complete(self.run_dir / "checkpoints") if all(step_of(p) <= limit for limit in limits)]
         if not found:
             return
         ds, written = self.launch.ds, read_manifest(found[-1])["topology"]
@@ -344,11 +370,30 @@ class Supervisor:
 
     def _ask_to_stop(self) -> None:
         if self.signals > 1 and self.group is not None:
-            signal_group(self.group, signal.SIGKILL)
+            self._end_at_once(self.group)
             return
-        self.stop_file.touch()
-        if self.group is not None and not self.start_ended and self._is_starting():
-            self._end_start()
+        try:
+            self.stop_file.touch()
+        except OSError:  # such as a full disk: what runs is told without a file
+            if self.group is not None:
+                signal_group(self.group, signal.SIGTERM)
+            return
+        if self.group is not None:
+            self._look_for_a_stop()
+
+    def _end_at_once(self, group: int) -> None:
+        """What ends ranks of other hosts, at SIGTERM, is the launcher here, so it gets the time to."""
+        if self.place.remote and self.signals == 2:
+            signal_group(group, signal.SIGTERM)
+            kill = threading.Timer(REMOTE_END_S, self._kill, (group,))
+            kill.daemon = True
+            kill.start()
+        else:
+            signal_group(group, signal.SIGKILL)
+
+    def _kill(self, group: int) -> None:
+        if self.group == group:
+            signal_group(group, signal.SIGKILL)
 
     def _wait(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds

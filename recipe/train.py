@@ -116,8 +116,8 @@ def main(argv: list[str] | None = None) -> int:
 
     with session(run.watch):
         folder = RunFolder(run.run_dir, from_first_rank(begin))
-        if early_stop is not None:
-            early_stop.watch(run.run_dir)  # from now on the folder is ours, and what asks it to stop
+        assert early_stop is not None  # no dry run comes here
+        early_stop.watch(run.run_dir)  # from now on the folder is ours, and what asks it to stop
         with recorded_failures(folder, lambda: memory_report(launch)), Watchdog(folder, run.watch) as watchdog:
             return train_on(
                 launch, folder, watchdog, resume=args.resume, time_limit_s=args.time_limit, profiled=profiled

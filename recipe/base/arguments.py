@@ -69,12 +69,20 @@ def _at_least(smallest: int, text: str) -> int:
 
 
 def positive_seconds(text: str) -> float:
+    value = natural_seconds(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"must be above 0 s, not {text}")
+    return value
+
+
+def natural_seconds(text: str) -> float:
+    """Zero or more, and as many as a thread can wait."""
     try:
         value = float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds") from None
-    if not 0 < value <= threading.TIMEOUT_MAX:
-        raise argparse.ArgumentTypeError(f"must be above 0 s, not {text}")
+    if not 0 <= value <= threading.TIMEOUT_MAX:
+        raise argparse.ArgumentTypeError(f"must be from 0 to {threading.TIMEOUT_MAX:.0f} s, not {text}")
     return value
 
 

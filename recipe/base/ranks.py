@@ -7,12 +7,14 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
 from recipe.base.errors import UserError
 
 # Exit codes of a launched script besides 0 and 2 (what a user must change): start again from the newest checkpoint.
 RESTART = 75  # EX_TEMPFAIL of sysexits.h
+SHM_BUFFER_NAME = "deepspeed_allreduce_buffer"  # of DeepSpeed's csrc/cpu/comm/shm.cpp
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)  # ask a run to save and stop
 
 
@@ -41,6 +43,14 @@ def required_world_size() -> int:
     if size is None:
         raise UserError(f"this needs the launcher: deepspeed [--hostfile H] {' '.join(sys.argv)}")
     return size
+
+
+def remove_shared_memory() -> None:
+    """Unlink this rank's buffer of the CPU ranks' collective (66 MiB in /dev/shm), which DeepSpeed leaves behind at exit."""
+    variables = ("MASTER_ADDR", "MASTER_PORT", "RANK")
+    if all(name in os.environ for name in variables):
+        names = (SHM_BUFFER_NAME, str(os.getuid()), *(os.environ[name] for name in variables))
+        Path("/dev/shm", "_".join(names)).unlink(missing_ok=True)
 
 
 def leave(code: int) -> NoReturn:

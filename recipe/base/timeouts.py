@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from recipe.base.errors import UserError
 from recipe.base.settings import Watch
 
+# That ranks may take to meet: DeepSpeed's default of a group's timeout, which a rendezvous has by itself (deepspeed/constants.py).
+RENDEZVOUS_S = 600.0
 MARGIN_S = 600.0  # a stuck collective can have been started some time before the last phase that the watchdog saw
 BEATS = (
     5  # of the heartbeat, that the watchdog needs to notice, to compare the ranks and to say so (recipe.run.watchdog)
@@ -55,6 +57,19 @@ def group_timeout_s(watch: Watch, environment: Mapping[str, str] | None = None) 
                 f"watchdog name the rank that hangs; unset it, or set it to {-int(-least_s // limit.unit_s)} or more"
             )
     return given.get(GROUPS.name, least_s + MARGIN_S)
+
+
+def rendezvous_timeout_s(environment: Mapping[str, str] | None = None) -> float:
+    """Seconds that ranks wait for those that have yet to start: one that refuses to must not hold the others as a hang may.
+
+    Args:
+        environment: of the process, `os.environ` by default; DEEPSPEED_TIMEOUT there is for this, too.
+
+    Raises:
+        UserError: that is not understood.
+    """
+    environment = os.environ if environment is None else environment
+    return _seconds(GROUPS, environment[GROUPS.name]) if GROUPS.name in environment else RENDEZVOUS_S
 
 
 def _seconds(limit: Limit, text: str) -> float:

@@ -31,7 +31,6 @@ from torch.utils.cpp_extension import _get_build_directory
 from recipe.base.errors import UserError
 from recipe.base.locks import no_locks
 
-SHM_BUFFER_NAME = "deepspeed_allreduce_buffer"  # of csrc/cpu/comm/shm.cpp
 LOAD_S = 5.0  # longer than it takes to load, shorter than to compile
 FOREIGN_BUILD_S = 180.0  # longer than the op takes to build anywhere
 
@@ -93,12 +92,6 @@ def saying_that_it_compiles(library: Path) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-def remove_shared_memory() -> None:
-    """Unlink this rank's buffer of the collective (66 MiB in /dev/shm), which DeepSpeed leaves behind at exit."""
-    names = (os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "RANK"))
-    Path("/dev/shm", "_".join((SHM_BUFFER_NAME, str(os.getuid()), *names))).unlink(missing_ok=True)
 
 
 def clear_leftover(lock: Path, *, holder_died: bool, patience_s: float) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from recipe.base.locks import lock_holder
-from recipe.base.ranks import RESTART, STOP_SIGNALS, is_first_rank
+from recipe.base.ranks import RESTART, STOP_SIGNALS, is_first_rank, remove_shared_memory
 from recipe.run.run_folder import STOP, SUPERVISOR_LOCK
 
 POLL_S = 0.5
@@ -51,7 +51,7 @@ class EarlyStop(threading.Thread):
             ready, _, _ = select.select([self._pipe], [], [], POLL_S)
             for number in os.read(self._pipe, 64) if ready else b"":
                 self._take(number)
-            if not self._training and self._asked_by_file():
+            if not self._training and asked_by_file(self._file):
                 self._answer_file()
 
     def _take(self, number: int) -> None:
@@ -65,12 +65,6 @@ class EarlyStop(threading.Thread):
             if self._interrupts > 1:
                 _leave("the second ctrl-C: ended at once, without a checkpoint")
 
-    def _asked_by_file(self) -> bool:
-        try:
-            return self._file is not None and self._file.exists()
-        except OSError:
-            return False
-
     def _answer_file(self) -> None:
         """Leave, when all ranks have had the time to see the file; a supervisor wants to see it too, and removes it."""
         time.sleep(2 * POLL_S)
@@ -79,6 +73,14 @@ class EarlyStop(threading.Thread):
                 self._file.unlink(missing_ok=True)
         finally:
             _leave("stopped by a file before the first step")
+
+
+def asked_by_file(file: Path | None) -> bool:
+    """Whether the file that asks a run to stop is there. A file system that does not answer now is asked again later."""
+    try:
+        return file is not None and file.exists()
+    except OSError:
+        return False
 
 
 _current: EarlyStop | None = None
@@ -104,6 +106,7 @@ def _nothing(number: int, frame: FrameType | None) -> None:
 
 def _leave(message: str) -> None:
     try:
+        remove_shared_memory()  # no session does, on this way out
         if is_first_rank():
             print(message, file=sys.stderr, flush=True)
     finally:

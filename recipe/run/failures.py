@@ -7,7 +7,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -66,17 +66,24 @@ def recorded_failures(folder: RunFolder, memory_report: Callable[[], str]) -> It
         kind = kind_of(error)
         said = what_to_do(error) or f"{type(error).__name__}: {_summary(str(error))}"
         if kind == "out_of_memory":
-            print(f"out of memory: {said}\n{memory_report()}", file=sys.stderr, flush=True)
+            _tell(f"out of memory: {said}\n{memory_report()}")
         try:
             folder.record_own_failure(kind, said, witness=kind in WITNESSES)
         except OSError as unwritten:  # the error itself is what must be seen
-            print(f"rank {rank()} cannot leave word of its failure: {unwritten}", file=sys.stderr, flush=True)
+            _tell(f"rank {rank()} cannot leave word of its failure: {unwritten}")
         if kind in WITNESSES:  # one rank's end makes a traceback on each of the others: to a file
-            write_text(folder.stacks(rank()), traceback.format_exc())
+            with suppress(OSError):
+                write_text(folder.stacks(rank()), traceback.format_exc())
             how = "lost another rank" if kind == "peer_lost" else "waited for another rank"
-            print(f"error: rank {rank()} {how}: {said[:200]}", file=sys.stderr, flush=True)
+            _tell(f"error: rank {rank()} {how}: {said[:200]}")
             raise SystemExit(RESTART) from None
         raise
+
+
+def _tell(message: str) -> None:
+    """Print; the exit code must not depend on a standard error that is closed, or whose disk is full."""
+    with suppress(OSError, ValueError):
+        print(message, file=sys.stderr, flush=True)
 
 
 def _summary(message: str) -> str:

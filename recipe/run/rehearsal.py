@@ -23,13 +23,14 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from recipe.base.hardware import GPUS_PER_NODE
 from recipe.base.model_shape import ModelShape
+from recipe.base.ranks import remove_shared_memory
 from recipe.base.routing_settings import Routing
 from recipe.base.settings import Compute, Optimizer
 from recipe.data.batch import Batch
 from recipe.model import RecipeMoeConfig
 from recipe.run.autoep import moe_layers
 from recipe.run.collectives import CollectiveCounter
-from recipe.run.cpu_op import ensure_cpu_op, remove_shared_memory
+from recipe.run.cpu_op import ensure_cpu_op
 from recipe.run.engine import build_engine, control_routing
 from recipe.run.step import run_step
 

@@ -102,12 +102,14 @@ class RunFolder:
     def record_failure(
         self, kind: str, said: str, *, rank: int, host: str, step: int | None = None, witness: bool = False
     ) -> None:
-        """Leave word of a rank's failure for the supervisor; at most one per rank and incarnation.
+        """Leave word of a rank's failure for the supervisor; the first of a rank in an incarnation is the one that stays.
 
         Args:
             witness: the rank tells of what others did, or did not do; its host is not to blame.
         """
         path = self.path / "failures" / f"incarnation_{self.incarnation:04d}_rank_{rank:05d}.json"
+        if path.exists():  # what a rank knew of its own end explains more than what others say of it later
+            return
         facts = {"kind": kind, "rank": rank, "host": host, "step": step, "said": said, "witness": witness}
         write_json(path, {"time": time.time(), **facts})
 

@@ -14,10 +14,12 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
+from torch.distributed.rendezvous import rendezvous
 
+from recipe.base.ranks import remove_shared_memory
 from recipe.base.settings import Watch
-from recipe.base.timeouts import NCCL_MONITOR, group_timeout_s
-from recipe.run.cpu_op import ensure_cpu_op, remove_shared_memory
+from recipe.base.timeouts import NCCL_MONITOR, group_timeout_s, rendezvous_timeout_s
+from recipe.run.cpu_op import ensure_cpu_op
 
 
 @contextmanager
@@ -38,13 +40,27 @@ def session(watch: Watch | None = None) -> Iterator[None]:
     with default_timeout(timedelta(seconds=timeout_s)) as timeout:
         with redirect_stdout(sys.stderr):  # the op builder and init print to standard output
             ensure_cpu_op()
+            store = _meet()
             deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", timeout=timeout)
+        del store  # the process group has its own
         try:
             yield
             dist.barrier()
         finally:
             dist.destroy_process_group()
             remove_shared_memory()
+
+
+def _meet() -> dist.Store:
+    """Wait until all ranks are there. What follows, the rendezvous of the process group, has the long timeout of the groups.
+
+    torch shares the store's server with the process group, at the same address and port, as long as this one is held.
+
+    Raises:
+        DistStoreError: on rank 0, some are not; on the others, rank 0 is not.
+    """
+    store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=rendezvous_timeout_s())))
+    return store
 
 
 @contextmanager

@@ -69,13 +69,16 @@ class ProfiledSteps:
         return None
 
 
-def check_launch(config_path: Path, overrides: list[str], ds_path: Path, world_size: int | None) -> Launch:
+def check_launch(
+    config_path: Path, overrides: list[str], ds_path: Path, world_size: int | None, *, port_may_be_in_use: bool = False
+) -> Launch:
     """Read and cross-check all inputs of a run.
 
     Args:
         config_path, overrides: the run config and the `key=value` changes to it.
         ds_path: the ds_config.
         world_size: ranks launched; None in a dry run, where the ds_config's own number is taken.
+        port_may_be_in_use: on this host, since ranks are yet to be launched, maybe on others.
 
     Raises:
         UserError: with every problem of both configs; or of their fit with the model and the ranks; or the
@@ -92,7 +95,7 @@ def check_launch(config_path: Path, overrides: list[str], ds_path: Path, world_s
         )
     if found:
         raise ConfigError(f"{ds_path} with {run.model}", found)
-    _check_outputs(run, starts=world_size is not None)
+    _check_outputs(run, starts=world_size is not None or port_may_be_in_use)
     tokens = TokenFolder(run.data.tokens)
     check_tokenizer(tokens, run.tokenizer)
     if tokens.tokenizer["vocab_size"] > shape.vocab_size:

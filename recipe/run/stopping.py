@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Literal
@@ -12,7 +13,7 @@ from typing import Literal
 import torch.distributed as dist
 
 from recipe.base.ranks import STOP_SIGNALS
-from recipe.run.early_stop import training_begins
+from recipe.run.early_stop import asked_by_file, training_begins
 
 Reason = Literal["signal", "file", "time limit"]
 MARGIN_S = 30.0  # besides twice what the last save and the last step took
@@ -51,7 +52,7 @@ class StopRequest:
             return "signal"
         if dist.get_rank() != 0:
             return None
-        if self._file.exists():
+        if asked_by_file(self._file):
             return "file"
         if self._deadline is not None and time.monotonic() > self._deadline - MARGIN_S - 2 * self.needed_s:
             return "time limit"
@@ -59,7 +60,8 @@ class StopRequest:
 
     def answered(self) -> None:
         """The run has stopped."""
-        self._file.unlink(missing_ok=True)
+        with suppress(OSError):  # the checkpoint is saved; a supervisor removes the file too
+            self._file.unlink(missing_ok=True)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._signal = number

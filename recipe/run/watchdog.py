@@ -13,11 +13,12 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 
 from recipe.base.heartbeats import Heartbeat, read_heartbeats, state_of_process, write_heartbeat
-from recipe.base.ranks import RESTART, rank
+from recipe.base.ranks import RESTART, launched_world_size, rank
 from recipe.base.settings import Watch
 from recipe.run.run_folder import RunFolder
 
@@ -67,14 +68,19 @@ class Watchdog(threading.Thread):
         self.join()
 
     def run(self) -> None:
+        # A beat waits as long as the file system does, so beats have a thread of their own.
+        threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True).start()
         seen, since = self.place.number, time.monotonic()
         while not self._stopped.wait(self._settings.heartbeat_s):
-            self._beat_once()
             now = time.monotonic()
             if self.place.number != seen:
                 seen, since = self.place.number, now
             if now - since > self._patience_s:
                 self._end_job(now - since)
+
+    def _keep_beating(self) -> None:
+        while not self._stopped.wait(self._settings.heartbeat_s):
+            self._beat_once()
 
     def _end_job(self, waited_s: float) -> None:
         """Say what is known and end this process, whatever of the saying fails or does not return."""
@@ -82,7 +88,7 @@ class Watchdog(threading.Thread):
             last_resort = threading.Timer(SAYING_S + 3 * self._settings.heartbeat_s, os._exit, (RESTART,))
             last_resort.daemon = True
             last_resort.start()
-            for say in (self._write_stacks, self._print_stacks, lambda: self._name_culprits(waited_s)):
+            for say in (self._print_stacks, self._write_stacks, lambda: self._name_culprits(waited_s)):
                 with suppress(Exception):
                     say()
         finally:
@@ -109,7 +115,12 @@ class Watchdog(threading.Thread):
         if rank() != min(beating, default=rank()):
             self._stopped.wait(self._settings.heartbeat_s)  # the first speaks before the launcher ends all
             return
-        culprits, said = who_holds_up(before, after)
+        ended = _ranks_with_a_record(folder)  # they are silent since they have ended, and said why
+        unknown = set(range(launched_world_size() or 1)) - before.keys() - after.keys() - ended - {rank()}
+        before, after = ({n: beat for n, beat in beats.items() if n not in ended} for beats in (before, after))
+        culprits, said = who_holds_up(before, after, unknown)
+        if ended and not culprits:
+            said = f"rank {', '.join(map(str, sorted(ended)[:8]))} had ended before"
         said = (
             f"no progress for {waited_s:.0f} s in step {place.step:,} ({place.phase}): {said}; "
             f"stacks are in {folder.stacks(rank()).parent}"
@@ -119,9 +130,13 @@ class Watchdog(threading.Thread):
         for culprit in culprits:
             with suppress(OSError):
                 folder.record_failure("hang", said, rank=culprit.rank, host=culprit.host, step=place.step)
-        if not culprits:
-            host = socket.gethostname()
-            folder.record_failure("hang", said, rank=rank(), host=host, step=place.step, witness=True)
+        if culprits:
+            return
+        # The others leave without a word, which must not make them those that are waited for.
+        hosts = {rank(): socket.gethostname()} | {number: beat.host for number, beat in after.items()}
+        for number, host in hosts.items():
+            with suppress(OSError):
+                folder.record_failure("hang", said, rank=number, host=host, step=place.step, witness=True)
 
     def _beat_once(self) -> None:
         """A beat that cannot be written is said once: what it is there for is to end the job, which needs no file."""
@@ -151,13 +166,27 @@ class Watchdog(threading.Thread):
         )
 
 
-def who_holds_up(before: dict[int, Heartbeat], after: dict[int, Heartbeat]) -> tuple[list[Heartbeat], str]:
-    """The ranks that a stuck job waits for, from two readings of the heartbeats, and what to say of them."""
+def _ranks_with_a_record(folder: RunFolder) -> set[int]:
+    """Ranks of this incarnation of which is known how they ended."""
+    files = (folder.path / "failures").glob(f"incarnation_{folder.incarnation:04d}_rank_*.json")
+    return {int(path.stem.rpartition("_")[2]) for path in files}
+
+
+def who_holds_up(
+    before: dict[int, Heartbeat], after: dict[int, Heartbeat], unknown: Collection[int] = ()
+) -> tuple[list[Heartbeat], str]:
+    """The ranks that a stuck job waits for, from two readings of the heartbeats, and what to say of them.
+
+    Args:
+        unknown: ranks without a heartbeat, and so without a host that could be blamed.
+    """
     silent = [
         after[number] for number in sorted(after) if number in before and after[number].beat == before[number].beat
     ]
-    if silent:
-        return silent, "; ".join(_silent(beat) for beat in silent[:8])
+    if silent or unknown:
+        first = ", ".join(str(number) for number in sorted(unknown)[:8])
+        messages = [f"no heartbeat of this start from rank {first}"] if unknown else []
+        return silent, "; ".join([*messages, *(_silent(beat) for beat in silent[:8])])
     furthest = max((beat.place for beat in after.values()), default=0)
     behind = [after[number] for number in sorted(after) if after[number].place < furthest]
     if behind:

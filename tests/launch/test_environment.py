@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
-from launch.environment import FORWARDED, write_deepspeed_env
+from launch.environment import FORWARDED, deepspeed_env
 from tests.conftest import ROOT
 
 
@@ -16,8 +16,8 @@ def test_set_variables_and_the_users_own_file_are_forwarded(tmp_path, monkeypatc
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setenv("SECRET", "not for others")
     (tmp_path / ".deepspeed_env").write_text("NCCL_IB_HCA=mlx5_0,mlx5_1\n\nOMP_NUM_THREADS = 8\n")
-    write_deepspeed_env(tmp_path / "written")
-    assert (tmp_path / "written").read_text() == "OMP_NUM_THREADS=8\nNCCL_IB_HCA=mlx5_0,mlx5_1\n"
+    for by_pdsh in (True, False):
+        assert deepspeed_env(by_pdsh=by_pdsh) == "OMP_NUM_THREADS=8\nNCCL_IB_HCA=mlx5_0,mlx5_1\n"
 
 
 def test_the_example_sets_what_env_sh_sets():

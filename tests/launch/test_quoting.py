@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import os
 import re
@@ -14,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from launch import places
-from launch.environment import forwarded, write_deepspeed_env
-from launch.places import Hosts, SlurmNodes, ThisHost, option
+from launch.environment import deepspeed_env, forwarded
+from launch.launcher_options import launcher_options
+from launch.places import Hosts, SlurmNodes, ThisHost
 from recipe.base.errors import UserError
 
 TYPED = [
@@ -126,10 +128,12 @@ def test_variables_arrive_as_they_are_set(arrive, tmp_path, monkeypatch):
     (tmp_path / ".deepspeed_env").write_text("# ours = all\n\n" + "".join(f"{k}={v}\n" for k, v in own.items()))
     monkeypatch.setenv("NCCL_DEBUG_FILE", "/tmp/$USER.%h")
     monkeypatch.setenv("OMP_NUM_THREADS", "$(touch owned)")
-    write_deepspeed_env(tmp_path / "written")
+    (tmp_path / "written").write_text(deepspeed_env(by_pdsh=True))
     _, environment = arrive(["train.py"], tmp_path / "written")
     wanted = own | {"NCCL_DEBUG_FILE": "/tmp/$USER.%h", "OMP_NUM_THREADS": "$(touch owned)"}
     assert {name: environment.get(name) for name in wanted} == wanted
+    raw = dict(line.split("=", maxsplit=1) for line in deepspeed_env(by_pdsh=False).splitlines())
+    assert {name: raw[name] for name in own} == own
 
 
 @pytest.mark.parametrize(
@@ -148,13 +152,16 @@ def test_a_deepspeed_env_that_would_arrive_otherwise_is_refused(text, said, tmp_
     (tmp_path / ".deepspeed_env").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=re.escape(said)):
         forwarded()
+    with pytest.raises(UserError, match=re.escape(said)):  # before anything of a run begins
+        Hosts({"a": 1, "b": 1}, [], tmp_path)
+    Hosts({"localhost": 1}, [], tmp_path)
 
 
 def test_a_variable_of_several_lines_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1\ntouch owned")
     with pytest.raises(UserError, match="OMP_NUM_THREADS of the environment: a value of several lines"):
-        write_deepspeed_env(tmp_path / "written")
+        deepspeed_env(by_pdsh=True)
 
 
 @pytest.mark.parametrize("folder", ["with space", "a;b", "$(id)", "it's"])
@@ -166,15 +173,88 @@ def test_a_checkout_whose_path_is_not_one_word_is_refused_for_other_hosts_alone(
     Hosts({"localhost": 1}, [], tmp_path)
 
 
-@pytest.mark.parametrize("words", [["--master_addr", "$(id)"], ["--master_addr=-a"], ["--venv_script", "x;id"]])
-def test_words_for_the_launcher_are_no_code(words, tmp_path):
-    with pytest.raises(UserError, match=r"would be run as code|is no host name"):
+@pytest.mark.parametrize(
+    "words",
+    [["--master_addr", "$(id)"], ["--master_addr=-a"], ["--venv_script", "x;id"], ["--venv_s=a b"], ["--venv_script", "~/x"],
+     ["--bind_core_list", "0 #"], ["--log_level", "x*"], ["--enable_each_rank_log", "{a,b}"], ["--enable_each_rank_log="]],
+)  # fmt: skip
+def test_words_for_the_launcher_are_one_word_to_other_hosts(words, tmp_path):
+    with pytest.raises(UserError, match=r"would be read as more than one word|is no host name"):
         Hosts({"a": 1, "b": 1}, words, tmp_path)
 
 
-def test_the_launchers_options_are_read_in_both_forms():
-    assert option(["--ssh_port", "7"], "--ssh_port") == option(["--ssh_port=7", "--quiet"], "--ssh_port") == "7"
-    assert option(["--ssh_port_x", "7"], "--ssh_port") is None
+def test_what_is_for_pdsh_itself_may_have_spaces(tmp_path):
+    Hosts({"a": 1, "b": 1}, ["--launcher_args", "-u 5 -t 3", "--venv_script", "/v/bin/activate"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["-H", "f"], ["-Hf"], ["--hostfile=f"], ["--hostf", "f"], ["-i", "a"], ["--incl=a"], ["--include", "a"], ["-e", "a"],
+     ["--excl", "a"], ["--num_nodes", "1"], ["--num_n=1"], ["--num_gpus", "1"], ["--num_accelerators", "1"], ["--force_multi"],
+     ["--force"], ["--no_ssh"], ["--node_rank", "0"], ["--quiet", "--node=0"], ["-qH", "f"]],
+)  # fmt: skip
+def test_words_for_the_launcher_do_not_say_where_ranks_run(words, tmp_path):
+    for make in (
+        lambda: ThisHost(1, words, tmp_path),
+        lambda: Hosts({"a": 1, "b": 1}, words, tmp_path),
+        lambda: Hosts({"localhost": 1}, words, tmp_path),
+        lambda: SlurmNodes({"a": 1}, words, tmp_path),
+    ):
+        with pytest.raises(UserError, match="would change where ranks run"):
+            make()
+
+
+@pytest.mark.parametrize("words", [["--nonsense"], ["train2.py"], ["--", "x"], ["--master_port", "x"], ["--launcher"]])
+def test_what_the_launcher_does_not_know_is_refused(words, tmp_path):
+    with pytest.raises(UserError, match="for the deepspeed launcher"):
+        ThisHost(1, words, tmp_path)
+
+
+def test_the_launchers_options_are_those_that_deepspeed_has(monkeypatch):
+    from deepspeed.launcher import runner
+
+    known: list[set[str]] = []
+
+    def parse_args(parser: argparse.ArgumentParser, args: object = None) -> argparse.Namespace:
+        known.append(set(parser._option_string_actions))
+        return argparse.Namespace(launcher=None)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+    runner.parse_args()
+    launcher_options([])
+    assert known[0] - {"-h", "--help"} == known[1]
+
+
+def test_the_launchers_options_are_read_as_deepspeed_reads_them():
+    for words in (["--ssh_port", "7"], ["--ssh_port=7", "--quiet"], ["--ssh_port=9", "--ssh_p", "7"]):
+        assert launcher_options(words).ssh_port == 7
+    for words in (["--launcher", "openmpi", "--launcher=pdsh"], ["--launcher=openmpi", "--launcher", "PDSH"], []):
+        assert launcher_options(words).launcher == "pdsh"
+
+
+def test_a_launch_on_this_host_reads_no_hostfile_and_asks_nobody(tmp_path, monkeypatch):
+    """DeepSpeed's own launcher, as far as the command of the ranks' launcher."""
+    from deepspeed.launcher import runner
+
+    monkeypatch.setenv("LOCAL_SIZE", "2")  # or DeepSpeed asks numactl
+    monkeypatch.setattr(runner, "DLTS_HOSTFILE", str(tmp_path / "hostfile"))
+    (tmp_path / "hostfile").write_text("other slots=4\n")
+    started: list[list[str]] = []
+
+    def start(words: list[str], env: object = None) -> argparse.Namespace:
+        started.append(words)
+        return argparse.Namespace(wait=lambda: None, returncode=0)
+
+    def ask(*_: object, **__: object) -> None:
+        raise AssertionError("asked over ssh")
+
+    monkeypatch.setattr(runner.subprocess, "Popen", start)
+    monkeypatch.setattr(runner.subprocess, "check_call", ask)
+    monkeypatch.setattr(runner.subprocess, "check_output", ask)
+    for place in (ThisHost(2, ["--quiet"], tmp_path), Hosts({"localhost": 2}, ["--quiet"], tmp_path)):
+        runner.main([*place.command(2)[1:], "train.py"])
+        world = next(word.partition("=")[2] for word in started.pop() if word.startswith("--world_info="))
+        assert json.loads(base64.urlsafe_b64decode(world)) == {"localhost": [0, 1]}
 
 
 def commands_of(place: Hosts, monkeypatch) -> tuple[list[str], list[list[str]]]:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import pytest
 
-from launch.supervise import end_group, signal_group
+from launch import supervise as module
+from launch.supervise import Supervisor, end_group, signal_group
 from recipe.base.checkpoint_files import SCHEMA, VERSION, topology
+from recipe.base.errors import UserError
 from recipe.base.files import write_json
+from recipe.base.heartbeats import Heartbeat, write_heartbeat
 from recipe.base.ranks import RESTART, STOP_SIGNALS
+from recipe.run.stopping import StopRequest
 from tests.conftest import ROOT
 from tests.recipe.base.test_locks import HOLD
 
@@ -27,12 +36,13 @@ from types import SimpleNamespace
 from launch import places, supervise
 
 run_dir, launcher, checks_s = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
-def check_launch(*_):
+def check_launch(*_, **__):
     print("checking", flush=True)
     time.sleep(checks_s)
     parts = {"expert_parallel": SimpleNamespace(autoep_size=1), "zero_optimization": SimpleNamespace(stage=3)}
     return SimpleNamespace(run=SimpleNamespace(run_dir=run_dir), ds=SimpleNamespace(world_size=2, **parts), ds_raw={})
 supervise.check_launch = check_launch
+supervise.check_run_folder = lambda *_, **__: []  # that is of a real launch
 places.ThisHost.command = lambda self, ranks: [sys.executable, "-c", launcher, str(run_dir)]
 sys.exit(supervise.main(["--num_gpus", "2", "--config", "c", "--deepspeed_config", "d", *sys.argv[4:]]))
 """
@@ -164,20 +174,165 @@ def test_a_group_that_is_gone_is_let_be(monkeypatch):
     end_group(process.pid, 1.0)
 
 
+ARGUMENTS = ["--num_gpus", "2", "--config", "c", "--deepspeed_config", "d", "--grace", "1"]
+
+
+@pytest.fixture
+def checked(tmp_path, monkeypatch) -> list[dict[str, Any]]:
+    """Inputs of a run that need no data, for a supervisor in this process; how they are checked."""
+    parts = {"expert_parallel": SimpleNamespace(autoep_size=1), "zero_optimization": SimpleNamespace(stage=3)}
+    ds = SimpleNamespace(world_size=2, **parts)
+    launch = SimpleNamespace(run=SimpleNamespace(run_dir=tmp_path / "run"), ds=ds, ds_raw={})
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(module, "check_launch", lambda *_, **how: calls.append(how) or launch)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    return calls
+
+
+@pytest.fixture
+def supervisor(checked) -> Supervisor:
+    """One in this process, that a test asks by its methods and not by signals."""
+    return Supervisor(module.parse(ARGUMENTS))
+
+
+def once_launched(supervisor: Supervisor, act: Callable[[], object]) -> None:
+    """Act, from beside it, as soon as the supervisor's launcher runs."""
+
+    def wait_and_act() -> None:
+        until(supervisor.run_dir / "launched")
+        act()
+
+    threading.Thread(target=wait_and_act, daemon=True).start()
+
+
+def refuse(monkeypatch, folder: Path, number: int, *methods: str) -> None:
+    """From now on methods of the paths in a folder fail as on a file system that does not answer."""
+    for name in methods:
+        answer = getattr(Path, name)
+
+        def method(path: Path, *args: Any, answer: Callable = answer, **more: Any) -> Any:
+            if path.is_relative_to(folder):
+                raise OSError(number, os.strerror(number))
+            return answer(path, *args, **more)
+
+        monkeypatch.setattr(Path, name, method)
+
+
+def command(launcher: str, run_dir: Path) -> list[str]:
+    return [sys.executable, "-c", launcher, str(run_dir)]
+
+
+ANSWERS = [errno.ESTALE, errno.EIO, errno.EACCES]
+
+
+@pytest.mark.parametrize("number", ANSWERS)
+def test_a_file_system_that_does_not_answer_for_a_while_ends_no_run(number, supervisor, monkeypatch):
+    refuse(monkeypatch, supervisor.run_dir, number, "exists", "unlink")
+    monkeypatch.setattr(module, "POLL_S", 0.01)
+    assert supervisor._run_group([sys.executable, "-c", "import sys, time; time.sleep(0.2); sys.exit(7)"]) == 7
+    assert not supervisor._stop_is_asked({})
+    monkeypatch.setattr(supervisor, "_restart_until_the_end", lambda: 0)
+    assert supervisor.run() == 0
+
+
+@pytest.mark.parametrize("number", ANSWERS)
+def test_nor_does_it_when_a_rank_looks_for_the_file(number, tmp_path, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    request = StopRequest(tmp_path / "stop", None)
+    refuse(monkeypatch, tmp_path, number, "exists", "unlink")
+    assert request.reason() is None
+    request.answered()
+
+
+def test_a_signal_on_a_full_disk_still_ends_the_ranks(supervisor, monkeypatch):
+    refuse(monkeypatch, supervisor.run_dir, errno.ENOSPC, "touch")
+    once_launched(supervisor, lambda: supervisor._asked(signal.SIGINT, None))
+    sleeps = READY + "open(run / 'launched', 'w').close(); time.sleep(60)"
+    assert supervisor._run_group(command(sleeps, supervisor.run_dir)) == -signal.SIGTERM
+
+
+def test_no_rank_outlives_a_supervisor_that_fails(supervisor, monkeypatch):
+    groups: list[int] = []
+
+    def fail() -> NoReturn:
+        groups.append(supervisor.group)
+        raise KeyError("a defect")
+
+    monkeypatch.setattr(supervisor, "_look_for_a_stop", fail)
+    with pytest.raises(KeyError):
+        supervisor._run_group(command(SLEEPS, supervisor.run_dir))
+    assert module.processes_of(groups[0]) == []
+
+
+def test_a_folder_that_the_ranks_would_refuse_is_refused_before_its_checkpoint_is_written_anew(checked, tmp_path):
+    checkpoint = tmp_path / "run" / "checkpoints" / "step_00000002"
+    of = topology(world_size=8, autoep_size=1, zero_stage=3)
+    write_json(checkpoint / "manifest.json", {"schema": SCHEMA, "version": VERSION, "topology": of})
+    before = tree(tmp_path)
+    with pytest.raises(UserError, match="no record of the run that saved it"):
+        Supervisor(module.parse(ARGUMENTS))
+    assert tree(tmp_path) == before
+
+
+def test_a_port_of_the_launching_host_is_not_the_runs(supervisor, checked):
+    assert checked == [{"port_may_be_in_use": True}]
+
+
+def test_ranks_that_take_steps_train_though_they_cannot_say_so(supervisor):
+    (supervisor.run_dir / "incarnations.jsonl").write_text("{}\n{}\n")
+    supervisor.starts_before = 1
+    folder = supervisor.run_dir / "heartbeats"
+    folder.mkdir()
+    for incarnation, step, starting in ((1, 7, True), (2, 0, True), (2, 1, False)):
+        write_heartbeat(folder, Heartbeat(0, "h", 1, incarnation, step, "forward", 1, 1))
+        assert supervisor._is_starting() == starting
+
+
+ENDS_OTHERS = READY + (
+    "signal.signal(15, lambda *_: [(run / 'others ended').touch(), sys.exit(9)]); (run / 'launched').touch(); time.sleep(60)"
+)
+
+
+@pytest.mark.parametrize(
+    ("remote", "launcher", "signals", "code"),
+    [(True, ENDS_OTHERS, 2, 9), (True, DEAF, 2, -9), (True, DEAF, 3, -9), (False, ENDS_OTHERS, 2, -9)],
+)
+def test_the_second_signal_leaves_the_launcher_the_time_to_end_other_hosts(
+    remote, launcher, signals, code, supervisor, monkeypatch
+):
+    monkeypatch.setattr(supervisor.place, "remote", remote)
+    monkeypatch.setattr(module, "REMOTE_END_S", 0.3 if signals == 2 else 60.0)
+    monkeypatch.setattr(supervisor, "_is_starting", lambda: False)
+    once_launched(supervisor, lambda: [supervisor._asked(signal.SIGTERM, None) for _ in range(signals)])
+    assert supervisor._run_group(command(launcher, supervisor.run_dir)) == code
+    assert (supervisor.run_dir / "others ended").exists() == (code == 9)
+
+
+@pytest.mark.parametrize("option", ["--backoff", "--grace"])
+def test_times_to_wait_are_numbers_of_seconds(option):
+    assert vars(module.parse([*ARGUMENTS, option, "0"]))[option[2:]] == 0
+    for text in ("nan", "inf", "-1", "1e300", "soon"):
+        with pytest.raises(SystemExit):
+            module.parse([*ARGUMENTS, f"{option}={text}"])
+
+
 SLURM = """#!/usr/bin/env bash
 [[ $1 == requeue ]] || exit 9
 echo "requeued $2"
 """
 
 
-@pytest.mark.parametrize("moment", ["before the supervisor", "as it starts"])
+@pytest.mark.parametrize("moment", ["before the supervisor", "before it has a number", "as it starts"])
 def test_a_slurm_job_that_is_told_its_limit_before_it_trains_is_requeued(moment, tmp_path):
     """The job's script alone: Slurm's commands and Python are stand-ins."""
     (tmp_path / "launch").mkdir()
     told = 'kill -USR2 "$PPID"' if moment == "as it starts" else ":"
-    (tmp_path / "launch" / "env.sh").write_text(
-        f'export PATH="{tmp_path}:$PATH"\n' + ("kill -USR2 $$\n" if moment == "before the supervisor" else "")
-    )
+    moments = {
+        "before the supervisor": "kill -USR2 $$\n",
+        "before it has a number": """trap '[[ $BASH_COMMAND != supervisor=* ]] || kill -USR2 $$' DEBUG\n""",
+    }
+    (tmp_path / "launch" / "env.sh").write_text(f'export PATH="{tmp_path}:$PATH"\n' + moments.get(moment, ""))
     for name, text in (("scontrol", SLURM), ("python", f"#!/usr/bin/env bash\n{told}\nexec sleep 20\n")):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -45,6 +46,20 @@ def test_a_signal_before_training_ends_the_rank_with_75(number, tmp_path):
     _, said = process.communicate(timeout=30)
     assert process.returncode == RESTART
     assert said == "stopped by a signal before the first step\n"
+
+
+def test_the_ranks_shared_memory_does_not_stay(tmp_path, monkeypatch):
+    for name, value in (("MASTER_ADDR", tmp_path.name), ("MASTER_PORT", "1"), ("RANK", "0")):
+        monkeypatch.setenv(name, value)
+    buffer = Path("/dev/shm", f"deepspeed_allreduce_buffer_{os.getuid()}_{tmp_path.name}_1_0")
+    buffer.touch()
+    try:
+        process = start(tmp_path, "starting")
+        process.terminate()
+        process.communicate(timeout=30)
+        assert not buffer.exists()
+    finally:
+        buffer.unlink(missing_ok=True)
 
 
 def test_a_file_before_training_is_answered_and_left_to_a_supervisor_where_there_is_one(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ import torch.distributed as dist
 from launch.incidents import incident_of
 from recipe.base.errors import ConfigError, UserError
 from recipe.base.heartbeats import Heartbeat, write_heartbeat
-from recipe.run import agree
+from recipe.base.ranks import RESTART
+from recipe.run import agree, failures
 from recipe.run.agree import FirstRankFailed, from_first_rank
 from recipe.run.failures import kind_of, recorded_failures
 from recipe.run.run_folder import RunFolder
@@ -182,6 +184,22 @@ def test_a_failure_that_cannot_be_recorded_is_still_raised(folder, monkeypatch, 
     monkeypatch.setattr(RunFolder, "record_failure", refuse)
     fail(folder, 1, "shape mismatch", monkeypatch)
     assert "rank 1 cannot leave word of its failure" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("message", [WATCHDOG, MESSAGES["peer_lost"][0]])
+@pytest.mark.parametrize("broken", ["files", "standard error"])
+def test_a_witness_leaves_with_75_whatever_it_cannot_write(broken, message, folder, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if broken == "files":
+        monkeypatch.setattr(failures, "write_text", refuse)
+        monkeypatch.setattr(RunFolder, "record_failure", refuse)
+    else:
+        monkeypatch.setattr(failures.sys, "stderr", SimpleNamespace(write=refuse, flush=refuse))
+    with pytest.raises(SystemExit) as raised, recorded_failures(folder, lambda: ""):
+        raise RuntimeError(message)
+    assert raised.value.code == RESTART
 
 
 @pytest.mark.parametrize(

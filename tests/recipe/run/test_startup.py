@@ -17,7 +17,7 @@ from recipe.model import RecipeMoeConfig
 from recipe.run import prometheus
 from recipe.run.export import check_exportable
 from recipe.run.prometheus import check_prometheus
-from recipe.run.startup import _check_held_out, _check_outputs
+from recipe.run.startup import _check_held_out, _check_outputs, check_launch
 from tests.conftest import ROOT, free_port
 
 QUICKSTART = ROOT / "recipe/configs/runs/quickstart.yaml"
@@ -118,6 +118,18 @@ def test_a_port_that_is_in_use_is_refused_by_a_dry_run_alone():
             check_prometheus(port, may_be_in_use=False)
     check_prometheus(port, may_be_in_use=False)
     check_prometheus(None)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "more", "allowed"), [(None, {}, False), (2, {}, True), (None, {"port_may_be_in_use": True}, True)]
+)
+def test_which_checks_of_a_launch_allow_a_port_that_is_in_use(world_size, more, allowed, monkeypatch):
+    def end(run: object, starts: bool) -> None:
+        raise UserError(f"allowed: {starts}")
+
+    monkeypatch.setattr("recipe.run.startup._check_outputs", end)
+    with pytest.raises(UserError, match=f"allowed: {allowed}"):
+        check_launch(QUICKSTART, [], ROOT / "ds_configs/cpu_2.json", world_size, **more)
 
 
 def test_a_port_that_needs_privileges_is_refused(monkeypatch):
