@@ -99,7 +99,7 @@ def test_one_ranks_other_bits_are_named(supervise):
         "silent data corruption, the rank and its host",
         seconds=None,
         lost_steps=None,
-        then="stops with code 2 at the probe",
+        then="of two ranks, or without a spare host: stops with code 2; else its host is left out at once",
     )
 
 
