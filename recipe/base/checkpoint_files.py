@@ -93,7 +93,7 @@ def find(folder: Path, name: str | None) -> Path:
     found = {path.name: path for path in complete(folder)}
     if not found:
         raise UserError(
-            f"{folder} has no complete checkpoint; give a run that has saved one, or begin without --resume"
+            f"{folder} has no complete checkpoint; give a run that has saved one"
         )
     if name is None:
         return list(found.values())[-1]
