@@ -92,9 +92,7 @@ def find(folder: Path, name: str | None) -> Path:
         raise UserError(problem)
     found = {path.name: path for path in complete(folder)}
     if not found:
-        raise UserError(
-            f"{folder} has no complete checkpoint; give a run that has saved one"
-        )
+        raise UserError(f"{folder} has no complete checkpoint; give a run that has saved one")
     if name is None:
         return list(found.values())[-1]
     step = re.fullmatch(r"step_(\d{1,18})", name)

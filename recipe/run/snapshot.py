@@ -12,6 +12,7 @@ from __future__ import annotations
 import mmap
 import threading
 from collections.abc import Iterator, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,8 @@ class Snapshot(TorchCheckpointEngine):
             return self._host(value.detach()) if self.copies else value.detach()
         if isinstance(value, dict):
             return {key: self._taken(inner) for key, inner in value.items()}
+        if isinstance(value, Enum):
+            return value.value  # early 3.11 pickles one by `getattr`, which `only_known_classes` refuses
         if type(value) in (list, tuple):
             return type(value)(self._taken(inner) for inner in value)
         return value

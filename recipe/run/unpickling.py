@@ -16,14 +16,13 @@ from pathlib import Path
 
 import torch
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
 from recipe.base.errors import UserError
 
 # Read by torch.load in place of what its caller asks for.
 _FORCED = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
-KNOWN_CLASSES = (DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address)
+KNOWN_CLASSES = (DynamicLossScaler, LossScaler, fragment_address)
 
 
 @contextmanager

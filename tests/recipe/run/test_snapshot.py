@@ -11,6 +11,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from deepspeed.runtime.checkpoint_engine import CheckpointCommitInfo
+from deepspeed.runtime.zero.config import ZeroStageEnum
 
 from recipe.run import snapshot as module
 from recipe.run.snapshot import COPIED_AT_ONCE_BYTES, Snapshot, pinned
@@ -187,3 +188,12 @@ def test_the_snapshot_of_a_gpu_pins_what_it_needs_and_no_more(cudart, monkeypatc
     snapshot = Snapshot(copies=True)
     copy = saved(snapshot, torch.ones(LARGE + 3))
     assert sum(cudart.registered.values()) == copy.nbytes == snapshot.bytes
+
+
+def test_enumerations_are_saved_as_what_they_stand_for():
+    """How they are pickled depends on Python's version: by `getattr` in early ones of 3.11, which no reader may allow."""
+    snapshot = Snapshot(copies=False)
+    snapshot.save({"optimizer": [{"zero_stage": ZeroStageEnum.weights}]}, "states.pt")
+    ((_, state),) = snapshot.files
+    assert type(state["optimizer"][0]["zero_stage"]) is int
+    assert state["optimizer"][0]["zero_stage"] == 3
