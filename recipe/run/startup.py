@@ -153,7 +153,8 @@ def batch_order(run: RunConfig, tokens: TokenFolder) -> BatchOrder:
     if not sizes:
         raise UserError(f"{run.data.tokens} has no training shards; tokenize more documents")
     phases = plan_mixture(sizes, run.data.mixture, run.schedule.total_tokens, CYCLE * run.data.seq_length)
-    read = {name for phase in phases for name, weight in phase.weights.items() if weight}
+    # In the order of the sizes, the same on all ranks.
+    read = [name for name in sizes if any(phase.weights[name] for phase in phases)]
     phases = [replace(phase, weights={name: phase.weights[name] for name in read}) for phase in phases]
     sources = tokens.sources("train", read)
     return BatchOrder(sources, phases, run.data.seq_length, run.seed, run.data.on_damage == "skip")
