@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from typing import Any, NoReturn
@@ -29,7 +30,7 @@ from recipe.run.routing_metrics import routing_metrics
 from recipe.run.run_folder import RunFolder
 from recipe.run.startup import Launch, ProfiledSteps
 from recipe.run.step import run_step
-from recipe.run.step_guard import StepGuard, Unsound, Verdict
+from recipe.run.step_guard import Rewind, StepGuard, Unsound, Verdict
 from recipe.run.stopping import StopRequest
 from recipe.run.stragglers import StepTime, compare, timed_collectives
 from recipe.run.throughput import Throughput
@@ -127,7 +128,7 @@ class Training:
         self._ranks_compared: dict[str, Any] = {}  # of the last step whose collectives were timed
         self.batches = ReadAhead(lambda sequences: read_batches(launch, sequences))
         self._begun_at, self._stop_asked = state.step, 0  # step resumed from; steps since a stop was asked for
-        self._last_batches: list[Batch] = []  # of the last step
+        self._applied: deque[list[Batch]] = deque(maxlen=2)  # batches of the last steps that were
         self._skipped_here = 0  # sequences left out of this rank's micro-batches
         self._skipped_sequences = 0.0  # of all ranks'
         self._first_sequence = state.sequences
@@ -145,7 +146,12 @@ class Training:
             UserError: the run cannot go on, or its last checkpoint could not be written; on all ranks alike.
         """
         with self._open:
-            return self._run()
+            try:
+                return self._run()
+            except Rewind:
+                if len(self._applied) > 1:  # on data that the last update was not made from
+                    self._try_weights()  # the spike's data alone may be to blame, and the checkpoint before them sound
+                raise
 
     def _run(self) -> bool:
         self.engine.train()
@@ -154,8 +160,10 @@ class Training:
             stopped = self._step()
         finished = self.state.step >= self.total_steps and not self.guard.in_doubt
         self.watchdog.place.enter("finishing")
-        if self._last_batches and not self.guard.in_doubt:
-            self._prove_last()
+        if not self.guard.in_doubt:
+            verdict = self._try_weights()
+            if verdict is not None and verdict.proof is False:
+                self._stop_unsound(f"the update of step {self.state.step:,} has ruined the weights: {verdict.said}")
         self.store.finish()
         self._tell(self.store.take_events())
         if not self.guard.in_doubt:
@@ -165,20 +173,22 @@ class Training:
             self.stop.answered()
         return finished
 
-    def _prove_last(self) -> None:
-        """Try the weights that the last step left, as the next step would, before they are committed.
+    def _try_weights(self) -> Verdict | None:
+        """Do the last but one of the applied steps again, without its update, and tell the store whether the weights are sound.
 
         Forward and backward: weights can be ruined and still give a loss.
 
-        Raises:
-            UserError: the next step would be skipped.
+        Returns:
+            what the step would have come to; None without one that was applied since the start.
         """
+        if not self._applied:
+            return None
         self.guard.trial = True
         run_step(
             self.engine,
             self.control,
             self.launch.run.compute,
-            self._last_batches,
+            self._applied[0],
             step=self.state.step + 1,
             observing=False,
             update_bias=False,
@@ -187,8 +197,7 @@ class Training:
         verdict = self.guard.verdict()
         if verdict.proof is not None:
             self.store.prove(verdict.proof)
-        if verdict.proof is False:
-            self._stop_unsound(f"the update of step {self.state.step:,} has ruined the weights: {verdict.said}")
+        return verdict
 
     def _end(self, finished: bool) -> dict[str, Any]:
         if finished:
@@ -209,7 +218,6 @@ class Training:
         self._enter("reading", step)
         batches = self.batches.take(state.sequences, state.sequences + launch.ds.train_batch_size)
         self._skipped_here += sum(batch.missing for batch in batches)
-        self._last_batches = batches
         sampled = every(run.watch.stragglers_every_steps, step)
         with timed_collectives() if sampled else nullcontext() as step_time:
             _, sums = run_step(
@@ -226,6 +234,8 @@ class Training:
         self.watchdog.first_step_is_done()
         state.advance(launch.ds.train_batch_size, launch.tokens_per_step)
         verdict = self.guard.verdict()
+        if verdict.applied:
+            self._applied.append(batches)
         self._enter("settling")
         self.store.settle(verdict.totals, proof=verdict.proof)
         self._enter("between steps")
