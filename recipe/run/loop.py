@@ -128,7 +128,7 @@ class Training:
         self._ranks_compared: dict[str, Any] = {}  # of the last step whose collectives were timed
         self.batches = ReadAhead(lambda sequences: read_batches(launch, sequences))
         self._begun_at, self._stop_asked = state.step, 0  # step resumed from; steps since a stop was asked for
-        self._applied: deque[list[Batch]] = deque(maxlen=2)  # batches of the last steps that were
+        self._applied: deque[int] = deque(maxlen=2)  # where the data of the last applied steps begin, in sequences
         self._skipped_here = 0  # sequences left out of this rank's micro-batches
         self._skipped_sequences = 0.0  # of all ranks'
         self._first_sequence = state.sequences
@@ -188,7 +188,7 @@ class Training:
             self.engine,
             self.control,
             self.launch.run.compute,
-            self._applied[0],
+            self.batches.take(self._applied[0], self.state.sequences),
             step=self.state.step + 1,
             observing=False,
             update_bias=False,
@@ -235,7 +235,7 @@ class Training:
         state.advance(launch.ds.train_batch_size, launch.tokens_per_step)
         verdict = self.guard.verdict()
         if verdict.applied:
-            self._applied.append(batches)
+            self._applied.append(state.sequences - launch.ds.train_batch_size)
         self._enter("settling")
         self.store.settle(verdict.totals, proof=verdict.proof)
         self._enter("between steps")
