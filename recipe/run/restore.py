@@ -59,7 +59,7 @@ class RestorableRun:
             ranks = strict_model(DsConfig, self.ds_raw, f"ds_config of {path}").world_size
             if launched != ranks:
                 raise UserError(
-                    f"{path} was saved by {ranks} ranks but {launched} were launched; launch {ranks}, or give a "
+                    f"{path} was trained on {ranks} ranks but {launched} were launched; launch {ranks}, or give a "
                     f"--deepspeed_config for {launched} and reshard the checkpoint with launch/reshard.py"
                 )
         else:
