@@ -18,7 +18,14 @@ from typing import IO, Any
 from launch.incidents import Incident, incident_of, last_step
 from launch.places import add_place_arguments, place_of
 from recipe.base.arguments import natural_int, natural_seconds, positive_seconds
-from recipe.base.checkpoint_files import check_convertible, complete, read_manifest, step_of, topology, universal_state
+from recipe.base.checkpoint_files import (
+    check_convertible,
+    complete,
+    read_manifest,
+    step_of,
+    topology_of,
+    universal_state,
+)
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import append_json, read_json_lines, write_json
 from recipe.base.heartbeats import read_heartbeats
@@ -320,12 +327,7 @@ class Supervisor:
         found = [p for p in complete(self.run_dir / "checkpoints") if all(step_of(p) <= limit for limit in limits)]
         if not found:
             return
-        ds, written = self.launch.ds, read_manifest(found[-1])["topology"]
-        here = topology(
-            world_size=ds.world_size,
-            autoep_size=ds.expert_parallel.autoep_size,
-            zero_stage=ds.zero_optimization.stage,
-        )
+        written, here = read_manifest(found[-1])["topology"], topology_of(self.launch.ds)
         if written == here:
             return
         check_convertible(found[-1], written, here)

@@ -24,6 +24,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from recipe.base.ds_config import DsConfig
 from recipe.base.errors import UserError
 from recipe.base.files import flush_folder, sha256, write_text
 from recipe.base.output_paths import glob_problem
@@ -40,6 +41,15 @@ def checkpoint_name(step: int) -> str:
 def topology(*, world_size: int, autoep_size: int, zero_stage: int) -> dict[str, int]:
     """What a checkpoint's files depend on."""
     return {"world_size": world_size, "autoep_size": autoep_size, "zero_stage": zero_stage}
+
+
+def topology_of(ds: DsConfig) -> dict[str, int]:
+    """What the checkpoints of a ds_config depend on."""
+    return topology(
+        world_size=ds.world_size,
+        autoep_size=ds.expert_parallel.autoep_size,
+        zero_stage=ds.zero_optimization.stage,
+    )
 
 
 def described(of: dict[str, int]) -> str:

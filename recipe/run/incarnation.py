@@ -56,10 +56,8 @@ def train_on(
             name, fall_back=resume == "auto", orders=orders, committed=[event["step"] for event in saved]
         )
         if name is not None and chosen is not None:
-            step = step_of(
-                chosen
-            )  # written before anything that may fail: whoever starts again goes on from there, too
-            from_first_rank(lambda: folder.order_left(step))
+            # Before anything that may fail: whoever starts again goes on from there, too.
+            from_first_rank(partial(folder.order_left, step_of(chosen)))
     watchdog.place.enter("building the engine")
     engine = build_engine(
         RecipeMoeConfig.from_shape(launch.shape),

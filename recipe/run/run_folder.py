@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import recipe
-from recipe.base.checkpoint_files import check_loadable, complete, find, no_checkpoint_left, read_manifest, topology
+from recipe.base.checkpoint_files import check_loadable, complete, find, no_checkpoint_left, read_manifest, topology_of
 from recipe.base.errors import UserError
 from recipe.base.files import append_json, read_json_lines, write_json
 from recipe.base.locks import lock_file
@@ -228,13 +228,7 @@ def check_resume(launch: Launch, resume: str) -> None:
             return
         raise
     check_identity(manifest["identity"], _trained_on(launch), path, "restore them, or resume from another checkpoint")
-    ds = launch.ds
-    here = topology(
-        world_size=ds.world_size,
-        autoep_size=ds.expert_parallel.autoep_size,
-        zero_stage=ds.zero_optimization.stage,
-    )
-    check_loadable(path, manifest["topology"], here)
+    check_loadable(path, manifest["topology"], topology_of(launch.ds))
 
 
 def _trained_on(launch: Launch) -> Identity:
