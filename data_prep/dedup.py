@@ -2,7 +2,8 @@
 """Remove exact and near duplicates; of each cluster the best document stays.
 
   signatures   each part of the input: hashes, MinHash signature and rank of every document
-  candidates   each range of band keys: documents that share a band are compared by their signatures
+  candidates   each range of band keys: pairs of documents that share a band
+  compared     each pair, at the parts of its documents: by their signatures
   components   duplicates of duplicates are duplicates: clusters, by connected components
   clusters     each range of clusters: which document stays
   lines        optional: lines that many documents have
@@ -28,11 +29,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from data_prep.command import job_parser
 from data_prep.components import find_components
 from data_prep.documents import Document, Part, records, write_part
-from data_prep.duplicate_clusters import REASONS, choose, members
-from data_prep.duplicate_links import candidates, spread_bands
+from data_prep.duplicate_clusters import REASONS, choose, members, rank
+from data_prep.duplicate_links import candidates, compare, sign_left, spread_bands
 from data_prep.exchange import Exchange, column, grouped
 from data_prep.repeated_lines import LineFilter, RepeatedLines, count_lines, find_repeated
-from data_prep.signatures import Catalog, Ranking, sign_part
+from data_prep.signatures import DROPS_FILES, Catalog, Ranking, sign_part
 from data_prep.stage import Stage, for_documents
 from data_prep.tally import Tally, merged, with_totals
 from recipe.base.errors import UserError, exit_on_user_error
@@ -141,26 +142,53 @@ def find_duplicates(stage: Stage, config: DedupConfig, older: tuple[Path, ...]) 
     catalog = Catalog(stage.output, older)
     numbers = catalog.numbers()
     bands, exact, edges = exchange("bands"), exchange("exact"), exchange("edges")
-    run("bands", partial(spread_bands, catalog=catalog, bands=bands, exact=exact), numbers)
+    spread = partial(spread_bands, catalog=catalog, minhash=config.minhash, bands=bands, exact=exact)
+    run("bands", spread, numbers)
+    bands.merge(run)
+    exact.merge(run)
+    link_documents(stage, config, catalog, bands, exact, edges)
+    found, parts = find_components(run, edges, exchange)
+    clustered, ranked = exchange("members"), exchange("ranked")
+    run("members", partial(members, found=found, partitions=parts, target=clustered), list(range(parts)))
+    clustered.merge(run)
+    parts = clustered.partitions()
+    run("ranked", partial(rank, source=clustered, partitions=parts, catalog=catalog, target=ranked), list(range(parts)))
+    ranked.merge(run)
+    drops, parts = Exchange(stage.output / "drops"), ranked.partitions()
+    choice = partial(choose, source=ranked, partitions=parts, drops=drops, output=stage.output)
+    chosen = run("clusters", choice, list(range(parts)))
+    drops.merge(run, DROPS_FILES)
+    return catalog, merged(result["clusters"] for result in chosen)
+
+
+def link_documents(
+    stage: Stage, config: DedupConfig, catalog: Catalog, bands: Exchange, exact: Exchange, edges: Exchange
+) -> None:
+    """The phases from documents that meet to edges between duplicates."""
+    run, pairs, signed = stage.run_tasks, stage.exchange("pairs"), stage.exchange("signed")
     ranges = [
         (kind, i, n) for kind, n in (("exact", exact.partitions()), ("bands", bands.partitions())) for i in range(n)
     ]
-    link = partial(candidates, bands=bands, exact=exact, catalog=catalog, threshold=config.threshold, edges=edges)
-    run("candidates", link, ranges)
-    found, parts = find_components(run, edges, exchange)
-    sent = exchange("members")
-    run("members", partial(members, found=found, partitions=parts, catalog=catalog, target=sent), list(range(parts)))
-    drops, parts = Exchange(stage.output / "drops"), sent.partitions()
-    chosen = run(
-        "clusters", partial(choose, source=sent, partitions=parts, drops=drops, output=stage.output), list(range(parts))
-    )
-    return catalog, merged(result["clusters"] for result in chosen)
+    run("candidates", partial(candidates, bands=bands, exact=exact, pairs=pairs, edges=edges), ranges)
+    pairs.merge(run)
+    parts = pairs.partitions()
+    sign = partial(sign_left, source=pairs, partitions=parts, catalog=catalog, target=signed)
+    run("signed", sign, list(range(parts)))
+    signed.merge(run)
+    parts = signed.partitions()
+    check = partial(
+        compare, source=signed, partitions=parts, catalog=catalog, threshold=config.threshold, edges=edges,
+        first=len(ranges),
+    )  # fmt: skip
+    run("compared", check, list(range(parts)))
+    edges.merge(run)
 
 
 def find_repeated_lines(stage: Stage, config: RepeatedLines, catalog: Catalog) -> LineFilter:
     counted, target = stage.exchange("lines"), stage.output / "repeated_lines"
     count = partial(count_lines, config=config, target=counted, fate=partial(dropped_of, catalog=catalog))
     stage.run_tasks("lines", count, stage.parts)
+    counted.merge(stage.run_tasks)
     parts = counted.partitions()
     find = partial(find_repeated, config=config, source=counted, partitions=parts, target=target)
     stage.run_tasks("repeated", find, list(range(parts)))
@@ -209,6 +237,7 @@ def main(argv: list[str] | None = None) -> None:
         lines = find_repeated_lines(stage, config.repeated_lines, catalog) if config.repeated_lines else None
         ids = stage.exchange("ids")
         stage.run_tasks("ids", partial(spread_ids, catalog=catalog, target=ids), range(len(stage.parts)))
+        ids.merge(stage.run_tasks)
         parts = ids.partitions()
         repeated = stage.run_tasks(
             "repeated_ids", partial(repeated_ids, source=ids, partitions=parts), list(range(parts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -167,10 +168,26 @@ def test_many_partitions_give_what_one_gives(prepared, tmp_path, monkeypatch):
     documents = documents_in(prepared.curated)
     one = {d["id"] for d in run(tmp_path, documents, "one")}
     monkeypatch.setattr(exchange, "PARTITION_BYTES", 30_000)
+    monkeypatch.setattr(exchange, "FAN_IN", 2)
     monkeypatch.setattr(signatures, "CHUNK_DOCUMENTS", 37)
     many = {d["id"] for d in run(tmp_path, documents, "many", files=3)}
-    assert len(list((tmp_path / "many" / "tasks" / "candidates").iterdir())) > 5
+    tasks = tmp_path / "many" / "tasks"
+    assert len(list((tasks / "candidates").iterdir())) > 5
+    assert {"merge-bands-1", "merge-bands-2", "merge-pairs-1", "merge-ids-1"} <= {p.name for p in tasks.iterdir()}
     assert one == many
+
+
+def test_the_signatures_of_a_part_are_opened_a_few_times_however_many_ranges_there_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(exchange, "PARTITION_BYTES", 6_000)
+    opened = Counter()
+    original = signatures.read_table
+    monkeypatch.setattr(signatures, "read_table", lambda path: (opened.update([path.name]), original(path))[1])
+    texts = [" ".join(f"{number}-{word}" for word in range(100)) for number in range(40)]
+    documents = [document(f"{number}{end}", text + end) for end in ("", " tail") for number, text in enumerate(texts)]
+    assert len(run(tmp_path, documents, files=20)) == 40
+    assert len(list((tmp_path / "out" / "tasks" / "candidates").iterdir())) > 10
+    assert len(opened) == 20
+    assert max(opened.values()) <= 8  # phases that read them; twice where a part has more pairs than memory
 
 
 def test_the_source_of_higher_priority_stays_then_the_better_then_the_longer(tmp_path):
