@@ -32,11 +32,11 @@ from data_prep.documents import Document, Part, records, write_part
 from data_prep.duplicate_clusters import REASONS, choose, members, rank
 from data_prep.duplicate_links import candidates, compare, sign_left, spread_bands
 from data_prep.exchange import Exchange, column, grouped
-from data_prep.repeated_lines import LineFilter, RepeatedLines, count_lines, find_repeated
+from data_prep.repeated_lines import LineFilter, RepeatedLines, count_lines, find_repeated, join_repeated
 from data_prep.signatures import DROPS_FILES, Catalog, Ranking, sign_part
 from data_prep.stage import Stage, for_documents
 from data_prep.tally import Tally, merged, with_totals
-from recipe.base.errors import UserError, exit_on_user_error
+from recipe.base.errors import UserError, exit_on_user_error, nearest
 from recipe.base.strict import load_json, load_yaml, strict_model
 
 
@@ -185,18 +185,38 @@ def link_documents(
 
 
 def find_repeated_lines(stage: Stage, config: RepeatedLines, catalog: Catalog) -> LineFilter:
-    counted, target = stage.exchange("lines"), stage.output / "repeated_lines"
+    counted, ranges = stage.exchange("lines"), stage.exchange("repeated").folder
+    joined = stage.output / "repeated_lines" / "00000.npy"
     count = partial(count_lines, config=config, target=counted, fate=partial(dropped_of, catalog=catalog))
     stage.run_tasks("lines", count, stage.parts)
     counted.merge(stage.run_tasks)
     parts = counted.partitions()
-    find = partial(find_repeated, config=config, source=counted, partitions=parts, target=target)
+    find = partial(find_repeated, config=config, source=counted, partitions=parts, target=ranges)
     stage.run_tasks("repeated", find, list(range(parts)))
-    return LineFilter(target, parts)
+    stage.run_tasks("repeated_lines", partial(join_repeated, source=ranges, target=joined), [parts])
+    return LineFilter(joined)
+
+
+def notes_on_ranking(config: DedupConfig, signed: list[dict[str, Any]], sources: set[str]) -> list[str]:
+    """What of the ranking had no effect, or not the one that was meant."""
+    unknown = [name for name in config.priority if name not in sources]
+    notes = [f"no document has the source '{name}' of priority{nearest(name, sources)}" for name in unknown]
+    field, unranked = config.quality_field, sum(result["unranked"] for result in signed)
+    if unranked:
+        notes.append(f"documents whose '{field}' is no finite number: {unranked:,}; they rank as with 0")
+    default = DedupConfig.model_fields["quality_field"].default
+    if field != default and not unranked and not any(result["ranked"] for result in signed):
+        notes.append(f"no document has the quality_field '{field}'; the longest of a cluster stayed")
+    return notes
 
 
 def finish(
-    stage: Stage, survivors: list[dict[str, Any]], clusters: dict[str, int], repeated: list[dict[str, Any]], bad: int
+    stage: Stage,
+    config: DedupConfig,
+    signed: list[dict[str, Any]],
+    survivors: list[dict[str, Any]],
+    clusters: dict[str, int],
+    repeated: list[dict[str, Any]],
 ) -> None:
     counts = with_totals(merged(result["groups"] for result in survivors))
     counts["repeated_lines"] = merged(result["repeated_lines"] for result in survivors)
@@ -207,12 +227,12 @@ def finish(
         counts["dropped"]["repeated_lines"] = empty
     counts["clusters"] = sum(clusters.values())
     counts["clusters_by_size"] = dict(sorted(clusters.items(), key=lambda item: int(item[0])))
-    counts["bad_records"] = bad
+    counts["bad_records"] = sum(result["bad_records"] for result in signed)
     counts["repeated_ids"] = sum(r["repeated"] for r in repeated)
     examples = sorted(i for r in repeated for i in r["examples"])[:5]
-    stage.finish(
-        counts=counts, files=sorted((stage.output / "documents").iterdir()), results={"repeated_ids": examples}
-    )
+    sources = {source for groups in counts["groups"].values() for source in groups}
+    results = {"repeated_ids": examples, "notes": notes_on_ranking(config, signed, sources)}
+    stage.finish(counts=counts, files=sorted((stage.output / "documents").iterdir()), results=results)
 
 
 @exit_on_user_error
@@ -244,9 +264,12 @@ def main(argv: list[str] | None = None) -> None:
         )
         survive = partial(write_survivors, catalog=catalog, output=stage.output, lines=lines)
         survivors = stage.run_tasks("survivors", survive, stage.parts)
-        finish(stage, survivors, clusters, repeated, sum(result["bad_records"] for result in signed))
+        finish(stage, config, signed, survivors, clusters, repeated)
     stage.report()
-    repeated_count = load_json(stage.output / "manifest.json")["counts"]["repeated_ids"]
+    manifest = load_json(stage.output / "manifest.json")
+    for note in manifest["results"].get("notes", []):
+        print(f"  note: {note}")
+    repeated_count = manifest["counts"]["repeated_ids"]
     if repeated_count:
         print(f"  note: {repeated_count:,} kept documents share their id with another of other text; see the manifest")
 
