@@ -142,7 +142,10 @@ class _SortedFile:
         metadata = self._reader.schema.metadata or {}
         self.size = len(self._map)
         self.starts = np.frombuffer(metadata.get(_STARTS, bytes(8)), np.uint64)
-        self.empty = self._reader.schema.remove_metadata().empty_table()
+
+    @property
+    def empty(self) -> pa.Table:
+        return self._reader.schema.remove_metadata().empty_table()
 
     def slices(self, low: int, high: int) -> Iterator[tuple[int, int, int]]:
         """(batch, first row, end) of the rows with keys in [low, high)."""
@@ -168,7 +171,8 @@ class _SortedFile:
 
     def _batch(self, number: int) -> pa.RecordBatch:
         if number not in self._batches:
-            self._batches[number] = self._reader.get_batch(number).replace_schema_metadata(None)
+            batch = self._reader.get_batch(number)
+            self._batches[number] = batch.replace_schema_metadata(None) if batch.schema.metadata else batch
         return self._batches[number]
 
 

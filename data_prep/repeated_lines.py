@@ -93,7 +93,7 @@ def _save(path: Path, pieces: list[np.ndarray]) -> None:
     with open(partial_path, "wb") as raw:
         np.lib.format.write_array_header_1_0(raw, header)
         for piece in pieces:
-            raw.write(np.ascontiguousarray(piece, "<u8"))
+            raw.write(np.ascontiguousarray(piece, "<u8").data)
         raw.flush()
         os.fsync(raw.fileno())
     partial_path.replace(path)
