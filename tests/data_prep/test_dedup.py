@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import zstandard
 
-from data_prep import exchange, repeated_lines, signatures
+from data_prep import dedup, exchange, repeated_lines, signatures
 from data_prep.components import find_components
 from data_prep.dedup import DedupConfig, main, notes_on_ranking
 from data_prep.documents import Part, write_documents
@@ -264,6 +264,24 @@ def test_an_old_corpus_stays_and_new_documents_yield(tmp_path):
     assert [d["id"] for d in kept] == ["b"]
     third = run(tmp_path, [*new, *old], "third", against=[tmp_path / "old", tmp_path / "new"])
     assert third == []
+
+
+def test_what_went_of_an_older_run_is_read_from_its_merged_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(exchange, "PARTITION_BYTES", 3_000)
+    monkeypatch.setattr(dedup, "DROPS_FILES", 1)
+    texts = [" ".join(f"{number}-{word}" for word in range(100)) for number in range(30)]
+    old = [document(f"{number}{end}", text + end) for end in ("", " tail") for number, text in enumerate(texts)]
+    kept = {d["id"] for d in run(tmp_path, old, "old", files=5)}
+    assert len(kept) == 30
+    assert (tmp_path / "old" / "drops" / "merged-1").is_dir()
+    catalog = signatures.Catalog(tmp_path / "new", (tmp_path / "old",))
+    went = set()
+    for number in catalog.numbers():
+        (table,) = catalog.part(number)
+        identities = dict(zip(column(table, "record").tolist(), table["id"].to_pylist(), strict=True))
+        went |= {identities[record] for record in column(catalog.drops(number), "record").tolist()}
+    assert went == {d["id"] for d in old} - kept
+    assert run(tmp_path, old, "new", files=3, against=[tmp_path / "old"]) == []
 
 
 def test_an_older_run_of_other_parameters_is_refused(tmp_path, capsys):
