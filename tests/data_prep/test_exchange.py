@@ -161,3 +161,12 @@ def test_the_merged_rows_of_an_older_run_are_found(tmp_path, monkeypatch):
     names = json.loads((tmp_path / "drops" / "merge.json").read_text())["producers"]
     assert len(names) == len(PRODUCERS)
     assert len(Exchange(tmp_path / "drops").read(0, 1)) == len(PRODUCERS) * 40
+
+
+def test_producers_without_rows_are_merged_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(exchange, "FAN_IN", 4)
+    shuffle = produce(tmp_path / "rows", range(9), rows=0)
+    shuffle.merge(run_at_once)
+    assert consume(shuffle) == []
+    assert [table.num_rows for table in shuffle.tables(0, 1)] == [0]
+    assert shuffle.lookup((1 << 64) - 1).column_names == ["key", "writer", "name"]
