@@ -22,6 +22,9 @@ DOCUMENT_BYTES = 3_000  # of a web page's text after curation (FineWeb: 15T toke
 ZSTD_SHARE = 0.42  # of text, as written by the jobs: level 3
 SIGNATURE_BYTES = 600  # of one document: 256 of its signature, 256 of its bands, hashes, rank, id
 BAND_BYTES = 32 * 24  # of one document while candidates are looked for: band key, document, exact hash
+# Pairs of an assumed 3 in 10 documents that have a near copy: met in 20 bands, 24 bytes each, then 1.5 with a signature.
+PAIR_BYTES = round(0.3 * (20 * 24 + 1.5 * 280))
+TIMES_WRITTEN = 2  # rows on their way: many producers' files are merged before they are read (data_prep/exchange.py)
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,13 @@ def plan(measured: dict, raw_bytes: float, cores: int) -> str:
         kept = text * step.keeps
         written, passing = kept * ZSTD_SHARE, 0.0
         if step.name == "dedup":
-            written, passing = written + documents * SIGNATURE_BYTES, documents * BAND_BYTES
+            written, passing = (
+                written + documents * SIGNATURE_BYTES,
+                documents * (BAND_BYTES + PAIR_BYTES) * TIMES_WRITTEN,
+            )
         elif step.name == "tokenize_corpus":
-            written = passing = text / BYTES_PER_TOKEN * 4  # int32; shards, and as much on its way to them
+            written = text / BYTES_PER_TOKEN * 4  # int32; shards, and as much on its way to them
+            passing = written * TIMES_WRITTEN
         lines.append(
             f"| {step.name} | {text / 1e12:.1f} | {rate / 1e6:.1f} | {hours:,.0f} | {hours / cores:.1f} | {run['peak_mib']} "
             f"| {(written + passing) / 1e12:.1f} | {passing / 1e12:.1f} |"

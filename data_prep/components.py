@@ -83,6 +83,7 @@ def find_components(
             task = partial(_round, source=current, target=target, large=large, partitions=parts)
             results = run_tasks(name, task, list(range(parts)), None)
             shapes.append((sum(r["edges"] for r in results), sum(r["hash"] for r in results) % 2**64))
+            target.merge(run_tasks)
             current = target
         if shapes == before:
             return current, current.partitions()

@@ -2,7 +2,8 @@
 """Remove exact and near duplicates; of each cluster the best document stays.
 
   signatures   each part of the input: hashes, MinHash signature and rank of every document
-  candidates   each range of band keys: documents that share a band are compared by their signatures
+  candidates   each range of band keys: pairs of documents that share a band
+  compared     each pair, at the parts of its documents: by their signatures
   components   duplicates of duplicates are duplicates: clusters, by connected components
   clusters     each range of clusters: which document stays
   lines        optional: lines that many documents have
@@ -28,14 +29,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from data_prep.command import job_parser
 from data_prep.components import find_components
 from data_prep.documents import Document, Part, records, write_part
-from data_prep.duplicate_clusters import REASONS, choose, members
-from data_prep.duplicate_links import candidates, spread_bands
+from data_prep.duplicate_clusters import REASONS, choose, members, rank
+from data_prep.duplicate_links import candidates, compare, sign_left, spread_bands
 from data_prep.exchange import Exchange, column, grouped
-from data_prep.repeated_lines import LineFilter, RepeatedLines, count_lines, find_repeated
-from data_prep.signatures import Catalog, Ranking, sign_part
+from data_prep.repeated_lines import LineFilter, RepeatedLines, count_lines, find_repeated, join_repeated
+from data_prep.signatures import DROPS_FILES, Catalog, Ranking, sign_part
 from data_prep.stage import Stage, for_documents
 from data_prep.tally import Tally, merged, with_totals
-from recipe.base.errors import UserError, exit_on_user_error
+from recipe.base.errors import UserError, exit_on_user_error, nearest
 from recipe.base.strict import load_json, load_yaml, strict_model
 
 
@@ -141,34 +142,81 @@ def find_duplicates(stage: Stage, config: DedupConfig, older: tuple[Path, ...]) 
     catalog = Catalog(stage.output, older)
     numbers = catalog.numbers()
     bands, exact, edges = exchange("bands"), exchange("exact"), exchange("edges")
-    run("bands", partial(spread_bands, catalog=catalog, bands=bands, exact=exact), numbers)
-    ranges = [
-        (kind, i, n) for kind, n in (("exact", exact.partitions()), ("bands", bands.partitions())) for i in range(n)
-    ]
-    link = partial(candidates, bands=bands, exact=exact, catalog=catalog, threshold=config.threshold, edges=edges)
-    run("candidates", link, ranges)
+    spread = partial(spread_bands, catalog=catalog, minhash=config.minhash, bands=bands, exact=exact)
+    run("bands", spread, numbers)
+    bands.merge(run)
+    exact.merge(run)
+    link_documents(stage, config, catalog, bands, exact, edges)
     found, parts = find_components(run, edges, exchange)
-    sent = exchange("members")
-    run("members", partial(members, found=found, partitions=parts, catalog=catalog, target=sent), list(range(parts)))
-    drops, parts = Exchange(stage.output / "drops"), sent.partitions()
-    chosen = run(
-        "clusters", partial(choose, source=sent, partitions=parts, drops=drops, output=stage.output), list(range(parts))
-    )
+    clustered, ranked = exchange("members"), exchange("ranked")
+    run("members", partial(members, found=found, partitions=parts, target=clustered), list(range(parts)))
+    clustered.merge(run)
+    parts = clustered.partitions()
+    run("ranked", partial(rank, source=clustered, partitions=parts, catalog=catalog, target=ranked), list(range(parts)))
+    ranked.merge(run)
+    drops, parts = Exchange(stage.output / "drops"), ranked.partitions()
+    choice = partial(choose, source=ranked, partitions=parts, drops=drops, output=stage.output)
+    chosen = run("clusters", choice, list(range(parts)))
+    drops.merge(run, DROPS_FILES)
     return catalog, merged(result["clusters"] for result in chosen)
 
 
+def link_documents(
+    stage: Stage, config: DedupConfig, catalog: Catalog, bands: Exchange, exact: Exchange, edges: Exchange
+) -> None:
+    """The phases from documents that meet to edges between duplicates."""
+    run, pairs, signed = stage.run_tasks, stage.exchange("pairs"), stage.exchange("signed")
+    ranges = [
+        (kind, i, n) for kind, n in (("exact", exact.partitions()), ("bands", bands.partitions())) for i in range(n)
+    ]
+    run("candidates", partial(candidates, bands=bands, exact=exact, pairs=pairs, edges=edges), ranges)
+    pairs.merge(run)
+    parts = pairs.partitions()
+    sign = partial(sign_left, source=pairs, partitions=parts, catalog=catalog, target=signed)
+    run("signed", sign, list(range(parts)))
+    signed.merge(run)
+    parts = signed.partitions()
+    check = partial(
+        compare, source=signed, partitions=parts, catalog=catalog, threshold=config.threshold, edges=edges,
+        first=len(ranges),
+    )  # fmt: skip
+    run("compared", check, list(range(parts)))
+    edges.merge(run)
+
+
 def find_repeated_lines(stage: Stage, config: RepeatedLines, catalog: Catalog) -> LineFilter:
-    counted, target = stage.exchange("lines"), stage.output / "repeated_lines"
+    counted, ranges = stage.exchange("lines"), stage.exchange("repeated").folder
+    joined = stage.output / "repeated_lines" / "00000.npy"
     count = partial(count_lines, config=config, target=counted, fate=partial(dropped_of, catalog=catalog))
     stage.run_tasks("lines", count, stage.parts)
+    counted.merge(stage.run_tasks)
     parts = counted.partitions()
-    find = partial(find_repeated, config=config, source=counted, partitions=parts, target=target)
+    find = partial(find_repeated, config=config, source=counted, partitions=parts, target=ranges)
     stage.run_tasks("repeated", find, list(range(parts)))
-    return LineFilter(target, parts)
+    stage.run_tasks("repeated_lines", partial(join_repeated, source=ranges, target=joined), [parts])
+    return LineFilter(joined)
+
+
+def notes_on_ranking(config: DedupConfig, signed: list[dict[str, Any]], sources: set[str]) -> list[str]:
+    """What of the ranking had no effect, or not the one that was meant."""
+    unknown = [name for name in config.priority if name not in sources]
+    notes = [f"no document has the source '{name}' of priority{nearest(name, sources)}" for name in unknown]
+    field, unranked = config.quality_field, sum(result["unranked"] for result in signed)
+    if unranked:
+        notes.append(f"documents whose '{field}' is no finite number: {unranked:,}; they rank as with 0")
+    default = DedupConfig.model_fields["quality_field"].default
+    if field != default and not unranked and not any(result["ranked"] for result in signed):
+        notes.append(f"no document has the quality_field '{field}'; the longest of a cluster stayed")
+    return notes
 
 
 def finish(
-    stage: Stage, survivors: list[dict[str, Any]], clusters: dict[str, int], repeated: list[dict[str, Any]], bad: int
+    stage: Stage,
+    config: DedupConfig,
+    signed: list[dict[str, Any]],
+    survivors: list[dict[str, Any]],
+    clusters: dict[str, int],
+    repeated: list[dict[str, Any]],
 ) -> None:
     counts = with_totals(merged(result["groups"] for result in survivors))
     counts["repeated_lines"] = merged(result["repeated_lines"] for result in survivors)
@@ -179,12 +227,12 @@ def finish(
         counts["dropped"]["repeated_lines"] = empty
     counts["clusters"] = sum(clusters.values())
     counts["clusters_by_size"] = dict(sorted(clusters.items(), key=lambda item: int(item[0])))
-    counts["bad_records"] = bad
+    counts["bad_records"] = sum(result["bad_records"] for result in signed)
     counts["repeated_ids"] = sum(r["repeated"] for r in repeated)
     examples = sorted(i for r in repeated for i in r["examples"])[:5]
-    stage.finish(
-        counts=counts, files=sorted((stage.output / "documents").iterdir()), results={"repeated_ids": examples}
-    )
+    sources = {source for groups in counts["groups"].values() for source in groups}
+    results = {"repeated_ids": examples, "notes": notes_on_ranking(config, signed, sources)}
+    stage.finish(counts=counts, files=sorted((stage.output / "documents").iterdir()), results=results)
 
 
 @exit_on_user_error
@@ -209,15 +257,19 @@ def main(argv: list[str] | None = None) -> None:
         lines = find_repeated_lines(stage, config.repeated_lines, catalog) if config.repeated_lines else None
         ids = stage.exchange("ids")
         stage.run_tasks("ids", partial(spread_ids, catalog=catalog, target=ids), range(len(stage.parts)))
+        ids.merge(stage.run_tasks)
         parts = ids.partitions()
         repeated = stage.run_tasks(
             "repeated_ids", partial(repeated_ids, source=ids, partitions=parts), list(range(parts))
         )
         survive = partial(write_survivors, catalog=catalog, output=stage.output, lines=lines)
         survivors = stage.run_tasks("survivors", survive, stage.parts)
-        finish(stage, survivors, clusters, repeated, sum(result["bad_records"] for result in signed))
+        finish(stage, config, signed, survivors, clusters, repeated)
     stage.report()
-    repeated_count = load_json(stage.output / "manifest.json")["counts"]["repeated_ids"]
+    manifest = load_json(stage.output / "manifest.json")
+    for note in manifest["results"].get("notes", []):
+        print(f"  note: {note}")
+    repeated_count = manifest["counts"]["repeated_ids"]
     if repeated_count:
         print(f"  note: {repeated_count:,} kept documents share their id with another of other text; see the manifest")
 

@@ -1,35 +1,49 @@
-"""Pairs of duplicate documents: equal exact hashes, or a shared band and signatures that agree enough."""
+"""Pairs of duplicate documents: equal exact hashes, or a shared band and signatures that agree enough.
+
+Documents meet under their band keys, and the pairs travel to where the signatures are: first to the part of the left
+document, where pairs of several bands become one, and on with its signature to the part of the right one. So each
+part's signatures are opened twice, however many ranges of band keys there are. Of a document in a cluster travel some
+24 bytes for each pair in each band (two pairs at most), then 280 bytes for each pair that is left.
+"""
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from data_prep.components import unique_edges
-from data_prep.exchange import Exchange, column, grouped, scatter, sort_table
-from data_prep.minhash import similarity
-from data_prep.signatures import OLD_PARTS, RECORD_BITS, Catalog
+from data_prep.exchange import Exchange, column, grouped, producer, scatter, sort_table
+from data_prep.minhash import MinHash, similarity
+from data_prep.signatures import OLD_PARTS, RECORD_BITS, Catalog, part_key
 
-_COMPARED = 200_000  # pairs whose signatures are in memory at a time: 100 MB
+_SIGNED = 200_000  # pairs with a signature in memory at a time: 56 MB
 
 
-def spread_bands(number: int, task: int, *, catalog: Catalog, bands: Exchange, exact: Exchange) -> dict[str, Any]:
-    """Rows of one part for the candidates: each document under each of its band keys, and under its exact hash."""
+def spread_bands(
+    number: int, task: int, *, catalog: Catalog, minhash: tuple[int, int, int, int], bands: Exchange, exact: Exchange
+) -> dict[str, Any]:
+    """Rows of one part for the candidates: each document under each of its band keys, and under its exact hash.
+
+    Documents without words have no bands: all would share theirs.
+    """
+    hashes = MinHash(*minhash)
+    gone = column(catalog.drops(number), "record") if number >= OLD_PARTS else None  # of an older run, what it kept
     for chunk, table in enumerate(catalog.part(number)):
-        if number >= OLD_PARTS:  # of an older run, what it kept
-            kept = ~np.isin(column(table, "record"), column(catalog.drops(number), "record"))
-            table = table.filter(pa.array(kept))
+        if gone is not None:
+            table = table.filter(pa.array(~np.isin(column(table, "record"), gone)))
         documents = column(table, "record") | np.uint64(number << RECORD_BITS)
         exact_N2 = column(table, "exact").view(np.uint64)
-        keys_NB = column(table, "bands").view(np.uint64)
-        width = keys_NB.shape[1]
-        producer = task * 1000 + chunk
-        bands.write(
-            producer, keys_NB.ravel(), {"document": documents.repeat(width), "exact": exact_N2[:, 0].repeat(width)}
+        exact.write(
+            producer(task, chunk), exact_N2[:, 0].copy(), {"document": documents, "rest": exact_N2[:, 1].copy()}
         )
-        exact.write(producer, exact_N2[:, 0].copy(), {"document": documents, "rest": exact_N2[:, 1].copy()})
+        keys_NB = column(table, "bands").view(np.uint64)
+        worded = ~hashes.lacks_words(keys_NB)
+        keys_NB, first_N, documents = keys_NB[worded], exact_N2[worded, 0], documents[worded]
+        columns = {"document": documents.repeat(hashes.bands), "exact": first_N.repeat(hashes.bands)}
+        bands.write(producer(task, chunk), keys_NB.ravel(), columns)
     return {}
 
 
@@ -41,8 +55,8 @@ def link_exact(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     return _star(document, starts, ends)
 
 
-def link_similar(table: pa.Table, catalog: Catalog, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Edges between documents that share a band key and whose signatures agree enough.
+def pairs_in_bands(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (smaller, larger) of documents that share a band key, to compare.
 
     Within a bucket, ordered by content, each document is compared with its neighbour and with the first; one of
     each exact group takes part.
@@ -56,24 +70,7 @@ def link_similar(table: pa.Table, catalog: Catalog, threshold: float) -> tuple[n
     first = _star(document, starts, ends)
     same = key[1:] == key[:-1]
     left, right = np.concatenate((first[0], document[:-1][same])), np.concatenate((first[1], document[1:][same]))
-    left, right = unique_edges(np.minimum(left, right), np.maximum(left, right))
-    if left.size == 0:
-        return left, right
-    alike = (
-        np.concatenate(
-            [
-                similarity(
-                    *(
-                        column(catalog.gather(side[at : at + _COMPARED], ("packed",)), "packed")
-                        for side in (left, right)
-                    )
-                )
-                for at in range(0, left.size, _COMPARED)
-            ]
-        )
-        >= threshold
-    )
-    return left[alike], right[alike]
+    return unique_edges(np.minimum(left, right), np.maximum(left, right))
 
 
 def _star(document: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -86,21 +83,62 @@ def _star(document: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[n
 
 
 def candidates(
-    task: tuple[str, int, int],
+    task: tuple[str, int, int], number: int, *, bands: Exchange, exact: Exchange, pairs: Exchange, edges: Exchange
+) -> dict[str, Any]:
+    """Edges of one range of exact hashes, or pairs to compare of one range of band keys."""
+    kind, partition, partitions = task
+    if kind == "exact":
+        return _write_edges(edges, number, *link_exact(exact.read(partition, partitions)))
+    left, right = pairs_in_bands(bands.read(partition, partitions))
+    pairs.write(number, _part_keys(left), {"left": left, "right": right})
+    return {"pairs": int(left.size)}
+
+
+def sign_left(
+    partition: int, number: int, *, source: Exchange, partitions: int, catalog: Catalog, target: Exchange
+) -> dict[str, Any]:
+    """The pairs of some parts' left documents, each once, with those documents' signatures, sent to the right ones."""
+    chunks, size = count(), 0
+    for table in source.tables(partition, partitions):
+        lefts, rights = unique_edges(column(table, "left"), column(table, "right"))
+        size += lefts.size
+        for at in range(0, max(1, lefts.size), _SIGNED):
+            left, right = lefts[at : at + _SIGNED], rights[at : at + _SIGNED]
+            columns = {"left": left, "right": right, "packed": catalog.gather(left, ("packed",))["packed"]}
+            target.write(producer(number, next(chunks)), _part_keys(right), columns)
+    return {"pairs": int(size)}
+
+
+def compare(
+    partition: int,
     number: int,
     *,
-    bands: Exchange,
-    exact: Exchange,
+    source: Exchange,
+    partitions: int,
     catalog: Catalog,
     threshold: float,
     edges: Exchange,
+    first: int,
 ) -> dict[str, Any]:
-    """Edges of one range of band keys or exact hashes."""
-    kind, partition, partitions = task
-    if kind == "exact":
-        left, right = link_exact(exact.read(partition, partitions))
-    else:
-        left, right = link_similar(bands.read(partition, partitions), catalog, threshold)
+    """Edges of the pairs whose signatures agree enough, at some parts' right documents.
+
+    Args:
+        first: the first number that this phase's tasks have among the producers of `edges`.
+    """
+    left, right = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)]
+    for table in source.tables(partition, partitions):
+        signed = catalog.gather(column(table, "right"), ("packed",))
+        alike = similarity(column(table, "packed"), column(signed, "packed")) >= threshold
+        left.append(column(table, "left")[alike])
+        right.append(column(table, "right")[alike])
+    return _write_edges(edges, first + number, np.concatenate(left), np.concatenate(right))
+
+
+def _write_edges(edges: Exchange, number: int, left: np.ndarray, right: np.ndarray) -> dict[str, Any]:
     node, other = np.concatenate((left, right)), np.concatenate((right, left))
     edges.write(number, scatter(node), {"node": node, "other": other})
     return {"edges": int(left.size)}
+
+
+def _part_keys(documents: np.ndarray) -> np.ndarray:
+    return part_key(documents >> np.uint64(RECORD_BITS))

@@ -37,6 +37,11 @@ class MinHash:
         """uint32 [bands * rows]: the minimum of each hash function over the text's shingles."""
         return self._signer.sign(text)
 
+    def lacks_words(self, keys_NB: np.ndarray) -> np.ndarray:
+        """bool [N]: the band keys are those of a text without a word, whose minima are of nothing."""
+        nothing = np.full((1, self.bands * self.rows), np.iinfo(np.uint32).max, np.uint32)
+        return (keys_NB == self.band_keys(nothing)).all(axis=1)
+
     def band_keys(self, signatures_NH: np.ndarray) -> np.ndarray:
         """uint64 [N, bands]: equal where all rows of a band are; the same rows in another band give another key."""
         rows_NBR = signatures_NH.reshape(len(signatures_NH), self.bands, self.rows)

@@ -7,6 +7,8 @@ documents spares what is quoted.
 
 from __future__ import annotations
 
+import json
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data_prep.characters import native
 from data_prep.documents import Document, Part, records
-from data_prep.exchange import Exchange, column, grouped
+from data_prep.exchange import Exchange, column, grouped, producer
 
 _CHUNK_LINES = 2_000_000  # hashes in memory at a time: 16 MB
+_CHUNK_DOCUMENTS = 100_000  # arrays of them: 10 MB
 
 
 class RepeatedLines(BaseModel):
@@ -35,22 +38,25 @@ def count_lines(
 ) -> dict[str, Any]:
     """How many of one part's surviving documents have each line, by hash."""
     labels, gone = fate(number)
-    kept = set(column(labels, "record")[gone < 0].tolist())
+    kept = iter(column(labels, "record")[gone < 0].tolist())
     waiting: list[np.ndarray] = []
-    chunk = 0
+    chunk = lines = 0
 
     def flush() -> None:
-        nonlocal chunk
+        nonlocal chunk, lines
         hashes, times = np.unique(np.concatenate([np.zeros(0, np.uint64), *waiting]), return_counts=True)
-        target.write(number * 1000 + chunk, hashes, {"documents": times.astype(np.int64)})
+        target.write(producer(number, chunk), hashes, {"documents": times.astype(np.int64)})
         waiting.clear()
-        chunk += 1
+        chunk, lines = chunk + 1, 0
 
-    for place, raw in enumerate(records(part)):
-        if place in kept:
+    following = next(kept, None)
+    for record, raw in enumerate(records(part)):
+        if record == following:
+            following = next(kept, None)
             hashes, lengths = native.line_hashes(_parsed(raw)["text"])
             waiting.append(np.unique(hashes[lengths >= config.min_characters]))
-            if sum(map(len, waiting[-1000:])) > _CHUNK_LINES or len(waiting) >= 100_000:
+            lines += waiting[-1].size
+            if lines > _CHUNK_LINES or len(waiting) >= _CHUNK_DOCUMENTS:
                 flush()
     flush()
     return {}
@@ -59,25 +65,46 @@ def count_lines(
 def find_repeated(
     partition: int, number: int, *, config: RepeatedLines, source: Exchange, partitions: int, target: Path
 ) -> dict[str, Any]:
-    """The hashes of one range that enough documents have, sorted, as NNNNN.npy."""
+    """The hashes of one range that enough documents have, sorted, as NNNNN.npy under `target`."""
     table = source.read(partition, partitions)
     key, documents = column(table, "key"), column(table, "documents")
     starts, _ = grouped(key)
     total = np.add.reduceat(documents, starts) if key.size else documents
     repeated = (key[starts] if key.size else key)[total >= config.min_documents]
-    target.mkdir(parents=True, exist_ok=True)
-    partial_path = target / f"{number:05d}.partial.npy"
-    np.save(partial_path, repeated)
-    partial_path.replace(target / f"{number:05d}.npy")
+    _save(_range_path(target, number), [repeated])
     return {"lines": int(repeated.size)}
 
 
-class LineFilter:
-    """Removes the repeated lines of a document; the hashes stay on disk, mapped."""
+def join_repeated(ranges: int, number: int, *, source: Path, target: Path) -> dict[str, Any]:
+    """The hashes of all ranges, which follow each other, as one sorted file: a part then opens one to look them up."""
+    _save(target, [np.load(_range_path(source, i), mmap_mode="r") for i in range(ranges)])
+    return {}
 
-    def __init__(self, folder: Path, partitions: int):
-        self._folder, self._partitions = folder, partitions
-        self._hashes: list[np.ndarray] | None = None
+
+def _range_path(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}.npy"
+
+
+def _save(path: Path, pieces: list[np.ndarray]) -> None:
+    """Write arrays of hashes as one, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_path = path.with_name(path.name + ".partial")
+    header = {"descr": "<u8", "fortran_order": False, "shape": (sum(map(len, pieces)),)}
+    with open(partial_path, "wb") as raw:
+        np.lib.format.write_array_header_1_0(raw, header)
+        for piece in pieces:
+            raw.write(np.ascontiguousarray(piece, "<u8").data)
+        raw.flush()
+        os.fsync(raw.fileno())
+    partial_path.replace(path)
+
+
+class LineFilter:
+    """Removes the repeated lines of a document; the hashes stay on disk, sorted in one file, mapped."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._hashes: np.ndarray | None = None
 
     def apply(self, raw: bytes | Document, changed: Counter[str]) -> Document | None:
         """The document without them, None if nothing is left; `changed` counts lines and documents."""
@@ -94,15 +121,18 @@ class LineFilter:
 
     def _are_repeated(self, hashes: np.ndarray) -> np.ndarray:
         if self._hashes is None:
-            paths = [self._folder / f"{i:05d}.npy" for i in range(self._partitions)]
-            self._hashes = [np.load(path, mmap_mode="r") for path in paths]
-        found = np.zeros(hashes.size, bool)
-        for known in self._hashes:
-            if known.size:
-                place = np.minimum(np.searchsorted(known, hashes), known.size - 1)
-                found |= known[place] == hashes
-        return found
+            self._hashes = np.load(self._path, mmap_mode="r")
+        if self._hashes.size == 0:
+            return np.zeros(hashes.size, bool)
+        position = np.minimum(np.searchsorted(self._hashes, hashes), self._hashes.size - 1)
+        return self._hashes[position] == hashes
 
 
 def _parsed(raw: bytes | Document) -> Document:
-    return orjson.loads(raw) if isinstance(raw, bytes) else raw
+    """A record that was read as a document before."""
+    if not isinstance(raw, bytes):
+        return raw
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:  # NaN and Infinity, which Python's own parser knows
+        return json.loads(raw)

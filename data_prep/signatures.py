@@ -1,13 +1,17 @@
 """What dedup keeps of each document: its hashes and what decides which of a cluster stays.
 
 A document is numbered `part << 40 | record`. Signatures stay on disk with their parameters, so that a new crawl
-can be deduplicated against an old one without reading that again.
+can be deduplicated against an old one without reading that again. What a phase needs of many parts' documents
+travels to their parts (`part_key`), where each part's signatures are opened once, and on from there.
 """
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +20,13 @@ import pyarrow as pa
 
 from data_prep.characters import native
 from data_prep.documents import Document
-from data_prep.exchange import Exchange, column, read_table, scatter, to_arrow, write_table
+from data_prep.exchange import Exchange, column, grouped, read_table, scatter, to_arrow, write_table
 from data_prep.minhash import MinHash, pack
+from recipe.base.errors import UserError
 
 RECORD_BITS = 40
-OLD_PARTS = 1 << 23  # parts of older runs are numbered from here,
-_OLD_RUN = 1 << 20  # each run's by this much further
+OLD_PARTS = 1 << 23  # parts of older runs are numbered from here, run after run
+DROPS_FILES = 16  # that a task opens to see what went of its part
 CHUNK_DOCUMENTS = 50_000  # signed in memory at a time: 1.5 KiB each
 
 
@@ -35,8 +40,17 @@ class Ranking:
     def of(self, document: Document) -> tuple[int, float]:
         source = document.get("source")
         place = self.priority.index(source) if source in self.priority else len(self.priority)
-        quality = document.get(self.quality_field)
-        return place, float(quality) if isinstance(quality, (int, float)) else 0.0
+        return place, self.quality(document) or 0.0
+
+    def quality(self, document: Document) -> float | None:
+        """The document's quality, if it is a finite number."""
+        value = document.get(self.quality_field)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return None
+        try:
+            return float(value) if math.isfinite(value) else None
+        except OverflowError:  # an integer beyond a float
+            return None
 
 
 def sign_part(
@@ -47,10 +61,14 @@ def sign_part(
     ranking: Ranking,
     output: Path,
 ) -> dict[str, Any]:
-    """Signatures of one part's documents, as signatures/NNNNN-CCC.arrow."""
+    """Signatures of one part's documents, as signatures/NNNNN-CCC.arrow.
+
+    Returns:
+        counts: documents, chunks, documents `ranked` by a quality, and those whose quality is no finite number.
+    """
     hashes = MinHash(*minhash)
     rows: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
-    chunk = documents = 0
+    chunk = documents = ranked = unranked = 0
     for record, document in numbered:
         text = document["text"]
         rows["record"].append(record)
@@ -65,11 +83,14 @@ def sign_part(
         rows["exact"].append(native.exact_hash(text))
         rows["signature"].append(hashes.signature(text))
         documents += 1
+        numeric = ranking.quality(document) is not None
+        ranked += numeric
+        unranked += not numeric and document.get(ranking.quality_field) is not None
         if len(rows["id"]) == CHUNK_DOCUMENTS:
             _write(rows, hashes, signature_path(output, number, chunk))
             chunk += 1
     _write(rows, hashes, signature_path(output, number, chunk))
-    return {"documents": documents, "chunks": chunk + 1}
+    return {"documents": documents, "chunks": chunk + 1, "ranked": ranked, "unranked": unranked}
 
 
 def signature_path(output: Path, number: int, chunk: int) -> Path:
@@ -110,46 +131,63 @@ def part_key(number: int | np.ndarray) -> Any:
 class Catalog:
     """The signatures of this run's parts and of older runs, looked up by document number.
 
+    It travels with every task, so it holds the folders alone and finds a part's files by their names.
+
     Args:
         output: folder of this run.
         older: folders of older runs, whose parts follow from `OLD_PARTS` on.
+
+    Raises:
+        UserError: the older runs have more parts than can be numbered.
     """
 
     def __init__(self, output: Path, older: tuple[Path, ...] = ()):
-        self._paths: dict[int, list[Path]] = {}
-        self._output, self._older = output, older
-        for folder, base in ((output, 0), *((folder, OLD_PARTS + _OLD_RUN * i) for i, folder in enumerate(older))):
-            for path in sorted((folder / "signatures").glob("*.arrow")):
-                self._paths.setdefault(base + int(path.name.split("-")[0]), []).append(path)
+        self._folders = (output, *older)
+        self._first = [0]  # part of each run
+        following = OLD_PARTS
+        for folder in older:
+            self._first.append(following)
+            following += len(_parts_of(folder))
+        if following > 1 << (64 - RECORD_BITS):
+            raise UserError(f"--against names runs of more than {OLD_PARTS:,} parts together; name fewer")
 
     def numbers(self) -> list[int]:
-        return sorted(self._paths)
+        """All parts. Lists the folders: for the driver, not for a task."""
+        return [first + n for first, folder in zip(self._first, self._folders, strict=True) for n in _parts_of(folder)]
 
     def part(self, number: int) -> list[pa.Table]:
         """The tables of one part, records ascending."""
-        return [read_table(path) for path in self._paths[number]]
+        folder, number = self._run_of(number)
+        paths = (signature_path(folder, number, chunk) for chunk in count())
+        return [read_table(path) for path in takewhile(Path.exists, paths)]
 
     def drops(self, number: int) -> pa.Table:
         """What the run of one part dropped of it: record, exact."""
-        run, number = divmod(number - OLD_PARTS, _OLD_RUN) if number >= OLD_PARTS else (None, number)
-        folder = self._output if run is None else self._older[run]
+        folder, number = self._run_of(number)
         return Exchange(folder / "drops").lookup(part_key(number))
 
     def gather(self, documents: np.ndarray, names: tuple[str, ...]) -> pa.Table:
-        """Rows of `names` for these document numbers, in their order."""
+        """Rows of `names` for these document numbers, in their order; opens each of their parts."""
         order = np.argsort(documents, kind="stable")
         asked = documents[order]
-        pieces = [self.part(self.numbers()[0])[0].select(names).slice(0, 0)]
-        for number in np.unique(asked >> np.uint64(RECORD_BITS)).tolist():
-            first, last = np.searchsorted(
-                asked, np.array([number << RECORD_BITS, (number + 1) << RECORD_BITS], np.uint64)
-            )
-            records = asked[first:last] & np.uint64((1 << RECORD_BITS) - 1)
-            for table in self.part(number):
+        pieces = [self.part(0)[0].select(names).slice(0, 0)] if asked.size == 0 else []
+        numbers = asked >> np.uint64(RECORD_BITS)
+        records = asked & np.uint64((1 << RECORD_BITS) - 1)
+        for first, last in zip(*grouped(numbers), strict=True):
+            for table in self.part(int(numbers[first])):
                 known = column(table, "record")
                 if known.size:
-                    inside = records[(records >= known[0]) & (records <= known[-1])]
-                    pieces.append(table.select(names).take(pa.array(np.searchsorted(known, inside))))
+                    start, end = first + np.searchsorted(records[first:last], [known[0], known[-1] + np.uint64(1)])
+                    pieces.append(table.select(names).take(pa.array(np.searchsorted(known, records[start:end]))))
         back = np.empty(len(order), np.int64)
         back[order] = np.arange(len(order))
         return pa.concat_tables(pieces).combine_chunks().take(pa.array(back))
+
+    def _run_of(self, number: int) -> tuple[Path, int]:
+        """The folder of a part's run, and the part's number there."""
+        run = bisect_right(self._first, number) - 1
+        return self._folders[run], number - self._first[run]
+
+
+def _parts_of(folder: Path) -> list[int]:
+    return sorted({int(path.name.split("-")[0]) for path in (folder / "signatures").glob("*.arrow")})

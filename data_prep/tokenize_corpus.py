@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from data_prep.command import job_parser
 from data_prep.documents import Document, Part
 from data_prep.encoder import Encoder, EncoderMismatch, ReferenceEncoder, load_encoder
-from data_prep.exchange import Exchange, list_value
+from data_prep.exchange import Exchange, list_value, producer
 from data_prep.stage import Stage, document_task
 from data_prep.tally import merged
 from recipe.base.errors import UserError, exit_on_user_error
@@ -150,7 +150,7 @@ class Rows:
         flat = pa.array(np.concatenate([np.zeros(0, np.uint32), *ordered]))
         tokens = pa.LargeListArray.from_arrays(pa.array(ends), flat)
         columns = {"text_bytes": np.array(self._bytes, np.int64)[order], "tokens": tokens}
-        self._target.write(self._number * 1000 + self._chunk, keys[order], columns)
+        self._target.write(producer(self._number, self._chunk), keys[order], columns)
         for name, size in (("documents", len(self._keys)), ("tokens", self._size), ("text_bytes", sum(self._bytes))):
             self._totals[name] += size
         self._chunk += 1
@@ -219,6 +219,8 @@ def main(argv: list[str] | None = None) -> None:
         totals = merged({name: {"tokens": e["tokens"]} for name, e in result["series"].items()} for result in encoded)
         if not series:
             raise UserError(f"--input {args.input} holds no documents; give files with at least one")
+        for name in sorted(series):
+            Exchange(exchange / name).merge(stage.run_tasks)
         tasks = shard_tasks({name: {**series[name], **totals[name]} for name in series}, config.max_shard_tokens)
         write = partial(write_shard, exchange=exchange, output=stage.output, vocab_size=facts["vocab_size"])
         shards = stage.run_tasks("shards", write, tasks)

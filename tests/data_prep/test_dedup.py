@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import zstandard
 
-from data_prep import exchange, signatures
+from data_prep import dedup, exchange, repeated_lines, signatures
 from data_prep.components import find_components
-from data_prep.dedup import main
-from data_prep.documents import write_documents
+from data_prep.dedup import DedupConfig, main, notes_on_ranking
+from data_prep.documents import Part, write_documents
 from data_prep.exchange import Exchange, column
 from data_prep.minhash import MinHash, pack, similarity
 from recipe.base.strict import load_json
@@ -167,10 +169,26 @@ def test_many_partitions_give_what_one_gives(prepared, tmp_path, monkeypatch):
     documents = documents_in(prepared.curated)
     one = {d["id"] for d in run(tmp_path, documents, "one")}
     monkeypatch.setattr(exchange, "PARTITION_BYTES", 30_000)
+    monkeypatch.setattr(exchange, "FAN_IN", 2)
     monkeypatch.setattr(signatures, "CHUNK_DOCUMENTS", 37)
     many = {d["id"] for d in run(tmp_path, documents, "many", files=3)}
-    assert len(list((tmp_path / "many" / "tasks" / "candidates").iterdir())) > 5
+    tasks = tmp_path / "many" / "tasks"
+    assert len(list((tasks / "candidates").iterdir())) > 5
+    assert {"merge-bands-1", "merge-bands-2", "merge-pairs-1", "merge-ids-1"} <= {p.name for p in tasks.iterdir()}
     assert one == many
+
+
+def test_the_signatures_of_a_part_are_opened_a_few_times_however_many_ranges_there_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(exchange, "PARTITION_BYTES", 6_000)
+    opened = Counter()
+    original = signatures.read_table
+    monkeypatch.setattr(signatures, "read_table", lambda path: (opened.update([path.name]), original(path))[1])
+    texts = [" ".join(f"{number}-{word}" for word in range(100)) for number in range(40)]
+    documents = [document(f"{number}{end}", text + end) for end in ("", " tail") for number, text in enumerate(texts)]
+    assert len(run(tmp_path, documents, files=20)) == 40
+    assert len(list((tmp_path / "out" / "tasks" / "candidates").iterdir())) > 10
+    assert len(opened) == 20
+    assert max(opened.values()) <= 8  # phases that read them; twice where a part has more pairs than memory
 
 
 def test_the_source_of_higher_priority_stays_then_the_better_then_the_longer(tmp_path):
@@ -188,6 +206,55 @@ def test_the_source_of_higher_priority_stays_then_the_better_then_the_longer(tmp
     assert keep("equal", [{**d, "source": "web", "score": 0.5} for d in documents]) == ["a"]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), "0.9", True, [1], 10**400])
+def test_a_quality_that_is_no_finite_number_ranks_as_0_and_is_told(value, tmp_path, capsys):
+    documents = [{**document("a", TEXT), "quality": value}, {**document("b", TEXT), "quality": 0.1}]
+    output = tmp_path / "signed"
+    result = signatures.sign_part(
+        enumerate(documents), 0, minhash=(5, 2, 2, 1), ranking=signatures.Ranking((), "quality"), output=output
+    )
+    assert (result["ranked"], result["unranked"]) == (1, 1)
+    assert column(signatures.Catalog(output).part(0)[0], "quality").tolist() == [0.0, 0.1]
+    (note,) = notes_on_ranking(DedupConfig(), [result], {"web"})
+    assert note == "documents whose 'quality' is no finite number: 1; they rank as with 0"
+
+
+def test_a_ranking_by_what_no_document_has_is_told(tmp_path, capsys):
+    config = tmp_path / "dedup.yaml"
+    config.write_text("priority: [books, wbe]\nquality_field: score\n")
+    run(tmp_path, [{**document("a", TEXT), "source": "books"}, {**document("b", "b"), "source": "web"}], config=config)
+    told = capsys.readouterr().out
+    assert "no document has the source 'wbe' of priority" in told
+    assert "'web'" in told
+    assert "'books'" not in told
+    assert "no document has the quality_field 'score'" in told
+    run(tmp_path, [document("a", TEXT)], "plain")
+    assert "note" not in capsys.readouterr().out
+
+
+def test_documents_without_words_are_duplicates_where_they_are_equal_alone(tmp_path):
+    texts = ["∑∏∫√" * 9, "😀😃😄" * 9, "░▒▓█" * 9, "+-*/=" * 9, "+-*/=" * 10, "...", "。！？" * 9, "😀😃😄" * 9]
+    old = [document(str(number), text) for number, text in enumerate(texts[:3])]
+    kept = run(tmp_path, [*old, *(document(str(number), text) for number, text in enumerate(texts[3:], 3))])
+    assert [d["id"] for d in kept] == [str(number) for number in range(7)]
+    run(tmp_path, old, "old")
+    new = [document("new", "♔♕♖♗" * 9), document("again", texts[0])]
+    assert [d["id"] for d in run(tmp_path, new, "new", against=[tmp_path / "old"])] == ["new"]
+
+
+def test_parts_of_many_older_runs_have_numbers_of_their_own(tmp_path):
+    folders = [tmp_path / str(number) for number in range(20)]
+    for number, folder in enumerate(folders):
+        for part in range(3):
+            path = signatures.signature_path(folder, part, 0)
+            signatures.write_table(path, pa.table({"record": pa.array([number], pa.uint64())}))
+    catalog = signatures.Catalog(folders[0], tuple(folders[1:]))
+    numbers = catalog.numbers()
+    assert len(set(numbers)) == 60
+    assert max(numbers) < 1 << (64 - signatures.RECORD_BITS)
+    assert [column(catalog.part(number)[0], "record")[0] for number in numbers] == [n // 3 for n in range(60)]
+
+
 def test_an_old_corpus_stays_and_new_documents_yield(tmp_path):
     old = [document("z", TEXT), document("y", TEXT + " x"), document("o", " ".join(reversed(WORDS)))]
     kept_old = run(tmp_path, old, "old")
@@ -197,6 +264,24 @@ def test_an_old_corpus_stays_and_new_documents_yield(tmp_path):
     assert [d["id"] for d in kept] == ["b"]
     third = run(tmp_path, [*new, *old], "third", against=[tmp_path / "old", tmp_path / "new"])
     assert third == []
+
+
+def test_what_went_of_an_older_run_is_read_from_its_merged_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(exchange, "PARTITION_BYTES", 3_000)
+    monkeypatch.setattr(dedup, "DROPS_FILES", 1)
+    texts = [" ".join(f"{number}-{word}" for word in range(100)) for number in range(30)]
+    old = [document(f"{number}{end}", text + end) for end in ("", " tail") for number, text in enumerate(texts)]
+    kept = {d["id"] for d in run(tmp_path, old, "old", files=5)}
+    assert len(kept) == 30
+    assert (tmp_path / "old" / "drops" / "merged-1").is_dir()
+    catalog = signatures.Catalog(tmp_path / "new", (tmp_path / "old",))
+    went = set()
+    for number in catalog.numbers():
+        (table,) = catalog.part(number)
+        identities = dict(zip(column(table, "record").tolist(), table["id"].to_pylist(), strict=True))
+        went |= {identities[record] for record in column(catalog.drops(number), "record").tolist()}
+    assert went == {d["id"] for d in old} - kept
+    assert run(tmp_path, old, "new", files=3, against=[tmp_path / "old"]) == []
 
 
 def test_an_older_run_of_other_parameters_is_refused(tmp_path, capsys):
@@ -222,6 +307,42 @@ def test_lines_that_many_documents_have_go_when_asked(tmp_path):
     counts = load_json(tmp_path / "out" / "manifest.json")["counts"]
     assert (counts["in"], counts["out"], counts["dropped"]) == (4, 3, {"repeated_lines": 1})
     assert counts["repeated_lines"] == {"documents": 4, "lines": 4}
+
+
+def test_repeated_lines_of_many_ranges_are_in_one_file_and_a_number_that_is_not_finite_is_no_obstacle(tmp_path):
+    shared = "\n".join(f"a line that two have {number}" for number in range(60))
+    lines = "".join(f'{{"id": "{i}", "text": {json.dumps(f"only {i}" + chr(10) + shared)}, "x": NaN}}\n' for i in "ab")
+    (tmp_path / "in.jsonl").write_text(lines)
+    counted, joined = Exchange(tmp_path / "lines"), tmp_path / "joined.npy"
+    settings = repeated_lines.RepeatedLines(min_documents=2, min_characters=5)
+    labels = pa.table({"record": pa.array([0, 1], pa.uint64())})
+    fate = lambda number: (labels, np.full(2, -1, np.int8))  # noqa: E731
+    repeated_lines.count_lines(Part(tmp_path / "in.jsonl"), 0, config=settings, target=counted, fate=fate)
+    for i in range(7):
+        repeated_lines.find_repeated(
+            i, i, config=settings, source=counted, partitions=7, target=tmp_path / "ranges"
+        )  # fmt: skip
+    repeated_lines.join_repeated(7, 0, source=tmp_path / "ranges", target=joined)
+    hashes = np.load(joined)
+    assert hashes.size == 60
+    assert (hashes[1:] > hashes[:-1]).all()
+    changed = Counter()
+    lines_filter = repeated_lines.LineFilter(joined)
+    assert [lines_filter.apply(line.encode(), changed)["text"] for line in lines.splitlines()] == ["only a", "only b"]
+    assert changed == {"lines": 120, "documents": 2}
+
+
+def test_hashes_of_lines_wait_in_bounded_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(repeated_lines, "_CHUNK_LINES", 1000)
+    text = lambda number: "\n".join(f"line {number} {line}" for line in range(150))  # noqa: E731
+    write_documents(tmp_path / "in.jsonl", [document(str(number), text(number)) for number in range(2000)])
+    labels = pa.table({"record": pa.array(np.arange(2000), pa.uint64())})
+    target, settings = Exchange(tmp_path / "lines"), repeated_lines.RepeatedLines(min_documents=2, min_characters=1)
+    part, fate = Part(tmp_path / "in.jsonl"), lambda number: (labels, np.full(2000, -1, np.int8))
+    repeated_lines.count_lines(part, 0, config=settings, target=target, fate=fate)
+    sizes = [exchange.read_table(path).num_rows for path in target.folder.iterdir()]
+    assert max(sizes) <= 1150
+    assert sum(sizes) == 300_000
 
 
 def test_an_id_that_two_kept_documents_share_is_told_and_neither_is_lost(tmp_path, capsys):
