@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_prep.characters import native
-from data_prep.cleaning import Phrases, normalize, without_lines
+from data_prep.cleaning import Phrases, is_prominent, normalize, without_notices
 from data_prep.command import job_parser
 from data_prep.documents import Document, Part, write_documents, write_part
 from data_prep.language import identify_language
@@ -103,6 +103,7 @@ class Verdict(NamedTuple):
     confidence: float  # of the language
     lines_dropped: int
     masked: Counter[str]
+    sentences_dropped: int = 0  # of lines that stay
 
 
 class Curator:
@@ -125,21 +126,21 @@ class Curator:
     def judge(self, document: Document, default_source: str) -> Verdict:
         """The document repaired, labelled and masked, and the reason to drop it."""
         document = {**document, "source": str(document.get("source") or default_source)}
-        claimed, masked = document.get("lang"), Counter[str]()
+        claimed, masked = _label(document), Counter[str]()
         if len(document["text"]) > self._config.max_characters:
-            return Verdict({**document, "lang": str(claimed or "unknown")}, "too_large", 0.0, 0, masked)
+            return Verdict({**document, "lang": claimed or "unknown"}, "too_large", 0.0, 0, masked)
         document["text"] = normalize(document["text"])
         language, confidence = identify_language(document["text"])
         document["lang"] = language
-        reason, lines_dropped = self._label_reason(document, claimed, confidence), 0
+        reason, lines_dropped, sentences_dropped = self._label_reason(document, claimed, confidence), 0, 0
         if reason is None:
-            document["text"], lines_dropped = self._content_lines(document["text"], language)
+            document["text"], lines_dropped, sentences_dropped = self._content(document["text"], language)
             reason = self._text_reason(document)
         if reason is None and self._config.personal_data is not None:
             document["text"] = mask_personal(document["text"], self._config.personal_data, masked)
-        return Verdict(document, reason, confidence, lines_dropped, masked)
+        return Verdict(document, reason, confidence, lines_dropped, masked, sentences_dropped)
 
-    def _label_reason(self, document: Document, claimed: Any, confidence: float) -> str | None:
+    def _label_reason(self, document: Document, claimed: str | None, confidence: float) -> str | None:
         if self._is_blocked(document.get("url")):
             return "blocked_url"
         if document["lang"] not in self._config.languages:
@@ -159,32 +160,39 @@ class Curator:
         paths = ["/" + "/".join(steps[: i + 1]) for i in range(len(steps))] if path else []
         return any(host + path in self._blocked_urls for host in hosts for path in ("", *paths))
 
-    def _content_lines(self, text: str, language: str) -> tuple[str, int]:
+    def _content(self, text: str, language: str) -> tuple[str, int, int]:
+        """The text without lines that are no content and notices, how many lines went and how many sentences."""
         rules = self._config.languages[language].lines
-        dropped = 0
+        dropped = notices = sentences = 0
         if rules.min_words or rules.max_word_length < len(text):
             text, dropped = native.keep_lines(text, rules.min_words, rules.max_word_length)
-        places = self._line_phrases[language].places(text)
-        if places:
-            text, more = without_lines(text, places)
-            dropped += more
-        text = native.normalize_layout(text) if dropped else text
-        return (self._simplify[language](text) if language in self._simplify else text), dropped
+        matches = self._line_phrases[language].find(text)
+        if matches:
+            text, notices, sentences = without_notices(text, matches)
+        text = native.normalize_layout(text) if dropped or notices or sentences else text
+        text = self._simplify[language](text) if language in self._simplify else text
+        return text, dropped + notices, sentences
 
     def _text_reason(self, document: Document) -> str | None:
         text, language = document["text"], document["lang"]
         reason = self._judges[language].reason(text)
         if reason is not None:
             return reason
-        if self._document_phrases[language].places(text):
+        if is_prominent(text, self._document_phrases[language].find(text)):
             return "document_phrase"
         allowed = self._config.languages[language].max_blocked_words
-        if language in self._blocked and len(self._blocked[language].places(text)) > allowed:
+        if language in self._blocked and len(self._blocked[language].find(text)) > allowed:
             return "blocked_words"
         if self._config.quality is None:
             return None
         document["quality"] = float(self._score(text, language))
         return "quality_low" if document["quality"] < self._config.quality.min else None
+
+
+def _label(document: Document) -> str | None:
+    """The language that the document claims; a label that is no string tells nothing."""
+    label = document.get("lang")
+    return label if isinstance(label, str) else None
 
 
 def _scorer(quality: Quality | None) -> Callable[[str, str], float]:
@@ -210,13 +218,19 @@ def curate_documents(
 ) -> dict[str, Any]:
     """Judge one part's documents; write the kept, and samples of the dropped with their reason."""
     curator, tally = Curator(config), Tally()
-    numbers: dict[str, Any] = {"lines_dropped": Counter(), "masked": {}, "confidence": {}, "log2_characters": {}}
+    numbers: dict[str, Any] = {
+        "lines_dropped": Counter(),
+        "sentences_dropped": Counter(),
+        "masked": {},
+        "confidence": {},
+        "log2_characters": {},
+    }
     dropped: list[Document] = []
     samples: Counter[str] = Counter()
 
     def kept() -> Iterator[Document]:
         for raw in documents:
-            document, reason, confidence, lines, masked = curator.judge(raw, source)
+            document, reason, confidence, lines, masked, sentences = curator.judge(raw, source)
             language, text_bytes = document["lang"], len(raw["text"].encode())
             tally.add(
                 language,
@@ -229,6 +243,7 @@ def curate_documents(
             if reason is None:
                 numbers["log2_characters"].setdefault(language, Counter())[str(len(document["text"]).bit_length())] += 1
                 numbers["lines_dropped"][language] += lines
+                numbers["sentences_dropped"][language] += sentences
                 numbers["masked"].setdefault(language, Counter()).update(masked)
                 yield document
             else:
