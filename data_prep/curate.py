@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from data_prep.blocked_urls import BlockedUrls, is_entry
 from data_prep.characters import native
 from data_prep.cleaning import Phrases, is_prominent, normalize, without_notices
 from data_prep.command import job_parser
@@ -58,7 +59,10 @@ class CurateConfig(_Strict):
     dropped_samples: int | None = Field(20, ge=0)
 
     def problems(self) -> list[str]:
-        return [] if self.languages else ["languages is empty; name at least one"]
+        no_hosts = [line for line in self.blocked_urls if not is_entry(line)]
+        return ([] if self.languages else ["languages is empty; name at least one"]) + [
+            f"blocked_urls: '{line}' names no host; write a host or host/path a line" for line in no_hosts[:5]
+        ]
 
 
 def load_curate_config(path: Path) -> CurateConfig:
@@ -91,7 +95,7 @@ def load_curate_config(path: Path) -> CurateConfig:
 
 def _lines_of(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     return sorted({line.strip() for line in lines if line.strip() and not line.startswith("#")})
@@ -119,7 +123,7 @@ class Curator:
         self._line_phrases = {name: Phrases(rules.lines.phrases) for name, rules in config.languages.items()}
         self._document_phrases = {name: Phrases(rules.document_phrases) for name, rules in config.languages.items()}
         self._blocked = {name: Phrases(words, whole_words=True) for name, words in config.blocked_words.items()}
-        self._blocked_urls = frozenset(config.blocked_urls)
+        self._blocked_urls = BlockedUrls(config.blocked_urls)
         self._score = _scorer(config.quality)
         self._simplify = {name: _simplifier() for name, rules in config.languages.items() if rules.simplify}
 
@@ -141,24 +145,13 @@ class Curator:
         return Verdict(document, reason, confidence, lines_dropped, masked, sentences_dropped)
 
     def _label_reason(self, document: Document, claimed: str | None, confidence: float) -> str | None:
-        if self._is_blocked(document.get("url")):
+        if self._blocked_urls.has(document.get("url")):
             return "blocked_url"
         if document["lang"] not in self._config.languages:
             return "other_language"
         if claimed in self._config.languages and claimed != document["lang"]:
             return "language_mismatch"
         return "mixed_language" if confidence < self._config.min_language_share else None
-
-    def _is_blocked(self, url: Any) -> bool:
-        """Whether the host, a domain above it, or the host with the start of its path is on the list."""
-        if not self._blocked_urls or not isinstance(url, str):
-            return False
-        host, _, path = url.split("://", 1)[-1].partition("/")
-        labels = host.split("@")[-1].split(":")[0].lower().split(".")
-        hosts = [".".join(labels[i:]) for i in range(len(labels))]
-        steps = path.split("?")[0].split("/")
-        paths = ["/" + "/".join(steps[: i + 1]) for i in range(len(steps))] if path else []
-        return any(host + path in self._blocked_urls for host in hosts for path in ("", *paths))
 
     def _content(self, text: str, language: str) -> tuple[str, int, int]:
         """The text without lines that are no content and notices, how many lines went and how many sentences."""

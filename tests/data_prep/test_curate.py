@@ -9,6 +9,7 @@ import pycld2
 import pytest
 import yaml
 
+from data_prep.blocked_urls import BlockedUrls
 from data_prep.cleaning import Phrases, normalize, without_notices
 from data_prep.command import CONFIGS
 from data_prep.curate import CurateConfig, Curator, load_curate_config
@@ -141,7 +142,7 @@ def test_every_threshold_has_a_source():
         ({"text": ENGLISH, "lang": ["en"]}, None),
         ({"text": ENGLISH, "lang": {"code": "zh"}}, None),
         ({"text": ENGLISH, "lang": 7}, None),
-        ({"text": ENGLISH, "lang": None, "source": ["a"]}, None),
+        ({"text": ENGLISH, "lang": None, "source": ["a"], "url": {"x": 1}}, None),
         ({"text": "x" * 5_000_001, "lang": ["en"]}, "too_large"),
     ],
 )
@@ -335,6 +336,47 @@ def test_blocked_words_and_urls_come_from_files(tmp_path):
         ("https://fine.example/", None),
     ):
         assert reason(ENGLISH, curator, url=url) == said, url
+
+
+@pytest.mark.parametrize(
+    ("line", "hits", "misses"),
+    [
+        (
+            "bad.example",
+            "http://bad.example?x=1|bad.example./path|BAD.example:8080|//bad.example|https://u:p@bad.example/|"
+            "bad.example#f|www.bad.example|http://a.b.bad.example.:80/x?y|http:/bad.example|http:\\\\bad.example\\x|"
+            "bad%2eexample|bad。example|bad.example/?to=http://fine.example|ftp://bad.example| http://bad.example ",
+            "notbad.example|bad.example.org|http://fine.example/bad.example|http://fine.example/?u=//bad.example|"
+            "http://fine.example#@bad.example|example|http://[bad.example|http://[::1|://|",
+        ),
+        ("https://www.Bad.example./", "bad.example|http://x.bad.example/y", "www.example"),
+        (
+            "bad.example/ads/",
+            "bad.example/ads|bad.example//ads?x|bad.example/%61ds/1|x.bad.example/b/../ads/",
+            "bad.example/adsorption|bad.example/|bad.example/x/ads|bad.example/ads/../fine",
+        ),
+        ("bücher.example", "http://xn--bcher-kva.example|BÜCHER.example|bu\u0308cher.example", "bucher.example"),
+        ("xn--bcher-kva.example/été", "http://bücher.example/%C3%A9t%C3%A9/1", "bücher.example/ete"),
+        ("www.com", "http://www.com|a.www.com", "fine.com"),
+        ("*.bad.example", "a.bad.example", "abad.example"),
+        ("[2001:db8::1]", "http://[2001:db8::1]:80/x", "http://[2001:db8::2]/"),
+    ],
+)
+def test_an_address_is_found_in_every_spelling(line, hits, misses):
+    blocked = BlockedUrls([line])
+    assert [url for url in hits.split("|") if not blocked.has(url)] == []
+    assert [url for url in misses.split("|") if blocked.has(url)] == []
+
+
+def test_a_line_without_a_host_is_no_block_list(tmp_path):
+    shipped = yaml.safe_load((CONFIGS / "curate.yaml").read_text(encoding="utf-8"))
+    languages = {name: str(CONFIGS / file) for name, file in shipped["languages"].items()}
+    (tmp_path / "curate.yaml").write_text(yaml.safe_dump({**shipped, "languages": languages, "blocked_urls": "x.txt"}))
+    (tmp_path / "x.txt").write_text("\ufeffhttp://bad.example/\n", encoding="utf-8")
+    assert reason(ENGLISH, Curator(load_curate_config(tmp_path / "curate.yaml")), url="bad.example/x") == "blocked_url"
+    (tmp_path / "x.txt").write_text("bad.example\n/ads\n")
+    with pytest.raises(ConfigError, match="'/ads' names no host"):
+        load_curate_config(tmp_path / "curate.yaml")
 
 
 def length_score(text: str, lang: str) -> float:
