@@ -2,6 +2,7 @@
 
 The database is Unicode 3.2's, which every Python carries beside its own: so a signature does not depend on the
 version of Python. Characters that came later are letters, but for the blocks of pictographs, which are symbols.
+Invisible characters have no class in the scans, whatever they have here; native/characters.hpp lists them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from data_prep import _native as native
 LETTER, NUMBER, HAN, SPACE, PUNCTUATION, MARK, UPPER, SYMBOL = (1 << bit for bit in range(8))
 _BY_CATEGORY = {"L": LETTER, "N": NUMBER, "P": PUNCTUATION, "M": MARK, "S": SYMBOL, "Z": SPACE}
 _HAN_BLOCKS = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323AF))
-_BLANK_CONTROLS = (0x09, 0x0A, 0x0B, 0x0C, 0x0D, 0x85)
+_BLANK_CONTROLS = (*range(0x09, 0x0E), *range(0x1C, 0x20), 0x85)  # those that str.isspace has
 _DATABASE = unicodedata.ucd_3_2_0
 _SCANNED = 0x20000  # planes 0 and 1; of those above only the Han blocks have a class
 

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from data_prep.blocked_urls import BlockedUrls, is_entry
 from data_prep.characters import native
-from data_prep.cleaning import Phrases, normalize, without_lines
+from data_prep.cleaning import Phrases, is_prominent, normalize, without_notices
 from data_prep.command import job_parser
 from data_prep.documents import Document, Part, write_documents, write_part
 from data_prep.language import identify_language
@@ -58,7 +59,10 @@ class CurateConfig(_Strict):
     dropped_samples: int | None = Field(20, ge=0)
 
     def problems(self) -> list[str]:
-        return [] if self.languages else ["languages is empty; name at least one"]
+        no_hosts = [line for line in self.blocked_urls if not is_entry(line)]
+        return ([] if self.languages else ["languages is empty; name at least one"]) + [
+            f"blocked_urls: '{line}' names no host; write a host or host/path a line" for line in no_hosts[:5]
+        ]
 
 
 def load_curate_config(path: Path) -> CurateConfig:
@@ -91,7 +95,7 @@ def load_curate_config(path: Path) -> CurateConfig:
 
 def _lines_of(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     return sorted({line.strip() for line in lines if line.strip() and not line.startswith("#")})
@@ -103,6 +107,7 @@ class Verdict(NamedTuple):
     confidence: float  # of the language
     lines_dropped: int
     masked: Counter[str]
+    sentences_dropped: int = 0  # of lines that stay
 
 
 class Curator:
@@ -118,29 +123,29 @@ class Curator:
         self._line_phrases = {name: Phrases(rules.lines.phrases) for name, rules in config.languages.items()}
         self._document_phrases = {name: Phrases(rules.document_phrases) for name, rules in config.languages.items()}
         self._blocked = {name: Phrases(words, whole_words=True) for name, words in config.blocked_words.items()}
-        self._blocked_urls = frozenset(config.blocked_urls)
+        self._blocked_urls = BlockedUrls(config.blocked_urls)
         self._score = _scorer(config.quality)
         self._simplify = {name: _simplifier() for name, rules in config.languages.items() if rules.simplify}
 
     def judge(self, document: Document, default_source: str) -> Verdict:
         """The document repaired, labelled and masked, and the reason to drop it."""
         document = {**document, "source": str(document.get("source") or default_source)}
-        claimed, masked = document.get("lang"), Counter[str]()
+        claimed, masked = _label(document), Counter[str]()
         if len(document["text"]) > self._config.max_characters:
-            return Verdict({**document, "lang": str(claimed or "unknown")}, "too_large", 0.0, 0, masked)
+            return Verdict({**document, "lang": claimed or "unknown"}, "too_large", 0.0, 0, masked)
         document["text"] = normalize(document["text"])
         language, confidence = identify_language(document["text"])
         document["lang"] = language
-        reason, lines_dropped = self._label_reason(document, claimed, confidence), 0
+        reason, lines_dropped, sentences_dropped = self._label_reason(document, claimed, confidence), 0, 0
         if reason is None:
-            document["text"], lines_dropped = self._content_lines(document["text"], language)
+            document["text"], lines_dropped, sentences_dropped = self._content(document["text"], language)
             reason = self._text_reason(document)
         if reason is None and self._config.personal_data is not None:
             document["text"] = mask_personal(document["text"], self._config.personal_data, masked)
-        return Verdict(document, reason, confidence, lines_dropped, masked)
+        return Verdict(document, reason, confidence, lines_dropped, masked, sentences_dropped)
 
-    def _label_reason(self, document: Document, claimed: Any, confidence: float) -> str | None:
-        if self._is_blocked(document.get("url")):
+    def _label_reason(self, document: Document, claimed: str | None, confidence: float) -> str | None:
+        if self._blocked_urls.has(document.get("url")):
             return "blocked_url"
         if document["lang"] not in self._config.languages:
             return "other_language"
@@ -148,43 +153,39 @@ class Curator:
             return "language_mismatch"
         return "mixed_language" if confidence < self._config.min_language_share else None
 
-    def _is_blocked(self, url: Any) -> bool:
-        """Whether the host, a domain above it, or the host with the start of its path is on the list."""
-        if not self._blocked_urls or not isinstance(url, str):
-            return False
-        host, _, path = url.split("://", 1)[-1].partition("/")
-        labels = host.split("@")[-1].split(":")[0].lower().split(".")
-        hosts = [".".join(labels[i:]) for i in range(len(labels))]
-        steps = path.split("?")[0].split("/")
-        paths = ["/" + "/".join(steps[: i + 1]) for i in range(len(steps))] if path else []
-        return any(host + path in self._blocked_urls for host in hosts for path in ("", *paths))
-
-    def _content_lines(self, text: str, language: str) -> tuple[str, int]:
+    def _content(self, text: str, language: str) -> tuple[str, int, int]:
+        """The text without lines that are no content and notices, how many lines went and how many sentences."""
         rules = self._config.languages[language].lines
-        dropped = 0
+        dropped = notices = sentences = 0
         if rules.min_words or rules.max_word_length < len(text):
             text, dropped = native.keep_lines(text, rules.min_words, rules.max_word_length)
-        places = self._line_phrases[language].places(text)
-        if places:
-            text, more = without_lines(text, places)
-            dropped += more
-        text = native.normalize_layout(text) if dropped else text
-        return (self._simplify[language](text) if language in self._simplify else text), dropped
+        matches = self._line_phrases[language].find(text)
+        if matches:
+            text, notices, sentences = without_notices(text, matches)
+        text = native.normalize_layout(text) if dropped or notices or sentences else text
+        text = self._simplify[language](text) if language in self._simplify else text
+        return text, dropped + notices, sentences
 
     def _text_reason(self, document: Document) -> str | None:
         text, language = document["text"], document["lang"]
         reason = self._judges[language].reason(text)
         if reason is not None:
             return reason
-        if self._document_phrases[language].places(text):
+        if is_prominent(text, self._document_phrases[language].find(text)):
             return "document_phrase"
         allowed = self._config.languages[language].max_blocked_words
-        if language in self._blocked and len(self._blocked[language].places(text)) > allowed:
+        if language in self._blocked and len(self._blocked[language].find(text)) > allowed:
             return "blocked_words"
         if self._config.quality is None:
             return None
         document["quality"] = float(self._score(text, language))
         return "quality_low" if document["quality"] < self._config.quality.min else None
+
+
+def _label(document: Document) -> str | None:
+    """The language that the document claims; a label that is no string tells nothing."""
+    label = document.get("lang")
+    return label if isinstance(label, str) else None
 
 
 def _scorer(quality: Quality | None) -> Callable[[str, str], float]:
@@ -210,13 +211,19 @@ def curate_documents(
 ) -> dict[str, Any]:
     """Judge one part's documents; write the kept, and samples of the dropped with their reason."""
     curator, tally = Curator(config), Tally()
-    numbers: dict[str, Any] = {"lines_dropped": Counter(), "masked": {}, "confidence": {}, "log2_characters": {}}
+    numbers: dict[str, Any] = {
+        "lines_dropped": Counter(),
+        "sentences_dropped": Counter(),
+        "masked": {},
+        "confidence": {},
+        "log2_characters": {},
+    }
     dropped: list[Document] = []
     samples: Counter[str] = Counter()
 
     def kept() -> Iterator[Document]:
         for raw in documents:
-            document, reason, confidence, lines, masked = curator.judge(raw, source)
+            document, reason, confidence, lines, masked, sentences = curator.judge(raw, source)
             language, text_bytes = document["lang"], len(raw["text"].encode())
             tally.add(
                 language,
@@ -229,6 +236,7 @@ def curate_documents(
             if reason is None:
                 numbers["log2_characters"].setdefault(language, Counter())[str(len(document["text"]).bit_length())] += 1
                 numbers["lines_dropped"][language] += lines
+                numbers["sentences_dropped"][language] += sentences
                 numbers["masked"].setdefault(language, Counter()).update(masked)
                 yield document
             else:

@@ -27,13 +27,13 @@ class Bound(BaseModel):
 
 
 class LineRules(BaseModel):
-    """Lines that go before the document is judged."""
+    """Lines and notices that go before the document is judged."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     min_words: int = Field(0, ge=0)
     max_word_length: int = Field(1000, gt=0)
-    phrases: list[str] = []  # a line with one of them goes
+    phrases: list[str] = []  # of notices, which go: short lines, and sentences of longer ones
     source: str = ""
 
 
@@ -44,7 +44,7 @@ class LanguageRules(BaseModel):
 
     stop_words: list[str] = []
     lines: LineRules = LineRules()
-    document_phrases: list[str] = []  # a document with one of them goes
+    document_phrases: list[str] = []  # a document goes with one as a notice, or with three
     blocked_words: str | None = None  # file, relative to this one: a word or phrase a line
     max_blocked_words: int = Field(0, ge=0)
     simplify: bool = False  # traditional Chinese characters written as simplified ones, by OpenCC

@@ -32,6 +32,34 @@ inline uint32_t lower(uint32_t code) {
     return code < lowered.size() ? lowered[code] : code;
 }
 
+// A character that renders as nothing and separates nothing: scans read a text as if it were not there. It has no class.
+//   C0 and C1 controls but blanks and line ends; soft hyphen; combining grapheme joiner; Arabic letter mark; Mongolian
+//   and other variation selectors; zero-width space, joiner and non-joiner; bidirectional controls; word joiner and
+//   invisible operators; byte-order mark; tags; noncharacters (Unicode 23.7).
+inline bool is_invisible(uint32_t code) {
+    if (code < 0xa0) return code < 0x09 || (code > 0x0d && code < 0x1c) || (code > 0x7e && code != 0x85);
+    if (code < 0x2000) return code == 0xad || code == 0x34f || code == 0x61c || (code >= 0x180b && code <= 0x180f);
+    if (code < 0x2070)
+        return (code >= 0x200b && code <= 0x200f) || (code >= 0x202a && code <= 0x202e) || code >= 0x2060;
+    return (code >= 0xfdd0 && code <= 0xfdef) || (code >= 0xfe00 && code <= 0xfe0f) || code == 0xfeff ||
+           (code >= 0xe0000 && code <= 0xe0fff) || (code & 0xfffe) == 0xfffe;
+}
+
+// Invisible characters that change their neighbours, so that text keeps them: joiners (Persian and Indic spelling,
+// emoji), variation selectors, tags (flags).
+inline bool changes_neighbours(uint32_t code) {
+    return code == 0x200c || code == 0x200d || code == 0x34f || (code >= 0x180b && code <= 0x180f) ||
+           (code >= 0xfe00 && code <= 0xfe0f) || (code >= 0xe0020 && code <= 0xe007f) ||
+           (code >= 0xe0100 && code <= 0xe01ef);
+}
+
+// Where Python's str.splitlines ends a line: line feed, vertical tab, form feed, carriage return; file, group and record
+// separator; next line; line and paragraph separator.
+inline bool ends_line(uint32_t code) {
+    return (code >= 0x0a && code <= 0x0d) || (code >= 0x1c && code <= 0x1e) || code == 0x85 || code == 0x2028 ||
+           code == 0x2029;
+}
+
 // Kana, like Han characters, are words of their own: their scripts put no blanks between words.
 inline bool stands_alone(uint32_t code, uint8_t kind) {
     return (kind & HAN) || ((kind & LETTER) && code >= 0x3040 && code <= 0x30ff);
@@ -52,6 +80,15 @@ inline uint32_t next(const unsigned char*& at) {
     return code;
 }
 
+// The first code point from `at` on that is visible; 0 at the end.
+inline uint32_t next_visible(const unsigned char* at, const unsigned char* end) {
+    while (at < end) {
+        uint32_t code = next(at);
+        if (!is_invisible(code)) return code;
+    }
+    return 0;
+}
+
 // The 64-bit finaliser of MurmurHash3: every input bit reaches every output bit.
 inline uint64_t mix(uint64_t value) {
     value ^= value >> 33;
@@ -68,11 +105,11 @@ constexpr uint64_t TOKEN_STEP = 0x100000001b3ULL;  // FNV-1a's prime
 inline uint64_t feed(uint64_t hash, uint32_t code) { return (hash ^ code) * TOKEN_STEP; }
 
 // Call `word(start, stop, hash, first_code)` for each word: a Han character or kana, or a run of letters,
-// digits and marks. `start` and `stop` count code points. `join_apostrophes` keeps don't whole. Returns the
-// number of code points.
+// digits and marks, invisible characters aside. `start` and `stop` count code points. `join_apostrophes` keeps don't
+// whole. Returns the number of code points.
 template <typename Word>
 inline size_t each_word(const unsigned char* at, const unsigned char* end, bool join_apostrophes, Word word) {
-    size_t place = 0, start = 0;
+    size_t place = 0, start = 0, stop = 0;
     uint64_t hash = 0;
     uint32_t first = 0;
     bool inside = false;
@@ -83,18 +120,19 @@ inline size_t each_word(const unsigned char* at, const unsigned char* end, bool 
         if ((kind & WORD) && !alone) {
             if (!inside) { inside = true; start = place; hash = TOKEN_START; first = code; }
             hash = feed(hash, lower(code));
+            stop = place + 1;
             continue;
         }
-        if (inside && join_apostrophes && (code == '\'' || code == 0x2019) && at < end) {
-            const unsigned char* ahead = at;
-            uint32_t following = next(ahead);
+        if (!kind && is_invisible(code)) continue;
+        if (inside && join_apostrophes && (code == '\'' || code == 0x2019)) {
+            uint32_t following = next_visible(at, end);
             uint8_t ahead_kind = class_of(following);
             if ((ahead_kind & WORD) && !stands_alone(following, ahead_kind)) { hash = feed(hash, '\''); continue; }
         }
-        if (inside) { word(start, place, mix(hash), first); inside = false; }
+        if (inside) { word(start, stop, mix(hash), first); inside = false; }
         if (alone) word(place, place + 1, mix(feed(TOKEN_START, code)), code);
     }
-    if (inside) word(start, place, mix(hash), first);
+    if (inside) word(start, stop, mix(hash), first);
     return place;
 }
 

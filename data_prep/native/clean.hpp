@@ -1,4 +1,4 @@
-// Text as later stages see it: one kind of line end, no control characters, no blanks at line ends.
+// Text as later stages see it, and what tells that it was decoded wrongly.
 #pragma once
 
 #include <string>
@@ -7,36 +7,33 @@
 
 namespace clean {
 
-// C0 and C1 controls but tab and newline; byte-order marks and zero-width blanks, which split words unseen.
-inline bool is_invisible(uint32_t code) {
-    return (code < 0x20 && code != '\n' && code != '\t') || (code >= 0x7f && code < 0xa0) || code == 0xfeff ||
-           code == 0x200b || code == 0x2060;
-}
-
+// One kind of line end, at most one empty line in a row, no blanks at line ends, no invisible characters but those that
+// change their neighbours. A separator becomes a line end or a blank, so that no two words are joined.
 inline std::string normalize_layout(const unsigned char* at, const unsigned char* end) {
     std::string out, blanks;  // blanks: those behind the last character that is not, within its line
     out.reserve(size_t(end - at));
     size_t newlines = 0;
+    auto add = [&](std::string& target, const unsigned char* from, const unsigned char* to) {
+        target.append(reinterpret_cast<const char*>(from), size_t(to - from));
+    };
     while (at < end) {
         const unsigned char* start = at;
         uint32_t code = text::next(at);
-        if (code == '\r') {
-            if (at < end && *at == '\n') continue;
-            code = '\n';
-        }
-        if (code == '\n') {
+        if (text::ends_line(code)) {
+            if (code == '\r' && at < end && *at == '\n') ++at;
             blanks.clear();
             ++newlines;
-        } else if (is_invisible(code)) {
-            continue;
+        } else if (code == 0x1f) {  // unit separator
+            blanks.push_back(' ');
         } else if (text::class_of(code) & text::SPACE) {
-            blanks.append(reinterpret_cast<const char*>(start), size_t(at - start));
-        } else {
+            add(blanks, start, at);
+        } else if (!text::is_invisible(code) || text::changes_neighbours(code)) {
+            while (at < end && *at > ' ' && *at < 0x7f) ++at;
             if (!out.empty()) out.append(newlines < 3 ? newlines : 2, '\n');
             newlines = 0;
             out += blanks;
             blanks.clear();
-            out.append(reinterpret_cast<const char*>(start), size_t(at - start));
+            add(out, start, at);
         }
     }
     return out;
@@ -68,7 +65,8 @@ inline std::string keep_lines(const unsigned char* at, const unsigned char* end,
     return out;
 }
 
-// How often two code points stand together that UTF-8 read as Latin-1 or Windows-1252 gives (Ã©, â€™, ä¸­).
+// How often two code points stand together that UTF-8 read as Latin-1 or Windows-1252 gives (Ã©, â€™, ä¸­), and how many
+// C1 controls there are that quotation marks, bullets and dashes of Windows-1252 read as Latin-1 are.
 inline size_t mojibake_pairs(const unsigned char* at, const unsigned char* end) {
     size_t pairs = 0;
     uint32_t before = 0;
@@ -76,7 +74,7 @@ inline size_t mojibake_pairs(const unsigned char* at, const unsigned char* end) 
         uint32_t code = text::next(at);
         bool continuation = (code >= 0x80 && code < 0xc0) || (code >= 0x2010 && code <= 0x203a) || code == 0x20ac ||
                             code == 0x2122 || code == 0x0152 || code == 0x0153 || code == 0x02c6 || code == 0x02dc;
-        pairs += before >= 0xc2 && before <= 0xf4 && continuation;
+        pairs += (before >= 0xc2 && before <= 0xf4 && continuation) || (code >= 0x91 && code <= 0x97);
         before = code;
     }
     return pairs;

@@ -122,7 +122,8 @@ private:
     std::vector<uint64_t> slots_;  // open addressing; 0 is empty
 };
 
-// 128 bits of a text in lower case with every run of blanks as one; equal for texts that differ in those only.
+// 128 bits of a text in lower case with every run of blanks as one, without invisible characters; equal for texts that
+// differ in those only.
 struct ExactHash {
     uint64_t one = 0x243f6a8885a308d3ULL, two = 0x13198a2e03707344ULL;  // of pi
     uint64_t count = 0, pending = 0;  // three code points of 21 bits are mixed in together
@@ -150,7 +151,9 @@ inline ExactHash exact_hash(const unsigned char* at, const unsigned char* end) {
     bool blank = false;
     while (at < end) {
         uint32_t code = text::next(at);
-        if (text::class_of(code) & text::SPACE) { blank = true; continue; }
+        uint8_t kind = text::class_of(code);
+        if (kind & text::SPACE) { blank = true; continue; }
+        if (!kind && text::is_invisible(code)) continue;
         if (blank && hash.count) hash.feed(' ');
         blank = false;
         hash.feed(text::lower(code));

@@ -5,6 +5,7 @@
 
 #include "clean.hpp"
 #include "minhash.hpp"
+#include "phrases.hpp"
 #include "statistics.hpp"
 
 namespace py = pybind11;
@@ -30,13 +31,28 @@ py::array_t<T> array(const T* data, size_t size) { return py::array_t<T>(py::ssi
 void set_characters(py::array_t<uint8_t> classes, py::array_t<uint32_t> lower) {
     text::table().classes.assign(classes.data(), classes.data() + classes.size());
     text::table().lower.assign(lower.data(), lower.data() + lower.size());
+    auto& all = text::table().classes;
+    for (uint32_t code = 0; code < all.size(); ++code) if (text::is_invisible(code)) all[code] = 0;
 }
 
 uint64_t word_hash(const py::str& word) {
     auto [at, end] = utf8(word);
     uint64_t hash = text::TOKEN_START;
-    while (at < end) hash = text::feed(hash, text::lower(text::next(at)));
+    while (at < end) {
+        uint32_t code = text::next(at);
+        if (!text::is_invisible(code)) hash = text::feed(hash, text::lower(code));
+    }
     return text::mix(hash);
+}
+
+// Words that stand between blanks, and Han characters and kana, which are words each.
+py::tuple word_counts(const py::str& text) {
+    auto [at, end] = utf8(text);
+    size_t words = 0, alone = 0;
+    text::each_word(at, end, true, [&](size_t, size_t, uint64_t, uint32_t first) {
+        ++(text::stands_alone(first, text::class_of(first)) ? alone : words);
+    });
+    return py::make_tuple(words, alone);
 }
 
 // Letters of a text by script: Han, kana, Latin, all.
@@ -116,6 +132,7 @@ PYBIND11_MODULE(_native, module) {
     module.doc() = "Hot loops of the data jobs: word hashes, MinHash, text statistics, layout.";
     module.def("set_characters", &set_characters, "Set the class and lower case of every code point.");
     module.def("word_hash", &word_hash, "uint64 hash of a word, as the scans compute it.");
+    module.def("word_counts", &word_counts, "Words between blanks; Han characters and kana.");
     module.def("script_counts", &script_counts, "Letters by script: Han, kana, Latin, all.");
     module.def("personal_spans", &personal_spans, "(kind, start, stop) where an e-mail (0), a phone or identity number (1) or an IP address (2) may be.");
     module.def("line_hashes", &line_hashes, "Per line: uint64 hash (0: blank) and length, blanks and case aside.");
@@ -123,11 +140,11 @@ PYBIND11_MODULE(_native, module) {
         auto [at, end] = utf8(text);
         auto digest = minhash::exact_hash(at, end).digest();
         return array(digest.data(), 2);
-    }, "uint64 [2]; equal for texts that differ in case and blanks only.");
+    }, "uint64 [2]; equal for texts that differ in case, blanks and invisible characters only.");
     module.def("normalize_layout", [](const py::str& text) {
         auto [at, end] = utf8(text);
         return py::str(clean::normalize_layout(at, end));
-    }, "One kind of line end, no control characters, no trailing blanks, at most one empty line in a row.");
+    }, "One kind of line end, no invisible characters, no trailing blanks, at most one empty line in a row.");
     module.def("keep_lines", [](const py::str& text, size_t least_words, size_t longest_word) {
         auto [at, end] = utf8(text);
         size_t dropped = 0;
@@ -137,7 +154,7 @@ PYBIND11_MODULE(_native, module) {
     module.def("mojibake_pairs", [](const py::str& text) {
         auto [at, end] = utf8(text);
         return clean::mojibake_pairs(at, end);
-    }, "Pairs of characters that UTF-8 read as Latin-1 gives.");
+    }, "Pairs of characters that UTF-8 read as Latin-1 gives, and C1 controls that are marks of Windows-1252.");
 
     py::class_<minhash::Signer>(module, "Signer")
         .def(py::init<size_t, std::vector<uint32_t>, std::vector<uint32_t>>(), py::arg("ngram"),
@@ -163,6 +180,21 @@ PYBIND11_MODULE(_native, module) {
             auto found = self.find(at, end);
             return array(found.data(), found.size());
         }, "uint64: those n-grams of the text that are among the hashes, in order, repeats included.");
+
+    py::class_<phrases::Phrases>(module, "Phrases")
+        .def(py::init([](const std::vector<py::str>& list, bool whole_words) {
+            phrases::Phrases phrases(whole_words);
+            for (const auto& phrase : list) {
+                auto [at, end] = utf8(phrase);
+                phrases.add(at, end);
+            }
+            phrases.finish();
+            return phrases;
+        }), py::arg("phrases"), py::arg("whole_words"))
+        .def("find", [](phrases::Phrases& self, const py::str& text) {
+            auto [at, end] = utf8(text);
+            return self.find(at, end);
+        }, "(start, stop) of every match in characters, by stop; matches overlap.");
 
     module.attr("STATISTICS") = statistics::NAMES;
     py::class_<statistics::Meter>(module, "Meter")

@@ -108,8 +108,10 @@ private:
                 finish_line();
                 continue;
             }
-            bool blank = class_of(code) & text::SPACE;
-            count(code);
+            uint8_t kind = class_of(code);
+            if (!kind && text::is_invisible(code)) continue;
+            bool blank = kind & text::SPACE;
+            count(code, kind);
             if (line_.length == 0) {
                 if (blank) continue;
                 line_.first = code;
@@ -149,8 +151,7 @@ private:
         paragraph_ = {};
     }
 
-    void count(uint32_t code) {
-        uint8_t kind = class_of(code);
+    void count(uint32_t code, uint8_t kind) {
         if (kind & text::HAN) { ++counts_.han; counts_.traditional += traditional_.count(code); }
         counts_.letters += (kind & text::LETTER) != 0;
         counts_.numbers += (kind & text::NUMBER) != 0;

@@ -11,12 +11,26 @@ import numpy as np
 from data_prep import characters as c
 
 CLASSES, LOWER = c.classes(), c.lower()
+LINE_ENDS = "\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"
+CHANGING = {  # invisible, and they change their neighbours
+    *map(chr, (0x34F, 0x200C, 0x200D, *range(0x180B, 0x1810), *range(0xFE00, 0xFE10))),
+    *map(chr, (*range(0xE0020, 0xE0080), *range(0xE0100, 0xE01F0))),
+}
+INVISIBLE = CHANGING | {
+    *map(chr, (*range(0x20), *range(0x7F, 0xA0), 0xAD, 0x61C, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F))),
+    *map(chr, (*range(0x2060, 0x2070), *range(0xFDD0, 0xFDF0), 0xFEFF, *range(0xE0000, 0xE1000))),
+    *(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF)),
+} - {*LINE_ENDS, "\t", "\x1f"}
 MASK = (1 << 64) - 1
 START = 0x9E3779B97F4A7C15
 
 
 def class_of(char: str) -> int:
-    return int(CLASSES[ord(char)]) if ord(char) < len(CLASSES) else 0
+    return int(CLASSES[ord(char)]) if ord(char) < len(CLASSES) and char not in INVISIBLE else 0
+
+
+def visible(text: str) -> str:
+    return "".join(char for char in text if char not in INVISIBLE)
 
 
 def lower(char: str) -> int:
@@ -36,7 +50,12 @@ def is_space(char: str) -> bool:
 
 
 def words(text: str, apostrophes: bool = False) -> list[tuple[int, int]]:
-    """(start, stop) of each word."""
+    """(start, stop) of each word: found in the visible text, told in the places of the whole one."""
+    places = [place for place, char in enumerate(text) if char not in INVISIBLE]
+    return [(places[start], places[stop - 1] + 1) for start, stop in _visible_words(visible(text), apostrophes)]
+
+
+def _visible_words(text: str, apostrophes: bool) -> list[tuple[int, int]]:
     found, start = [], None
     for place, char in enumerate(text):
         inside = is_word(char) and not alone(char)
@@ -64,7 +83,7 @@ def mix(value: int) -> int:
 
 def word_hash(word: str) -> int:
     value = START
-    for char in word:
+    for char in visible(word):
         value = (value ^ (ord("'") if char == "\u2019" else lower(char))) * 0x100000001B3 & MASK
     return mix(value)
 
@@ -107,11 +126,42 @@ def star_components(size: int, edges: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def normalize_layout(text: str) -> str:
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    invisible = {*map(chr, range(0x20)), *map(chr, range(0x7F, 0xA0)), "\ufeff", "\u200b", "\u2060"} - {"\n", "\t"}
-    text = "".join(char for char in text if char not in invisible)
-    lines = [re.sub(r"[\s]+\Z", "", line) if line else line for line in text.split("\n")]
+    text = text.replace("\r\n", "\n").replace("\x1f", " ")
+    text = "".join(char for char in text if char not in INVISIBLE or char in CHANGING)
+    lines = [re.sub(r"[\s]+\Z", "", line) if line else line for line in re.split(f"[{LINE_ENDS}]", text)]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
+
+
+def exact_text(text: str) -> str:
+    """Equal where exact hashes are: lower case, runs of blanks as one, none around."""
+    text = "".join(" " if is_space(char) else chr(lower(char)) for char in visible(text))
+    return re.sub(" +", " ", text).strip(" ")
+
+
+def matches(text: str, phrases: Sequence[str], whole_words: bool) -> list[tuple[int, int]]:
+    """(start, stop) of each phrase at each place, by stop, the longest first."""
+    places = [place for place, char in enumerate(text) if char not in INVISIBLE]
+    folded = [_folded(char) for char in visible(text)]
+    found = []
+    for stop in range(len(folded) + 1):
+        for phrase in sorted(phrases, key=len, reverse=True):
+            start = stop - len(phrase)
+            if start < 0 or not phrase or folded[start:stop] != [_folded(char) for char in phrase]:
+                continue
+            if whole_words and (_joined(folded, start) or _joined(folded, stop)):
+                continue
+            found.append((places[start], places[stop - 1] + 1))
+    return found
+
+
+def _folded(char: str) -> str:
+    return {"\u0130": "i", "ς": "σ"}.get(char, chr(lower(char)))
+
+
+def _joined(chars: Sequence[str], place: int) -> bool:
+    """Whether the characters before and at the place belong to one word."""
+    around = chars[place - 1 : place + 1] if 0 < place < len(chars) else []
+    return bool(around) and all(is_word(char) and not alone(char) for char in around)
 
 
 def statistics(text: str, stop_words: Sequence[str] = (), traditional: Sequence[str] = ()) -> dict[str, float]:
@@ -119,12 +169,12 @@ def statistics(text: str, stop_words: Sequence[str] = (), traditional: Sequence[
     spans = words(text, apostrophes=True)
     tokens = [text[a:b] for a, b in spans]
     hashes = [word_hash(token) for token in tokens]
+    length, text = len(text), visible(text)
     lines = [line.strip(_SPACES) for line in text.split("\n")]
     full = [line for line in lines if line]
     paragraphs = _paragraphs(text)
-    visible = [char for char in text if not is_space(char)]
+    not_blank = [char for char in text if not is_space(char)]
     long_lines = [line for line in _left_stripped(text) if len(line) >= 10]
-    length = len(text)
     values: dict[str, float] = {
         "characters": length,
         "words": len(tokens),
@@ -138,7 +188,9 @@ def statistics(text: str, stop_words: Sequence[str] = (), traditional: Sequence[
         "ellipsis_per_word": _share(text.count("…") + _dots(text), len(tokens)),
         "newlines_per_word": _share(text.count("\n"), len(tokens)),
         "bullet_line_share": _share(sum(line[0] in "-*•●○◦‣▪▶■□◆·" for line in full), len(full)),
-        "ellipsis_line_share": _share(sum(line.endswith(("…", "...")) for line in full), len(full)),
+        "ellipsis_line_share": _share(
+            sum(line.translate(_NO_BLANKS).endswith(("…", "...")) for line in full), len(full)
+        ),
         "punctuated_line_share": _share(
             sum(line.rstrip("\"'”’）)」』》〉】]" + _SPACES)[-1:] in tuple(".!?。！？…；;:：") for line in full),
             len(full),
@@ -157,15 +209,15 @@ def statistics(text: str, stop_words: Sequence[str] = (), traditional: Sequence[
     letters = sum(bool(class_of(char) & c.LETTER) for char in text)
     han = [char for char in text if class_of(char) & c.HAN]
     values |= {
-        "han_share": _share(len(han), len(visible)),
-        "letter_share": _share(letters, len(visible)),
-        "number_share": _share(sum(bool(class_of(char) & c.NUMBER) for char in text), len(visible)),
-        "symbol_share": _share(sum(bool(class_of(char) & c.SYMBOL) for char in text), len(visible)),
+        "han_share": _share(len(han), len(not_blank)),
+        "letter_share": _share(letters, len(not_blank)),
+        "number_share": _share(sum(bool(class_of(char) & c.NUMBER) for char in text), len(not_blank)),
+        "symbol_share": _share(sum(bool(class_of(char) & c.SYMBOL) for char in text), len(not_blank)),
         "upper_share": _share(sum(bool(class_of(char) & c.UPPER) for char in text), letters),
         "curly_brackets": text.count("{"),
         "full_width_punctuation_share": _share(full_width, full_width + half_width),
         "private_or_replacement_share": _share(
-            sum(char == "\ufffd" or "\ue000" <= char <= "\uf8ff" for char in text), len(visible)
+            sum(char == "\ufffd" or "\ue000" <= char <= "\uf8ff" for char in text), len(not_blank)
         ),
         "traditional_share": _share(sum(char in traditional for char in han), len(han)),
     }
@@ -173,6 +225,9 @@ def statistics(text: str, stop_words: Sequence[str] = (), traditional: Sequence[
 
 
 _SPACES = "".join(chr(code) for code in np.flatnonzero(CLASSES & c.SPACE).tolist() if code != ord("\n"))
+
+
+_NO_BLANKS = dict.fromkeys(map(ord, _SPACES))
 
 
 def _share(part: float, whole: float) -> float:

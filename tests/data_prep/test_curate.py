@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import random
+import unicodedata
+
+import pycld2
 import pytest
 import yaml
 
-from data_prep.cleaning import Phrases, normalize, without_lines
+from data_prep.blocked_urls import BlockedUrls
+from data_prep.cleaning import Phrases, normalize, without_notices
 from data_prep.command import CONFIGS
 from data_prep.curate import CurateConfig, Curator, load_curate_config
 from data_prep.documents import read_documents, write_documents
@@ -134,6 +139,11 @@ def test_every_threshold_has_a_source():
         ({"text": ENGLISH, "lang": "zh"}, "language_mismatch"),
         ({"text": ENGLISH, "lang": "en"}, None),
         ({"text": CHINESE, "lang": "cmn_Hani"}, None),
+        ({"text": ENGLISH, "lang": ["en"]}, None),
+        ({"text": ENGLISH, "lang": {"code": "zh"}}, None),
+        ({"text": ENGLISH, "lang": 7}, None),
+        ({"text": ENGLISH, "lang": None, "source": ["a"], "url": {"x": 1}}, None),
+        ({"text": "x" * 5_000_001, "lang": ["en"]}, "too_large"),
     ],
 )
 def test_the_language_is_detected_and_must_agree_with_the_label(fields, said):
@@ -159,20 +169,150 @@ def test_text_is_repaired_composed_and_cleaned():
     assert normalize("“quoted” café, ça: 中文") == "“quoted” café, ça: 中文"
 
 
-def test_lines_with_a_phrase_go_and_a_document_phrase_takes_all():
+@pytest.mark.parametrize("char", "\v\f\x1c\x1d\x1e\x85\u2028\u2029\r", ids=ascii)
+def test_what_separates_lines_ends_lines(char):
+    assert normalize(f"page one{char}page two{char}{char}{char}{char}three{char}") == "page one\npage two\n\nthree"
+
+
+def test_removing_a_character_joins_no_words():
+    assert normalize("one\x1ftwo\tthree") == "one two\tthree"
+    assert normalize("don\x92t \x93quote\x94 a\x97b") == "don’t “quote” a—b"  # Windows-1252 read as Latin-1
+    assert normalize("w\x00o\x00r\x00d\x00") == "word"  # UTF-16 read as Latin-1
+
+
+@pytest.mark.parametrize(
+    "char", "\xad\u061c\u200b\u200e\u200f\u202a\u202e\u2060\u2063\u2066\u2069\ufeff\ufffe\ufdd0", ids=ascii
+)
+def test_what_renders_as_nothing_goes(char):
+    assert normalize(f"a wo{char}rd e{char}\u0301 {char}\n{char}\n\n\nb") == "a word é\n\nb"
+
+
+def test_what_changes_its_neighbours_stays():
+    text = "👩\u200d👩\u200d👧 ❤\ufe0f می\u200cخواهم क्\u200dष 葛\U000e0100 🏴\U000e0067\U000e0062\U000e007f"
+    assert normalize(text) == text
+    # no word is what such a character makes of its neighbours
+    assert reason(ENGLISH.replace("e", "e\u200d")) is None
+
+
+def test_normalised_text_has_no_character_that_cld2_refuses():
+    for start in range(0, 0x110000, 0x800):
+        if not 0xD800 <= start < 0xE000:
+            text = normalize(ENGLISH + "".join(map(chr, range(start, start + 0x800))) + ENGLISH)
+            pycld2.detect(text, isPlainText=True)
+            assert unicodedata.normalize("NFC", text) == text
+    for char in ("\x01", "\x9f", "\ufffe", "\uffff", "\U0001ffff", "\U0010fffe", "\ufdd0", "\ufdef", "\x1c", "\x0b"):
+        assert identify_language(normalize(ENGLISH.replace(" ", " " + char)))[0] == "en", ascii(char)
+
+
+def test_normalising_again_changes_nothing():
+    rng = random.Random(5)
+    alphabet = "ae\u0301 \n\r\f\x1f\xad\u200d\u2028\ufeff漢\t\x00"
+    for _ in range(300):
+        once = normalize("".join(rng.choice(alphabet) for _ in range(60)))
+        assert normalize(once) == once
+
+
+def test_a_lone_surrogate_is_a_character_that_was_decoded_wrongly():
+    assert normalize("a\ud800b \ud83d\ude42") == "a\ufffdb 🙂"
+
+
+def test_a_notice_goes_and_a_document_phrase_takes_all():
     notice = "\nPlease ENABLE JavaScript to go on.\n"
     verdict = CURATOR.judge({"id": "a", "text": ENGLISH + notice + ENGLISH.replace("river", "lake")}, "x")
     assert "JavaScript" not in verdict.document["text"]
-    assert verdict.lines_dropped == 1
+    assert (verdict.lines_dropped, verdict.sentences_dropped) == (1, 0)
     assert reason(ENGLISH + " Lorem ipsum dolor.") == "document_phrase"
     assert "扫码关注" not in CURATOR.judge({"id": "a", "text": CHINESE + "\n扫码关注我们\n"}, "x").document["text"]
 
 
+PHRASES = [
+    "all rights reserved",
+    "uses cookies",
+    "use of cookies",
+    "版权所有",
+    "客服热线",
+    "责任编辑",
+    "免责声明：",
+    "上一篇：",
+]
+
+# notices that go out of a paragraph
+NOTICES = [
+    (ENGLISH, " All rights reserved.", ""),
+    (ENGLISH, " This website uses cookies to improve your experience.", " The end."),
+    (CHINESE, "版权所有，未经许可不得转载。", ""),
+    (CHINESE, "（责任编辑：张三）", "后来雨停了。"),
+    (CHINESE, "上一篇：春天的集市 下一篇：夏天的雨", ""),
+    (CHINESE, "免责声明：本文只代表作者本人的观点，与本网站没有任何关系，请读者自行判断。", "后来雨停了。"),
+]
+
+
+@pytest.mark.parametrize(("before", "notice", "after"), NOTICES, ids=[notice[:12] for _, notice, _ in NOTICES])
+def test_a_notice_in_a_paragraph_goes_alone(before, notice, after):
+    for text, expected in (
+        (before + notice + after, (before + after, 0, 1)),
+        (f"{before}\n{notice.strip()}\n{after.strip()}", (f"{before}\n{after.strip()}", 1, 0)),
+    ):
+        cleaned, lines, sentences = without_notices(text, Phrases(PHRASES).find(text))
+        assert (cleaned.rstrip(), lines, sentences) == (expected[0].rstrip(), *expected[1:])
+
+
+@pytest.mark.parametrize(
+    "mention",
+    [
+        "The treaty says that all rights reserved by the parties are to be set out in the annex.",
+        "A web server uses cookies to remember who you are.",
+        'The last page of the novel has "All Rights Reserved" on it.',
+        "如果您对我们的产品有任何的疑问，欢迎拨打客服热线与我们联系，我们将在第一时间为您解答。",
+        "版权所有者有权要求侵权人停止侵害，并且赔偿损失。",
+        "书的最后一页写着“版权所有”四个字。",
+    ],
+)
+def test_a_paragraph_that_mentions_a_phrase_stays_whole(mention):
+    text = f"{mention} {ENGLISH if mention.isascii() else CHINESE}"
+    assert without_notices(text, Phrases(PHRASES).find(text)) == (text, 0, 0)
+    assert CURATOR.judge({"id": "a", "text": text}, "x")[:2] == (
+        {"id": "a", "text": text, "lang": "en" if mention.isascii() else "zh", "source": "x"},
+        None,
+    )
+
+
+def test_lines_and_sentences_are_taken_apart_exactly():
+    phrases = Phrases(["x", "yy"])
+    long = "a. " * 50
+    for text, expected in (
+        ("one\ntwo x x\nthree", ("one\nthree", 1, 0)),
+        ("x\nyy", ("", 2, 0)),
+        (f"x. {long}yy.", (long, 0, 2)),
+        (f"{long}\nx\n\n{long}x! {long}", (f"{long}\n\n{long}{long}", 1, 1)),
+        (f"İ {long}x. {long}", (f"İ {long}{long}", 0, 1)),
+        (f"{long}3.x", (long, 0, 1)),
+        (f"{long}'x'.", (f"{long}'x'.", 0, 0)),
+    ):
+        assert without_notices(text, phrases.find(text)) == expected, text
+    two_phrases = "one two three four five six seven x " * 3
+    assert without_notices(two_phrases, phrases.find(two_phrases)) == ("", 1, 0)  # 24 words, a phrase in every 20
+    assert without_notices(two_phrases[:-3], phrases.find(two_phrases[:-3]))[1] == 1
+    one_phrase = two_phrases.replace("x", "z")[:-2] + "x"
+    assert without_notices(one_phrase, phrases.find(one_phrase)) == (one_phrase, 0, 0)
+
+
+def test_a_text_that_mentions_a_document_phrase_stays():
+    news = CHINESE + "警方昨日宣布，在一次行动中捣毁了一个非法的六合彩赌博窝点，抓获了十二名嫌疑人。"
+    assert reason(news) is None
+    assert reason(CHINESE + "六合彩开奖。") == "document_phrase"
+    assert (
+        reason(CHINESE + "他说" + "今天的六合彩和明天的百家乐以及后天的时时彩都在这里等着所有的客人们来" + "。")
+        == "document_phrase"
+    )
+    assert reason(CHINESE + "锟斤拷锟斤拷锟斤拷的人。") == "document_phrase"
+
+
 def test_phrases_are_found_as_whole_words_when_asked():
-    assert Phrases(["art", "坏词"], whole_words=True).places("start art, art. 好坏词好") == [6, 11, 17]
-    assert Phrases(["art"]).places("start ART") == [2, 6]
-    assert Phrases([]).places("x") == []
-    assert without_lines("one\ntwo x x\nthree", [4, 8]) == ("one\nthree", 1)
+    assert Phrases(["art", "坏词"], whole_words=True).find("start art, art. 好坏词好") == [(6, 9), (11, 14), (17, 19)]
+    assert Phrases(["art"]).find("start ART") == [(2, 5), (6, 9)]
+    assert Phrases(["cafe\u0301"]).find("a café") == [(2, 6)]
+    assert Phrases([]).find("x") == []
 
 
 def test_blocked_words_and_urls_come_from_files(tmp_path):
@@ -196,6 +336,47 @@ def test_blocked_words_and_urls_come_from_files(tmp_path):
         ("https://fine.example/", None),
     ):
         assert reason(ENGLISH, curator, url=url) == said, url
+
+
+@pytest.mark.parametrize(
+    ("line", "hits", "misses"),
+    [
+        (
+            "bad.example",
+            "http://bad.example?x=1|bad.example./path|BAD.example:8080|//bad.example|https://u:p@bad.example/|"
+            "bad.example#f|www.bad.example|http://a.b.bad.example.:80/x?y|http:/bad.example|http:\\\\bad.example\\x|"
+            "bad%2eexample|bad。example|bad.example/?to=http://fine.example|ftp://bad.example| http://bad.example ",
+            "notbad.example|bad.example.org|http://fine.example/bad.example|http://fine.example/?u=//bad.example|"
+            "http://fine.example#@bad.example|example|http://[bad.example|http://[::1|://|",
+        ),
+        ("https://www.Bad.example./", "bad.example|http://x.bad.example/y", "www.example"),
+        (
+            "bad.example/ads/",
+            "bad.example/ads|bad.example//ads?x|bad.example/%61ds/1|x.bad.example/b/../ads/",
+            "bad.example/adsorption|bad.example/|bad.example/x/ads|bad.example/ads/../fine",
+        ),
+        ("bücher.example", "http://xn--bcher-kva.example|BÜCHER.example|bu\u0308cher.example", "bucher.example"),
+        ("xn--bcher-kva.example/été", "http://bücher.example/%C3%A9t%C3%A9/1", "bücher.example/ete"),
+        ("www.com", "http://www.com|a.www.com", "fine.com"),
+        ("*.bad.example", "a.bad.example", "abad.example"),
+        ("[2001:db8::1]", "http://[2001:db8::1]:80/x", "http://[2001:db8::2]/"),
+    ],
+)
+def test_an_address_is_found_in_every_spelling(line, hits, misses):
+    blocked = BlockedUrls([line])
+    assert [url for url in hits.split("|") if not blocked.has(url)] == []
+    assert [url for url in misses.split("|") if blocked.has(url)] == []
+
+
+def test_a_line_without_a_host_is_no_block_list(tmp_path):
+    shipped = yaml.safe_load((CONFIGS / "curate.yaml").read_text(encoding="utf-8"))
+    languages = {name: str(CONFIGS / file) for name, file in shipped["languages"].items()}
+    (tmp_path / "curate.yaml").write_text(yaml.safe_dump({**shipped, "languages": languages, "blocked_urls": "x.txt"}))
+    (tmp_path / "x.txt").write_text("\ufeffhttp://bad.example/\n", encoding="utf-8")
+    assert reason(ENGLISH, Curator(load_curate_config(tmp_path / "curate.yaml")), url="bad.example/x") == "blocked_url"
+    (tmp_path / "x.txt").write_text("bad.example\n/ads\n")
+    with pytest.raises(ConfigError, match="'/ads' names no host"):
+        load_curate_config(tmp_path / "curate.yaml")
 
 
 def length_score(text: str, lang: str) -> float:

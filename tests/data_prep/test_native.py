@@ -28,7 +28,9 @@ TEXTS = [
 def random_texts(number: int) -> list[str]:
     rng = random.Random(7)
     alphabet = "aAbé0 9  \n\n\t.#-!?。，'’{漢汉体カあ🙂\u00a0\u3000\u0301\ufffd\r\u200b…"
-    return ["".join(rng.choice(alphabet) for _ in range(rng.randrange(400))) for _ in range(number)]
+    strange = "\v\f\x1c\x1f\x85\u2028\u2029\x00\x9f\xad\u200c\u200d\u200e\u202e\u2066\u2060\ufe0f\ufeff\ufffe\U000e0067\U000e0101"
+    alphabets = [alphabet, alphabet + strange, "ab'’. \n漢" + strange]
+    return ["".join(rng.choice(alphabets[i % 3]) for _ in range(rng.randrange(400))) for i in range(number)]
 
 
 def real_texts() -> list[str]:
@@ -46,6 +48,9 @@ def check(text: str) -> None:
     assert signer.shingles(text).tolist() == reference.shingles(text, 5)
     assert signer.sign(text).tolist() == reference.signature(text, 5, multipliers, offsets)
     assert native.normalize_layout(text) == reference.normalize_layout(text)
+    for whole_words in (False, True):
+        phrases = ["a", "Aa", "aa b", "漢汉", "汉", "É", "a.", "ab'a"]
+        assert native.Phrases(phrases, whole_words).find(text) == reference.matches(text, phrases, whole_words)
     stop_words, traditional = ["the", "don't", "的", "汉"], ["漢", "體"]
     meter = native.Meter({native.word_hash(w) for w in stop_words}, {ord(ch) for ch in traditional})
     measured = dict(zip(native.STATISTICS, meter.measure(text), strict=True))
@@ -70,6 +75,65 @@ def test_scans_equal_their_references_on_real_texts():
     assert len(texts) == 50
     for text in texts:
         check(text)
+
+
+def test_exact_hashes_are_equal_where_the_visible_texts_are():
+    texts = [text[:6] for text in random_texts(600)]
+    exact: dict[str, set[tuple[int, ...]]] = {}
+    for text in texts:
+        exact.setdefault(reference.exact_text(text), set()).add(tuple(native.exact_hash(text).tolist()))
+    assert all(len(hashes) == 1 for hashes in exact.values())
+    assert len(set.union(*exact.values())) == len(exact) < len(set(texts))
+
+
+INVISIBLE_INSIDE = [
+    "\xad",
+    "\u200b",
+    "\u200c",
+    "\u200d",
+    "\u200f",
+    "\u202b",
+    "\u2060",
+    "\u2069",
+    "\ufe0f",
+    "\ufeff",
+    "\U000e0100",
+]
+
+
+@pytest.mark.parametrize("char", INVISIBLE_INSIDE, ids=ascii)
+def test_an_invisible_character_inside_a_word_changes_no_scan(char):
+    plain, text = "one two three don't, four", f"one t{char}wo thr{char}{char}ee do{char}n{char}'{char}t, four{char}"
+    signer = native.Signer(2, [1, 3], [5, 7])
+    assert signer.shingles(text).tolist() == signer.shingles(plain).tolist()
+    assert signer.sign(text).tolist() == signer.sign(plain).tolist()
+    assert native.exact_hash(text).tolist() == native.exact_hash(plain).tolist()
+    assert [line.tolist() for line in native.line_hashes(text)] == [line.tolist() for line in native.line_hashes(plain)]
+    assert native.word_hash(f"t{char}wo") == native.word_hash("two")
+    assert native.Overlap(2, signer.shingles("two three")).find(text).size == 1
+    meter = native.Meter({native.word_hash("three")}, set())
+    other = {"characters", "mean_word_length", "longest_word"}  # count what is there
+    for name, value, expected in zip(native.STATISTICS, meter.measure(text), meter.measure(plain), strict=True):
+        assert value == expected or name in other, name
+
+
+def test_phrases_are_found_where_they_stand():
+    assert native.Phrases(["istanbul", "x"], False).find("İİ İSTANBUL x") == [(3, 11), (12, 13)]
+    assert native.Phrases(["bask\xadet"], True).find("a bas\u200dket, baskets") == [(2, 9)]
+    assert native.Phrases(["ΟΔΟΣ"], True).find("οδος") == [(0, 4)]
+    nested = native.Phrases(["abcd", "bc", "c", "bce"], False)
+    assert nested.find("abcbce") == [(1, 3), (2, 3), (3, 5), (4, 5), (3, 6)]
+    assert native.Phrases([], False).find("a") == native.Phrases(["", "\xad"], False).find("a") == []
+
+
+def test_a_long_phrase_list_is_found_like_a_short_one():
+    rng = random.Random(3)
+    words = ["".join(rng.choices("abcde漢字", k=rng.randrange(2, 9))) for _ in range(3000)]
+    text = " ".join(rng.choices(words, k=50)) + "".join(rng.choices("abcde漢字", k=300))
+    expected = [
+        (start, start + len(word)) for word in set(words) for start in range(len(text)) if text.startswith(word, start)
+    ]
+    assert sorted(native.Phrases(words, False).find(text)) == sorted(expected)
 
 
 def test_word_hashes_ignore_case():
@@ -114,7 +178,16 @@ def test_letters_are_counted_by_script():
     assert native.script_counts("abc 漢字 かな 1é") == (2, 2, 4, 8)
 
 
-@pytest.mark.parametrize(("text", "pairs"), [("café “quoted” ça", 0), ("cafÃ© â€œquotedâ€\x9d", 4), ("ä¸\xadæ–‡", 2)])
+@pytest.mark.parametrize(
+    ("text", "pairs"),
+    [
+        ("café “quoted” ça", 0),
+        ("cafÃ© â€œquotedâ€\x9d", 4),
+        ("ä¸\xadæ–‡", 2),
+        ("don\x92t", 1),
+        ("line\x85end", 0),
+    ],
+)
 def test_mojibake_is_noticed(text, pairs):
     assert (native.mojibake_pairs(text) > 0) == (pairs > 0)
 
