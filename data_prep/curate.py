@@ -16,7 +16,7 @@ from data_prep.characters import native
 from data_prep.cleaning import Phrases, normalize, without_lines
 from data_prep.command import job_parser
 from data_prep.documents import Document, Part, write_documents, write_part
-from data_prep.language import identify_language
+from data_prep.language import LANGUAGES, identify_language
 from data_prep.personal import Masks, mask_personal
 from data_prep.rules import Judge, LanguageRules
 from data_prep.stage import Stage, document_task
@@ -58,7 +58,12 @@ class CurateConfig(_Strict):
     dropped_samples: int | None = Field(20, ge=0)
 
     def problems(self) -> list[str]:
-        return [] if self.languages else ["languages is empty; name at least one"]
+        unknown = sorted(set(self.languages) - LANGUAGES)
+        known = f"name some of {', '.join(sorted(LANGUAGES))}"
+        return [
+            *([] if self.languages else ["languages is empty; name at least one"]),
+            *(f"'languages.{name}' is none that documents are identified as; {known}" for name in unknown),
+        ]
 
 
 def load_curate_config(path: Path) -> CurateConfig:

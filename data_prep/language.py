@@ -18,6 +18,8 @@ import eldc
 
 from data_prep.characters import native
 
+LANGUAGES = frozenset({*eldc.LANGUAGES, "zh", "ja"})  # that a text can be identified as, ISO 639-1
+
 _PIECE = 400  # characters that are judged together; ELD-C reads 1,000 bytes
 _PIECES = 20  # at most, evenly spread
 _MIN_SCORE = 0.4  # of 1: 99% of short English messages reach it, and none of 300 characters in an unknown language

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from data_prep.command import CONFIGS
+from data_prep.curate import load_curate_config
 from data_prep.language import identify_language
+from recipe.base.errors import ConfigError
 
 ENGLISH = (
     "The old bridge was closed last winter because two of its stones had come loose. People who work on the other "
@@ -180,3 +183,11 @@ def test_japanese_quotations_leave_a_long_text_chinese():
     japanese = "去年の冬、石が二つゆるんだので、古い橋は通れなくなりました。"
     assert identify_language("\n".join([CHINESE] * 8 + [japanese]))[0] == "zh"
     assert identify_language("\n".join([CHINESE] + [japanese] * 8))[0] == "ja"
+
+
+def test_a_configured_language_that_is_never_identified_is_refused(tmp_path):
+    (tmp_path / "rules.yaml").write_text((CONFIGS / "curate_en.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "curate.yaml").write_text("languages: {en: rules.yaml, ms: rules.yaml, id: rules.yaml}\n")
+    with pytest.raises(ConfigError, match=r"'languages\.id' is none .* am, ar, .*, zh$") as refused:
+        load_curate_config(tmp_path / "curate.yaml")
+    assert "languages.ms" not in str(refused.value)
