@@ -17,7 +17,7 @@ from data_prep.characters import native
 from data_prep.cleaning import Phrases, is_prominent, normalize, without_notices
 from data_prep.command import job_parser
 from data_prep.documents import Document, Part, write_documents, write_part
-from data_prep.language import identify_language
+from data_prep.language import LANGUAGES, identify_language
 from data_prep.personal import Masks, mask_personal
 from data_prep.rules import Judge, LanguageRules
 from data_prep.stage import Stage, document_task
@@ -59,9 +59,13 @@ class CurateConfig(_Strict):
     dropped_samples: int | None = Field(20, ge=0)
 
     def problems(self) -> list[str]:
+        unknown = sorted(set(self.languages) - LANGUAGES)
+        known = f"name some of {', '.join(sorted(LANGUAGES))}"
         no_hosts = [line for line in self.blocked_urls if not is_entry(line)]
-        return ([] if self.languages else ["languages is empty; name at least one"]) + [
-            f"blocked_urls: '{line}' names no host; write a host or host/path a line" for line in no_hosts[:5]
+        return [
+            *([] if self.languages else ["languages is empty; name at least one"]),
+            *(f"'languages.{name}' is none that documents are identified as; {known}" for name in unknown),
+            *(f"blocked_urls: '{line}' names no host; write a host or host/path a line" for line in no_hosts[:5]),
         ]
 
 
