@@ -89,7 +89,12 @@ def write_survivors(
                     yield document
 
     written = write_part(output / "documents", number, survivors())
-    return {"groups": _groups(labels, fate), "written": written, "repeated_lines": dict(changed)}
+    return {
+        "groups": _groups(labels, fate),
+        "written": written.documents,
+        "repeated_lines": dict(changed),
+        "files": written.below(output),
+    }
 
 
 def _groups(labels: pa.Table, fate: np.ndarray) -> dict[str, Any]:
@@ -182,9 +187,7 @@ def finish(
     counts["bad_records"] = bad
     counts["repeated_ids"] = sum(r["repeated"] for r in repeated)
     examples = sorted(i for r in repeated for i in r["examples"])[:5]
-    stage.finish(
-        counts=counts, files=sorted((stage.output / "documents").iterdir()), results={"repeated_ids": examples}
-    )
+    stage.finish(counts=counts, written=survivors, results={"repeated_ids": examples})
 
 
 @exit_on_user_error
@@ -203,8 +206,7 @@ def main(argv: list[str] | None = None) -> None:
         ranking = Ranking(tuple(config.priority), config.quality_field)
         sign = partial(sign_part, minhash=config.minhash, ranking=ranking, output=stage.output)
         signed = stage.run_tasks("signatures", for_documents(stage, work=sign, numbered=True), stage.parts)
-        if sum(result["documents"] for result in signed) == 0:
-            raise UserError(f"--input {args.input} holds no documents; give files with at least one")
+        stage.must_have_documents(sum(result["documents"] for result in signed))
         catalog, clusters = find_duplicates(stage, config, older)
         lines = find_repeated_lines(stage, config.repeated_lines, catalog) if config.repeated_lines else None
         ids = stage.exchange("ids")
