@@ -110,9 +110,9 @@ class Inputs:
     def differences(self, recorded: Sequence[dict[str, Any]]) -> list[str]:
         """What of the input differs from what a stage has recorded, but for times of change."""
         before = {facts["file"]: facts for facts in recorded}
-        found = [f"{name} is missing" for name in before if name not in self.facts]
-        found += [f"{name} is new" for name in self.facts if name not in before]
-        return found + [
+        missing = [f"{name} is missing" for name in before if name not in self.facts]
+        new = [f"{name} is new" for name in self.facts if name not in before]
+        return [*missing, *new] + [
             f"{name} changed from {before[name]['bytes']:,} to {facts['bytes']:,} bytes"
             for name, facts in self.facts.items()
             if name in before and before[name]["bytes"] != facts["bytes"]

@@ -212,6 +212,7 @@ class _Driver:
         The claims are read first: who had a task then and is no longer there now has ended. The results are read last:
         what is not there then will not come.
         """
+        self._queue.refresh("driver")
         self._read_claims()
         states = self._jobs.states()
         if states is None:

@@ -23,13 +23,15 @@ def worker_name(environment: Mapping[str, str]) -> str:
 
 def claims(queue: TaskQueue, numbers: Sequence[int], worker: str, index: int, jobs: int) -> Iterator[int]:
     """Take tasks: first a share of this job's own, where no other is in the way, then what is left of all."""
+    own: set[int] = set()
     for number in numbers[index::jobs]:
         if queue.claim(number, worker):
+            own.add(number)
             yield number
     choose = random.Random(worker)
     while queue.is_open():
         queue.refresh(worker)
-        taken = queue.claimed()
+        taken = queue.claimed() | own
         left = [number for number in numbers if number not in taken]
         if not left:
             return
@@ -37,6 +39,7 @@ def claims(queue: TaskQueue, numbers: Sequence[int], worker: str, index: int, jo
         for number in left:
             if not queue.claim(number, worker):  # others are at it: look again what is left
                 break
+            own.add(number)
             yield number
 
 

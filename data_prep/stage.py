@@ -218,7 +218,7 @@ class Stage:
             shutil.rmtree(self.output / name, ignore_errors=True)
 
     def _tell_unread(self) -> None:
-        if self.unread and not self.finished:
+        if not self.finished and self.unread:
             number = len(self.unread)
             files = "1 file of --input is" if number == 1 else f"{number:,} files of --input are"
             print(f"{files} not read: {shortened(self.unread)}")

@@ -156,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
         stage.record_inputs()
         sample = Sample(stage, config)
         tokenizer = train(iter(sample), config)
-        stage.must_have_documents(sample.read)
+        stage.must_have_documents(len(sample.used))
         written = tokenizer.save_pretrained(stage.output)
         counts: dict[str, Any] = {
             "in": sample.read,

@@ -173,6 +173,19 @@ def test_a_part_that_changes_while_it_is_read_is_told(source, tmp_path):
     assert not list((tmp_path / "out/tasks/first").iterdir())
 
 
+def test_the_files_of_a_job_without_an_input_folder_are_known_again(source, tmp_path):
+    files = [source / "a/x.jsonl", source / "b/x.jsonl"]
+    stage = Stage("ingest", None, tmp_path / "out", {}, files=files)
+    stage.run_tasks("documents", nothing, stage.parts)
+    stage._lock.close()
+    Stage("ingest", None, tmp_path / "out", {}, files=files)._lock.close()
+    changed(source / "b/x.jsonl")
+    with pytest.raises(UserError, match=r"b/x\.jsonl changed since"):
+        Stage("ingest", None, tmp_path / "out", {}, files=files)
+    with pytest.raises(UserError, match=r"a/x\.jsonl is missing|x\.jsonl is missing"):
+        Stage("ingest", None, tmp_path / "out", {}, files=files[1:])
+
+
 def test_a_job_that_reads_without_tasks_records_its_input(source, tmp_path):
     stage = Stage("train_tokenizer", source, tmp_path / "out", {})
     stage.record_inputs()
@@ -203,13 +216,13 @@ def test_an_input_that_is_not_what_its_manifest_lists_is_told(source, tmp_path, 
         before = path.stat().st_size
         write_documents(path, [document("b", "same text"), document("b2", "same text")])
         assert path.stat().st_size == before
-    said = {
+    messages = {
         "missing": "documents/00001.jsonl.zst is missing",
         "extra": "documents/00002.jsonl.zst is not listed",
         "size": "documents/00001.jsonl.zst has [0-9]+ bytes, not",
         "content": "documents/00001.jsonl.zst is not what .*first/manifest.json lists",
     }
-    with pytest.raises(UserError, match=said[damage]):
+    with pytest.raises(UserError, match=messages[damage]):
         run(tmp_path / "first", tmp_path / "second")
 
 
