@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -125,9 +124,9 @@ def test_an_array_that_is_cancelled_is_replaced(prepared, source, local, slurm, 
         [sys.executable, *map(str, words)], cwd=ROOT, env=slurm, stderr=subprocess.PIPE, text=True
     )
     try:
-        first = waiting_jobs(slurm)
+        first = waiting_jobs(slurm, "tokenize")
         slurm_says(slurm, "scancel", "--user=root")
-        wait_for(lambda: waiting_jobs(slurm) != first, "another array")
+        wait_for(lambda: waiting_jobs(slurm, "tokenize") != first, "another array")
     finally:
         slurm_says(slurm, "scontrol", "update", "NodeName=localhost", "State=RESUME")
     _, said = process.communicate(timeout=120)
@@ -135,9 +134,13 @@ def test_an_array_that_is_cancelled_is_replaced(prepared, source, local, slurm, 
     assert contents(tmp_path / "out") == local["tokenize_corpus"]
 
 
-def waiting_jobs(slurm: dict[str, str]) -> str:
-    """The jobs that wait, once there are any."""
-    ask = partial(slurm_says, slurm, "squeue", "--noheader", "--states=PENDING", "--format=%A")
+def waiting_jobs(slurm: dict[str, str], stage: str) -> list[str]:
+    """The jobs of a stage that wait, once there are any."""
+
+    def ask() -> list[str]:
+        lines = slurm_says(slurm, "squeue", "--noheader", "--states=PENDING", "--format=%j %A").splitlines()
+        return [line for line in lines if line.startswith(f"{stage}-")]
+
     wait_for(ask, "waiting job")
     return ask()
 
@@ -147,10 +150,10 @@ def test_a_driver_that_is_interrupted_cancels_its_jobs(prepared, source, slurm, 
     slurm_says(slurm, "scontrol", "update", "NodeName=localhost", "State=DRAIN", "Reason=test")
     try:
         process = subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, env=slurm, stderr=subprocess.DEVNULL)
-        waiting_jobs(slurm)
+        waiting_jobs(slurm, "curate")
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) != 0
-        assert slurm_says(slurm, "squeue", "--noheader") == ""
+        assert slurm_says(slurm, "squeue", "--noheader", "--states=PENDING") == ""
     finally:
         slurm_says(slurm, "scontrol", "update", "NodeName=localhost", "State=RESUME")
 
