@@ -37,7 +37,8 @@ def job_parser(
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="address=... for ray, partition=... for slurm",
+        help="address=... for ray; for slurm any option of sbatch, such as partition=cpu or time=120 (without time the "
+        "partition's own limit holds)",
     )
     parser.add_argument(
         "--max-bad", type=natural_int, default=100, help="records that may be no documents (default: %(default)s)"

@@ -248,9 +248,9 @@ def curate_documents(
                 if config.dropped_samples is None or samples[reason] <= config.dropped_samples:
                     dropped.append({**document, "dropped": reason})
 
-    write_part(output / "documents", number, kept())
+    written = write_part(output / "documents", number, kept())
     write_documents(output / "dropped" / f"{number:05d}.jsonl.zst", dropped)
-    return {"groups": tally.groups(), "numbers": numbers}
+    return {"groups": tally.groups(), "numbers": numbers, "files": written.below(output)}
 
 
 def curate_part(part: Part, number: int, *, config: CurateConfig, output: Path, max_bad: int) -> dict[str, Any]:
@@ -270,11 +270,10 @@ def main(argv: list[str] | None = None) -> None:
         results = stage.run_tasks("curate", task, stage.parts)
         counts = with_totals(merged(result["groups"] for result in results))
         counts["bad_records"] = sum(result["bad_records"] for result in results)
-        if counts["in"] == 0:
-            raise UserError(f"--input {args.input} holds no documents; give files with at least one")
+        stage.must_have_documents(counts["in"])
         stage.finish(
             counts=counts,
-            files=sorted((stage.output / "documents").iterdir()),
+            written=results,
             results=merged(result["numbers"] for result in results),
         )
     stage.report()

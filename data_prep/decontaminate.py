@@ -150,9 +150,9 @@ def clean_part(
                 sets.update(found.keys())
                 removed.append({**document, "dropped": reason, "evaluation_ngrams": dict(sorted(found.items()))})
 
-    write_part(output / "documents", number, kept())
+    written = write_part(output / "documents", number, kept())
     write_documents(output / "dropped" / f"{number:05d}.jsonl.zst", removed)
-    return {"groups": tally.groups(), "documents_by_set": dict(sets)}
+    return {"groups": tally.groups(), "documents_by_set": dict(sets), "files": written.below(output)}
 
 
 def read_items(files: dict[str, Path], number: int, *, config: DecontaminateConfig, folder: Path) -> dict[str, Any]:
@@ -194,12 +194,10 @@ def main(argv: list[str] | None = None) -> None:
         work = partial(clean_part, grams=grams, config=config, output=stage.output)
         results = stage.run_tasks("documents", for_documents(stage, work=work), stage.parts)
         counts = with_totals(merged(result["groups"] for result in results))
-        if counts["in"] == 0:
-            raise UserError(f"--input {args.input} holds no documents; give files with at least one")
+        stage.must_have_documents(counts["in"])
         counts["bad_records"] = sum(result["bad_records"] for result in results)
         by_set = merged(result["documents_by_set"] for result in results)
-        files_out = sorted((stage.output / "documents").iterdir())
-        stage.finish(counts=counts, files=files_out, results={**items, "documents_by_set": by_set})
+        stage.finish(counts=counts, written=results, results={**items, "documents_by_set": by_set})
     stage.report()
 
 

@@ -90,7 +90,12 @@ def write_survivors(
                     yield document
 
     written = write_part(output / "documents", number, survivors())
-    return {"groups": _groups(labels, fate), "written": written, "repeated_lines": dict(changed)}
+    return {
+        "groups": _groups(labels, fate),
+        "written": written.documents,
+        "repeated_lines": dict(changed),
+        "files": written.below(output),
+    }
 
 
 def _groups(labels: pa.Table, fate: np.ndarray) -> dict[str, Any]:
@@ -232,7 +237,7 @@ def finish(
     examples = sorted(i for r in repeated for i in r["examples"])[:5]
     sources = {source for groups in counts["groups"].values() for source in groups}
     results = {"repeated_ids": examples, "notes": notes_on_ranking(config, signed, sources)}
-    stage.finish(counts=counts, files=sorted((stage.output / "documents").iterdir()), results=results)
+    stage.finish(counts=counts, written=survivors, results=results)
 
 
 @exit_on_user_error
@@ -251,8 +256,7 @@ def main(argv: list[str] | None = None) -> None:
         ranking = Ranking(tuple(config.priority), config.quality_field)
         sign = partial(sign_part, minhash=config.minhash, ranking=ranking, output=stage.output)
         signed = stage.run_tasks("signatures", for_documents(stage, work=sign, numbered=True), stage.parts)
-        if sum(result["documents"] for result in signed) == 0:
-            raise UserError(f"--input {args.input} holds no documents; give files with at least one")
+        stage.must_have_documents(sum(result["documents"] for result in signed))
         catalog, clusters = find_duplicates(stage, config, older)
         lines = find_repeated_lines(stage, config.repeated_lines, catalog) if config.repeated_lines else None
         ids = stage.exchange("ids")

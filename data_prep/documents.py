@@ -8,6 +8,7 @@ side by side: plain jsonl by bytes, parquet by row groups. A compressed stream h
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -15,11 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 import zstandard
 from isal import igzip, isal_zlib
 
@@ -72,6 +74,15 @@ def document_files(path: str | Path) -> list[Path]:
     if not found:
         raise UserError(f"--input {path} holds no {', '.join(SUFFIXES)} file; give a folder of documents")
     return found
+
+
+def unread_files(path: str | Path) -> list[Path]:
+    """The files of a folder that `document_files` leaves out, but for hidden ones, in a stable order."""
+    path = Path(path)
+    if not path.is_dir():
+        return []
+    files = (p for p in path.rglob("*") if p.is_file() and not p.name.endswith(SUFFIXES))
+    return sorted(p for p in files if not any(name.startswith(".") for name in p.relative_to(path).parts))
 
 
 def parts_of(path: Path, part_bytes: int = PART_BYTES) -> list[Part]:
@@ -141,45 +152,81 @@ def records(part: Part) -> Iterator[bytes | Document]:
             yield from (line for line in lines if line.strip())
 
 
-def write_documents(path: Path, documents: Iterable[Document]) -> int:
-    """Write documents as `path` (.jsonl, .jsonl.gz, .jsonl.zst or .parquet), which appears only when complete.
+class Written(NamedTuple):
+    """What was written: the number of documents, and path, bytes, sha256 and xxh3_128 of each file."""
 
-    Returns:
-        how many were written.
-    """
+    documents: int
+    files: list[dict[str, Any]]
+
+    def below(self, output: Path) -> list[dict[str, Any]]:
+        """The files as a manifest lists them, with their paths relative to its folder."""
+        return [{**file, "path": str(Path(file["path"]).relative_to(output))} for file in self.files]
+
+
+def write_documents(path: Path, documents: Iterable[Document]) -> Written:
+    """Write documents as `path` (.jsonl, .jsonl.gz, .jsonl.zst or .parquet), which appears only when complete."""
     if path.name.endswith(".parquet"):
         rows = list(documents)
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(rows), _partial(path), compression="zstd")
+        with _Hashed(_partial(path)) as raw:
+            pq.write_table(pa.Table.from_pylist(rows), raw, compression="zstd")
         os.replace(_partial(path), path)
-        return len(rows)
+        return Written(len(rows), [{"path": str(path), **raw.facts()}])
     count = 0
     with _WholeFile(path) as file:
         for document in documents:
             file.write(document)
             count += 1
-    return count
+    return Written(count, [file.facts])
 
 
-def write_part(folder: Path, number: int, documents: Iterable[Document | bytes], part_bytes: int = PART_BYTES) -> int:
+def write_part(
+    folder: Path, number: int, documents: Iterable[Document | bytes], part_bytes: int = PART_BYTES
+) -> Written:
     """Write what one task keeps as `folder/NNNNN.jsonl.zst`, and `NNNNN-001` and so on beyond `part_bytes` of jsonl.
 
     So what one large file became is again several tasks for the next stage. Lines of jsonl pass as they are.
-
-    Returns:
-        how many documents were written.
     """
-    documents, count = iter(documents), 0
+    documents, count, files = iter(documents), 0, list[dict[str, Any]]()
     for name in chain([f"{number:05d}"], (f"{number:05d}-{i:03d}" for i in range(1, 1000))):
+        is_last = True
         with _WholeFile(folder / f"{name}.jsonl.zst") as file:
             for document in documents:
                 file.write(document)
                 count += 1
                 if file.size >= part_bytes:
+                    is_last = False
                     break
-            else:
-                return count
+        files.append(file.facts)
+        if is_last:
+            return Written(count, files)
     raise UserError(f"{folder} would need more than 1,000 files for one input; split the input")
+
+
+class _Hashed(io.FileIO):
+    """A file being written, with the digests of what went into it; flushed to disk when it is closed."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, "wb")
+        self._bytes, self._sha256, self._xxh3 = 0, hashlib.sha256(), xxhash.xxh3_128()
+
+    def write(self, data: Any) -> int:
+        with memoryview(data).cast("B") as view:
+            written = 0
+            while written < len(view):
+                written += super().write(view[written:]) or 0
+            self._sha256.update(view)
+            self._xxh3.update(view)
+            self._bytes += written
+        return written
+
+    def close(self) -> None:
+        if not self.closed:
+            os.fsync(self.fileno())
+        super().close()
+
+    def facts(self) -> dict[str, Any]:
+        return {"bytes": self._bytes, "sha256": self._sha256.hexdigest(), "xxh3_128": self._xxh3.hexdigest()}
 
 
 class _WholeFile:
@@ -187,8 +234,9 @@ class _WholeFile:
 
     def __init__(self, path: Path):
         self.path, self.size = path, 0
+        self.facts: dict[str, Any] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._raw = open(_partial(path), "wb")
+        self._raw = _Hashed(_partial(path))
         self._handle = _compressor(path.name, self._raw)
 
     def write(self, document: Document | bytes) -> None:
@@ -202,10 +250,9 @@ class _WholeFile:
         with self._raw:
             if kind is None:
                 self._handle.close()
-                self._raw.flush()
-                os.fsync(self._raw.fileno())
         if kind is None:
             os.replace(_partial(self.path), self.path)
+            self.facts = {"path": str(self.path), **self._raw.facts()}
 
 
 def _partial(path: Path) -> Path:
@@ -321,7 +368,7 @@ def _compressor(name: str, raw):
         return gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0)  # no name or time: same bytes each run
     if name.endswith(".zst"):
         return zstandard.ZstdCompressor(level=3, write_checksum=True).stream_writer(raw, closefd=False)
-    return io.BufferedWriter(io.FileIO(raw.fileno(), "wb", closefd=False))
+    return io.BufferedWriter(raw)
 
 
 def _parse(raw: bytes | Document) -> tuple[Document | None, str | None]:

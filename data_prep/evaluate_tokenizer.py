@@ -151,8 +151,7 @@ def main(argv: list[str] | None = None) -> None:
         work = partial(measure_part, folders=folders, output=stage.output)
         results = stage.run_tasks("measure", for_documents(stage, work=work), stage.parts)
         found = merged(result["counts"] for result in results)
-        if not found:
-            raise UserError(f"--input {args.input} holds no documents; give files with at least one")
+        stage.must_have_documents(len(found))
         used = np.unique(np.concatenate([np.load(p) for p in sorted((stage.output / "used").glob("?????.npy"))]))
         ours = merged(group for sources in found[str(args.tokenizer)].values() for group in sources.values())
         bad = sum(result["bad_records"] for result in results)

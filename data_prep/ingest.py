@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data_prep.bad_records import BadRecords
 from data_prep.command import job_parser
-from data_prep.documents import BadRecord, Document, Part, defect, document_files, parts_of, read_documents, write_part
+from data_prep.documents import BadRecord, Document, Part, defect, document_files, read_documents, write_part
 from data_prep.stage import Stage
 from data_prep.tally import Tally, merged, with_totals
 from recipe.base.errors import UserError, exit_on_user_error, nearest
@@ -127,21 +127,25 @@ def ingest_task(
                 "license": source.license,
             }
 
-    write_part(output / "documents", number, labelled())
+    written = write_part(output / "documents", number, labelled())
     bad.write()
-    return {"groups": tally.groups(), "bad_records": len(bad)}
+    return {"groups": tally.groups(), "bad_records": len(bad), "files": written.below(output)}
 
 
-def tasks_of(source: SourceConfig) -> list[Part] | list[tuple[int, int]]:
-    """Parts of local files, or (shard, shards) of a hub dataset."""
-    if source.hub is not None:
-        shards = open_hub(source.hub).num_shards
-        return [(shard, shards) for shard in range(shards)]
-    assert source.files is not None
+def files_of(source: SourceConfig) -> list[Path]:
+    """The local files of a source; none of a hub dataset."""
+    if source.files is None:
+        return []
     found = sorted(glob.glob(source.files, recursive=True))
     if not found:
         raise UserError(f"files {source.files} match nothing; correct the glob or fetch them")
-    return [part for path in found for file in document_files(path) for part in parts_of(file)]
+    return [file for path in found for file in document_files(path)]
+
+
+def shards_of(hub: Hub) -> list[tuple[int, int]]:
+    """The shards of a hub dataset, each with their number."""
+    shards = open_hub(hub).num_shards
+    return [(shard, shards) for shard in range(shards)]
 
 
 @exit_on_user_error
@@ -160,17 +164,16 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--source {args.source} is not in {args.config}{nearest(args.source, sources)}")
     source = sources[args.source]
     parameters = {"name": args.source, "limit": args.limit, **source.model_dump(mode="json")}
-    stage = Stage.of("ingest", args, parameters)
+    stage = Stage.of("ingest", args, parameters, files=files_of(source))
     if not stage.finished:
         task = partial(
             ingest_task, name=args.source, source=source, limit=args.limit, output=stage.output, max_bad=stage.max_bad
         )
-        results = stage.run_tasks("documents", task, tasks_of(source))
+        results = stage.run_tasks("documents", task, stage.parts if source.hub is None else shards_of(source.hub))
         counts = with_totals(merged(result["groups"] for result in results))
-        if counts["in"] == 0:
-            raise UserError(f"--source {args.source} gave no documents; look at its files")
+        stage.must_have_documents(counts["in"], of=f"--source {args.source}")
         counts["bad_records"] = sum(result["bad_records"] for result in results)
-        stage.finish(counts=counts, files=sorted((stage.output / "documents").iterdir()))
+        stage.finish(counts=counts, written=results)
     stage.report()
 
 

@@ -2,7 +2,7 @@
 
 A stage's output folder holds
   stage.json     written first: the stage, its parameters and inputs; a rerun must give the same
-  tasks/         one small JSON per finished task; a rerun skips those
+  tasks/         one small JSON per finished task, with a digest of what it read; a rerun skips those
   exchange/      rows on their way between two phases; gone when the stage is done
   manifest.json  written last, when all is done: counts in, out and dropped by reason, files with checksums
 so a stage can be killed at any moment and run again, and ends in the same bytes. Its work is a list of
@@ -16,6 +16,7 @@ import json
 import shutil
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -24,22 +25,29 @@ from tqdm import tqdm
 
 import recipe
 from data_prep.bad_records import BadRecords
-from data_prep.documents import Part, document_files, numbered_documents, parts_of, read_documents
+from data_prep.documents import Part, numbered_documents, parts_of, read_documents, unread_files
 from data_prep.engines import Engine, LocalEngine, make_engine
 from data_prep.exchange import Exchange
+from data_prep.inputs import Inputs, input_folder, only_read, parent_of, read_part, shortened
 from recipe.base.errors import UserError
 from recipe.base.files import sha256, write_json
+from recipe.base.output_paths import check_output_folder
 from recipe.base.strict import load_json
 
-SCHEMA, VERSION = "data_prep.stage", 2
+SCHEMA, VERSION = "data_prep.stage", 3
 
 
 class Stage:
     """One run of one data job.
 
+    Args:
+        source: what --input names; None for a job without.
+        files: input files of a job without --input.
+
     Raises:
         UserError: from the constructor, when the output folder belongs to another run, is being written by
-            another process, or cannot be written.
+            another process, or cannot be written; when the input is not what this stage has read, or not what
+            the stage that wrote it has listed.
     """
 
     def __init__(
@@ -51,23 +59,29 @@ class Stage:
         max_bad: int = 0,
         workers: int = 1,
         engine: Engine | None = None,
+        files: Sequence[Path] = (),
     ):
         self.name, self.output, self.max_bad, self.workers = name, Path(output), max_bad, workers
-        self.engine = engine or LocalEngine()
-        if source is not None and self.output.resolve().is_relative_to(Path(source).resolve()):
+        check_output_folder("--output", self.output)
+        self.engine = engine or LocalEngine(self.output / ".engine")
+        source = None if source is None else Path(source)
+        if source is not None and self.output.resolve().is_relative_to(source.resolve()):
             raise UserError(
                 f"--output {output} lies in --input {source}, which would read what it wrote; choose another"
             )
-        self.files = _inputs(source) if source is not None else []
+        self.inputs = Inputs.of_files(files) if source is None else Inputs.of(source)
         self.parameters = json.loads(json.dumps(parameters))
-        self.parent = _parent(source) if source is not None else None
+        self.parent = None if source is None else parent_of(source)
+        self._source = source
         self._claim()
+        self._tell_unread()
 
     @classmethod
-    def of(cls, name: str, args: Namespace, parameters: Mapping[str, Any]) -> Stage:
+    def of(cls, name: str, args: Namespace, parameters: Mapping[str, Any], files: Sequence[Path] = ()) -> Stage:
         """The stage that the arguments of `job_parser` describe."""
         engine = make_engine(args.engine, args.engine_option, args.output / ".engine")
-        return cls(name, getattr(args, "input", None), args.output, parameters, args.max_bad, args.workers, engine)
+        source = getattr(args, "input", None)
+        return cls(name, source, args.output, parameters, args.max_bad, args.workers, engine, files)
 
     @property
     def finished(self) -> bool:
@@ -76,37 +90,101 @@ class Stage:
     @cached_property
     def parts(self) -> list[Part]:
         """The input as tasks: files, large ones cut where they can be."""
-        return [part for file in self.files for part in parts_of(file)]
+        return [part for file in self.inputs.files for part in parts_of(file)]
 
     def exchange(self, name: str) -> Exchange:
         return Exchange(self.output / "exchange" / name)
 
+    @cached_property
+    def unread(self) -> list[str]:
+        """Files of the input folder that are no documents, relative to it."""
+        if self._source is None:
+            return []
+        folder = input_folder(self._source)
+        return [str(path.relative_to(folder)) for path in unread_files(folder)]
+
     def run_tasks(
         self, phase: str, function: Callable[..., dict[str, Any]], tasks: Sequence[Any], workers: int | None = None
     ) -> list[dict]:
-        """Run `function(task, number)` for every task that is not done yet; returns all results in task order."""
+        """Run `function(task, number)` for every task that is not done yet; returns all results in task order.
+
+        Of a part of the input the result also says what was read; a later phase must read the same.
+        """
         folder = self.output / "tasks" / phase
         folder.mkdir(parents=True, exist_ok=True)
+        if tasks and all(isinstance(task, Part) for task in tasks):
+            tasks = [self.inputs.reading(part) for part in tasks]
+            function = partial(read_part, function=function)
         markers = [folder / f"{number:05d}.json" for number in range(len(tasks))]
-        todo = [(number, tasks[number]) for number, marker in enumerate(markers) if not marker.exists()]
-        bad = sum(load_json(m).get("bad_records", 0) for m in markers if m.exists())
+        done = {number: load_json(marker) for number, marker in enumerate(markers) if marker.exists()}
+        todo = [(number, task) for number, task in enumerate(tasks) if number not in done]
+        bad = sum(result.get("bad_records", 0) for result in done.values())
         title = f"{self.name}: {phase}"
-        with tqdm(total=len(tasks), initial=len(tasks) - len(todo), desc=title, unit="task", disable=None) as bar:
-            for number, result in self.engine.run(function, todo, workers or self.workers, title):
+        with (
+            tqdm(total=len(tasks), initial=len(done), desc=title, unit="task", disable=None) as bar,
+            closing(self.engine.run(function, todo, workers or self.workers, title)) as finished,
+        ):
+            for number, result in finished:
                 bad += result.get("bad_records", 0)
                 if bad > self.max_bad:
                     raise UserError(
                         f"{bad} records of the input are no documents, more than --max-bad {self.max_bad}; "
-                        f"see {self.output / 'bad_records'}, mend the input or raise --max-bad"
+                        f"{self._bad_records_say()}; mend the input or raise --max-bad"
                     )
                 write_json(markers[number], result)
                 bar.update()
-        return [load_json(marker) for marker in markers]
+        results = [load_json(marker) for marker in markers]
+        for result in results:
+            if "read" in result:
+                self.inputs.remember(result["read"])
+        return results
+
+    def record_inputs(self) -> None:
+        """Note what the input is, for a job that reads it without tasks."""
+        self.run_tasks("inputs", only_read, self.parts)
+
+    def must_have_documents(self, documents: int, of: str | None = None) -> None:
+        """Raises UserError if there were none, with the reason why; `of` names the input where --input does not."""
+        if documents:
+            return
+        of = of or f"--input {self._source}"
+        bad = len([record for path in self._bad_records() for record in load_json(path)])
+        if bad:
+            raise UserError(
+                f"{of} holds no documents: all of its {bad:,} records were set aside; {self._bad_records_say()}; "
+                "mend the input"
+            )
+        raise UserError(f"{of} holds no documents; give files with at least one")
+
+    def _bad_records(self) -> list[Path]:
+        return sorted((self.output / "bad_records").glob("*.json"), key=lambda path: int(path.stem))
+
+    def _bad_records_say(self) -> str:
+        """The first reason of a record that was set aside, and where they all are."""
+        first = load_json(self._bad_records()[0])[0]
+        return (
+            f"the first, record {first['record']} of {first['file']}: {first['reason']}; "
+            f"see {self.output / 'bad_records'}"
+        )
 
     def finish(
-        self, *, counts: Mapping[str, Any], files: Iterable[Path], results: Mapping[str, Any] | None = None
+        self,
+        *,
+        counts: Mapping[str, Any],
+        files: Iterable[Path] = (),
+        written: Iterable[Mapping[str, Any]] = (),
+        results: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write the manifest: the stage is done."""
+        """Write the manifest: the stage is done.
+
+        Args:
+            files: few and small ones, whose checksums are computed here.
+            written: results of tasks, each with the `files` that it wrote.
+        """
+        listed = [entry for result in written for entry in result["files"]]
+        listed += [
+            {"path": str(f.relative_to(self.output)), "bytes": f.stat().st_size, "sha256": sha256(f)} for f in files
+        ]
         write_json(
             self.output / "manifest.json",
             {
@@ -117,10 +195,8 @@ class Stage:
                 "parameters": self.parameters,
                 "parent": self.parent,
                 "counts": counts,
-                "files": [
-                    {"path": str(f.relative_to(self.output)), "bytes": f.stat().st_size, "sha256": sha256(f)}
-                    for f in files
-                ],
+                "files": listed,
+                "unread": self.unread,
                 "results": results or {},
             },
         )
@@ -141,15 +217,13 @@ class Stage:
         for name in ("exchange", ".engine"):
             shutil.rmtree(self.output / name, ignore_errors=True)
 
+    def _tell_unread(self) -> None:
+        if not self.finished and self.unread:
+            number = len(self.unread)
+            files = "1 file of --input is" if number == 1 else f"{number:,} files of --input are"
+            print(f"{files} not read: {shortened(self.unread)}")
+
     def _claim(self) -> None:
-        identity = {
-            "schema": SCHEMA,
-            "version": VERSION,
-            "stage": self.name,
-            "parameters": self.parameters,
-            "parent": self.parent,
-            "inputs": [{"file": f.name, "bytes": f.stat().st_size} for f in self.files],
-        }
         try:
             self.output.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.output / ".lock", "w")
@@ -161,20 +235,62 @@ class Stage:
             raise UserError(
                 f"--output {self.output} is being written by another process; wait for it or choose another"
             ) from None
+        identity = {
+            "schema": SCHEMA,
+            "version": VERSION,
+            "stage": self.name,
+            "parameters": self.parameters,
+            "parent": self.parent,
+            "inputs": list(self.inputs.facts.values()),
+        }
         path = self.output / "stage.json"
-        if not path.exists():
-            # A kill may have come before the first file had its name.
-            if any(p.name not in (".lock", "stage.json.partial") for p in self.output.iterdir()):
-                raise UserError(f"--output {self.output} holds files of something else; choose an empty folder")
-            write_json(path, identity)
+        if path.exists():
+            self._must_be_the_same(identity, load_json(path))
             return
-        different = [key for key, value in load_json(path).items() if identity.get(key) != value]
+        # A kill may have come before the first file had its name.
+        if any(p.name not in (".lock", "stage.json.partial") for p in self.output.iterdir()):
+            raise UserError(f"--output {self.output} holds files of something else; choose an empty folder")
+        write_json(path, identity)
+
+    def _must_be_the_same(self, identity: dict[str, Any], recorded: dict[str, Any]) -> None:
+        """Compare with what an earlier run has recorded, and note new times of change of unchanged inputs."""
+        if recorded.get("version") != VERSION:
+            raise UserError(
+                f"--output {self.output} was made by another version of the data jobs (its format is "
+                f"{recorded.get('version')}, not {VERSION}); choose another folder or delete it"
+            )
+        different = [key for key, value in recorded.items() if key != "inputs" and identity.get(key) != value]
         if different:
             raise UserError(
                 f"--output {self.output} was made with other {', '.join(different)}; choose another folder or delete it"
             )
+        differences = self.inputs.differences(recorded["inputs"])
+        if differences:
+            raise UserError(
+                f"--output {self.output} was made with other inputs: {shortened(differences)}; "
+                "restore them or choose another folder"
+            )
+        touched = self.inputs.touched(recorded["inputs"])
+        if touched:
+            self._compare_again(touched)
+            write_json(self.output / "stage.json", identity)
         if self.finished:  # a kill may have come between the manifest and this
             self._remove_scratch()
+
+    def _compare_again(self, touched: set[str]) -> None:
+        """Read again what the finished tasks have read of these files.
+
+        Raises:
+            UserError: something else than before.
+        """
+        markers = sorted((self.output / "tasks").glob("*/*.json"))
+        reads = [result["read"] for result in map(load_json, markers) if "read" in result]
+        again = {self.inputs.again(read) for read in reads if read["file"] in touched}
+        tasks = list(enumerate(sorted(again, key=lambda task: (task.file, task.part.start))))
+        title = f"{self.name}: inputs compared"
+        with closing(self.engine.run(partial(read_part, function=only_read), tasks, self.workers, title)) as finished:
+            for _ in finished:
+                pass
 
 
 def document_task(
@@ -200,20 +316,3 @@ def document_task(
 def for_documents(stage: Stage, **bound: Any) -> Callable[..., dict[str, Any]]:
     """`document_task` bound to a stage, to give to `Stage.run_tasks` with `stage.parts`."""
     return partial(document_task, output=stage.output, max_bad=stage.max_bad, **bound)
-
-
-def _inputs(source: str | Path) -> list[Path]:
-    """Document files of a raw folder, or of the `documents/` of a finished stage."""
-    source = Path(source)
-    if (source / "stage.json").exists():
-        if not (source / "manifest.json").exists():
-            raise UserError(f"--input {source} is an unfinished stage; run it again to its end first")
-        return document_files(source / "documents")
-    return document_files(source)
-
-
-def _parent(source: str | Path) -> dict[str, str] | None:
-    manifest = Path(source) / "manifest.json"
-    if not (Path(source) / "stage.json").exists():
-        return None
-    return {"stage": load_json(manifest)["stage"], "manifest_sha256": sha256(manifest)}

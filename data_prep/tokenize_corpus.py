@@ -24,7 +24,7 @@ from data_prep.encoder import Encoder, EncoderMismatch, ReferenceEncoder, load_e
 from data_prep.exchange import Exchange, list_value, producer
 from data_prep.stage import Stage, document_task
 from data_prep.tally import merged
-from recipe.base.errors import UserError, exit_on_user_error
+from recipe.base.errors import exit_on_user_error
 from recipe.base.files import sha256
 from recipe.base.strict import load_json, load_yaml, strict_model
 from recipe.data.indexed import SUFFIXES, ShardWriter, token_dtype
@@ -217,8 +217,7 @@ def main(argv: list[str] | None = None) -> None:
         encoded = stage.run_tasks("encode", encode, stage.parts)
         series = {name: entry for result in encoded for name, entry in result["series"].items()}
         totals = merged({name: {"tokens": e["tokens"]} for name, e in result["series"].items()} for result in encoded)
-        if not series:
-            raise UserError(f"--input {args.input} holds no documents; give files with at least one")
+        stage.must_have_documents(len(series))
         for name in sorted(series):
             Exchange(exchange / name).merge(stage.run_tasks)
         tasks = shard_tasks({name: {**series[name], **totals[name]} for name in series}, config.max_shard_tokens)

@@ -18,7 +18,7 @@ from data_prep.bad_records import BadRecords
 from data_prep.command import job_parser
 from data_prep.documents import Document, read_documents
 from data_prep.stage import Stage
-from recipe.base.errors import UserError, exit_on_user_error
+from recipe.base.errors import exit_on_user_error
 from recipe.base.strict import load_yaml, strict_model
 
 # Words keep one leading blank or mark; Han runs stand apart from the Latin words around them; runs of blanks
@@ -153,10 +153,10 @@ def main(argv: list[str] | None = None) -> None:
     config = strict_model(TokenizerConfig, load_yaml(args.config), args.config)
     stage = Stage.of("train_tokenizer", args, config.model_dump(mode="json"))
     if not stage.finished:
+        stage.record_inputs()
         sample = Sample(stage, config)
         tokenizer = train(iter(sample), config)
-        if not sample.used:
-            raise UserError(f"--input {args.input} holds no documents; give files with at least one")
+        stage.must_have_documents(len(sample.used))
         written = tokenizer.save_pretrained(stage.output)
         counts: dict[str, Any] = {
             "in": sample.read,

@@ -24,6 +24,7 @@ MAY_IMPORT = {
         "recipe.base.arguments",
         "recipe.base.errors",
         "recipe.base.files",
+        "recipe.base.output_paths",
         "recipe.base.settings",
         "recipe.base.strict",
         "recipe.data.indexed",

@@ -26,7 +26,7 @@ def refuse(bad: BadRecord) -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_is_written_is_read(tmp_path, name):
-    assert write_documents(tmp_path / name, iter(DOCUMENTS)) == 2
+    assert write_documents(tmp_path / name, iter(DOCUMENTS)).documents == 2
     assert list(read_documents(tmp_path / name, refuse)) == DOCUMENTS
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
@@ -144,7 +144,7 @@ def test_a_compressed_stream_is_one_part(tmp_path):
 def test_what_one_task_keeps_is_cut_into_files_of_bounded_size(tmp_path):
     written = [{"id": str(i), "text": "x" * 100} for i in range(20)]
     lines = [json.dumps(d).encode() for d in written[:10]]
-    assert write_part(tmp_path, 7, [*lines, *written[10:]], part_bytes=500) == 20
+    assert write_part(tmp_path, 7, [*lines, *written[10:]], part_bytes=500).documents == 20
     names = [path.name for path in document_files(tmp_path)]
     assert names[:2] == ["00007-001.jsonl.zst", "00007-002.jsonl.zst"]
     assert names[-1] == "00007.jsonl.zst"
