@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import shutil
 from collections import Counter
 
 import pytest
+import xxhash
 
 from data_prep.documents import write_documents
 from data_prep.evaluate_tokenizer import main
 from data_prep.stage import Stage
-from data_prep.train_tokenizer import Sample, TokenizerConfig, language_budgets
+from data_prep.train_tokenizer import TokenizerConfig, draw_sample, language_budgets, read_texts, threads
+from recipe.base.errors import UserError
 from recipe.base.strict import load_json
 
 
@@ -23,24 +27,87 @@ def test_languages_are_drawn_by_temperature_and_what_one_lacks_goes_to_the_other
     assert language_budgets(sizes, 10_000, 0.5) == {"en": 900, "zh": 100}
 
 
-def test_the_sample_is_spread_over_the_input_and_does_not_depend_on_its_files(tmp_path):
+class Backwards:
+    """An engine that runs the last task first, and stops after so many."""
+
+    def __init__(self, most: int = 99):
+        self._left, self.ran = most, 0
+
+    def run(self, function, tasks, workers, title):
+        for number, task in reversed(tasks):
+            if self._left == 0:
+                raise KeyboardInterrupt
+            self._left -= 1
+            self.ran += 1
+            yield number, function(task, number)
+
+
+def plainly_drawn(documents, config) -> list[str]:
+    """The sample as one process draws it from all documents in their order."""
+    totals = Counter()
+    for document in documents:
+        totals[document["lang"]] += len(document["text"].encode())
+    budgets = language_budgets(totals, config.sample_bytes, config.alpha)
+    chances = {lang: budgets[lang] / totals[lang] * 2**64 for lang in totals}
+    keys = (xxhash.xxh3_64_intdigest(d["id"].encode(), seed=20_260_103) for d in documents)
+    return [d["text"] for d, key in zip(documents, keys, strict=True) if key < chances[d["lang"]]]
+
+
+def test_the_sample_is_spread_over_the_input_and_does_not_depend_on_its_files_or_engine(tmp_path):
     documents = [
-        {"id": f"{lang}{i}", "text": "x" * 100, "lang": lang}
+        {"id": f"{lang}{i}", "text": f"{i} " + "x船" * 25, "lang": lang}
         for lang, n in (("en", 900), ("zh", 100))
         for i in range(n)
     ]
     config = TokenizerConfig(vocab_size=300, sample_bytes=40_000, alpha=0.5)
-    drawn = []
-    for files in (1, 4):
+    right = plainly_drawn(documents, config)
+    for files, engine in ((1, None), (4, None), (4, Backwards())):
         for part in range(files):
-            write_documents(tmp_path / f"in{files}" / f"{part}.jsonl", documents[part::files])
-        sample = Sample(Stage("train_tokenizer", tmp_path / f"in{files}", tmp_path / f"out{files}", {}), config)
-        assert len(list(sample)) == sample.used.total()
-        assert sample.read == 1000
-        drawn.append(sample.used)
-    assert drawn[0] == drawn[1]
-    assert drawn[0]["en"] == pytest.approx(300, abs=50)
-    assert drawn[0]["zh"] == pytest.approx(100, abs=1)
+            first = part * 1000 // files
+            write_documents(tmp_path / f"in{files}" / f"{part}.jsonl", documents[first : first + 1000 // files])
+        output = tmp_path / f"out{files}{engine is None}"
+        stage = Stage("train_tokenizer", tmp_path / f"in{files}", output, {}, engine=engine)
+        paths, counts = draw_sample(stage, config)
+        assert [text for path in paths for text in read_texts(path)] == right
+        assert (counts["in"], counts["out"], counts["bad_records"]) == (1000, len(right), 0)
+        assert counts["bytes"]["en"] == pytest.approx(30_000, abs=4000)
+        assert counts["bytes"]["zh"] == pytest.approx(10_000, abs=400)
+
+
+def test_a_sample_that_was_interrupted_goes_on(tmp_path):
+    documents = [{"id": str(i), "text": f"text {i}"} for i in range(40)]
+    for part in range(4):
+        write_documents(tmp_path / "in" / f"{part}.jsonl", documents[part * 10 : part * 10 + 10])
+    config = TokenizerConfig(vocab_size=300, sample_bytes=200)
+
+    def paths_after(engine):
+        return draw_sample(Stage("train_tokenizer", tmp_path / "in", tmp_path / "out", {}, engine=engine), config)[0]
+
+    first, second, third = Backwards(3), Backwards(3), Backwards(3)
+    for engine in (first, second):
+        with pytest.raises(KeyboardInterrupt):
+            paths_after(engine)
+        gc.collect()  # the stage that was interrupted, which has the folder
+    paths = paths_after(third)
+    assert (first.ran, second.ran, third.ran) == (3, 3, 2)  # each of four parts is counted once and drawn once
+    drawn = [text for path in paths for text in read_texts(path)]
+    assert drawn == plainly_drawn([{**d, "lang": "unknown"} for d in documents], config)
+
+
+def test_training_takes_its_workers_as_threads_and_leaves_the_environment(monkeypatch):
+    monkeypatch.setenv("RAYON_NUM_THREADS", "1")
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    with threads(3):
+        assert (os.environ["RAYON_NUM_THREADS"], os.environ["TOKENIZERS_PARALLELISM"]) == ("3", "true")
+    assert os.environ["RAYON_NUM_THREADS"] == "1"
+    assert "TOKENIZERS_PARALLELISM" not in os.environ
+
+
+def test_a_sample_without_documents_is_refused(tmp_path):
+    write_documents(tmp_path / "in.jsonl", [{"id": "a", "text": "x" * 1000}])
+    stage = Stage("train_tokenizer", tmp_path / "in.jsonl", tmp_path / "out", {})
+    with pytest.raises(UserError, match="sample_bytes 1 draws none of the 1 documents; raise it"):
+        draw_sample(stage, TokenizerConfig(vocab_size=300, sample_bytes=1))
 
 
 def test_fertility_unused_tokens_and_round_trips_are_counted(prepared, tmp_path, capsys):
