@@ -84,6 +84,11 @@ class ReferenceEncoder:
         """The id of each token, added ones too."""
         return self._tokenizer.get_vocab()
 
+    @cached_property
+    def id_end(self) -> int:
+        """One more than the largest id."""
+        return max(self.vocabulary.values()) + 1
+
     @property
     def special_tokens(self) -> set[str]:
         """Added tokens: special ones, and others that are looked for before the model sees a text."""
@@ -103,7 +108,7 @@ class ReferenceEncoder:
             UserError: see the class.
         """
         self.encode(SELF_TEST)
-        for token in self._content()["added_tokens"]:
+        for token in self._content().get("added_tokens") or []:
             actual = self._tokenizer.token_to_id(token["content"])
             if actual != token["id"]:
                 raise UserError(

@@ -99,7 +99,7 @@ def tokenizer_facts(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: no tokenizer there, one that cannot be read, or one without an end-of-document (eos) token.
     """
-    path = _tokenizer_file(folder)
+    path = tokenizer_file(folder)
     ids = _token_ids(path)
     special = special_tokens(folder)
     if "eos_token" not in special:
@@ -117,7 +117,12 @@ def tokenizer_facts(folder: Path) -> dict[str, Any]:
     return {"sha256": sha256(path), "vocab_size": max(ids.values()) + 1, "eod_id": eod_id, "pad_id": pad_id}
 
 
-def _tokenizer_file(folder: Path) -> Path:
+def tokenizer_file(folder: Path) -> Path:
+    """The tokenizer.json of a tokenizer folder.
+
+    Raises:
+        UserError: it has none; says how to make one of another vocabulary.
+    """
     path = folder / "tokenizer.json"
     if path.is_file():
         return path

@@ -10,6 +10,7 @@ from collections import Counter
 
 import pytest
 import xxhash
+from tokenizers import Tokenizer
 
 from data_prep.documents import write_documents
 from data_prep.evaluate_tokenizer import main
@@ -132,6 +133,43 @@ def test_fertility_unused_tokens_and_round_trips_are_counted(prepared, tmp_path,
     assert vocabulary["by_script"]["han"] > 50 < vocabulary["by_script"]["latin"]
     assert 900 < vocabulary["unused"] < 1015
     assert "0 documents come back changed" in capsys.readouterr().out
+
+
+def test_what_is_used_does_not_depend_on_files_nor_on_holes_in_the_ids(prepared, tmp_path):
+    content = load_json(prepared.tokenizer / "tokenizer.json")
+    content["model"]["vocab"]["never"] = 70_000
+    (tmp_path / "hole").mkdir()
+    (tmp_path / "hole" / "tokenizer.json").write_text(json.dumps(content))
+    documents = [{"id": str(i), "text": text} for i, text in enumerate(("The old ship", "清晨，青石镇", "2026"))]
+    write_documents(tmp_path / "in1" / "a.jsonl", documents)
+    for document in documents:
+        write_documents(tmp_path / "in3" / f"{document['id']}.jsonl", [document])
+    vocabulary = {}
+    for tokenizer, source in ((prepared.tokenizer, "in1"), (tmp_path / "hole", "in1"), (tmp_path / "hole", "in3")):
+        output = tmp_path / f"{tokenizer.name}-{source}"
+        words = ["--input", tmp_path / source, "--tokenizer", tokenizer, "--output", output, "--workers", 1]
+        assert main([str(w) for w in words]) == 0
+        vocabulary[output.name] = load_json(output / "manifest.json")["results"]["vocabulary"]
+        assert {path.name for path in output.iterdir()} == {
+            ".lock",
+            "stage.json",
+            "manifest.json",
+            "table.txt",
+            "tasks",
+        }
+    used = {token for d in documents for token in Tokenizer.from_str(json.dumps(content)).encode(d["text"]).ids}
+    assert vocabulary["tokenizer-in1"]["unused"] == 1024 - 9 - len(used)
+    assert vocabulary["hole-in1"]["unused"] == vocabulary["tokenizer-in1"]["unused"] + 1
+    assert vocabulary["hole-in3"] == vocabulary["hole-in1"]
+
+
+def test_a_folder_that_transformers_does_not_load_is_named_before_anything_is_read(prepared, tmp_path, capsys):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "vocab.txt").touch()
+    words = ["--input", prepared.deduped, "--tokenizer", prepared.tokenizer, "--output", tmp_path / "out"]
+    assert main([str(w) for w in (*words, "--compare", tmp_path / "other")]) == 2
+    assert f"transformers loads no tokenizer from {tmp_path / 'other'}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_tokenizer_that_changes_text_is_found_out(prepared, tmp_path):
