@@ -14,7 +14,7 @@ from data_prep.encoder import SELF_TEST, EncoderMismatch, FastEncoder, Reference
 from data_prep.tokenize_corpus import main
 from recipe.base.strict import load_json
 from recipe.data.indexed import Shard
-from tests.conftest import SHARED, needs_shared
+from tests.conftest import SHARED, documents_in, needs_shared
 from tests.data_prep.test_native import random_texts
 
 TEXTS = [*SELF_TEST, *random_texts(200), "漢" * 5000, "a" * 5000, "\n" * 500, "<|endoftext|><|im_start|>"]
@@ -257,6 +257,29 @@ def test_a_part_that_fails_its_check_is_encoded_again_by_the_reference(prepared,
     assert "encoded by `tokenizers`, slower, since fastokens gave other ids" in capsys.readouterr().out
     one, other = (load_json(tmp_path / name / "manifest.json")["results"]["shards"] for name in ("right", "fell-back"))
     assert one == other
+
+
+class Refused:
+    def __init__(self, folder):
+        raise EncoderMismatch("fastokens is not used here")
+
+
+def test_the_reference_alone_writes_the_same_shards_and_both_what_tokenizers_gives(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoder, "FastEncoder", Refused)
+    monkeypatch.setattr(tokenize_corpus, "load_encoder", load_encoder.__wrapped__)
+    words = ["--input", prepared.deduped, "--tokenizer", prepared.tokenizer, "--output", tmp_path / "out"]
+    config = prepared.tokens.parent / "tokenize.yaml"
+    assert main([str(w) for w in (*words, "--config", config, "--workers", 1)]) == 0
+    by_reference, by_both = (load_json(f / "manifest.json")["results"] for f in (tmp_path / "out", prepared.tokens))
+    assert by_reference["shards"] == by_both["shards"]
+    assert set(by_reference["fell_back"]) == {"fastokens is not used here"}
+    assert by_both["fell_back"] == []
+    plain = Tokenizer.from_file(str(prepared.tokenizer / "tokenizer.json"))
+    plain.encode_special_tokens = True
+    texts = [document["text"] for document in documents_in(prepared.deduped)]
+    right = sorted([*plain.encode(text, add_special_tokens=False).ids, 0] for text in texts)
+    prefixes = [tmp_path / "out" / shard["prefix"] for shard in by_reference["shards"]]
+    assert sorted(d.tolist() for prefix in prefixes for d in Shard(prefix).documents()) == right
 
 
 def test_shards_do_not_depend_on_files_and_are_bounded_and_shuffled(prepared, tmp_path):
