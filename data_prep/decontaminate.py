@@ -7,8 +7,12 @@ words (characters in Chinese) with an item goes. N-grams of many items are templ
 
 from __future__ import annotations
 
+import codecs
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +24,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data_prep.characters import native
 from data_prep.command import job_parser
-from data_prep.documents import Document, document_files, parts_of, records, write_documents, write_part
-from data_prep.exchange import column, read_table, write_table
+from data_prep.documents import SUFFIXES, Document, Part, parts_of, records, write_documents, write_part
+from data_prep.exchange import KEY, Exchange, column, grouped, read_table, write_table
 from data_prep.stage import Stage, for_documents
 from data_prep.tally import Tally, merged, with_totals
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import sha256
 from recipe.base.strict import load_yaml, strict_model
+
+EVALUATION_SUFFIXES = (*SUFFIXES, ".json")
+PENDING_NGRAMS = 4_000_000  # of items, before they are counted: 32 MB
 
 
 class DecontaminateConfig(BaseModel):
@@ -39,17 +46,94 @@ class DecontaminateConfig(BaseModel):
     ignored_fields: list[str] = []
 
 
+def evaluation_files(path: Path) -> tuple[list[Path], list[Path]]:
+    """The files of evaluation sets at `path` in a stable order, and the files beside them that are not read.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    if not path.exists():
+        raise UserError(f"--evaluation {path} does not exist; give a file or folder of evaluation sets")
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    known = [file for file in files if file.name.endswith(EVALUATION_SUFFIXES)]
+    if not known:
+        raise UserError(f"--evaluation {path} holds no {', '.join(EVALUATION_SUFFIXES)} file; give evaluation sets")
+    return known, [file for file in files if not file.name.endswith(EVALUATION_SUFFIXES)]
+
+
+def evaluation_parts(path: Path) -> list[Part]:
+    return [Part(path)] if path.name.endswith(".json") else parts_of(path)
+
+
+def items_of(part: Part, many: int) -> Iterator[Any]:
+    """The items of a part of an evaluation set: its records, or what a .json file holds.
+
+    Args:
+        part: the part.
+        many: a list of so many objects in the object of a .json file holds items.
+
+    Raises:
+        UserError: a line, or the .json file, is not JSON.
+    """
+    if part.path.name.endswith(".json"):
+        yield from _items_of_json(part.path, many)
+        return
+    for raw in records(part):
+        yield _value_of_line(raw, part.path) if isinstance(raw, bytes) else raw
+
+
+def _items_of_json(path: Path, many: int) -> Iterator[Any]:
+    """The elements of an array; an object, and the elements of long lists in it apart (SQuAD's `data`); lines of JSON."""
+    content = path.read_bytes()
+    try:
+        value = _value(content)
+    except ValueError:
+        yield from (_value_of_line(line, path) for line in content.splitlines() if line.strip())
+        return
+    if isinstance(value, dict):
+        lists = [key for key, inner in value.items() if isinstance(inner, list) and len(inner) >= many]
+        yield {key: inner for key, inner in value.items() if key not in lists}
+        yield from (item for key in lists for item in value[key])
+    else:
+        yield from value if isinstance(value, list) else [value]
+
+
+def _value_of_line(raw: bytes, path: Path) -> Any:
+    try:
+        return _value(raw)
+    except ValueError as error:
+        begins = raw[:60].decode("utf-8", "replace").strip()
+        raise UserError(
+            f"{path} has a line that is not JSON ({error}), which begins with {begins!r}; mend the evaluation set"
+        ) from None
+
+
+def _value(raw: bytes) -> Any:
+    """JSON, also with the byte order mark, the NaN and the halves of surrogate pairs that only Python's reader takes."""
+    raw = raw.removeprefix(codecs.BOM_UTF8)
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        try:
+            return json.loads(json.dumps(json.loads(raw), ensure_ascii=False).encode("utf-8", "replace"))
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+
+
 def texts_of(record: Any, ignored: frozenset[str]) -> Iterator[str]:
     """Every string in a record of an evaluation set, however deep, but for those under ignored keys."""
-    if isinstance(record, str):
-        yield record
-    elif isinstance(record, dict):
-        for key, value in record.items():
-            if key not in ignored:
-                yield from texts_of(value, ignored)
-    elif isinstance(record, list):
-        for value in record:
-            yield from texts_of(value, ignored)
+    waiting = [record]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, bytes):  # a parquet column of text without its logical type; others are no text
+            with suppress(UnicodeDecodeError):
+                yield value.decode()
+        elif isinstance(value, dict):
+            waiting.extend(inner for key, inner in reversed(value.items()) if key not in ignored)
+        elif isinstance(value, list):
+            waiting.extend(reversed(value))
 
 
 def is_han(text: str) -> bool:
@@ -57,77 +141,110 @@ def is_han(text: str) -> bool:
     return 2 * (han + kana) >= letters > 0
 
 
-class ItemGrams:
-    """The n-grams of evaluation sets, words and characters apart, each with the set that it comes from."""
+class GramCounts:
+    """In how many items each n-gram occurs; distinct n-grams are all that it holds, and as many more at times."""
 
-    def __init__(self, config: DecontaminateConfig):
-        self._config = config
-        self._words = native.Signer(1, [], [])
-        self._sets: list[str] = []
-        self._found: dict[bool, dict[int, tuple[int, int]]] = {False: {}, True: {}}  # hash -> items, set
-        self.items, self.short = Counter[str](), Counter[str]()
+    def __init__(self) -> None:
+        self._counted = np.zeros(0, np.uint64), np.zeros(0, np.int64)
+        self._pending: list[np.ndarray] = []
+        self._size = 0
 
-    def add_file(self, path: Path, name: str) -> None:
-        self._sets.append(name)
-        ignored = frozenset(self._config.ignored_fields)
-        signers = {han: native.Signer(self.length(han), [], []) for han in (False, True)}
-        for part in parts_of(path):
-            for raw in records(part):
-                try:
-                    record = orjson.loads(raw) if isinstance(raw, bytes) else raw
-                except orjson.JSONDecodeError as error:
-                    raise UserError(
-                        f"{path} has a line that is not JSON ({error.msg}); mend the evaluation set"
-                    ) from None
-                self.items[name] += 1
-                self.short[name] += not self._add(record, ignored, signers)
+    def add(self, hashes: np.ndarray) -> None:
+        """Add the n-grams of one item."""
+        self._pending.append(np.unique(hashes))
+        self._size += self._pending[-1].size
+        if self._size > max(PENDING_NGRAMS, self._counted[0].size):
+            self.counted()
 
-    def _add(self, record: Any, ignored: frozenset[str], signers: dict[bool, Any]) -> bool:
-        """Add one item's n-grams; False where it has fewer words than n, which could not be told from chance."""
+    def counted(self) -> tuple[np.ndarray, np.ndarray]:
+        """The n-grams, sorted, and their items."""
+        hashes = np.concatenate([self._counted[0], *self._pending])
+        items = np.concatenate([self._counted[1], np.ones(self._size, np.int64)])
+        order = np.argsort(hashes, kind="stable")
+        starts, _ = grouped(hashes[order])
+        self._counted = hashes[order][starts], _per_group(np.add, items[order], starts)
+        self._pending, self._size = [], 0
+        return self._counted
+
+
+def _per_group(operation: np.ufunc, values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    return operation.reduceat(values, starts) if starts.size else values[:0]
+
+
+def ngram_lengths(config: DecontaminateConfig) -> dict[str, int]:
+    """By the kind of n-gram, which names its file too."""
+    return {"words": config.ngram_words, "characters": config.ngram_characters}
+
+
+@dataclass(frozen=True)
+class EvaluationPart:
+    """What one task reads of an evaluation set."""
+
+    name: str
+    number: int  # of the set, in the order of the files
+    part: Part
+
+
+def read_items(task: EvaluationPart, number: int, *, config: DecontaminateConfig, folder: Path) -> dict[str, Any]:
+    """N-grams of one part of an evaluation set, with the number of its items that have each, into shuffles by kind.
+
+    Items with fewer words than n could not be told from chance, and give none.
+    """
+    ignored, words, lengths = frozenset(config.ignored_fields), native.Signer(1, [], []), ngram_lengths(config)
+    signers = {kind: native.Signer(length, [], []) for kind, length in lengths.items()}
+    grams = {kind: GramCounts() for kind in lengths}
+    items = short = 0
+    for record in items_of(task.part, config.template_items):
         text = "\n".join(texts_of(record, ignored))
-        han = is_han(text)
-        if self._words.shingles(text).size < self.length(han):
-            return False
-        for value in set(signers[han].shingles(text).tolist()):
-            items, first = self._found[han].get(value, (0, len(self._sets) - 1))
-            self._found[han][value] = (items + 1, first)
-        return True
+        kind = "characters" if is_han(text) else "words"
+        items += 1
+        if words.shingles(text).size < lengths[kind]:
+            short += 1
+        else:
+            grams[kind].add(signers[kind].shingles(text))
+    for kind, counts in grams.items():
+        hashes, counted = counts.counted()
+        columns = {"items": counted, "set": np.full(hashes.size, task.number, np.int32)}
+        Exchange(folder / kind).write(number, hashes, columns)
+    return {"items": {task.name: items}, "items_without_text": {task.name: short}}
 
-    def length(self, han: bool) -> int:
-        return self._config.ngram_characters if han else self._config.ngram_words
 
-    def write(self, folder: Path) -> dict[str, int]:
-        """Write the n-grams that are no templates, sorted, for `Matcher`. Returns how many were templates."""
-        templates = {}
-        for han, name in ((False, "words"), (True, "characters")):
-            kept = sorted((h, s) for h, (n, s) in self._found[han].items() if n < self._config.template_items)
-            hashes, sets = np.array([h for h, _ in kept], np.uint64), [self._sets[s] for _, s in kept]
-            write_table(
-                folder / f"{name}.arrow", pa.table({"hash": pa.array(hashes), "set": pa.array(sets, pa.string())})
-            )
-            templates[name] = len(self._found[han]) - len(kept)
-        return templates
+def merge_items(sets: list[str], number: int, *, config: DecontaminateConfig, folder: Path) -> dict[str, Any]:
+    """The n-grams of all parts that are no templates, sorted, each with the first set that has it, for `Matcher`."""
+    templates = {}
+    for kind in ngram_lengths(config):
+        exchange = Exchange(folder / kind)
+        partitions, tables, templates[kind] = exchange.partitions(), [], 0
+        for partition in range(partitions):
+            table = exchange.read(partition, partitions)
+            hashes = column(table, KEY)
+            starts, _ = grouped(hashes)
+            kept = _per_group(np.add, column(table, "items"), starts) < config.template_items
+            first = _per_group(np.minimum, column(table, "set"), starts)
+            templates[kind] += int((~kept).sum())
+            names = pa.DictionaryArray.from_arrays(pa.array(first[kept]), pa.array(sets, pa.string()))
+            tables.append(pa.table({"hash": pa.array(hashes[starts][kept]), "set": names}))
+        write_table(folder / f"{kind}.arrow", pa.concat_tables(tables))
+    return {"template_ngrams": templates}
 
 
 class Matcher:
     """Looks for evaluation n-grams in documents."""
 
     def __init__(self, folder: Path, config: DecontaminateConfig):
-        self._tables = {
-            han: read_table(folder / name) for han, name in ((False, "words.arrow"), (True, "characters.arrow"))
-        }
-        lengths = {False: config.ngram_words, True: config.ngram_characters}
-        self._hashes = {han: column(table, "hash") for han, table in self._tables.items()}
-        self._overlaps = {han: native.Overlap(lengths[han], hashes) for han, hashes in self._hashes.items()}
+        lengths = ngram_lengths(config)
+        self._tables = {kind: read_table(folder / f"{kind}.arrow") for kind in lengths}
+        self._hashes = {kind: column(table, "hash") for kind, table in self._tables.items()}
+        self._overlaps = {kind: native.Overlap(lengths[kind], hashes) for kind, hashes in self._hashes.items()}
 
     def find(self, text: str) -> Counter[str]:
         """How many different n-grams of each evaluation set the text holds."""
         found: Counter[str] = Counter()
-        for han, overlap in self._overlaps.items():
+        for kind, overlap in self._overlaps.items():
             shared = np.unique(overlap.find(text))
             if shared.size:
-                places = np.searchsorted(self._hashes[han], shared)
-                found.update(self._tables[han]["set"].take(pa.array(places)).to_pylist())
+                places = np.searchsorted(self._hashes[kind], shared)
+                found.update(self._tables[kind]["set"].take(pa.array(places)).to_pylist())
         return found
 
 
@@ -155,15 +272,6 @@ def clean_part(
     return {"groups": tally.groups(), "documents_by_set": dict(sets), "files": written.below(output)}
 
 
-def read_items(files: dict[str, Path], number: int, *, config: DecontaminateConfig, folder: Path) -> dict[str, Any]:
-    """N-grams of all evaluation files into `folder`."""
-    grams = ItemGrams(config)
-    for name, path in files.items():
-        grams.add_file(path, name)
-    templates = grams.write(folder)
-    return {"items": dict(grams.items), "items_without_text": dict(grams.short), "template_ngrams": templates}
-
-
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     parser = job_parser(
@@ -176,28 +284,38 @@ def main(argv: list[str] | None = None) -> None:
         required=True,
         type=Path,
         metavar="DIR",
-        help="evaluation sets, a .jsonl(.gz|.zst) or .parquet each",
+        help="evaluation sets, a .jsonl(.gz|.zst), .json or .parquet each",
     )
     args = parser.parse_args(argv)
     config = strict_model(DecontaminateConfig, load_yaml(args.config), args.config)
-    if not args.evaluation.exists():
-        raise UserError(f"--evaluation {args.evaluation} does not exist; give a file or folder of evaluation sets")
+    paths, not_read = evaluation_files(args.evaluation)
     root = args.evaluation if args.evaluation.is_dir() else args.evaluation.parent
-    files = {str(path.relative_to(root)): path for path in document_files(args.evaluation)}
+    files = {str(path.relative_to(root)): path for path in paths}
     hashes = {name: sha256(path) for name, path in files.items()}
     stage = Stage.of("decontaminate", args, {**config.model_dump(mode="json"), "evaluation": hashes})
+    if not_read:
+        names = ", ".join(str(path.relative_to(root)) for path in not_read[:5])
+        print(
+            f"note: {len(not_read):,} files of --evaluation are not read, such as {names}: convert those that are sets"
+        )
     if not stage.finished:
         grams = stage.exchange("ngrams").folder
-        (items,) = stage.run_tasks("items", partial(read_items, config=config, folder=grams), [files])
-        if not items["items"]:
+        parts = [
+            EvaluationPart(name, number, part)
+            for number, (name, path) in enumerate(files.items())
+            for part in evaluation_parts(path)
+        ]
+        items = merged(stage.run_tasks("items", partial(read_items, config=config, folder=grams), parts))
+        if not any(items["items"].values()):
             raise UserError(f"--evaluation {args.evaluation} holds no items; give evaluation sets")
+        (templates,) = stage.run_tasks("ngrams", partial(merge_items, config=config, folder=grams), [list(files)])
         work = partial(clean_part, grams=grams, config=config, output=stage.output)
         results = stage.run_tasks("documents", for_documents(stage, work=work), stage.parts)
         counts = with_totals(merged(result["groups"] for result in results))
         stage.must_have_documents(counts["in"])
         counts["bad_records"] = sum(result["bad_records"] for result in results)
         by_set = merged(result["documents_by_set"] for result in results)
-        stage.finish(counts=counts, written=results, results={**items, "documents_by_set": by_set})
+        stage.finish(counts=counts, written=results, results={**items, **templates, "documents_by_set": by_set})
     stage.report()
 
 

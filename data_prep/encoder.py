@@ -2,17 +2,24 @@
 
 Both read the same tokenizer.json. On the sample corpora fastokens gives the same ids for every document, in an
 eighth of the time. Text that looks like a special token is encoded as text: documents may not end themselves.
+
+A tokenizer.json also holds what its last user set: truncation, padding, dropout. Documents are encoded whole, without
+special tokens around them and the same at each run.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+from unicodedata import normalize
 
 import numpy as np
+import orjson
+
+from recipe.base.errors import UserError
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tasks are the parallelism
 os.environ.setdefault("RAYON_NUM_THREADS", "1")
@@ -38,20 +45,95 @@ class Encoder(Protocol):
 
 
 class ReferenceEncoder:
-    """`tokenizers`, the definition of what is right."""
+    """`tokenizers`, the definition of what is right.
+
+    Raises:
+        UserError: from the constructor, a tokenizer.json that `tokenizers` does not read, or that gives other
+            tokens at each run; from `encode`, a text that it cannot encode; from `check`, ids that are read otherwise.
+    """
 
     name = "tokenizers"
 
     def __init__(self, folder: Path):
         from tokenizers import Tokenizer
 
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.path = folder / "tokenizer.json"
+        try:
+            self._tokenizer = Tokenizer.from_file(str(self.path))
+        except Exception as error:  # of no narrower class
+            raise UserError(
+                f"{self.path} is not read by the tokenizers library: {error}; fetch or save it again"
+            ) from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
+        if dropout := getattr(self._tokenizer.model, "dropout", None):
+            raise UserError(
+                f"{self.path} sets dropout {dropout:g}, which gives a document other tokens at each run; set it null"
+            )
+
+    @property
+    def reference(self) -> ReferenceEncoder:
+        return self
+
+    def _content(self) -> dict[str, Any]:
+        return orjson.loads(self.path.read_bytes())
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """The id of each token, added ones too."""
+        return self._tokenizer.get_vocab()
+
+    @cached_property
+    def id_end(self) -> int:
+        """One more than the largest id."""
+        return max(self.vocabulary.values()) + 1
+
+    @property
+    def special_tokens(self) -> set[str]:
+        """Added tokens: special ones, and others that are looked for before the model sees a text."""
+        return {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
+
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """The token that stands for text that the vocabulary cannot express; None without one."""
+        model = self._content()["model"]
+        token = model.get("unk_token")
+        return model.get("unk_id") if token is None else self._tokenizer.token_to_id(token)
+
+    def check(self) -> None:
+        """Refuse what would go wrong later: a text that cannot be encoded, ids of added tokens that others read otherwise.
+
+        Raises:
+            UserError: see the class.
+        """
+        self.encode(SELF_TEST)
+        for token in self._content().get("added_tokens") or []:
+            actual = self._tokenizer.token_to_id(token["content"])
+            if actual != token["id"]:
+                raise UserError(
+                    f"{self.path} gives {token['content']!r} the id {token['id']}, but tokenizers and transformers read it as "
+                    f"{actual}: they number added tokens on from the vocabulary's count; list it with its id in model.vocab "
+                    f"too to keep {token['id']}, or save the tokenizer again with transformers to take {actual}"
+                )
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        try:
+            encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except Exception as error:  # of no narrower class
+            raise UserError(
+                f"{self.path} cannot encode a document: {error}; give the model an unk_token that is in its vocabulary, or "
+                "train one that has all bytes"
+            ) from None
         ends = np.cumsum([len(e.ids) for e in encoded], dtype=np.int64)
         return np.concatenate([np.asarray(e.ids, np.uint32) for e in encoded]), ends
+
+    def decode(self, ids: np.ndarray) -> str:
+        return self._tokenizer.decode(ids.tolist(), skip_special_tokens=False)
+
+    def keeps(self, text: str, ids: np.ndarray) -> bool:
+        """Whether a text's ids decode to it, but for Unicode composition and blanks at its ends."""
+        return normalize("NFC", self.decode(ids)).strip() == normalize("NFC", text).strip()
 
 
 class FastEncoder:
@@ -66,11 +148,13 @@ class FastEncoder:
     def __init__(self, folder: Path):
         import fastokens
 
-        self._reference = ReferenceEncoder(folder)
+        self.reference = ReferenceEncoder(folder)
         try:
             self._tokenizer = fastokens.Tokenizer.from_file(str(folder / "tokenizer.json"))
         except ValueError as error:
-            raise EncoderMismatch(f"fastokens does not read it: {error}") from None
+            raise EncoderMismatch(f"fastokens does not read this tokenizer.json: {error}") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
         for text in SELF_TEST:
             self._check(text)
 
@@ -83,12 +167,12 @@ class FastEncoder:
         return self._encode(texts)
 
     def _check(self, text: str) -> None:
-        if not np.array_equal(self._encode([text])[0], self._reference.encode([text])[0]):
+        if not np.array_equal(self._encode([text])[0], self.reference.encode([text])[0]):
             raise EncoderMismatch(f"other ids for a text that starts with {text[:40]!r}")
 
 
 @cache
-def load_encoder(folder: Path) -> tuple[Encoder, str | None]:
+def load_encoder(folder: Path) -> tuple[FastEncoder | ReferenceEncoder, str | None]:
     """The fast encoder, or the reference and why; loaded once per process."""
     try:
         return FastEncoder(folder), None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -18,23 +19,32 @@ import numpy as np
 from data_prep.characters import native
 from data_prep.command import job_parser
 from data_prep.documents import Document
-from data_prep.encoder import Encoder, load_encoder
+from data_prep.encoder import Encoder, ReferenceEncoder, load_encoder
 from data_prep.stage import Stage, for_documents
 from data_prep.tally import merged
 from data_prep.tokenize_corpus import batches
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import sha256, write_text
+from recipe.data.token_folder import tokenizer_file
 
 
 class OtherTokenizer:
-    """A tokenizer that transformers loads, for those without a tokenizer.json as well."""
+    """A tokenizer that transformers loads, for those without a tokenizer.json as well.
+
+    Raises:
+        UserError: from the constructor, transformers does not load it.
+    """
 
     name = "transformers"
 
     def __init__(self, folder: Path):
         from transformers import AutoTokenizer
 
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # of whatever class its code raises
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"transformers loads no tokenizer from {folder}: {reason}; fetch it whole") from None
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         encoded = [self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
@@ -46,17 +56,11 @@ def load_tokenizer(folder: Path) -> Encoder:
     return load_encoder(folder)[0] if (folder / "tokenizer.json").exists() else OtherTokenizer(folder)
 
 
-@cache
-def _decoder(folder: Path) -> Any:
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_file(str(folder / "tokenizer.json"))
-
-
-def measure_part(documents: Iterable[Document], number: int, *, folders: list[Path], output: Path) -> dict[str, Any]:
-    """Counts per tokenizer, language and source; ids that our tokenizer used, as used/NNNNN.npy."""
+def measure_part(documents: Iterable[Document], number: int, *, folders: list[Path], used: Path) -> dict[str, Any]:
+    """Counts per tokenizer, language and source; whether our tokenizer used each id, as used/NNNNN.npy."""
     counts: dict[str, Any] = {}
-    used = np.zeros(0, np.uint32)
+    ours = load_encoder(folders[0])[0].reference
+    is_used = np.zeros(ours.id_end, bool)
     for batch in batches(documents):
         texts = [unicodedata.normalize("NFC", document["text"]) for document in batch]
         for place, folder in enumerate(folders):
@@ -76,31 +80,27 @@ def measure_part(documents: Iterable[Document], number: int, *, folders: list[Pa
                 ):
                     group[name] += value
                 if place == 0:
-                    back = _decoder(folder).decode(ids[start:end].tolist(), skip_special_tokens=False)
-                    group["round_trip_failures"] += back != text
+                    group["round_trip_failures"] += ours.decode(ids[start:end]) != text
             if place == 0:
-                used = np.union1d(used, ids)
-    path = output / "used" / f"{number:05d}.npy"
-    path.parent.mkdir(exist_ok=True)
-    np.save(path.with_suffix(".partial.npy"), used)
+                is_used[ids] = True
+    path = used / f"{number:05d}.npy"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path.with_suffix(".partial.npy"), is_used)
     path.with_suffix(".partial.npy").replace(path)
     return {"counts": counts}
 
 
-def vocabulary_facts(folder: Path, used: np.ndarray) -> dict[str, Any]:
-    """Share of the vocabulary per script, and the tokens that no document used."""
-    tokenizer = _decoder(folder)
-    special = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    scripts: dict[str, int] = {}
-    for token, number in tokenizer.get_vocab().items():
-        script = "special" if token in special else _script(tokenizer.decode([number], skip_special_tokens=False))
-        scripts[script] = scripts.get(script, 0) + 1
-    unused = (
-        tokenizer.get_vocab_size()
-        - len(special)
-        - int(np.isin(used, [tokenizer.token_to_id(t) for t in special], invert=True).sum())
-    )
-    return {"vocab_size": tokenizer.get_vocab_size(), "by_script": dict(sorted(scripts.items())), "unused": unused}
+def vocabulary_facts(reference: ReferenceEncoder, used: Path) -> dict[str, Any]:
+    """Tokens, their count per script, and how many no document used, by the files that `measure_part` wrote to `used`."""
+    is_used = np.zeros(reference.id_end, bool)
+    for path in used.glob("?????.npy"):
+        is_used |= np.load(path)
+    special, vocabulary = reference.special_tokens, reference.vocabulary
+    scripts: Counter[str] = Counter()
+    for token, number in vocabulary.items():
+        scripts["special" if token in special else _script(reference.decode(np.array([number])))] += 1
+    unused = sum(not is_used[number] for token, number in vocabulary.items() if token not in special)
+    return {"vocab_size": len(vocabulary), "by_script": dict(sorted(scripts.items())), "unused": unused}
 
 
 def _script(text: str) -> str:
@@ -135,24 +135,25 @@ def main(argv: list[str] | None = None) -> None:
         "--compare", action="append", default=[], type=Path, metavar="DIR", help="another one; may be repeated"
     )
     args = parser.parse_args(argv)
-    for folder in (args.tokenizer, *args.compare):
+    folders = [args.tokenizer, *args.compare]
+    for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder of a tokenizer; give one that holds tokenizer.json")
-    if not (args.tokenizer / "tokenizer.json").exists():
-        raise UserError(
-            f"--tokenizer {args.tokenizer} holds no tokenizer.json; give the output folder of train_tokenizer.py"
-        )
-    folders = [args.tokenizer, *args.compare]
-    if len(set(folders)) < len(folders):
+    path = tokenizer_file(args.tokenizer)
+    if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("--compare names a tokenizer twice; name each once")
-    parameters = {"tokenizer": sha256(args.tokenizer / "tokenizer.json"), "compare": [str(f) for f in args.compare]}
+    reference = load_encoder(args.tokenizer)[0].reference
+    reference.check()
+    for folder in args.compare:
+        load_tokenizer(folder)
+    parameters = {"tokenizer": sha256(path), "compare": [str(f) for f in args.compare]}
     stage = Stage.of("evaluate_tokenizer", args, parameters)
     if not stage.finished:
-        work = partial(measure_part, folders=folders, output=stage.output)
+        used = stage.exchange("used").folder
+        work = partial(measure_part, folders=folders, used=used)
         results = stage.run_tasks("measure", for_documents(stage, work=work), stage.parts)
         found = merged(result["counts"] for result in results)
         stage.must_have_documents(len(found))
-        used = np.unique(np.concatenate([np.load(p) for p in sorted((stage.output / "used").glob("?????.npy"))]))
         ours = merged(group for sources in found[str(args.tokenizer)].values() for group in sources.values())
         bad = sum(result["bad_records"] for result in results)
         counts = {
@@ -165,7 +166,7 @@ def main(argv: list[str] | None = None) -> None:
         stage.finish(
             counts=counts,
             files=[stage.output / "table.txt"],
-            results={"fertility": found, "vocabulary": vocabulary_facts(args.tokenizer, used)},
+            results={"fertility": found, "vocabulary": vocabulary_facts(reference, used)},
         )
     stage.report()
     manifest = json.loads((stage.output / "manifest.json").read_text(encoding="utf-8"))

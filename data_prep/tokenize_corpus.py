@@ -6,6 +6,7 @@ Documents come shuffled, by a hash of their id and text: the shards do not depen
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data_prep.command import job_parser
 from data_prep.documents import Document, Part
-from data_prep.encoder import Encoder, EncoderMismatch, ReferenceEncoder, load_encoder
+from data_prep.encoder import CHECKED_CHARACTERS, EncoderMismatch, FastEncoder, ReferenceEncoder, load_encoder
 from data_prep.exchange import Exchange, list_value, producer
 from data_prep.stage import Stage, document_task
 from data_prep.tally import merged
@@ -33,6 +34,7 @@ from recipe.data.token_folder import tokenizer_facts
 BATCH, BATCH_CHARACTERS = 256, 4_000_000  # documents encoded together
 CHUNK_TOKENS = 24_000_000  # of one series in memory at a time: 96 MB, twice when it is ordered
 SHUFFLE_SEED = 20_260_102
+UNLIKELY_NATS = 20.0  # exp(-20) is 2e-9
 
 
 class TokenizeConfig(BaseModel):
@@ -73,7 +75,7 @@ def tokenize_part(
     encoder, why = load_encoder(tokenizer)
 
     def encode(documents: Iterable[Document], number: int) -> dict[str, Any]:
-        return {"series": encode_documents(documents, number, config, eod, encoder, exchange)}
+        return encode_documents(documents, number, config, eod, encoder, exchange)
 
     try:
         result = document_task(part, number, work=encode, output=output, max_bad=max_bad)
@@ -84,19 +86,60 @@ def tokenize_part(
 
 
 def encode_documents(
-    documents: Iterable[Document], number: int, config: TokenizeConfig, eod: int, encoder: Encoder, exchange: Path
+    documents: Iterable[Document],
+    number: int,
+    config: TokenizeConfig,
+    eod: int,
+    encoder: FastEncoder | ReferenceEncoder,
+    exchange: Path,
 ) -> dict[str, Any]:
     rows: dict[tuple[str, str], Rows] = {}
+    losses = Losses(encoder.reference, eod)
     for batch in batches(documents):
         ids, ends = encoder.encode([document["text"] for document in batch])
+        sources = [source_name(document, config.source_by) for document in batch]
+        losses.add(batch, sources, ids, ends)
         starts = np.concatenate(([0], ends[:-1]))
-        for document, start, end in zip(batch, starts.tolist(), ends.tolist(), strict=True):
+        for document, source, start, end in zip(batch, sources, starts.tolist(), ends.tolist(), strict=True):
             split = "held_out" if is_held_out(document["id"], config.held_out) else "train"
-            key = (split, source_name(document, config.source_by))
+            key = (split, source)
             if key not in rows:
                 rows[key] = Rows(Exchange(exchange / "-".join(key)), number)
             rows[key].add(document, ids[start:end], eod)
-    return {"-".join(key): {"split": key[0], "source": key[1], **rows[key].close()} for key in sorted(rows)}
+    series = {"-".join(key): {"split": key[0], "source": key[1], **rows[key].close()} for key in sorted(rows)}
+    return {"series": series, "losses": losses.counts()}
+
+
+class Losses:
+    """What a tokenizer loses of texts or puts into them, by source: unknown tokens, ends of documents, other text.
+
+    The first two are counted in all documents; for the last a few of each batch are decoded, of different sources.
+    """
+
+    def __init__(self, reference: ReferenceEncoder, eod: int):
+        self._reference = reference
+        self._counted = {"unknown_tokens": reference.unknown_id, "ends_in_text": eod}
+        self._counts: dict[str, Counter[str]] = {name: Counter() for name in (*self._counted, "decoded", "changed")}
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Tokens or documents by source, of unknown_tokens, ends_in_text, decoded and changed."""
+        return {name: dict(counter) for name, counter in self._counts.items()}
+
+    def add(self, batch: list[Document], sources: list[str], ids: np.ndarray, ends: np.ndarray) -> None:
+        for name, token in self._counted.items():
+            if token is not None:
+                owners = np.searchsorted(ends, np.flatnonzero(ids == token), side="right")
+                self._counts[name].update(sources[owner] for owner in owners.tolist())
+        decoded, characters_left = set(), CHECKED_CHARACTERS
+        for number, (document, source) in enumerate(zip(batch, sources, strict=True)):
+            size = len(document["text"])
+            if source not in decoded and size <= characters_left:
+                decoded.add(source)
+                characters_left -= size
+                start = int(ends[number - 1]) if number else 0
+                self._counts["decoded"][source] += 1
+                if not self._reference.keeps(document["text"], ids[start : int(ends[number])]):
+                    self._counts["changed"][source] += 1
 
 
 def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -162,7 +205,7 @@ def write_shard(task: dict[str, Any], number: int, *, exchange: Path, output: Pa
     rows = Exchange(exchange / f"{task['split']}-{task['source']}").ordered(task["partition"], task["partitions"])
     prefix = Path("shards") / task["split"] / task["source"] / f"{task['partition']:05d}"
     entry = {"prefix": str(prefix), "split": task["split"], "source": task["source"], "documents": 0, "text_bytes": 0}
-    writer = ShardWriter(output / prefix, token_dtype(vocab_size))
+    writer = ShardWriter(output / prefix, token_dtype(vocab_size), vocab_size)
     for table, row in rows:
         writer.add_document(list_value(table, "tokens", row))
         entry["text_bytes"] += table["text_bytes"][row].as_py()
@@ -188,12 +231,62 @@ def _totals(shards: list[dict[str, Any]]) -> dict[str, Any]:
     return merged({shard["split"]: {shard["source"]: {name: shard[name] for name in names}}} for shard in shards)
 
 
+def held_out_far_off(totals: dict[str, Any], share: float) -> dict[str, Any]:
+    """Sources whose held-out share of documents is not what was asked for, by source; see `is_far_off`."""
+    found = {}
+    for source in sorted({source for sources in totals.values() for source in sources}):
+        train, held_out = (totals.get(split, {}).get(source, {}).get("documents", 0) for split in ("train", "held_out"))
+        if is_far_off(held_out, train + held_out, share):
+            found[source] = {"documents": train + held_out, "held_out": held_out}
+    return found
+
+
+def is_far_off(held_out: int, documents: int, share: float) -> bool:
+    """Whether a held-out share is off by more than a factor of 3, and no chance if each document had its own id.
+
+    The chance is at most exp(-documents * KL(found || share)), Chernoff's bound for a binomial (Hoeffding 1963, theorem 1).
+    """
+    if documents < 1000 or share == 0 or share / 3 <= held_out / documents <= 3 * share:
+        return False
+    found = held_out / documents
+    terms = ((found, share), (1 - found, 1 - share))
+    return documents * sum(p * math.log(p / q) for p, q in terms if p > 0) > UNLIKELY_NATS
+
+
 def _licenses(encoded: list[dict[str, Any]]) -> dict[str, Any]:
     """Tokens of the training split by source and licence, those with most first."""
     series = [entry for result in encoded for entry in result["series"].values() if entry["split"] == "train"]
     found = merged({entry["source"]: entry["licenses"]} for entry in series)
     by_tokens = lambda item: (-item[1], item[0])  # noqa: E731
     return {source: dict(sorted(found[source].items(), key=by_tokens)) for source in sorted(found)}
+
+
+def notes(results: dict[str, Any], held_out: float) -> Iterator[str]:
+    """A sentence for each thing about the tokens that a user should know and may not expect."""
+    for why in sorted(set(results["fell_back"])):
+        reason = why if why.startswith("fastokens") else f"fastokens gave {why}"
+        yield f"encoded by `tokenizers`, slower, since {reason}"
+    losses = results.get("losses") or {}  # a folder that an older version finished has none
+    for source, count in losses.get("unknown_tokens", {}).items():
+        yield (
+            f"{count:,} tokens of {source} are the tokenizer's unknown token: text that its vocabulary cannot express, which "
+            "is lost; choose a tokenizer with all bytes in its vocabulary"
+        )
+    for source, count in losses.get("ends_in_text", {}).items():
+        yield (
+            f"{count:,} end-of-document tokens of {source} come from inside its texts and end documents early; mark the "
+            "eos_token special in tokenizer.json, or choose another"
+        )
+    for source, count in losses.get("changed", {}).items():
+        yield (
+            f"{count:,} of {losses['decoded'][source]:,} documents of {source} that were decoded again came back changed: the "
+            "tokenizer replaces or drops text; evaluate_tokenizer.py counts all of them"
+        )
+    for source, found in results.get("held_out_far_off", {}).items():
+        yield (
+            f"{found['held_out']:,} of {found['documents']:,} documents of {source} are held out, {held_out:.2%} were asked "
+            "for: all documents of one id are held out together, and these share few ids; give each an id of its own"
+        )
 
 
 @exit_on_user_error
@@ -207,6 +300,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     config = strict_model(TokenizeConfig, load_yaml(args.config), args.config)
     facts = tokenizer_facts(args.tokenizer)
+    load_encoder(args.tokenizer)[0].reference.check()
     stage = Stage.of("tokenize", args, {**config.model_dump(mode="json"), "tokenizer": facts})
     if not stage.finished:
         exchange = stage.exchange("tokens").folder
@@ -216,27 +310,30 @@ def main(argv: list[str] | None = None) -> None:
         )  # fmt: skip
         encoded = stage.run_tasks("encode", encode, stage.parts)
         series = {name: entry for result in encoded for name, entry in result["series"].items()}
-        totals = merged({name: {"tokens": e["tokens"]} for name, e in result["series"].items()} for result in encoded)
+        sizes = merged({name: {"tokens": e["tokens"]} for name, e in result["series"].items()} for result in encoded)
         stage.must_have_documents(len(series))
         for name in sorted(series):
             Exchange(exchange / name).merge(stage.run_tasks)
-        tasks = shard_tasks({name: {**series[name], **totals[name]} for name in series}, config.max_shard_tokens)
+        tasks = shard_tasks({name: {**series[name], **sizes[name]} for name in series}, config.max_shard_tokens)
         write = partial(write_shard, exchange=exchange, output=stage.output, vocab_size=facts["vocab_size"])
         shards = stage.run_tasks("shards", write, tasks)
         documents = sum(shard["documents"] for shard in shards)
         bad = sum(result["bad_records"] for result in encoded)
-        counts = {"in": documents, "out": documents, "bad_records": bad, "totals": _totals(shards)}
+        totals = _totals(shards)
+        counts = {"in": documents, "out": documents, "bad_records": bad, "totals": totals}
         results = {
             "tokenizer": facts,
             "shards": shards,
             "licenses": _licenses(encoded),
             "fell_back": [r["fell_back"] for r in encoded if r["fell_back"]],
+            "losses": merged(result.get("losses", {}) for result in encoded),
+            "held_out_far_off": held_out_far_off(totals, config.held_out),
         }
         stage.finish(counts=counts, files=[], results=results)
     stage.report()
     manifest = load_json(stage.output / "manifest.json")
-    for why in sorted(set(manifest["results"]["fell_back"])):
-        print(f"  note: encoded by `tokenizers`, slower, since fastokens gave {why}")
+    for note in notes(manifest["results"], config.held_out):
+        print(f"  note: {note}")
     for split, sources in manifest["counts"]["totals"].items():
         for source, total in sources.items():
             rate = total["text_bytes"] / max(1, total["tokens"])

@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.bad_records import BadRecords
 from data_prep.command import job_parser
-from data_prep.documents import Document, read_documents
-from data_prep.stage import Stage
-from recipe.base.errors import exit_on_user_error
+from data_prep.documents import Document
+from data_prep.stage import Stage, for_documents
+from data_prep.tally import merged
+from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.strict import load_yaml, strict_model
 
 # Words keep one leading blank or mark; Han runs stand apart from the Latin words around them; runs of blanks
@@ -109,39 +113,98 @@ def language_budgets(text_bytes: dict[str, int], sample_bytes: int, alpha: float
     return budgets
 
 
-class Sample:
-    """Texts of a stage's input in the shares that `language_budgets` gives, chosen by a hash of the id.
+def count_part(documents: Iterable[Document], number: int) -> dict[str, Any]:
+    """Documents and UTF-8 bytes of each language in one part of the input."""
+    languages: dict[str, Counter[str]] = {}
+    for document in documents:
+        counts = languages.setdefault(language_of(document), Counter())
+        counts.update(documents=1, bytes=len(document["text"].encode()))
+    return {"languages": languages}
 
-    So they come from the whole input, and the same whatever the files. Read once to count, once to train.
+
+def draw_part(documents: Iterable[Document], number: int, *, shares: dict[str, float], folder: Path) -> dict[str, Any]:
+    """Write the texts of one part that belong to the sample, chosen by a hash of the id, in the part's order.
+
+    So they come from the whole input, and are the same whatever the files and the workers.
     """
+    languages: dict[str, Counter[str]] = {}
 
-    def __init__(self, stage: Stage, config: TokenizerConfig):
-        self._stage, self._config = stage, config
-        self.read = self.bad = 0
-        self.used: Counter[str] = Counter()
-        self.bytes: Counter[str] = Counter()
+    def drawn() -> Iterator[bytes]:
+        for document in documents:
+            language = language_of(document)
+            if xxhash.xxh3_64_intdigest(document["id"].encode(), seed=SAMPLE_SEED) < shares[language] * 2**64:
+                text = document["text"].encode()
+                languages.setdefault(language, Counter()).update(documents=1, bytes=len(text))
+                yield text
 
-    def __iter__(self) -> Iterator[str]:
-        totals: Counter[str] = Counter()
-        for document in self._documents():
-            self.read += 1
-            totals[document.get("lang", "unknown")] += len(document["text"].encode())
-        budgets = language_budgets(dict(totals), self._config.sample_bytes, self._config.alpha)
-        for document in self._documents():
-            language = document.get("lang", "unknown")
-            share = budgets[language] / totals[language]
-            if xxhash.xxh3_64_intdigest(document["id"].encode(), seed=SAMPLE_SEED) < share * 2**64:
-                self.used[language] += 1
-                self.bytes[language] += len(document["text"].encode())
-                yield document["text"]
+    write_texts(folder / f"{number:05d}.texts", drawn())
+    return {"languages": languages}
 
-    def _documents(self) -> Iterator[Document]:
-        self.bad = 0
-        for number, part in enumerate(self._stage.parts):
-            bad = BadRecords(part.path, number, self._stage.output, self._stage.max_bad - self.bad)
-            yield from read_documents(part, bad)
-            bad.write()
-            self.bad += len(bad)
+
+def language_of(document: Document) -> str:
+    return str(document.get("lang", "unknown"))
+
+
+def write_texts(path: Path, texts: Iterable[bytes]) -> None:
+    """Write texts one behind the other, each after its size; the file has its name when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_path = path.with_name(path.name + ".partial")
+    with open(partial_path, "wb") as file:
+        for text in texts:
+            file.write(len(text).to_bytes(8, "little") + text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial_path, path)
+
+
+def read_texts(path: Path) -> Iterator[str]:
+    with open(path, "rb") as file:
+        while size := file.read(8):
+            yield file.read(int.from_bytes(size, "little")).decode()
+
+
+def draw_sample(stage: Stage, config: TokenizerConfig) -> tuple[list[Path], dict[str, Any]]:
+    """Texts of a stage's input in the shares that `language_budgets` gives, as files for `read_texts`, and the counts.
+
+    The input is read once to count, once to draw, both by tasks of the stage.
+    """
+    counted = stage.run_tasks("count", for_documents(stage, work=count_part), stage.parts)
+    totals = merged(result["languages"] for result in counted)
+    read = sum(counts["documents"] for counts in totals.values())
+    stage.must_have_documents(read)
+    text_bytes = {language: counts["bytes"] for language, counts in totals.items()}
+    budgets = language_budgets(text_bytes, config.sample_bytes, config.alpha)
+    shares = {language: budgets[language] / size for language, size in text_bytes.items()}
+    folder = stage.exchange("sample").folder
+    drawn = stage.run_tasks(
+        "sample", for_documents(stage, work=partial(draw_part, shares=shares, folder=folder)), stage.parts
+    )
+    used = merged(result["languages"] for result in drawn)
+    if not used:
+        raise UserError(f"sample_bytes {config.sample_bytes:,} draws none of the {read:,} documents; raise it")
+    counts = {
+        "in": read,
+        "out": sum(language["documents"] for language in used.values()),
+        "bad_records": sum(result["bad_records"] for result in counted),
+        "bytes": {name: language["bytes"] for name, language in used.items()},
+    }
+    return [folder / f"{number:05d}.texts" for number in range(len(drawn))], counts
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Let `tokenizers` train on so many threads, whatever the environment says: the jobs that encode ask for one."""
+    values = {"RAYON_NUM_THREADS": str(number), "TOKENIZERS_PARALLELISM": "true"}
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @exit_on_user_error
@@ -153,17 +216,10 @@ def main(argv: list[str] | None = None) -> None:
     config = strict_model(TokenizerConfig, load_yaml(args.config), args.config)
     stage = Stage.of("train_tokenizer", args, config.model_dump(mode="json"))
     if not stage.finished:
-        stage.record_inputs()
-        sample = Sample(stage, config)
-        tokenizer = train(iter(sample), config)
-        stage.must_have_documents(len(sample.used))
+        files, counts = draw_sample(stage, config)
+        with threads(min(stage.workers, os.cpu_count() or 1)):
+            tokenizer = train(chain.from_iterable(map(read_texts, files)), config)
         written = tokenizer.save_pretrained(stage.output)
-        counts: dict[str, Any] = {
-            "in": sample.read,
-            "out": sum(sample.used.values()),
-            "bad_records": sample.bad,
-            "bytes": dict(sample.bytes),
-        }
         results = {"vocab_size": len(tokenizer), "requested": config.vocab_size}
         stage.finish(counts=counts, files=sorted({Path(f) for f in written if Path(f).exists()}), results=results)
         if len(tokenizer) < config.vocab_size:

@@ -28,6 +28,7 @@ DTYPE_CODES: dict[int, np.dtype] = {
     4: np.dtype("<i4"),
     8: np.dtype("<u2"),
 }  # of Megatron's DType, the two that hold token ids
+LARGEST_ID = 2**31 - 1  # of a token, in the wider dtype
 SUFFIXES = (".bin", ".idx", ".sums")
 BLOCK_BYTES = 1 << 16
 _HEADER = struct.Struct("<9sQBQQ")
@@ -40,16 +41,28 @@ class DamagedShard(UserError):
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The dtype that Megatron-LM chooses for a vocabulary of this size."""
+    """The dtype that Megatron-LM chooses for a vocabulary of this size, the largest id and one."""
     return np.dtype("<u2") if vocab_size < 65_500 else np.dtype("<i4")
 
 
-class ShardWriter:
-    """Write documents into `prefix.bin`, `.idx` and `.sums`; they appear under their names only when complete."""
+def largest_id(dtype: np.dtype) -> int:
+    """The largest token id that a shard of this dtype can hold."""
+    return int(np.iinfo(dtype).max)
 
-    def __init__(self, prefix: str | Path, dtype: np.dtype):
+
+class ShardWriter:
+    """Write documents into `prefix.bin`, `.idx` and `.sums`; they appear under their names only when complete.
+
+    Args:
+        prefix: path of the shard without a suffix.
+        dtype: see `token_dtype`.
+        vocab_size: ids from this on are refused; default: those that the dtype cannot hold.
+    """
+
+    def __init__(self, prefix: str | Path, dtype: np.dtype, vocab_size: int | None = None):
         self.prefix = Path(prefix)
         self.dtype = np.dtype(dtype)
+        self._largest = min(largest_id(self.dtype), LARGEST_ID if vocab_size is None else vocab_size - 1)
         self._code = next(code for code, known in DTYPE_CODES.items() if known == self.dtype)
         self._lengths: list[int] = []
         self._sums: list[int] = []
@@ -58,7 +71,19 @@ class ShardWriter:
         self._bin = open(_partial(self.prefix, ".bin"), "wb")
 
     def add_document(self, tokens: np.ndarray | list[int]) -> None:
-        array = np.asarray(tokens, dtype=self.dtype)
+        """Write one document.
+
+        Raises:
+            UserError: it has an id that the shard cannot hold, which numpy would cut to its lower bits.
+        """
+        given = np.asarray(tokens)
+        if given.size and (given.min() < 0 or given.max() > self._largest):
+            worst = given.min() if given.min() < 0 else given.max()
+            raise UserError(
+                f"{self.prefix}: token id {worst} is not from 0 to {self._largest:,}, the ids of this shard; the tokenizer.json "
+                "is not the one that the shard was begun for, or gives ids beyond its vocabulary"
+            )
+        array = given.astype(self.dtype)
         self._bin.write(array.tobytes())
         self._lengths.append(array.size)
         self._block += array.tobytes()

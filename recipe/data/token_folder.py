@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any, Literal
 from recipe.base.errors import UserError
 from recipe.base.files import sha256
 from recipe.base.strict import load_json
-from recipe.data.indexed import Shard
+from recipe.data.indexed import LARGEST_ID, Shard, largest_id, token_dtype
 
 Split = Literal["train", "held_out"]
 _OF_A_TOKENIZER = {"sha256", "vocab_size", "eod_id"}
+# Vocabularies that `tokenizers` does not read, and transformers may convert: SentencePiece, WordPiece, BPE, tiktoken.
+OTHER_VOCABULARIES = ("*.model", "vocab.txt", "vocab.json", "*.tiktoken", "tekken.json")
 _OF_A_SHARD = {"prefix", "split", "source", "tokens", "text_bytes", "sha256"}
 
 
@@ -90,21 +93,91 @@ class TokenFolder:
 def tokenizer_facts(folder: Path) -> dict[str, Any]:
     """Checksum, vocabulary size, end-of-document id and padding id (null without one) of a tokenizer folder.
 
+    The vocabulary size is the largest id and one, which is what a model needs and what a shard's dtype follows: where ids
+    have holes, it is more than the tokens.
+
     Raises:
-        UserError: no tokenizer there, or one without an end-of-document (eos) token.
+        UserError: no tokenizer there, one that cannot be read, or one without an end-of-document (eos) token.
     """
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        raise UserError(f"tokenizer {folder} holds no tokenizer.json; give the output folder of train_tokenizer.py")
-    tokenizer = load_json(path)
-    vocabulary = {**tokenizer["model"]["vocab"], **{t["content"]: t["id"] for t in tokenizer["added_tokens"]}}
+    path = tokenizer_file(folder)
+    ids = _token_ids(path)
     special = special_tokens(folder)
-    eod_id, pad_id = (vocabulary.get(special.get(name)) for name in ("eos_token", "pad_token"))
-    if eod_id is None:
-        raise UserError(f"tokenizer {folder} names no eos_token in its vocabulary; documents could not be told apart")
+    if "eos_token" not in special:
+        raise UserError(
+            f"tokenizer {folder} names no eos_token in its vocabulary; documents could not be told apart: write "
+            f"{_eos_elsewhere(folder, ids)} in tokenizer_config.json"
+        )
+    eod_id, pad_id = (_special_id(folder, name, special, ids) for name in ("eos_token", "pad_token"))
+    if list(ids.values()).count(eod_id) > 1:
+        raise UserError(
+            f"{path} gives the id {eod_id} of its eos_token to another token too; give each an id of its own"
+        )
     # A tokenizer that pads with its end-of-document token has no padding that could be told from it.
     pad_id = None if pad_id == eod_id else pad_id
-    return {"sha256": sha256(path), "vocab_size": len(vocabulary), "eod_id": eod_id, "pad_id": pad_id}
+    return {"sha256": sha256(path), "vocab_size": max(ids.values()) + 1, "eod_id": eod_id, "pad_id": pad_id}
+
+
+def tokenizer_file(folder: Path) -> Path:
+    """The tokenizer.json of a tokenizer folder.
+
+    Raises:
+        UserError: it has none; says how to make one of another vocabulary.
+    """
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        return path
+    message = f"tokenizer {folder} holds no tokenizer.json; give the output folder of train_tokenizer.py"
+    others = [other.name for pattern in OTHER_VOCABULARIES for other in sorted(folder.glob(pattern))]
+    if others:
+        message += (
+            f", or convert its {others[0]}: AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained(NEW_FOLDER) of "
+            "transformers writes tokenizer.json"
+        )
+    raise UserError(message)
+
+
+def _token_ids(path: Path) -> dict[str, int]:
+    """The id of each token in a tokenizer.json, of whatever model: a list's tokens (Unigram) have their places as ids."""
+    content = load_json(path)
+    try:
+        vocabulary = content["model"]["vocab"]
+        if isinstance(vocabulary, list):
+            ids = {token: number for number, (token, _score) in enumerate(vocabulary)}
+        else:
+            ids = dict(vocabulary)
+        for token in content["added_tokens"]:  # transformers does not read a file without the list
+            ids[token["content"]] = token["id"]
+        if not ids or not all(type(i) is int and 0 <= i <= LARGEST_ID for i in ids.values()):
+            raise ValueError
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(
+            f"{path} lacks what the tokenizers library writes: model.vocab, a list added_tokens (maybe []), ids from 0 to "
+            f"{LARGEST_ID:,}; fetch it again, or save it again with transformers"
+        ) from None
+    return ids
+
+
+def _special_id(folder: Path, name: str, special: dict[str, Any], ids: dict[str, int]) -> int | None:
+    if name not in special:
+        return None
+    if special[name] not in ids:
+        raise UserError(
+            f"the {name} {special[name]!r} of tokenizer {folder} is not in the vocabulary of tokenizer.json; name a token "
+            "that is, or add this one with tokenizer.add_tokens and save_pretrained of transformers"
+        )
+    return ids[special[name]]
+
+
+def _eos_elsewhere(folder: Path, ids: dict[str, int]) -> str:
+    """The line for tokenizer_config.json that says what a model's own files say about its end-of-document token."""
+    for name in ("generation_config.json", "config.json"):
+        values = load_json(folder / name) if (folder / name).is_file() else {}
+        number = values.get("eos_token_id") if isinstance(values, dict) else None
+        number = number[0] if isinstance(number, list) and number else number
+        token = next((token for token, i in ids.items() if i == number), None)
+        if token is not None:
+            return f"{json.dumps({'eos_token': token}, ensure_ascii=False)}, id {number} of {name},"
+    return '{"eos_token": "..."}'
 
 
 def tokenizer_identity(folder: Path) -> dict[str, Any]:
@@ -120,30 +193,47 @@ def special_tokens(folder: Path) -> dict[str, Any]:
     As transformers 5 reads them: special_tokens_map.json, which older versions write, goes before tokenizer_config.json
     where this does not list the added tokens itself.
     """
-    config = load_json(folder / "tokenizer_config.json")
-    older = folder / "special_tokens_map.json"
+    path, older = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
+    if not path.exists() and not older.exists():
+        raise UserError(
+            f"tokenizer {folder} holds no tokenizer_config.json; write one that names the token that ends documents, such as "
+            '{"eos_token": "</s>"}'
+        )
+    config = _mapping(path) if path.exists() else {}
     if older.exists() and "added_tokens_decoder" not in config:
-        config = {**config, **load_json(older)}
+        config = {**config, **_mapping(older)}
     named = {name: _text(value) for name, value in config.items() if name.endswith("_token") and value is not None}
     lists = {name: config[name] for name in ("additional_special_tokens", "extra_special_tokens") if config.get(name)}
     texts = {name: _texts(value) for name, value in lists.items()}
     return {**{name: text for name, text in named.items() if isinstance(text, str)}, **texts}
 
 
+def _mapping(path: Path) -> dict[str, Any]:
+    values = load_json(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no JSON object; fetch it again, or save the tokenizer again with transformers")
+    return values
+
+
 def _text(token: Any) -> Any:
     """A special token's text: tokenizer_config.json has it as a string or as an object."""
-    return token["content"] if isinstance(token, dict) else token
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def _texts(tokens: Any) -> Any:
-    return {k: _text(v) for k, v in tokens.items()} if isinstance(tokens, dict) else [_text(token) for token in tokens]
+    if isinstance(tokens, dict):
+        return {k: _text(v) for k, v in tokens.items()}
+    return [_text(token) for token in tokens] if isinstance(tokens, list) else _text(tokens)
 
 
-def check_tokenizer(tokens: TokenFolder, tokenizer: Path) -> None:
+def check_tokenizer(tokens: TokenFolder, tokenizer: Path) -> dict[str, Any]:
     """Refuse a tokenizer that is not the one that a folder's tokens were made with.
 
+    Returns:
+        the tokenizer's facts, see `tokenizer_facts`.
+
     Raises:
-        UserError: another vocabulary, or another end of document or padding.
+        UserError: another vocabulary, or another end of document or padding, or shards that cannot hold its ids.
     """
     facts = tokenizer_facts(tokenizer)
     if facts["sha256"] != tokens.tokenizer["sha256"]:
@@ -156,6 +246,13 @@ def check_tokenizer(tokens: TokenFolder, tokenizer: Path) -> None:
                 f"the {token} of {tokenizer} has id {facts[key]}, but {tokens.path} was tokenized with "
                 f"{tokens.tokenizer.get(key)}; restore tokenizer_config.json or tokenize again"
             )
+    # An older version counted the tokens to choose a dtype, and wrote ids beyond 65,535 without their upper bits.
+    if facts["vocab_size"] - 1 > largest_id(token_dtype(tokens.tokenizer["vocab_size"])):
+        raise UserError(
+            f"the ids of {tokenizer} go to {facts['vocab_size'] - 1:,}, more than the shards of {tokens.path} can hold, which "
+            "an older version wrote; tokenize again"
+        )
+    return facts
 
 
 def held_out_sources(folder: Path, tokenizer: Path) -> tuple[list[Source], int]:

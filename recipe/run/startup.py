@@ -97,11 +97,11 @@ def check_launch(
         raise ConfigError(f"{ds_path} with {run.model}", found)
     _check_outputs(run, starts=world_size is not None or port_may_be_in_use)
     tokens = TokenFolder(run.data.tokens)
-    check_tokenizer(tokens, run.tokenizer)
-    if tokens.tokenizer["vocab_size"] > shape.vocab_size:
+    facts = check_tokenizer(tokens, run.tokenizer)
+    if facts["vocab_size"] > shape.vocab_size:
         raise UserError(
-            f"the tokenizer has {tokens.tokenizer['vocab_size']:,} tokens but the model's vocab_size is {shape.vocab_size:,}; "
-            "train a smaller tokenizer or choose another model"
+            f"the tokenizer has {facts['vocab_size']:,} tokens but the model's vocab_size is {shape.vocab_size:,}, which its "
+            f"largest id, {facts['vocab_size'] - 1:,}, must be below; train a smaller tokenizer or choose another model"
         )
     order = batch_order(run, tokens)
     held_out: list[Source] = []

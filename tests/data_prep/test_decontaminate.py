@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 
-from data_prep.decontaminate import main, texts_of
-from data_prep.documents import read_documents, write_documents
+from data_prep import decontaminate
+from data_prep.characters import native
+from data_prep.decontaminate import (
+    DecontaminateConfig,
+    EvaluationPart,
+    is_han,
+    main,
+    merge_items,
+    read_items,
+    texts_of,
+)
+from data_prep.documents import parts_of, read_documents, write_documents
+from data_prep.exchange import read_table
 from recipe.base.strict import load_json
 from tests.conftest import documents_in
 
@@ -69,9 +81,112 @@ def test_every_text_of_an_item_counts_but_its_labels():
     assert list(texts_of(record, frozenset({"id"}))) == ["one", "two", "three"]
 
 
+def test_texts_are_found_in_their_order_however_deep():
+    deep: object = ["deepest"]
+    for _ in range(5000):
+        deep = [deep]
+    assert list(texts_of({"a": b"bytes", "b": b"\xff", "c": deep, "d": "last"}, frozenset())) == [
+        "bytes",
+        "deepest",
+        "last",
+    ]
+
+
+LINE = json.dumps({"question": QUESTION})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "items"),
+    [
+        ("bom.jsonl", "\ufeff" + LINE, 1),
+        ("nan.jsonl", f'{LINE[:-1]}, "score": NaN, "low": -Infinity}}\n', 1),
+        ("half.jsonl", f'{LINE[:-1]}, "emoji": "\\ud83d"}}\n', 1),
+        ("strings.jsonl", f'{json.dumps(QUESTION)}\n5\nnull\n["a"]\n', 4),
+        ("array.json", f"\ufeff[{LINE},\n {LINE}]", 2),
+        ("pretty.json", json.dumps({"question": QUESTION, "choices": [{"text": "a"}]}, indent=1), 1),
+        (
+            "squad.json",
+            json.dumps({"version": "1.1", "data": [{"title": i, "qas": [QUESTION]} for i in "abcdefghij"]}),
+            11,
+        ),
+        ("lines.json", f"{LINE}\n\n{LINE}\n", 2),
+    ],
+)
+def test_evaluation_sets_of_many_forms_are_read(name, content, items, tmp_path):
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / name).write_text(content, encoding="utf-8")
+    documents = [document("contaminated", f"{FILLER} {QUESTION}"), document("clean", FILLER)]
+    code, kept = run(tmp_path, documents, {})
+    results = load_json(tmp_path / "out" / "manifest.json")["results"]
+    assert (code, results["items"]) == (0, {name: items})
+    # Ten items with one question are a template.
+    assert kept == {"clean"} if items < 10 else {"clean", "contaminated"}
+
+
+def test_files_that_are_not_read_are_named(tmp_path, capsys):
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "test.csv").write_text(QUESTION)
+    words = ["--input", tmp_path / "in.jsonl", "--evaluation", tmp_path / "eval", "--output", tmp_path / "out2"]
+    write_documents(tmp_path / "in.jsonl", [document("a", FILLER)])
+    assert main([str(w) for w in words]) == 2
+    assert "holds no .jsonl" in capsys.readouterr().err
+    assert run(tmp_path, [document("a", FILLER)], {"a.jsonl": [{"question": QUESTION}]}) == (0, {"a"})
+    assert "1 files of --evaluation are not read, such as test.csv" in capsys.readouterr().out
+
+
+def plain_ngrams(sets, config):
+    """The n-grams that count and the first set of each, and how many are templates, by one pass over all items."""
+    seen: dict[str, dict[int, list[int]]] = {"words": {}, "characters": {}}
+    for number, items in enumerate(sets):
+        for item in items:
+            text = item["question"]
+            kind, length = ("characters", config.ngram_characters) if is_han(text) else ("words", config.ngram_words)
+            for value in set(native.Signer(length, [], []).shingles(text).tolist()):
+                seen[kind].setdefault(value, []).append(number)
+    right = {
+        kind: {value: min(owners) for value, owners in grams.items() if len(owners) < config.template_items}
+        for kind, grams in seen.items()
+    }
+    return right, {kind: len(seen[kind]) - len(right[kind]) for kind in seen}
+
+
+@pytest.mark.parametrize("part_bytes", [10**9, 2000])
+def test_ngrams_are_the_same_however_the_sets_are_cut(part_bytes, tmp_path, monkeypatch):
+    rng = random.Random(1)
+    words, hans = [f"w{i}" for i in range(6)], "港口建成之前"
+    sets = [
+        [
+            {"question": " ".join(rng.choices(words, k=8)) if i % 2 else "".join(rng.choices(hans, k=9))}
+            for i in range(120)
+        ]
+        for _ in range(3)
+    ]
+    config = DecontaminateConfig(ngram_words=4, ngram_characters=4, template_items=5)
+    monkeypatch.setattr(decontaminate, "PENDING_NGRAMS", 20)
+    monkeypatch.setattr("data_prep.exchange.PARTITION_BYTES", 4096 if part_bytes == 2000 else 10**9)
+    tasks = []
+    for number, items in enumerate(sets):
+        write_documents(tmp_path / f"{number}.jsonl", items)
+        parts = parts_of(tmp_path / f"{number}.jsonl", part_bytes)
+        tasks += [EvaluationPart(f"set{number}", number, part) for part in parts]
+    assert len(tasks) == 3 if part_bytes == 10**9 else len(tasks) > 6
+    for number, task in reversed(list(enumerate(tasks))):
+        read_items(task, number, config=config, folder=tmp_path / "grams")
+    merged = merge_items(["set0", "set1", "set2"], 0, config=config, folder=tmp_path / "grams")
+    right, templates = plain_ngrams(sets, config)
+    assert merged["template_ngrams"] == templates
+    for kind, owners in right.items():
+        table = read_table(tmp_path / "grams" / f"{kind}.arrow")
+        assert table["hash"].to_pylist() == sorted(owners)
+        assert table["set"].to_pylist() == [f"set{owners[value]}" for value in sorted(owners)]
+        assert 0 < len(owners) < len(owners) + templates[kind]
+
+
 @pytest.mark.parametrize(
     ("items", "said"),
     [
+        ("{" + LINE, "has a line that is not JSON"),
+        ("[" * 100_000, "has a line that is not JSON"),
         (None, "does not exist; give a file or folder of evaluation sets"),
         ("not json\n", "has a line that is not JSON"),
         ("\n", "holds no items"),

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from data_prep import encoder, tokenize_corpus
 from data_prep.documents import read_documents, write_documents
@@ -13,7 +14,7 @@ from data_prep.encoder import SELF_TEST, EncoderMismatch, FastEncoder, Reference
 from data_prep.tokenize_corpus import main
 from recipe.base.strict import load_json
 from recipe.data.indexed import Shard
-from tests.conftest import SHARED, needs_shared
+from tests.conftest import SHARED, documents_in, needs_shared
 from tests.data_prep.test_native import random_texts
 
 TEXTS = [*SELF_TEST, *random_texts(200), "漢" * 5000, "a" * 5000, "\n" * 500, "<|endoftext|><|im_start|>"]
@@ -34,6 +35,189 @@ def test_both_encoders_agree(prepared):
 def test_both_encoders_agree_on_every_real_document(prepared):
     for path in sorted((SHARED / "corpus").glob("*.jsonl.gz")):
         assert same(prepared.tokenizer, [d["text"] for d in read_documents(path, print)]), path
+
+
+def truncated(content):
+    content["truncation"] = {"direction": "Left", "max_length": 16, "strategy": "LongestFirst", "stride": 4}
+
+
+def padded(content):
+    content["padding"] = {
+        "strategy": {"Fixed": 512}, "direction": "Left", "pad_to_multiple_of": 8,
+        "pad_id": 1, "pad_type_id": 0, "pad_token": "<|pad|>",
+    }  # fmt: skip
+
+
+def begun_by_a_special_token(content):
+    eod = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [eod, {"Sequence": {"id": "A", "type_id": 0}}, eod],
+        "pair": [eod, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}},
+    }
+
+
+def with_added_tokens(content):
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    added = {
+        "ship": {"single_word": True},
+        " old ": {"lstrip": True, "rstrip": True},
+        "é": {"normalized": True},
+        "\n": {},
+    }
+    for number, (text, flags) in enumerate(added.items(), start=len(content["model"]["vocab"])):
+        content["added_tokens"].append({"id": number, "content": text, **plain, **flags})
+
+
+def with_a_blank_before(content):
+    content["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+
+
+def whole_words_first(content):
+    content["model"]["ignore_merges"] = True
+
+
+def lower_case(content):
+    content["normalizer"] = {"type": "Lowercase"}
+
+
+def word_level(content):
+    words = ["<unk>", "<|endoftext|>", "The", "old", "ship", "中文"]
+    content["model"] = {"type": "WordLevel", "vocab": {word: i for i, word in enumerate(words)}, "unk_token": "<unk>"}
+    content.update(pre_tokenizer={"type": "Whitespace"}, decoder=None, normalizer=None, added_tokens=[])
+
+
+def unigram(content):
+    pieces = [
+        ["<unk>", 0.0],
+        ["<|endoftext|>", 0.0],
+        ["▁", -2.0],
+        ["▁the", -3.0],
+        *([c, -5.0] for c in "abcdeilnorstuw中文"),
+    ]
+    content["model"] = {"type": "Unigram", "unk_id": 0, "vocab": pieces, "byte_fallback": False}
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    content.update(pre_tokenizer=metaspace, decoder=metaspace, normalizer=None, added_tokens=[])
+
+
+def bytes_for_the_rest(content):
+    vocabulary = {
+        token: i for i, token in enumerate(["<|endoftext|>", *(f"<0x{b:02X}>" for b in range(256)), "▁", *"abcde"])
+    }
+    model = {"vocab": vocabulary, "merges": [], "byte_fallback": True, "fuse_unk": True}
+    content["model"] = {**content["model"], **model}
+    content.update(normalizer={"type": "Replace", "pattern": {"String": " "}, "content": "▁"}, pre_tokenizer=None)
+    blank = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    content["decoder"] = {"type": "Sequence", "decoders": [blank, {"type": "ByteFallback"}, {"type": "Fuse"}]}
+    content["added_tokens"] = []
+
+
+CHANGES = [
+    truncated, padded, begun_by_a_special_token, with_added_tokens, with_a_blank_before, whole_words_first, lower_case,
+    word_level, unigram, bytes_for_the_rest,
+]  # fmt: skip
+
+
+def changed(prepared, folder, *changes):
+    """A tokenizer folder with something else in its tokenizer.json."""
+    content = load_json(prepared.tokenizer / "tokenizer.json")
+    for change in changes:
+        change(content)
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
+    return folder
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_documents_are_encoded_whole_as_tokenizers_encodes_them(change, prepared, tmp_path):
+    content = load_json(changed(prepared, tmp_path, change) / "tokenizer.json")
+    plain = Tokenizer.from_str(json.dumps({**content, "truncation": None, "padding": None}))
+    plain.encode_special_tokens = True
+    right = [plain.encode(text, add_special_tokens=False).ids for text in TEXTS]
+    for made in (load_encoder(tmp_path)[0], ReferenceEncoder(tmp_path)):
+        ids, ends = made.encode(TEXTS)
+        assert [part.tolist() for part in np.split(ids, ends[:-1])] == right, made.name
+    assert change not in (truncated, padded) or load_encoder(tmp_path)[0].name == "fastokens"
+
+
+def random_merges(content):
+    content["model"]["dropout"] = 0.1
+
+
+def unknown_word_missing(content):
+    word_level(content)
+    content["model"]["unk_token"] = "[UNK]"
+
+
+def renumbered(content):
+    content["added_tokens"].append({**content["added_tokens"][0], "id": 70_000, "content": "<|far|>"})
+
+
+def no_list_of_added_tokens(content):
+    content["added_tokens"] = None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (random_merges, "sets dropout 0.1, which gives a document other tokens at each run; set it null"),
+        (unknown_word_missing, "cannot encode a document"),
+        (renumbered, "gives '<|far|>' the id 70000, but tokenizers and transformers read it as 1024"),
+        (no_list_of_added_tokens, "a list added_tokens (maybe [])"),
+        (lambda content: content["model"].update(type="Other"), "is not read by the tokenizers library"),
+    ],
+)
+def test_a_tokenizer_that_would_go_wrong_later_is_refused(change, said, prepared, tmp_path, capsys):
+    folder = changed(prepared, tmp_path / "tokenizer", change)
+    words = ["--input", prepared.deduped, "--tokenizer", folder, "--output", tmp_path / "out", "--workers", 1]
+    assert main([str(w) for w in words]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def ordinary_end(content):
+    content["added_tokens"][0]["special"] = False
+
+
+def bytes_of_ascii_only(content):
+    model = content["model"]
+    model["vocab"] = {t: i for t, i in model["vocab"].items() if t.isascii() or t[0] in "ĠĊĉ"}
+    model["merges"] = [m for m in model["merges"] if {*m, "".join(m)} <= model["vocab"].keys()]
+    content["added_tokens"] = [t for t in content["added_tokens"] if t["id"] in model["vocab"].values()]
+
+
+@pytest.mark.parametrize(
+    ("change", "losses", "said"),
+    [
+        (word_level, {"unknown_tokens": {"en": 4, "zh": 1}, "changed": {"en": 1, "zh": 1}}, "4 tokens of en are the tokenizer's unk"),
+        (
+            unigram,
+            {"unknown_tokens": {"en": 6, "zh": 1}, "ends_in_text": {"en": 1}, "changed": {"en": 1, "zh": 1}},
+            "1 end-of-document tokens of en come from inside its texts",
+        ),
+        (ordinary_end, {"ends_in_text": {"en": 1}}, "mark the eos_token special"),
+        (bytes_of_ascii_only, {"changed": {"zh": 1}}, "1 of 1 documents of zh that were decoded again came back changed"),
+        (lower_case, {"changed": {"en": 1}}, "the tokenizer replaces or drops text"),
+        (with_a_blank_before, {}, ""),
+        (truncated, {}, ""),
+        (bytes_for_the_rest, {}, ""),
+    ],
+)  # fmt: skip
+def test_what_a_tokenizer_loses_of_texts_is_said(change, losses, said, prepared, tmp_path, capsys):
+    folder = changed(prepared, tmp_path / "tokenizer", change)
+    texts = (("en", "The old ship <|endoftext|> sails"), ("en", "The ship"), ("zh", "中文 青石镇"))
+    documents = [{"id": str(i), "text": text, "lang": lang} for i, (lang, text) in enumerate(texts)]
+    write_documents(tmp_path / "in.jsonl", documents)
+    (tmp_path / "tokenize.yaml").write_text("held_out: 0\n")
+    words = ["--input", tmp_path / "in.jsonl", "--tokenizer", folder, "--output", tmp_path / "out", "--workers", 1]
+    assert main([str(w) for w in (*words, "--config", tmp_path / "tokenize.yaml")]) == 0
+    counted = load_json(tmp_path / "out" / "manifest.json")["results"]["losses"]
+    assert counted.pop("decoded") == {"en": 1, "zh": 1}
+    assert {name: found for name, found in counted.items() if found} == losses
+    out = capsys.readouterr().out
+    assert said in out if said else "unknown" not in out and "changed" not in out
 
 
 def test_text_that_looks_like_a_special_token_stays_text(prepared):
@@ -73,6 +257,29 @@ def test_a_part_that_fails_its_check_is_encoded_again_by_the_reference(prepared,
     assert "encoded by `tokenizers`, slower, since fastokens gave other ids" in capsys.readouterr().out
     one, other = (load_json(tmp_path / name / "manifest.json")["results"]["shards"] for name in ("right", "fell-back"))
     assert one == other
+
+
+class Refused:
+    def __init__(self, folder):
+        raise EncoderMismatch("fastokens is not used here")
+
+
+def test_the_reference_alone_writes_the_same_shards_and_both_what_tokenizers_gives(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoder, "FastEncoder", Refused)
+    monkeypatch.setattr(tokenize_corpus, "load_encoder", load_encoder.__wrapped__)
+    words = ["--input", prepared.deduped, "--tokenizer", prepared.tokenizer, "--output", tmp_path / "out"]
+    config = prepared.tokens.parent / "tokenize.yaml"
+    assert main([str(w) for w in (*words, "--config", config, "--workers", 1)]) == 0
+    by_reference, by_both = (load_json(f / "manifest.json")["results"] for f in (tmp_path / "out", prepared.tokens))
+    assert by_reference["shards"] == by_both["shards"]
+    assert set(by_reference["fell_back"]) == {"fastokens is not used here"}
+    assert by_both["fell_back"] == []
+    plain = Tokenizer.from_file(str(prepared.tokenizer / "tokenizer.json"))
+    plain.encode_special_tokens = True
+    texts = [document["text"] for document in documents_in(prepared.deduped)]
+    right = sorted([*plain.encode(text, add_special_tokens=False).ids, 0] for text in texts)
+    prefixes = [tmp_path / "out" / shard["prefix"] for shard in by_reference["shards"]]
+    assert sorted(d.tolist() for prefix in prefixes for d in Shard(prefix).documents()) == right
 
 
 def test_shards_do_not_depend_on_files_and_are_bounded_and_shuffled(prepared, tmp_path):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from data_prep.tokenize_corpus import is_held_out, main, source_name
+from data_prep.documents import write_documents
+from data_prep.tokenize_corpus import is_far_off, is_held_out, main, source_name
 from data_prep.train_tokenizer import TokenizerConfig, train
 from recipe.base.errors import UserError
 from recipe.base.files import sha256
@@ -110,9 +111,11 @@ def test_megatrons_reader_gives_the_documents_back(prepared):
 
 
 def test_the_manifest_counts_text_bytes_for_bits_per_byte(prepared):
-    (english,) = [s for s in TokenFolder(prepared.tokens).sources("held_out") if s.name == "en"]
-    held = [d for d in documents_in(prepared.deduped) if d["lang"] == "en" and is_held_out(d["id"], 0.05)]
-    assert english.text_bytes == sum(len(d["text"].encode()) for d in held)
+    sources = TokenFolder(prepared.tokens).sources("held_out")
+    assert [source.name for source in sources] == ["en", "zh"]
+    for source in sources:
+        held = [d for d in documents_in(prepared.deduped) if d["lang"] == source.name and is_held_out(d["id"], 0.05)]
+        assert source.text_bytes == sum(len(d["text"].encode()) for d in held)
 
 
 def test_the_share_held_out_is_the_one_asked_for():
@@ -120,6 +123,41 @@ def test_the_share_held_out_is_the_one_asked_for():
     assert np.mean([is_held_out(i, 0.05) for i in ids]) == pytest.approx(0.05, abs=0.005)
     assert not any(is_held_out(i, 0.0) for i in ids)
     assert {i for i in ids if is_held_out(i, 0.01)} < {i for i in ids if is_held_out(i, 0.05)}
+
+
+@pytest.mark.parametrize(
+    ("held_out", "documents", "share", "far"),
+    [
+        (0, 12_000, 0.005, True),
+        (12_000, 12_000, 0.005, True),
+        (400, 12_000, 0.005, True),
+        (0, 12_000, 0.0, False),
+        (60, 12_000, 0.005, False),
+        (21, 12_000, 0.005, False),
+        (179, 12_000, 0.005, False),
+        (0, 1000, 0.005, False),  # distinct ids give it once in 150
+        (0, 999, 0.9, False),  # too few to say it of
+        (100, 1000, 0.9, True),
+        (10**6, 10**6, 0.9, False),  # within a factor of 3
+    ],
+)
+def test_a_held_out_share_that_distinct_ids_would_not_give_is_far_off(held_out, documents, share, far):
+    assert is_far_off(held_out, documents, share) == far
+
+
+def test_documents_that_share_an_id_are_named_when_none_of_them_is_held_out(prepared, tmp_path, capsys):
+    documents = [{"id": "export-2026", "text": f"ship {i}", "lang": "en"} for i in range(1100)]
+    documents += [{"id": str(i), "text": f"船 {i}", "lang": "zh"} for i in range(1100)]
+    write_documents(tmp_path / "in.jsonl", documents)
+    (tmp_path / "tokenize.yaml").write_text("held_out: 0.05\n")
+    words = ["--input", tmp_path / "in.jsonl", "--tokenizer", prepared.tokenizer, "--output", tmp_path / "out"]
+    assert main([str(w) for w in (*words, "--config", tmp_path / "tokenize.yaml", "--workers", 1)]) == 0
+    held = 1100 * is_held_out("export-2026", 0.05)
+    results = load_json(tmp_path / "out" / "manifest.json")["results"]
+    assert results["held_out_far_off"] == {"en": {"documents": 1100, "held_out": held}}
+    out = capsys.readouterr().out
+    assert f"note: {held:,} of 1,100 documents of en are held out, 5.00% were asked for: all documents of one id" in out
+    assert "documents of zh are" not in out
 
 
 @pytest.mark.parametrize(("by", "name"), [("lang", "en"), ("source", "my_web_2026"), ("both", "en-my_web_2026")])

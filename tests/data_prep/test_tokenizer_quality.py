@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import shutil
 from collections import Counter
 
 import pytest
+import xxhash
+from tokenizers import Tokenizer
 
 from data_prep.documents import write_documents
 from data_prep.evaluate_tokenizer import main
 from data_prep.stage import Stage
-from data_prep.train_tokenizer import Sample, TokenizerConfig, language_budgets
+from data_prep.train_tokenizer import TokenizerConfig, draw_sample, language_budgets, read_texts, threads
+from recipe.base.errors import UserError
 from recipe.base.strict import load_json
 
 
@@ -23,24 +28,87 @@ def test_languages_are_drawn_by_temperature_and_what_one_lacks_goes_to_the_other
     assert language_budgets(sizes, 10_000, 0.5) == {"en": 900, "zh": 100}
 
 
-def test_the_sample_is_spread_over_the_input_and_does_not_depend_on_its_files(tmp_path):
+class Backwards:
+    """An engine that runs the last task first, and stops after so many."""
+
+    def __init__(self, most: int = 99):
+        self._left, self.ran = most, 0
+
+    def run(self, function, tasks, workers, title):
+        for number, task in reversed(tasks):
+            if self._left == 0:
+                raise KeyboardInterrupt
+            self._left -= 1
+            self.ran += 1
+            yield number, function(task, number)
+
+
+def plainly_drawn(documents, config) -> list[str]:
+    """The sample as one process draws it from all documents in their order."""
+    totals = Counter()
+    for document in documents:
+        totals[document["lang"]] += len(document["text"].encode())
+    budgets = language_budgets(totals, config.sample_bytes, config.alpha)
+    chances = {lang: budgets[lang] / totals[lang] * 2**64 for lang in totals}
+    keys = (xxhash.xxh3_64_intdigest(d["id"].encode(), seed=20_260_103) for d in documents)
+    return [d["text"] for d, key in zip(documents, keys, strict=True) if key < chances[d["lang"]]]
+
+
+def test_the_sample_is_spread_over_the_input_and_does_not_depend_on_its_files_or_engine(tmp_path):
     documents = [
-        {"id": f"{lang}{i}", "text": "x" * 100, "lang": lang}
+        {"id": f"{lang}{i}", "text": f"{i} " + "x船" * 25, "lang": lang}
         for lang, n in (("en", 900), ("zh", 100))
         for i in range(n)
     ]
     config = TokenizerConfig(vocab_size=300, sample_bytes=40_000, alpha=0.5)
-    drawn = []
-    for files in (1, 4):
+    right = plainly_drawn(documents, config)
+    for files, engine in ((1, None), (4, None), (4, Backwards())):
         for part in range(files):
-            write_documents(tmp_path / f"in{files}" / f"{part}.jsonl", documents[part::files])
-        sample = Sample(Stage("train_tokenizer", tmp_path / f"in{files}", tmp_path / f"out{files}", {}), config)
-        assert len(list(sample)) == sample.used.total()
-        assert sample.read == 1000
-        drawn.append(sample.used)
-    assert drawn[0] == drawn[1]
-    assert drawn[0]["en"] == pytest.approx(300, abs=50)
-    assert drawn[0]["zh"] == pytest.approx(100, abs=1)
+            first = part * 1000 // files
+            write_documents(tmp_path / f"in{files}" / f"{part}.jsonl", documents[first : first + 1000 // files])
+        output = tmp_path / f"out{files}{engine is None}"
+        stage = Stage("train_tokenizer", tmp_path / f"in{files}", output, {}, engine=engine)
+        paths, counts = draw_sample(stage, config)
+        assert [text for path in paths for text in read_texts(path)] == right
+        assert (counts["in"], counts["out"], counts["bad_records"]) == (1000, len(right), 0)
+        assert counts["bytes"]["en"] == pytest.approx(30_000, abs=4000)
+        assert counts["bytes"]["zh"] == pytest.approx(10_000, abs=400)
+
+
+def test_a_sample_that_was_interrupted_goes_on(tmp_path):
+    documents = [{"id": str(i), "text": f"text {i}"} for i in range(40)]
+    for part in range(4):
+        write_documents(tmp_path / "in" / f"{part}.jsonl", documents[part * 10 : part * 10 + 10])
+    config = TokenizerConfig(vocab_size=300, sample_bytes=200)
+
+    def paths_after(engine):
+        return draw_sample(Stage("train_tokenizer", tmp_path / "in", tmp_path / "out", {}, engine=engine), config)[0]
+
+    first, second, third = Backwards(3), Backwards(3), Backwards(3)
+    for engine in (first, second):
+        with pytest.raises(KeyboardInterrupt):
+            paths_after(engine)
+        gc.collect()  # the stage that was interrupted, which has the folder
+    paths = paths_after(third)
+    assert (first.ran, second.ran, third.ran) == (3, 3, 2)  # each of four parts is counted once and drawn once
+    drawn = [text for path in paths for text in read_texts(path)]
+    assert drawn == plainly_drawn([{**d, "lang": "unknown"} for d in documents], config)
+
+
+def test_training_takes_its_workers_as_threads_and_leaves_the_environment(monkeypatch):
+    monkeypatch.setenv("RAYON_NUM_THREADS", "1")
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    with threads(3):
+        assert (os.environ["RAYON_NUM_THREADS"], os.environ["TOKENIZERS_PARALLELISM"]) == ("3", "true")
+    assert os.environ["RAYON_NUM_THREADS"] == "1"
+    assert "TOKENIZERS_PARALLELISM" not in os.environ
+
+
+def test_a_sample_without_documents_is_refused(tmp_path):
+    write_documents(tmp_path / "in.jsonl", [{"id": "a", "text": "x" * 1000}])
+    stage = Stage("train_tokenizer", tmp_path / "in.jsonl", tmp_path / "out", {})
+    with pytest.raises(UserError, match="sample_bytes 1 draws none of the 1 documents; raise it"):
+        draw_sample(stage, TokenizerConfig(vocab_size=300, sample_bytes=1))
 
 
 def test_fertility_unused_tokens_and_round_trips_are_counted(prepared, tmp_path, capsys):
@@ -65,6 +133,43 @@ def test_fertility_unused_tokens_and_round_trips_are_counted(prepared, tmp_path,
     assert vocabulary["by_script"]["han"] > 50 < vocabulary["by_script"]["latin"]
     assert 900 < vocabulary["unused"] < 1015
     assert "0 documents come back changed" in capsys.readouterr().out
+
+
+def test_what_is_used_does_not_depend_on_files_nor_on_holes_in_the_ids(prepared, tmp_path):
+    content = load_json(prepared.tokenizer / "tokenizer.json")
+    content["model"]["vocab"]["never"] = 70_000
+    (tmp_path / "hole").mkdir()
+    (tmp_path / "hole" / "tokenizer.json").write_text(json.dumps(content))
+    documents = [{"id": str(i), "text": text} for i, text in enumerate(("The old ship", "清晨，青石镇", "2026"))]
+    write_documents(tmp_path / "in1" / "a.jsonl", documents)
+    for document in documents:
+        write_documents(tmp_path / "in3" / f"{document['id']}.jsonl", [document])
+    vocabulary = {}
+    for tokenizer, source in ((prepared.tokenizer, "in1"), (tmp_path / "hole", "in1"), (tmp_path / "hole", "in3")):
+        output = tmp_path / f"{tokenizer.name}-{source}"
+        words = ["--input", tmp_path / source, "--tokenizer", tokenizer, "--output", output, "--workers", 1]
+        assert main([str(w) for w in words]) == 0
+        vocabulary[output.name] = load_json(output / "manifest.json")["results"]["vocabulary"]
+        assert {path.name for path in output.iterdir()} == {
+            ".lock",
+            "stage.json",
+            "manifest.json",
+            "table.txt",
+            "tasks",
+        }
+    used = {token for d in documents for token in Tokenizer.from_str(json.dumps(content)).encode(d["text"]).ids}
+    assert vocabulary["tokenizer-in1"]["unused"] == 1024 - 9 - len(used)
+    assert vocabulary["hole-in1"]["unused"] == vocabulary["tokenizer-in1"]["unused"] + 1
+    assert vocabulary["hole-in3"] == vocabulary["hole-in1"]
+
+
+def test_a_folder_that_transformers_does_not_load_is_named_before_anything_is_read(prepared, tmp_path, capsys):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "vocab.txt").touch()
+    words = ["--input", prepared.deduped, "--tokenizer", prepared.tokenizer, "--output", tmp_path / "out"]
+    assert main([str(w) for w in (*words, "--compare", tmp_path / "other")]) == 2
+    assert f"transformers loads no tokenizer from {tmp_path / 'other'}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_tokenizer_that_changes_text_is_found_out(prepared, tmp_path):

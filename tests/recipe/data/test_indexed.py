@@ -45,6 +45,35 @@ def test_megatron_reads_our_shards_and_we_read_megatrons(tmp_path, vocab_size):
     assert [d.tolist() for d in Shard(tmp_path / "m").documents()] == DOCUMENTS[:3]
 
 
+def test_ids_beyond_16_bits_come_back_from_megatrons_reader(tmp_path):
+    from megatron.core.datasets import indexed_dataset as megatron
+
+    documents = [[0, 70_000], [65_535, 65_536, 131_071]]
+    writer = ShardWriter(tmp_path / "a", token_dtype(131_072), vocab_size=131_072)
+    for document in documents:
+        writer.add_document(np.array(document, np.uint32))
+    writer.close()
+    theirs = megatron.IndexedDataset(str(tmp_path / "a"))
+    assert [theirs[i].tolist() for i in range(len(theirs))] == documents
+    assert [d.tolist() for d in Shard(tmp_path / "a").documents()] == documents
+
+
+@pytest.mark.parametrize("kind", [list, lambda ids: np.array(ids, np.uint32), lambda ids: np.array(ids, np.int64)])
+@pytest.mark.parametrize(
+    ("vocab_size", "limit", "id_", "most"),
+    [(3_001, None, 70_000, "65,535"), (3_001, 3_001, 3_001, "3,000"), (70_000, None, 2**31, "2,147,483,647")],
+)
+def test_an_id_that_a_shard_cannot_hold_is_refused(tmp_path, kind, vocab_size, limit, id_, most):
+    writer = ShardWriter(tmp_path / "a", token_dtype(vocab_size), limit)
+    with pytest.raises(UserError, match=f"token id {id_} is not from 0 to {most}"):
+        writer.add_document(kind([5, id_, 7]))
+
+
+def test_a_negative_id_is_refused(tmp_path):
+    with pytest.raises(UserError, match="token id -1 is not from 0"):
+        ShardWriter(tmp_path / "a", token_dtype(70_000)).add_document([1, -1])
+
+
 def damage(path, how):
     raw = path.read_bytes()
     path.write_bytes({"truncated": raw[:-3], "empty": b"", "foreign": b"X" * len(raw)}[how])

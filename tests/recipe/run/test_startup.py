@@ -9,6 +9,7 @@ import socket
 
 import pytest
 
+from data_prep import tokenize_corpus
 from recipe import train
 from recipe.base.errors import UserError
 from recipe.base.settings import load_run_config
@@ -19,6 +20,7 @@ from recipe.run.export import check_exportable
 from recipe.run.prometheus import check_prometheus
 from recipe.run.startup import _check_held_out, _check_outputs, check_launch
 from tests.conftest import ROOT, free_port
+from tests.recipe.data.test_token_folder import far_end
 
 QUICKSTART = ROOT / "recipe/configs/runs/quickstart.yaml"
 
@@ -130,6 +132,15 @@ def test_which_checks_of_a_launch_allow_a_port_that_is_in_use(world_size, more, 
     monkeypatch.setattr("recipe.run.startup._check_outputs", end)
     with pytest.raises(UserError, match=f"allowed: {allowed}"):
         check_launch(QUICKSTART, [], ROOT / "ds_configs/cpu_2.json", world_size, **more)
+
+
+def test_a_model_must_have_room_for_the_tokenizers_largest_id_not_only_for_its_tokens(dry, prepared, tmp_path):
+    tokenizer, tokens = far_end(prepared, tmp_path / "tokenizer"), tmp_path / "tokens"
+    words = ["--input", prepared.deduped, "--tokenizer", tokenizer, "--output", tokens, "--workers", 1]
+    assert tokenize_corpus.main([str(w) for w in words]) == 0
+    code, message = dry(f"tokenizer={tokenizer}", f"data.tokens={tokens}")
+    assert code == 2
+    assert "model's vocab_size is 4,096, which its largest id, 70,000, must be below" in message
 
 
 def test_a_port_that_needs_privileges_is_refused(monkeypatch):
