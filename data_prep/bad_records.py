@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from data_prep.documents import BadRecord
 from recipe.base.errors import UserError
@@ -34,6 +36,22 @@ class BadRecords:
     def __len__(self) -> int:
         return len(self._records)
 
+    def result(self) -> dict[str, Any]:
+        """What a task's result says of them: how many; of the first the reason and how it begins, or None."""
+        first = self._records[0] if self._records else None
+        return {
+            "bad_records": len(self),
+            "first_bad": first and f"{first.reason}, in {' '.join(first.start.split())[:80]}",
+        }
+
     def write(self) -> None:
         if self._records:
             write_json(self._aside, [asdict(record) for record in self._records])
+
+
+def all_bad(results: Iterable[Mapping[str, Any]]) -> str:
+    """How a sentence about a job without documents goes on: the number of records set aside and the first reason."""
+    results = list(results)
+    count = sum(result["bad_records"] for result in results)
+    first = next((result["first_bad"] for result in results if result.get("first_bad")), None)
+    return f"all {count:,} records were set aside, the first: {first}" if count else "there are no records in it"
