@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from data_prep.columns import Columns
 from data_prep.compression import codec_of, damage_named, packed, unpacked
 from data_prep.fields import DOCUMENT_FIELDS, Document, Renames, defect
-from data_prep.inputs import PARQUET, document_files, unread_files
+from data_prep.listing import PARQUET, document_files, unread_files
 from data_prep.json_lines import BOM, MAX_RECORD_BYTES, check_lines, parse
 from recipe.base.errors import UserError
 

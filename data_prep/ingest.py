@@ -20,7 +20,7 @@ from data_prep.command import job_parser
 from data_prep.distinct import DistinctIds
 from data_prep.documents import BadRecord, Part, document_files, parts_of, read_documents, unread_files, write_part
 from data_prep.fields import DOCUMENT_FIELDS, Document, Fields, Renames, defect
-from data_prep.inputs import KNOWN, list_files, names_of
+from data_prep.listing import KNOWN, list_files, names_of
 from data_prep.stage import Stage
 from data_prep.tally import Tally, merged, with_totals
 from recipe.base.arguments import positive_int

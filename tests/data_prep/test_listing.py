@@ -8,7 +8,7 @@ import json
 import pytest
 
 from data_prep.documents import document_files, unread_files, write_documents
-from data_prep.inputs import SUFFIXES
+from data_prep.listing import SUFFIXES
 from recipe.base.errors import UserError
 
 LINE = b'{"id": "a", "text": "t"}\n'
