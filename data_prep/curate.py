@@ -17,6 +17,7 @@ from data_prep.characters import native
 from data_prep.cleaning import Phrases, is_prominent, normalize, without_notices
 from data_prep.command import job_parser
 from data_prep.documents import Document, Part, write_documents, write_part
+from data_prep.fields import Fields
 from data_prep.language import LANGUAGES, identify_language
 from data_prep.personal import Masks, mask_personal
 from data_prep.rules import Judge, LanguageRules
@@ -28,16 +29,6 @@ from recipe.base.strict import load_yaml, strict_model
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Fields(_Strict):
-    """Our name of a field -> its name in the input."""
-
-    id: str = "id"
-    text: str = "text"
-    lang: str = "lang"
-    source: str = "source"
-    url: str = "url"
 
 
 class Quality(_Strict):

@@ -24,15 +24,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data_prep.characters import native
 from data_prep.command import job_parser
-from data_prep.documents import SUFFIXES, Document, Part, parts_of, records, write_documents, write_part
+from data_prep.compression import damage_named, unpacked
+from data_prep.documents import Document, Part, parts_of, records, write_documents, write_part
 from data_prep.exchange import KEY, Exchange, column, grouped, read_table, write_table
+from data_prep.json_lines import layout
+from data_prep.listing import KNOWN, every_file, is_json, is_named_as_documents, is_parquet
 from data_prep.stage import Stage, for_documents
 from data_prep.tally import Tally, merged, with_totals
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import sha256
 from recipe.base.strict import load_yaml, strict_model
 
-EVALUATION_SUFFIXES = (*SUFFIXES, ".json")
 PENDING_NGRAMS = 4_000_000  # of items, before they are counted: 32 MB
 
 
@@ -54,28 +56,33 @@ def evaluation_files(path: Path) -> tuple[list[Path], list[Path]]:
     """
     if not path.exists():
         raise UserError(f"--evaluation {path} does not exist; give a file or folder of evaluation sets")
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    known = [file for file in files if file.name.endswith(EVALUATION_SUFFIXES)]
+    files = every_file([path])
+    known = [file for file in files if is_named_as_documents(file)]
     if not known:
-        raise UserError(f"--evaluation {path} holds no {', '.join(EVALUATION_SUFFIXES)} file; give evaluation sets")
-    return known, [file for file in files if not file.name.endswith(EVALUATION_SUFFIXES)]
+        raise UserError(f"--evaluation {path} holds no {KNOWN} file; give evaluation sets")
+    return known, [file for file in files if not is_named_as_documents(file)]
 
 
 def evaluation_parts(path: Path) -> list[Part]:
-    return [Part(path)] if path.name.endswith(".json") else parts_of(path)
+    return [Part(path)] if _is_one_value(path) else parts_of(path)
+
+
+def _is_one_value(path: Path) -> bool:
+    """Whether a file may hold one JSON array or object, by its name or its beginning."""
+    return not is_parquet(path) and (is_json(path) or layout(path) in ("array", "object"))
 
 
 def items_of(part: Part, many: int) -> Iterator[Any]:
-    """The items of a part of an evaluation set: its records, or what a .json file holds.
+    """The items of a part of an evaluation set: its records, or those in the one JSON value of the file.
 
     Args:
         part: the part.
-        many: a list of so many objects in the object of a .json file holds items.
+        many: a list of so many objects in the object of such a file holds items.
 
     Raises:
-        UserError: a line, or the .json file, is not JSON.
+        UserError: a line, or the file, is not JSON.
     """
-    if part.path.name.endswith(".json"):
+    if _is_one_value(part.path):
         yield from _items_of_json(part.path, many)
         return
     for raw in records(part):
@@ -84,7 +91,8 @@ def items_of(part: Part, many: int) -> Iterator[Any]:
 
 def _items_of_json(path: Path, many: int) -> Iterator[Any]:
     """The elements of an array; an object, and the elements of long lists in it apart (SQuAD's `data`); lines of JSON."""
-    content = path.read_bytes()
+    with damage_named(path), open(path, "rb") as raw:
+        content = unpacked(path, raw).read()
     try:
         value = _value(content)
     except ValueError:
@@ -284,7 +292,7 @@ def main(argv: list[str] | None = None) -> None:
         required=True,
         type=Path,
         metavar="DIR",
-        help="evaluation sets, a .jsonl(.gz|.zst), .json or .parquet each",
+        help="evaluation sets: files of JSON lines, JSON arrays or parquet",
     )
     args = parser.parse_args(argv)
     config = strict_model(DecontaminateConfig, load_yaml(args.config), args.config)

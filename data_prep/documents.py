@@ -1,20 +1,20 @@
-"""Documents on disk: jsonl (plain, .gz, .zst) and parquet, read record by record with every defect located.
+"""Documents on disk: lines of JSON (plain or compressed) and parquet, read record by record with every defect located.
 
 A document is a dict with `id` and `text` (both non-empty strings) and whatever else it came with; `lang`,
-`source`, `url` and `license` have meaning to later stages. A large file is cut into parts that tasks read
-side by side: plain jsonl by bytes, parquet by row groups. A compressed stream has no middle to start from.
+`source`, `url` and `license` have meaning to later stages and are strings (fields.py). A large file is cut into parts
+that tasks read side by side: plain lines by bytes, parquet by row groups. A compressed stream has no middle to start
+from.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -22,28 +22,43 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
-import zstandard
-from isal import igzip, isal_zlib
 
+from data_prep.columns import Columns
+from data_prep.compression import codec_of, damage_named, packed, unpacked
+from data_prep.fields import DOCUMENT_FIELDS, Document, Renames, defect
+from data_prep.json_lines import BOM, MAX_RECORD_BYTES, check_lines, parse
+from data_prep.listing import document_files, is_parquet, unread_files
 from recipe.base.errors import UserError
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+__all__ = [
+    "BadRecord",
+    "Document",
+    "Part",
+    "document_files",
+    "numbered_documents",
+    "parse",
+    "parts_of",
+    "read_documents",
+    "records",
+    "unread_files",
+    "write_documents",
+    "write_part",
+]
 PART_BYTES = 256 * 1024**2  # of a file, for one task: about a minute of curation
-MAX_RECORD_BYTES = 32 * 1024**2  # of one line or text: six of the longest novels; so a worker's memory has a bound
-Document = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Part:
     """What one task reads: a file, or some of it.
 
-    `start` and `stop` are bytes of plain jsonl (a line belongs to the part in which it starts) or row groups of
+    `start` and `stop` are bytes of plain lines (a line belongs to the part in which it starts) or row groups of
     parquet; `stop` None is the end of the file.
     """
 
     path: Path
     start: int = 0
     stop: int | None = None
+    name: str = ""  # of the file in ids by position; its own where this is empty
 
 
 @dataclass(frozen=True)
@@ -57,40 +72,14 @@ class BadRecord:
     part_start: int = 0  # where the part starts: a byte of jsonl, a row group of parquet
 
 
-def document_files(path: str | Path) -> list[Path]:
-    """Every document file at `path` (a file, or a folder searched through), in a stable order.
+def parts_of(path: Path, part_bytes: int = PART_BYTES, name: str = "") -> list[Part]:
+    """Parts of about `part_bytes` that together are the file.
 
     Raises:
-        UserError: nothing there, or nothing of a known suffix.
+        UserError: by its beginning the file is not what its name says, or does not hold one JSON object a line.
     """
-    path = Path(path)
-    if path.is_file():
-        if not path.name.endswith(SUFFIXES):
-            raise UserError(f"{path} is none of {', '.join(SUFFIXES)}; convert it or rename it")
-        return [path]
-    if not path.is_dir():
-        raise UserError(f"--input {path} does not exist; give a file or folder of documents")
-    found = sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(SUFFIXES))
-    if not found:
-        raise UserError(f"--input {path} holds no {', '.join(SUFFIXES)} file; give a folder of documents")
-    return found
-
-
-def unread_files(path: str | Path) -> list[Path]:
-    """The files of a folder that `document_files` leaves out, but for hidden ones, in a stable order."""
-    path = Path(path)
-    if not path.is_dir():
-        return []
-    files = (p for p in path.rglob("*") if p.is_file() and not p.name.endswith(SUFFIXES))
-    return sorted(p for p in files if not any(name.startswith(".") for name in p.relative_to(path).parts))
-
-
-def parts_of(path: Path, part_bytes: int = PART_BYTES) -> list[Part]:
-    """Parts of about `part_bytes` that together are the file."""
-    if path.name.endswith(".jsonl"):
-        starts = list(range(0, max(1, path.stat().st_size), part_bytes))
-    elif path.name.endswith(".parquet"):
-        with _damage_named(path), pq.ParquetFile(path) as file:
+    if is_parquet(path):
+        with damage_named(path), pq.ParquetFile(path) as file:
             ends = [file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)]
         starts, filled = [0], 0
         for group, size in enumerate(ends):
@@ -99,42 +88,59 @@ def parts_of(path: Path, part_bytes: int = PART_BYTES) -> list[Part]:
                 filled = 0
             filled += size
     else:
-        starts = [0]
-    return [Part(path, start, stop) for start, stop in zip(starts, [*starts[1:], None], strict=True)]
+        check_lines(path)
+        starts = [0] if codec_of(path.name) else list(range(0, max(1, path.stat().st_size), part_bytes))
+    return [Part(path, start, stop, name) for start, stop in zip(starts, [*starts[1:], None], strict=True)]
 
 
 def read_documents(
-    source: Path | Part, on_bad: Callable[[BadRecord], None], fields: dict[str, str] | None = None
+    source: Path | Part,
+    on_bad: Callable[[BadRecord], None],
+    fields: Mapping[str, str | None] | None = None,
+    number_ids: bool = False,
 ) -> Iterator[Document]:
-    """Yield the documents of one file or part; `on_bad` gets each record that is none.
+    """The documents of one file or part; `on_bad` gets each record that is none.
 
     Args:
         source: the file or part.
         on_bad: called with each broken or incomplete record; raises to stop the reading.
-        fields: our name -> the file's name, for files that call them otherwise.
+        fields: our name -> the file's name, for files that call them otherwise; a dot leads into a field, None leaves
+            ours out, and as the name of the id numbers all records.
+        number_ids: give records without an id one by their position: the file's name and the byte or row.
 
     Raises:
         UserError: the file itself is damaged or unreadable (a truncated .gz, a parquet without footer).
     """
-    for _, document in numbered_documents(source, on_bad, fields):
-        yield document
+    return map(itemgetter(1), numbered_documents(source, on_bad, fields, number_ids))
 
 
 def numbered_documents(
-    source: Path | Part, on_bad: Callable[[BadRecord], None], fields: dict[str, str] | None = None
+    source: Path | Part,
+    on_bad: Callable[[BadRecord], None],
+    fields: Mapping[str, str | None] | None = None,
+    number_ids: bool = False,
 ) -> Iterator[tuple[int, Document]]:
     """Like `read_documents`, each document with its record's number, from 0 at the start of the part."""
     part = source if isinstance(source, Part) else Part(source)
-    renames = {theirs: ours for ours, theirs in (fields or {}).items() if theirs != ours}
-    for number, raw in enumerate(records(part)):
-        record, reason = _parse(raw)
-        if record is not None:
-            for theirs, ours in renames.items():
-                if theirs in record:
-                    record[ours] = record.pop(theirs)
-            reason = defect(record)
+    renames = Renames(fields)
+    number_ids = number_ids or renames.numbered
+    for number, (position, raw) in enumerate(_positioned(part, renames.top_names)):
+        reason: str | None
+        try:
+            if len(raw) > MAX_RECORD_BYTES:
+                raise ValueError(f"longer than {MAX_RECORD_BYTES:,} bytes")
+            record = parse(raw) if isinstance(raw, bytes) else raw
+            if not isinstance(record, dict):
+                raise ValueError("not a JSON object")
+        except ValueError as error:
+            reason = str(error)
+        else:
+            if renames:
+                renames.apply(record)
+            if number_ids and record.get("id") is None:
+                record["id"] = f"{part.name or part.path.name}/{position}"
+            reason = defect(record, renames, MAX_RECORD_BYTES, raw if isinstance(raw, bytes) else b"")
         if reason is None:
-            assert record is not None
             yield number, record
         else:
             start = raw[:200].decode("utf-8", "replace") if isinstance(raw, bytes) else repr(raw)[:200]
@@ -142,14 +148,61 @@ def numbered_documents(
 
 
 def records(part: Part) -> Iterator[bytes | Document]:
-    """The records of a part as they are: lines of jsonl that are not blank, rows of parquet."""
-    with _damage_named(part.path):
-        if part.path.name.endswith(".parquet"):
-            yield from _rows(part)
+    """The records of a part as they are: lines that are not blank, for `parse`, and rows of parquet."""
+    for _, record in _positioned(part, DOCUMENT_FIELDS):
+        yield record
+
+
+def _positioned(part: Part, text_columns: Collection[str]) -> Iterator[tuple[int, bytes | Document]]:
+    """The records of a part, each with the byte or row of the whole (unpacked) file at which it is."""
+    with damage_named(part.path):
+        if is_parquet(part.path):
+            yield from _rows(part, text_columns)
             return
         with open(part.path, "rb") as raw:
-            lines = _lines_between(raw, part) if part.path.name.endswith(".jsonl") else _lines(part.path.name, raw)
-            yield from (line for line in lines if line.strip())
+            if part.start:
+                raw.seek(part.start - 1)
+                raw.readline()
+            lines = unpacked(part.path, raw) if codec_of(part.path.name) else raw
+            for at, line in _bounded_lines(lines, raw.tell() if part.start else 0):
+                if part.stop is not None and at >= part.stop:
+                    return
+                if line[:1] == b"{":
+                    yield at, line
+                else:
+                    line = line.removeprefix(BOM)  # of the file, or of one that was appended to it
+                    if line and not line.isspace():
+                        yield at, line
+
+
+def _rows(part: Part, text_columns: Collection[str]) -> Iterator[tuple[int, Document]]:
+    # int96 is of the old Impala and Spark; in nanoseconds it would wrap around outside 1677 to 2262
+    with pq.ParquetFile(part.path, coerce_int96_timestamp_unit="us") as file:
+        groups = range(part.start, file.num_row_groups if part.stop is None else part.stop)
+        position = sum(file.metadata.row_group(group).num_rows for group in range(part.start))
+        columns = Columns(part.path, file.schema_arrow, text_columns)
+        for batch in file.iter_batches(batch_size=256, row_groups=list(groups)):
+            yield from enumerate(columns.rows(batch), position)
+            position += batch.num_rows
+
+
+def _bounded_lines(handle: BinaryIO, at: int) -> Iterator[tuple[int, bytes]]:
+    """The lines from `at` on, each with its position; of one longer than `MAX_RECORD_BYTES` so much and a byte more.
+
+    One line behind: a compressed file that ends early ends in half a line, which is no record of its own.
+    """
+    line = handle.readline(MAX_RECORD_BYTES + 1)
+    while line:
+        size = len(line)
+        if size > MAX_RECORD_BYTES and not line.endswith(b"\n"):
+            while end := handle.readline(1 << 20):
+                size += len(end)
+                if end.endswith(b"\n"):
+                    break
+        following = handle.readline(MAX_RECORD_BYTES + 1)
+        yield at, line
+        at += size
+        line = following
 
 
 class Written(NamedTuple):
@@ -164,12 +217,16 @@ class Written(NamedTuple):
 
 
 def write_documents(path: Path, documents: Iterable[Document]) -> Written:
-    """Write documents as `path` (.jsonl, .jsonl.gz, .jsonl.zst or .parquet), which appears only when complete."""
-    if path.name.endswith(".parquet"):
+    """Write documents as `path`, in the format that its suffix names, which appears only when complete."""
+    if is_parquet(path):
         rows = list(documents)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _Hashed(_partial(path)) as raw:
-            pq.write_table(pa.Table.from_pylist(rows), raw, compression="zstd")
+        table = _table(path, rows)
+        try:
+            with _Hashed(_partial(path)) as raw:
+                pq.write_table(table, raw, compression="zstd")
+        except pa.ArrowNotImplementedError as error:  # an object without fields
+            raise UserError(f"{path}: {error}; write .jsonl.zst, which needs no types") from None
         os.replace(_partial(path), path)
         return Written(len(rows), [{"path": str(path), **raw.facts()}])
     count = 0
@@ -229,6 +286,19 @@ class _Hashed(io.FileIO):
         return {"bytes": self._bytes, "sha256": self._sha256.hexdigest(), "xxh3_128": self._xxh3.hexdigest()}
 
 
+def _table(path: Path, rows: list[Document]) -> pa.Table:
+    """All fields of all rows, in the order in which they come; a column has one type."""
+    columns = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        try:
+            columns[name] = pa.array([row.get(name) for row in rows])
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+            raise UserError(
+                f"{path}: the values of field {name} are not of one type ({error}); write .jsonl.zst, which needs none"
+            ) from None
+    return pa.table(columns)
+
+
 class _WholeFile:
     """A jsonl file, compressed by its suffix, that has its name only when it was closed without an error."""
 
@@ -237,7 +307,7 @@ class _WholeFile:
         self.facts: dict[str, Any] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._raw = _Hashed(_partial(path))
-        self._handle = _compressor(path.name, self._raw)
+        self._handle = packed(path.name, self._raw)
 
     def write(self, document: Document | bytes) -> None:
         line = document if isinstance(document, bytes) else orjson.dumps(document)
@@ -257,141 +327,3 @@ class _WholeFile:
 
 def _partial(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
-
-
-_DAMAGE: tuple[Any, ...] = (
-    EOFError,
-    gzip.BadGzipFile,
-    isal_zlib.error,
-    zstandard.ZstdError,
-    pa.ArrowInvalid,
-)
-
-
-@contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    """Errors of reading `path` as one sentence that names it."""
-    try:
-        yield
-    except _DAMAGE as error:
-        raise UserError(f"{path} is damaged or truncated; fetch it again or remove it ({error})") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-
-
-def _rows(part: Part) -> Iterator[Document]:
-    with pq.ParquetFile(part.path) as file:
-        groups = range(part.start, file.num_row_groups if part.stop is None else part.stop)
-        for batch in file.iter_batches(batch_size=256, row_groups=list(groups)):
-            yield from batch.to_pylist()
-
-
-def _lines_between(raw: BinaryIO, part: Part) -> Iterator[bytes]:
-    if part.start:
-        raw.seek(part.start - 1)
-        raw.readline()
-    at = raw.tell()
-    for line, size in _bounded_lines(raw):
-        if part.stop is not None and at >= part.stop:
-            return
-        at += size
-        yield line
-
-
-def _lines(name: str, raw: BinaryIO) -> Iterator[bytes]:
-    # One line behind: a file that ends early ends in half a line, which is no record of its own.
-    before = b""
-    for line, _ in _bounded_lines(_decompressor(name, raw)):
-        yield before
-        before = line
-    yield before
-
-
-def _bounded_lines(handle: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Each line and its size in the file; of one longer than `MAX_RECORD_BYTES` so much and a byte more."""
-    while line := handle.readline(MAX_RECORD_BYTES + 1):
-        size = len(line)
-        end = line
-        while not end.endswith(b"\n") and size > MAX_RECORD_BYTES:
-            end = handle.readline(1 << 20)
-            if not end:
-                break
-            size += len(end)
-        yield line, size
-
-
-class _WholeFrames(io.RawIOBase):
-    """A zstd stream that raises at a truncated end, which zstandard's own reader takes for the end."""
-
-    def __init__(self, raw):
-        self._raw, self._decompressor = raw, zstandard.ZstdDecompressor()
-        self._frame = self._decompressor.decompressobj()
-        self._pending, self._in_frame = memoryview(b""), False
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        while not self._pending:
-            chunk = self._raw.read(1 << 17)
-            if not chunk:
-                if self._in_frame:
-                    raise EOFError("zstd frame ends early")
-                return 0
-            self._pending = memoryview(self._feed(chunk))
-        size = min(len(buffer), len(self._pending))
-        buffer[:size], self._pending = self._pending[:size], self._pending[size:]
-        return size
-
-    def _feed(self, chunk: bytes) -> bytes:
-        out = b""
-        while chunk:
-            self._in_frame = True
-            out += self._frame.decompress(chunk)
-            chunk = self._frame.unused_data
-            if self._frame.eof:
-                self._in_frame = False
-                self._frame = self._decompressor.decompressobj()
-            else:
-                break
-        return out
-
-
-def _decompressor(name: str, raw: BinaryIO) -> BinaryIO:
-    if name.endswith(".gz"):
-        return io.BufferedReader(igzip.IGzipFile(fileobj=raw), 1 << 20)  # a third of zlib's time
-    return io.BufferedReader(_WholeFrames(raw), 1 << 20)
-
-
-def _compressor(name: str, raw):
-    if name.endswith(".gz"):
-        return gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0)  # no name or time: same bytes each run
-    if name.endswith(".zst"):
-        return zstandard.ZstdCompressor(level=3, write_checksum=True).stream_writer(raw, closefd=False)
-    return io.BufferedWriter(raw)
-
-
-def _parse(raw: bytes | Document) -> tuple[Document | None, str | None]:
-    if isinstance(raw, dict):
-        return raw, None
-    if len(raw) > MAX_RECORD_BYTES:
-        return None, f"longer than {MAX_RECORD_BYTES:,} bytes"
-    try:
-        record = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        return None, f"not JSON: {error.msg}"
-    return (record, None) if isinstance(record, dict) else (None, "not a JSON object")
-
-
-def defect(record: Document) -> str | None:
-    for name in ("id", "text"):
-        value = record.get(name)
-        if value is None:
-            return f"missing field '{name}'"
-        if not isinstance(value, str):
-            return f"field '{name}' is {type(value).__name__}, not a string"
-        if not value.strip():
-            return f"field '{name}' is empty"
-        if len(value) > MAX_RECORD_BYTES:
-            return f"field '{name}' is longer than {MAX_RECORD_BYTES:,} characters"
-    return None

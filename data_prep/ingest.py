@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,11 +16,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data_prep.bad_records import BadRecords
 from data_prep.command import job_parser
-from data_prep.documents import BadRecord, Document, Part, defect, document_files, read_documents, write_part
+from data_prep.distinct import DistinctIds
+from data_prep.documents import BadRecord, Part, document_files, read_documents, unread_files, write_part
+from data_prep.fields import DOCUMENT_FIELDS, Document, Fields, Renames, defect
+from data_prep.listing import KNOWN, Files, list_files, names_of
 from data_prep.stage import Stage
 from data_prep.tally import Tally, merged, with_totals
+from recipe.base.arguments import positive_int
 from recipe.base.errors import UserError, exit_on_user_error, nearest
-from recipe.base.strict import load_yaml, strict_model
+from recipe.base.strict import load_json, load_yaml, strict_model
+
+PART_DOCUMENTS = 100  # of one id in a part: no chance
+FEW_IDS = 1000  # documents are held out by a hash of their id; of fewer ids a share is a matter of chance
 
 
 class _Strict(BaseModel):
@@ -44,7 +54,13 @@ class SourceConfig(_Strict):
     expected_tokens: float = Field(gt=0)  # of the source as it is published, in tokens of about 4.4 bytes
     tier: Literal[1, 2, 3]  # 1: best, more of it towards the end of training
     weight: float = Field(1.0, gt=0)  # beside temperature sampling
-    fields: dict[str, str] = {}  # our name -> theirs; text at least where they differ
+    # Our name -> theirs, where they differ; a dot leads into a field (metadata.url). `id: null` numbers the records, as
+    # does a record without an id unless `id` is named. Named, lang, source and license go before the entry's own.
+    fields: Fields = Fields()
+
+    @property
+    def named_fields(self) -> dict[str, str | None]:
+        return self.fields.model_dump(exclude_unset=True)
 
     def problems(self) -> list[str]:
         return [] if (self.hub is None) != (self.files is None) else ["give exactly one of 'hub' and 'files'"]
@@ -65,7 +81,7 @@ def open_hub(hub: Hub) -> Any:
     """The streaming dataset.
 
     Raises:
-        UserError: it does not exist or cannot be reached.
+        UserError: it does not exist, needs a token or a name, or cannot be reached.
     """
     import datasets
 
@@ -73,24 +89,56 @@ def open_hub(hub: Hub) -> Any:
         return datasets.load_dataset(
             hub.path, hub.name, split=hub.split, revision=hub.revision, data_files=hub.data_files, streaming=True
         )
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"dataset {hub.path} cannot be opened ({first}); check its name and the network") from None
+    except Exception as error:  # of datasets, huggingface_hub, fsspec, httpx, which share no class
+        raise UserError(f"dataset {hub.path} cannot be opened ({_first_lines(error)}); {_advice(str(error))}") from None
 
 
-def hub_documents(hub: Hub, shard: int, shards: int, fields: dict[str, str], on_bad: Any) -> Iterator[Document]:
-    """Documents of one shard of a hub dataset; a row without an id is named by its place."""
-    stream = open_hub(hub).shard(num_shards=shards, index=shard, contiguous=True)
-    for row, record in enumerate(stream):
-        document = {name: record.pop(theirs) for name, theirs in fields.items() if theirs in record} | {
-            name: value for name, value in record.items() if name in ("id", "text", "url")
-        }
-        document = {"id": f"{shard:05d}/{row:09d}", **{k: v for k, v in document.items() if v is not None}}
-        reason = defect(document)
+def _advice(message: str) -> str:
+    """What to do about a dataset that cannot be opened."""
+    if re.search(r"gated|authenticat|40[13] |unauthorized|forbidden", message, re.IGNORECASE):
+        return "accept its terms on its page, and log in with `hf auth login` or HF_TOKEN"
+    if re.search(r"config", message, re.IGNORECASE):
+        return "give hub.name, one of its configurations"
+    if re.search(r"split", message, re.IGNORECASE):
+        return "give hub.split, one of its splits"
+    return "check its name and the network"
+
+
+def _first_lines(error: Exception, most: int = 400) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else text[:most] + " ..."
+
+
+def hub_documents(
+    hub: Hub, shard: int, shards: int, fields: Mapping[str, str | None], on_bad: Callable[[BadRecord], None]
+) -> Iterator[Document]:
+    """Documents of one shard of a hub dataset, with their own fields only; a row without an id is numbered."""
+    renames = Renames(fields)
+    for row, record in _hub_rows(hub, shard, shards):
+        renames.apply(record)
+        if record.get("id") is None and fields.get("id") is None:
+            record["id"] = f"{shard:05d}/{row:09d}"
+        reason = defect(record, renames)
         if reason is None:
-            yield document
+            yield {name: record[name] for name in DOCUMENT_FIELDS if name in record}
         else:
             on_bad(BadRecord(f"shard {shard}", row + 1, reason, repr(record)[:200]))
+
+
+def _hub_rows(hub: Hub, shard: int, shards: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    rows, row = iter(open_hub(hub).shard(num_shards=shards, index=shard, contiguous=True)), 0
+    while True:
+        try:
+            record = next(rows, None)
+        except Exception as error:  # the network's, a file's, or the dataset's own
+            raise UserError(
+                f"dataset {hub.path} shard {shard} cannot be read beyond row {row:,} ({_first_lines(error)}); run again "
+                "to resume, or download its files and name them under 'files'"
+            ) from None
+        if record is None:
+            return
+        yield row, record
+        row += 1
 
 
 def ingest_task(
@@ -104,48 +152,89 @@ def ingest_task(
     max_bad: int,
 ) -> dict[str, Any]:
     """One part of the source into documents with its labels; `limit` bounds the documents of the part."""
-    tally = Tally()
-    place = task.path if isinstance(task, Part) else Path(f"{source.hub.path if source.hub else name} shard {task[0]}")
-    bad = BadRecords(place, number, output, max_bad)
+    tally, ids, used = Tally(), DistinctIds(), Counter[str]()
+    path = task.path if isinstance(task, Part) else Path(f"{source.hub.path if source.hub else name} shard {task[0]}")
+    bad = BadRecords(path, number, output, max_bad)
+    labels = {"lang": source.lang, "source": name, "license": source.license}
+    # what the records say of labels that the entry gives is not looked at, unless it names their fields
+    fields: dict[str, str | None] = {**dict.fromkeys(labels), **source.named_fields}
     if isinstance(task, Part):
-        documents = read_documents(task, bad, source.fields)
+        documents = read_documents(task, bad, fields, number_ids="id" not in source.named_fields)
     else:
         assert source.hub is not None
-        documents = hub_documents(source.hub, *task, source.fields, bad)
+        documents = hub_documents(source.hub, *task, fields, bad)
+    first_id = None
 
     def labelled() -> Iterator[Document]:
-        for count, document in enumerate(documents):
-            if count == limit:
-                return
+        nonlocal first_id
+        for document in islice(documents, limit):
+            first_id = first_id or document["id"]
+            ids.add(document["id"])
+            used.update(field for field in source.named_fields if field in document)
+            document = {**labels, **document}
             size = len(document["text"].encode())
-            tally.add(source.lang, name, size, None, size)
-            yield {
-                **document,
-                "id": f"{name}/{document['id']}",
-                "lang": source.lang,
-                "source": name,
-                "license": source.license,
-            }
+            tally.add(document["lang"], document["source"], size, None, size)
+            yield {**document, "id": f"{name}/{document['id']}"}
 
     written = write_part(output / "documents", number, labelled())
     bad.write()
-    return {"groups": tally.groups(), "bad_records": len(bad), "files": written.below(output)}
+    if written.documents >= PART_DOCUMENTS and ids.count() == 1:
+        raise UserError(f"{path}: all {written.documents:,} documents have the id '{first_id}'; {_other_id(source)}")
+    result = {"groups": tally.groups(), "ids": ids.dump(), "first_id": first_id, "fields": dict(used)}
+    return {**result, "bad_records": len(bad), "files": written.below(output)}
 
 
-def files_of(source: SourceConfig) -> list[Path]:
-    """The local files of a source; none of a hub dataset."""
+def _other_id(source: SourceConfig) -> str:
+    return f"name another field than '{source.fields.id or 'id'}' as fields.id of the source, or null to number the records"
+
+
+def notes_of(source: SourceConfig, results: list[dict[str, Any]], documents: int, unread: list[Path]) -> list[str]:
+    """What is to be known of a source that was brought in: too few ids, fields that no record has, files not read."""
+    notes = []
+    distinct = DistinctIds.merged(result["ids"] for result in results).count()
+    if distinct < documents / 2 or distinct < FEW_IDS < documents:
+        example = next(result["first_id"] for result in results if result["first_id"])
+        notes.append(
+            f"the {documents:,} documents have only about {distinct:,} different ids in '{source.fields.id or 'id'}', such "
+            f"as '{example}', and documents are held out by their ids; {_other_id(source)}"
+        )
+    used = {field for result in results for field, count in result["fields"].items() if count}
+    for field, theirs in source.named_fields.items():
+        if theirs is not None and field not in used:
+            notes.append(f"no record has the field '{theirs}' that fields.{field} names; correct it or leave it out")
+    if unread:
+        notes.append(f"not read, being no documents or second names of some: {len(unread):,} files, {names_of(unread)}")
+    return notes
+
+
+def files_of(source: SourceConfig) -> Files:
+    """The local files of a source, and those that are not read; none of a hub dataset."""
     if source.files is None:
-        return []
-    found = sorted(glob.glob(source.files, recursive=True))
-    if not found:
+        return Files([], [])
+    matches = sorted(map(Path, glob.glob(source.files, recursive=True)))
+    if not matches:
         raise UserError(f"files {source.files} match nothing; correct the glob or fetch them")
-    return [file for path in found for file in document_files(path)]
+    if matches == [Path(source.files)]:  # no glob
+        return Files(document_files(source.files), unread_files(source.files))
+    files = list_files(matches)
+    if not files.documents:
+        raise UserError(f"files {source.files} match no {KNOWN} file, only {names_of(files.unread)}; correct the glob")
+    return files
 
 
 def shards_of(hub: Hub) -> list[tuple[int, int]]:
     """The shards of a hub dataset, each with their number."""
     shards = open_hub(hub).num_shards
     return [(shard, shards) for shard in range(shards)]
+
+
+def _root(pattern: str) -> Path:
+    """The folder above all that a glob matches: of its steps, those before the first with a wildcard."""
+    path = Path(pattern)
+    if path.is_dir():
+        return path
+    steps = list(takewhile(lambda step: not glob.has_magic(step), path.parts[:-1]))
+    return Path(*steps)
 
 
 @exit_on_user_error
@@ -157,14 +246,16 @@ def main(argv: list[str] | None = None) -> None:
         reads_input=False,
     )
     parser.add_argument("--source", required=True, help="name in the config")
-    parser.add_argument("--limit", type=int, help="documents per part, for a trial")
+    parser.add_argument("--limit", type=positive_int, help="documents per part, for a trial")
     args = parser.parse_args(argv)
     sources = load_sources(args.config)
     if args.source not in sources:
         raise UserError(f"--source {args.source} is not in {args.config}{nearest(args.source, sources)}")
     source = sources[args.source]
     parameters = {"name": args.source, "limit": args.limit, **source.model_dump(mode="json")}
-    stage = Stage.of("ingest", args, parameters, files=files_of(source))
+    files = files_of(source)
+    root = _root(source.files) if source.files else None
+    stage = Stage.of("ingest", args, parameters, files=files.documents, root=root)
     if not stage.finished:
         task = partial(
             ingest_task, name=args.source, source=source, limit=args.limit, output=stage.output, max_bad=stage.max_bad
@@ -173,8 +264,12 @@ def main(argv: list[str] | None = None) -> None:
         counts = with_totals(merged(result["groups"] for result in results))
         stage.must_have_documents(counts["in"], of=f"--source {args.source}")
         counts["bad_records"] = sum(result["bad_records"] for result in results)
-        stage.finish(counts=counts, written=results)
+        notes = notes_of(source, results, counts["in"], files.unread)
+        distinct = DistinctIds.merged(result["ids"] for result in results).count()
+        stage.finish(counts=counts, written=results, results={"distinct_ids": distinct, "notes": notes})
     stage.report()
+    for note in load_json(stage.output / "manifest.json")["results"].get("notes", ()):
+        print(f"  note: {note}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from data_prep.documents import Part, document_files
+from data_prep.documents import Part, document_files, parts_of
+from data_prep.listing import is_parquet
 from recipe.base.errors import UserError
 from recipe.base.files import sha256
 from recipe.base.strict import load_json
@@ -89,10 +91,16 @@ class Inputs:
         return cls(source.parent if source.is_file() else source, document_files(source))
 
     @classmethod
-    def of_files(cls, files: Sequence[Path]) -> Inputs:
-        """Input files that have no one folder."""
-        root = Path(os.path.commonpath([file.parent for file in files])) if files else Path()
+    def of_files(cls, files: Sequence[Path], root: Path | None = None) -> Inputs:
+        """Input files below `root`, or below the folder that they share."""
+        if root is None:
+            root = Path(os.path.commonpath([file.parent for file in files])) if files else Path()
         return cls(root, files)
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """The files as tasks, large ones cut where they can be; records without an id are numbered within the input."""
+        return [part for file in self.files for part in parts_of(file, name=str(file.relative_to(self.root)))]
 
     def _compare_with_manifest(self) -> None:
         differences = [f"{name} is missing" for name in self._listed if name not in self.facts]
@@ -126,7 +134,7 @@ class Inputs:
         """The task of reading a part: as it was read before, or as the manifest of the stage that wrote it says."""
         name = str(part.path.relative_to(self.root))
         known = self._digests.get((name, part.start, part.stop))
-        if known is None and part == Part(part.path):
+        if known is None and part.start == 0 and part.stop is None:
             known = self._listed.get(name, {}).get("xxh3_128")
             otherwise = (
                 f"is not what {self.root / 'manifest.json'} lists; restore it or run the job that wrote it again"
@@ -179,7 +187,7 @@ def part_digest(part: Part) -> str:
                 raw.seek(start)
                 while chunk := raw.read(CHUNK_BYTES if stop is None else min(CHUNK_BYTES, stop - raw.tell())):
                     digest.update(chunk)
-            if part.stop is not None and part.path.name.endswith(".jsonl"):
+            if part.stop is not None and not is_parquet(part.path):
                 # The last line of a part ends in the bytes of the next one.
                 raw.seek(part.stop - 1)
                 while tail := raw.readline(CHUNK_BYTES):
@@ -194,7 +202,7 @@ def part_digest(part: Part) -> str:
 
 
 def _byte_ranges(part: Part) -> Iterator[tuple[int, int | None]]:
-    if not part.path.name.endswith(".parquet"):
+    if not is_parquet(part.path):
         yield part.start, part.stop
         return
     with pq.ParquetFile(part.path) as file:

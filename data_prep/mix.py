@@ -8,6 +8,7 @@ The run config's `data.mixture` takes the same keys, and the loader follows the 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from recipe.base.settings import Mixture
 from recipe.base.strict import apply_override, load_yaml, strict_model
 from recipe.data.mixture import CYCLE, Phase, plan_mixture
 from recipe.data.token_folder import TokenFolder
+
+# Up to here data that is read again trains almost like new data: Muennighoff et al., Scaling Data-Constrained Language
+# Models, arXiv 2305.16264, abstract and figure 1
+CHEAP_EPOCHS = 4
 
 
 def read_mixture(path: Path | None, overrides: list[str]) -> Mixture:
@@ -53,6 +58,24 @@ def table(
     spans = "".join(f"  {end - start:>9.3g}" for start, end in zip(starts, ends, strict=True))
     lines.append(f"{'tokens of the phase':<24} {sum(sizes.values()):>10.3g}{spans} {run_tokens:>10.3g}")
     return "\n".join(lines)
+
+
+def repetition_notes(
+    sizes: dict[str, float], phases: list[Phase], run_tokens: float, cycle_tokens: float
+) -> Iterator[str]:
+    """A sentence for each source that the plan reads more often than costs little."""
+    bounds = [*(phase.first_cycle * cycle_tokens for phase in phases), run_tokens]
+    for name, size in sorted(sizes.items()):
+        epochs = [
+            phase.weights[name] * (end - start) / size
+            for phase, start, end in zip(phases, bounds, bounds[1:], strict=False)
+        ]
+        if sum(epochs) > CHEAP_EPOCHS * (1 + 1e-6):
+            last = f", {epochs[-1]:.1f} of them in the last phase" if len(phases) > 1 else ""
+            yield (
+                f"{name} is read {sum(epochs):.1f} times{last}; beyond {CHEAP_EPOCHS} epochs repeated data is worth less "
+                f"and less (arXiv 2305.16264): set max_epochs to {CHEAP_EPOCHS}, lower its weight, add data, or shorten the run"
+            )
 
 
 @exit_on_user_error
@@ -90,6 +113,8 @@ def main(argv: list[str] | None = None) -> None:
         })  # fmt: skip
     phases = plan_mixture(sizes, mixture, args.run_tokens, CYCLE * args.seq_length)
     print(table(sizes, languages, phases, args.run_tokens, CYCLE * args.seq_length))
+    for note in repetition_notes(sizes, phases, args.run_tokens, CYCLE * args.seq_length):
+        print(f"note: {note}")
     if args.output:
         values = mixture.model_dump(mode="json", exclude_defaults=True)
         write_text(args.output, yaml.safe_dump({"mixture": values}, allow_unicode=True, sort_keys=False))

@@ -7,7 +7,6 @@ documents spares what is quoted.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -15,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_prep.characters import native
-from data_prep.documents import Document, Part, records
+from data_prep.documents import Document, Part, parse, records
 from data_prep.exchange import Exchange, column, grouped, producer
 
 _CHUNK_LINES = 2_000_000  # hashes in memory at a time: 16 MB
@@ -53,7 +51,7 @@ def count_lines(
     for record, raw in enumerate(records(part)):
         if record == following:
             following = next(kept, None)
-            hashes, lengths = native.line_hashes(_parsed(raw)["text"])
+            hashes, lengths = native.line_hashes(parse(raw)["text"])
             waiting.append(np.unique(hashes[lengths >= config.min_characters]))
             lines += waiting[-1].size
             if lines > _CHUNK_LINES or len(waiting) >= _CHUNK_DOCUMENTS:
@@ -108,7 +106,7 @@ class LineFilter:
 
     def apply(self, raw: bytes | Document, changed: Counter[str]) -> Document | None:
         """The document without them, None if nothing is left; `changed` counts lines and documents."""
-        document = _parsed(raw)
+        document = parse(raw)
         hashes, _ = native.line_hashes(document["text"])
         repeated = self._are_repeated(hashes)
         if repeated.any():
@@ -126,13 +124,3 @@ class LineFilter:
             return np.zeros(hashes.size, bool)
         position = np.minimum(np.searchsorted(self._hashes, hashes), self._hashes.size - 1)
         return self._hashes[position] == hashes
-
-
-def _parsed(raw: bytes | Document) -> Document:
-    """A record that was read as a document before."""
-    if not isinstance(raw, bytes):
-        return raw
-    try:
-        return orjson.loads(raw)
-    except orjson.JSONDecodeError:  # NaN and Infinity, which Python's own parser knows
-        return json.loads(raw)

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import recipe
 from data_prep.bad_records import BadRecords
-from data_prep.documents import Part, numbered_documents, parts_of, read_documents, unread_files
+from data_prep.documents import Part, numbered_documents, read_documents, unread_files
 from data_prep.engines import Engine, LocalEngine, make_engine
 from data_prep.exchange import Exchange
 from data_prep.inputs import Inputs, input_folder, only_read, parent_of, read_part, shortened
@@ -42,7 +42,7 @@ class Stage:
 
     Args:
         source: what --input names; None for a job without.
-        files: input files of a job without --input.
+        files, root: input files of a job without --input, and the folder that they are named below.
 
     Raises:
         UserError: from the constructor, when the output folder belongs to another run, is being written by
@@ -60,6 +60,7 @@ class Stage:
         workers: int = 1,
         engine: Engine | None = None,
         files: Sequence[Path] = (),
+        root: Path | None = None,
     ):
         self.name, self.output, self.max_bad, self.workers = name, Path(output), max_bad, workers
         check_output_folder("--output", self.output)
@@ -69,7 +70,7 @@ class Stage:
             raise UserError(
                 f"--output {output} lies in --input {source}, which would read what it wrote; choose another"
             )
-        self.inputs = Inputs.of_files(files) if source is None else Inputs.of(source)
+        self.inputs = Inputs.of_files(files, root) if source is None else Inputs.of(source)
         self.parameters = json.loads(json.dumps(parameters))
         self.parent = None if source is None else parent_of(source)
         self._source = source
@@ -77,20 +78,27 @@ class Stage:
         self._tell_unread()
 
     @classmethod
-    def of(cls, name: str, args: Namespace, parameters: Mapping[str, Any], files: Sequence[Path] = ()) -> Stage:
+    def of(
+        cls,
+        name: str,
+        args: Namespace,
+        parameters: Mapping[str, Any],
+        files: Sequence[Path] = (),
+        root: Path | None = None,
+    ) -> Stage:
         """The stage that the arguments of `job_parser` describe."""
         engine = make_engine(args.engine, args.engine_option, args.output / ".engine")
         source = getattr(args, "input", None)
-        return cls(name, source, args.output, parameters, args.max_bad, args.workers, engine, files)
+        return cls(name, source, args.output, parameters, args.max_bad, args.workers, engine, files, root)
 
     @property
     def finished(self) -> bool:
         return (self.output / "manifest.json").exists()
 
-    @cached_property
+    @property
     def parts(self) -> list[Part]:
-        """The input as tasks: files, large ones cut where they can be."""
-        return [part for file in self.inputs.files for part in parts_of(file)]
+        """The input as tasks."""
+        return self.inputs.parts
 
     def exchange(self, name: str) -> Exchange:
         return Exchange(self.output / "exchange" / name)
@@ -139,10 +147,6 @@ class Stage:
                 self.inputs.remember(result["read"])
         return results
 
-    def record_inputs(self) -> None:
-        """Note what the input is, for a job that reads it without tasks."""
-        self.run_tasks("inputs", only_read, self.parts)
-
     def must_have_documents(self, documents: int, of: str | None = None) -> None:
         """Raises UserError if there were none, with the reason why; `of` names the input where --input does not."""
         if documents:
@@ -162,8 +166,9 @@ class Stage:
     def _bad_records_say(self) -> str:
         """The first reason of a record that was set aside, and where they all are."""
         first = load_json(self._bad_records()[0])[0]
+        begins = " ".join(first["start"].split())[:80]
         return (
-            f"the first, record {first['record']} of {first['file']}: {first['reason']}; "
+            f"the first, record {first['record']} of {first['file']}: {first['reason']}, in {begins}; "
             f"see {self.output / 'bad_records'}"
         )
 

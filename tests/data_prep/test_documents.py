@@ -10,14 +10,24 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep import documents
-from data_prep.documents import BadRecord, Part, document_files, parts_of, read_documents, write_documents, write_part
+from data_prep.documents import (
+    BadRecord,
+    Part,
+    document_files,
+    numbered_documents,
+    parts_of,
+    read_documents,
+    records,
+    write_documents,
+    write_part,
+)
 from recipe.base.errors import UserError
 
 DOCUMENTS = [
     {"id": "a", "text": "one\ntwo", "lang": "en", "license": "CC0"},
     {"id": "b", "text": "文本 🙂", "lang": "zh", "license": "MIT"},
 ]
-FORMATS = ["x.jsonl", "x.jsonl.gz", "x.jsonl.zst", "x.parquet"]
+FORMATS = ["x.jsonl", "x.json.gz", "x.jsonl.zst", "x.parquet", "x.ndjson.bz2", "x.jsonl.xz"]
 
 
 def refuse(bad: BadRecord) -> None:
@@ -61,9 +71,10 @@ def test_concatenated_zstd_frames_are_one_file(tmp_path):
     [
         (b'{"id": "x", "text": "half', "not JSON"),
         (b'["x"]', "not a JSON object"),
+        (b"null", "not a JSON object"),
         (b'{"text": "t"}', "missing field 'id'"),
         (b'{"id": "x"}', "missing field 'text'"),
-        (b'{"id": 3, "text": "t"}', "field 'id' is int, not a string"),
+        (b'{"id": 3.5, "text": "t"}', "field 'id' is float"),
         (b'{"id": "x", "text": "  "}', "field 'text' is empty"),
         (b'{"id": "x", "text": "\xff\xfe"}', "not JSON"),
     ],
@@ -83,6 +94,43 @@ def test_fields_may_have_other_names(tmp_path):
     path.write_bytes(gzip.compress(json.dumps({"doc": "a", "content": "t", "k": 1}).encode()))
     (document,) = read_documents(path, refuse, {"id": "doc", "text": "content"})
     assert document == {"id": "a", "text": "t", "k": 1}
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz", "x.parquet"])
+@pytest.mark.parametrize("fields", [None, {"id": None}])
+def test_ids_by_position_do_not_depend_on_how_a_file_is_cut(tmp_path, name, fields):
+    path = tmp_path / name
+    written = [{"text": "文本 " * (i % 9 + 1), **({"id": "same"} if fields else {})} for i in range(40)]
+    if name == "x.parquet":
+        pq.write_table(pa.Table.from_pylist(written), path, row_group_size=3)
+    else:
+        write_documents(path, written)
+    cuts = [
+        [d["id"] for part in parts_of(path, size, "a/x") for d in read_documents(part, refuse, fields, number_ids=True)]
+        for size in (1, 100, 10_000)
+    ]
+    assert cuts[0] == cuts[1] == cuts[2]
+    assert len(set(cuts[0])) == 40
+    assert cuts[0][0] == "a/x/0"
+    if name == "x.parquet":
+        assert cuts[0][-1] == "a/x/39"
+
+
+def test_a_file_packed_otherwise_gives_the_same_ids(tmp_path):
+    ids = []
+    for name in ("x.jsonl", "x.jsonl.zst"):
+        write_documents(tmp_path / name, [{"text": "t"}, {"text": "文"}])
+        ids.append([d["id"] for d in read_documents(Part(tmp_path / name, name="x"), refuse, number_ids=True)])
+    assert ids[0] == ids[1] == ["x/0", "x/13"]
+
+
+def test_records_and_numbered_documents_number_alike(tmp_path):
+    path = tmp_path / "x.jsonl"
+    good = b'{"id": "a", "text": "t", "q": NaN}'
+    path.write_bytes(b"\n".join([b"\xef\xbb\xbf" + good, b"", b"broken", b" ", b"\xef\xbb\xbf", good, b"[1]", good]))
+    numbers = [number for number, _ in numbered_documents(path, lambda bad: None)]
+    assert numbers == [0, 2, 4]
+    assert [n for n, raw in enumerate(records(Part(path))) if raw.strip() == good] == numbers
 
 
 def test_files_are_found_in_a_stable_order_and_others_are_left(tmp_path):

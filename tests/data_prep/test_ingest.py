@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -54,9 +57,152 @@ def test_a_trial_takes_a_few_documents_of_each_part(tmp_path):
     assert len(documents_in(tmp_path / "out")) == 3
 
 
+def written(path, records) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return str(path)
+
+
+def results(tmp_path):
+    return load_json(tmp_path / "out" / "manifest.json")["results"]
+
+
+def test_records_without_ids_are_numbered_by_their_file_below_the_glob(tmp_path):
+    for folder in ("a", "b"):
+        written(tmp_path / "raw" / folder / "x.jsonl", [{"text": "t"}, {"id": 7, "text": "u"}, {"text": "v"}])
+    assert run(tmp_path, {"files": str(tmp_path / "raw" / "*" / "*.jsonl")}, "--workers", 2) == 0
+    ids = [d["id"] for d in documents_in(tmp_path / "out")]
+    assert ids == ["mine/a/x.jsonl/0", "mine/7", "mine/a/x.jsonl/37", "mine/b/x.jsonl/0", "mine/7", "mine/b/x.jsonl/37"]
+
+
+@pytest.mark.parametrize("kind", ["files", "hub"])
+def test_numbers_where_ids_are_not_wanted_and_bad_records_where_a_named_one_lacks(tmp_path, kind):
+    records = [{"id": "same", "meta": {"key": i} if i else {"k": 1}, "text": f"text {i}"} for i in range(4)]
+    path = written(tmp_path / "x.jsonl", records)
+    source = {"files": path} if kind == "files" else {"hub": {"path": "json", "data_files": path}}
+    assert run(tmp_path, {**source, "fields": {"id": None}}) == 0
+    assert len({d["id"] for d in documents_in(tmp_path / "out")}) == 4
+    shutil.rmtree(tmp_path / "out")
+    assert run(tmp_path, {**source, "fields": {"id": "meta.key"}}) == 0
+    assert [d["id"] for d in documents_in(tmp_path / "out")] == ["mine/1", "mine/2", "mine/3"]
+    (bad,) = load_json(tmp_path / "out" / "bad_records" / "00000.json")
+    assert bad["record"] == 1
+    assert "missing field 'meta.key', which fields.id names" in bad["reason"]
+
+
+def test_labels_of_records_count_where_their_fields_are_named(tmp_path):
+    records = [{"id": "a", "text": "t", "rights": ["MIT", "BSD"], "lang": ["xx"]}, {"id": "b", "text": "t", "lang": {}}]
+    assert run(tmp_path, {"files": written(tmp_path / "x.jsonl", records), "fields": {"license": "rights"}}) == 0
+    assert [(d["lang"], d["license"]) for d in documents_in(tmp_path / "out")] == [
+        ("en", "MIT, BSD"),
+        ("en", "CC0-1.0"),
+    ]
+
+
+def test_a_dataset_with_values_that_json_does_not_have(tmp_path):
+    columns = {"key": pa.array([1, 2]), "text": pa.array([b"t", b"\xff"]), "at": pa.array([0, 0], pa.timestamp("ns"))}
+    pq.write_table(pa.table({**columns, "nested": [{"raw": b"\xff"}] * 2}), tmp_path / "x.parquet")
+    hub = {"path": "parquet", "data_files": str(tmp_path / "x.parquet")}
+    assert run(tmp_path, {"hub": hub, "fields": {"id": "key"}}) == 0
+    (document,) = documents_in(tmp_path / "out")
+    assert (document["id"], document["text"]) == ("mine/1", "t")
+    assert load_json(tmp_path / "out" / "manifest.json")["counts"]["bad_records"] == 1
+
+
+def test_few_different_ids_are_told(tmp_path, capsys):
+    few = [{"info": f"host {i % 3}", "text": f"text {i}"} for i in range(20)]
+    assert run(tmp_path, {"files": written(tmp_path / "x.jsonl", few), "fields": {"id": "info"}}) == 0
+    (note,) = results(tmp_path)["notes"]
+    assert results(tmp_path)["distinct_ids"] == 3
+    assert "20 documents have only about 3 different ids in 'info', such as 'host 0'" in note
+    assert note in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "out")
+    enough = [{"id": f"{i % 11}", "text": "t"} for i in range(20)]
+    assert run(tmp_path, {"files": written(tmp_path / "x.jsonl", enough)}) == 0
+    assert results(tmp_path) == {"distinct_ids": 11, "notes": []}
+    shutil.rmtree(tmp_path / "out")
+    thousand = [{"id": f"{i % 900}", "text": "t"} for i in range(1500)]
+    assert run(tmp_path, {"files": written(tmp_path / "x.jsonl", thousand)}) == 0
+    assert len(results(tmp_path)["notes"]) == 1
+
+
+def test_a_part_whose_documents_all_have_one_id_stops_the_job(tmp_path, capsys):
+    same = [{"warcinfo": "host: x", "text": f"text {i}"} for i in range(100)]
+    assert run(tmp_path, {"files": written(tmp_path / "x.jsonl", same), "fields": {"id": "warcinfo"}}) == 2
+    error = capsys.readouterr().err
+    assert "x.jsonl: all 100 documents have the id 'host: x'; name another field than 'warcinfo'" in error
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_fields_that_no_record_has_and_files_that_are_not_read_are_told(tmp_path, capsys):
+    written(tmp_path / "raw" / "x.jsonl", [{"id": "a", "text": "t", "uri": "u"}])
+    (tmp_path / "raw" / "README.md").touch()
+    assert run(tmp_path, {"files": str(tmp_path / "raw" / "**"), "fields": {"url": "URI"}}) == 0
+    output = capsys.readouterr().out
+    assert len(documents_in(tmp_path / "out")) == 1
+    assert "no record has the field 'URI' that fields.url names" in output
+    assert "not read, being no documents or second names of some: 1 files, README.md" in output
+    assert "README.md" in output
+
+
+def test_a_source_of_bad_records_only_says_so_with_the_first_reason(tmp_path, capsys):
+    path = written(tmp_path / "x.jsonl", [{"id": "a", "content": "t"}] * 3)
+    assert run(tmp_path, {"files": path}) == 2
+    error = capsys.readouterr().err
+    assert "--source mine holds no documents: all of its 3 records were set aside; the first, record 1 of" in error
+    assert 'missing field \'text\', in {"id": "a", "content"' in error
+
+
+@pytest.mark.parametrize(
+    ("message", "advice"),
+    [
+        ("Dataset 'x/y' is a gated dataset on the Hub. You must be authenticated to access it.", "hf auth login"),
+        (
+            "Config name is missing.\nPlease pick one among the available configs: ['a', 'b']",
+            "['a', 'b']); give hub.name",
+        ),
+        ("BuilderConfig 'c' not found. Available: ['a']", "give hub.name"),
+        ("Bad split: train. Available splits: ['test']", "give hub.split"),
+        ("Couldn't reach 'x/y' on the Hub (LocalEntryNotFoundError)", "check its name and the network"),
+    ],
+)
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError, ConnectionError])
+def test_a_dataset_that_does_not_open_is_told_with_what_to_do(tmp_path, capsys, monkeypatch, message, advice, kind):
+    def refuse(*words, **more):
+        raise kind(message)
+
+    monkeypatch.setattr("datasets.load_dataset", refuse)
+    assert run(tmp_path, {"hub": {"path": "x/y"}}) == 2
+    error = capsys.readouterr().err
+    assert "dataset x/y cannot be opened" in error
+    assert advice in error
+
+
+def test_a_dataset_that_breaks_on_the_way_is_told_with_the_row(tmp_path, capsys, monkeypatch):
+    class Stream:
+        num_shards = 1
+
+        def shard(self, **which):
+            yield {"id": "a", "text": "t"}
+            raise RuntimeError("connection reset")
+
+    monkeypatch.setattr("data_prep.ingest.open_hub", lambda hub: Stream())
+    assert run(tmp_path, {"hub": {"path": "x/y"}}) == 2
+    assert "dataset x/y shard 0 cannot be read beyond row 1 (connection reset)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limit", ["0", "-3", "x"])
+def test_a_limit_is_a_positive_number(tmp_path, capsys, limit):
+    with pytest.raises(SystemExit) as caught:
+        run(tmp_path, {"files": "x"}, f"--limit={limit}")
+    assert caught.value.code == 2
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [
+        ({"files": "x", "fields": {"txt": "body"}}, "'sources.mine.fields.txt'; did you mean"),
+        ({"files": "x", "fields": {"text": None}}, "sources.mine.fields.text"),
         ({}, "give exactly one of 'hub' and 'files'"),
         ({"files": "x", "hub": {"path": "y"}}, "give exactly one of 'hub' and 'files'"),
         ({"files": "x", "tier": 9}, "'sources.mine.tier' is 9"),

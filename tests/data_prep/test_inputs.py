@@ -186,15 +186,6 @@ def test_the_files_of_a_job_without_an_input_folder_are_known_again(source, tmp_
         Stage("ingest", None, tmp_path / "out", {}, files=files[1:])
 
 
-def test_a_job_that_reads_without_tasks_records_its_input(source, tmp_path):
-    stage = Stage("train_tokenizer", source, tmp_path / "out", {})
-    stage.record_inputs()
-    stage._lock.close()
-    changed(source / "a/x.jsonl")
-    with pytest.raises(UserError, match=r"a/x\.jsonl changed since"):
-        Stage("train_tokenizer", source, tmp_path / "out", {})
-
-
 def test_a_folder_of_another_version_is_refused(source, tmp_path):
     run(source, tmp_path / "out")
     write_json(tmp_path / "out/stage.json", {**load_json(tmp_path / "out/stage.json"), "version": 2})

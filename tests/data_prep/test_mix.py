@@ -14,6 +14,8 @@ from recipe.data.loader import BatchOrder
 from recipe.data.mixture import CYCLE, plan_mixture
 from recipe.data.token_folder import TokenFolder
 
+ANNEAL = "anneal={share: 0.1, tier_weights: {1: 4, 2: 1, 3: 0.2}}"
+
 
 def rows(output: str) -> dict[str, list[str]]:
     return {line.split()[0]: line.split()[1:] for line in output.splitlines()}
@@ -42,6 +44,36 @@ def test_the_shipped_sources_make_a_run_of_a_trillion_tokens(capsys, tmp_path):
     written = Mixture(**yaml.safe_load((tmp_path / "mixture.yaml").read_text())["mixture"])
     assert written.anneal is not None
     assert written.tiers["wikipedia-zh"] == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "repeated"),
+    [
+        ([], {"books-gutenberg", "wikipedia-en", "wikipedia-zh"}),
+        (["--run-tokens", "1.5e11"], {"wikipedia-zh"}),
+        (["--set", "max_epochs=4"], set()),
+        (["--set", "max_epochs=4", "--set", ANNEAL], set()),
+        (["--set", "max_epochs=6", "--set", ANNEAL], {"books-gutenberg", "wikipedia-en", "wikipedia-zh"}),
+        (["--run-tokens", "1e10"], set()),
+    ],
+)
+def test_sources_that_are_read_more_often_than_costs_little_are_named(more, repeated, tmp_path, capsys):
+    sizes = {"books-gutenberg": 3e9, "fineweb-edu": 1.3e12, "wikipedia-en": 4.5e9, "wikipedia-zh": 9e8, "web-zh": 5e11}
+    tiers = {"fineweb-edu": 2, "web-zh": 3}
+    entries = {
+        name: {
+            "files": "x", "lang": name[-2:], "license": "CC0", "expected_tokens": size, "tier": tiers.get(name, 1),
+            "weight": 2 if name.startswith("wikipedia") else 1,
+        }
+        for name, size in sizes.items()
+    }  # fmt: skip
+    (tmp_path / "sources.yaml").write_text(yaml.safe_dump({"sources": entries}))
+    words = ["--sources", tmp_path / "sources.yaml", "--run-tokens", "7e11", *more]
+    assert main([str(w) for w in words]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert {note.split()[1] for note in notes} == repeated
+    assert all("beyond 4 epochs" in note and "arXiv 2305.16264" in note for note in notes)
+    assert all("of them in the last phase" in note for note in notes) == (ANNEAL in more or not notes)
 
 
 @pytest.mark.parametrize(
