@@ -28,7 +28,7 @@ from data_prep.compression import damage_named, unpacked
 from data_prep.documents import Document, Part, parts_of, records, write_documents, write_part
 from data_prep.exchange import KEY, Exchange, column, grouped, read_table, write_table
 from data_prep.json_lines import layout
-from data_prep.listing import KNOWN, every_file, is_json, is_named_as_documents, is_parquet
+from data_prep.listing import KNOWN, every_file, is_named_as_documents, is_parquet
 from data_prep.stage import Stage, for_documents
 from data_prep.tally import Tally, merged, with_totals
 from recipe.base.errors import UserError, exit_on_user_error
@@ -69,7 +69,7 @@ def evaluation_parts(path: Path) -> list[Part]:
 
 def _is_one_value(path: Path) -> bool:
     """Whether a file may hold one JSON array or object, by its name or its beginning."""
-    return not is_parquet(path) and (is_json(path) or layout(path) in ("array", "object"))
+    return not is_parquet(path) and (".json" in path.suffixes[-2:] or layout(path) in ("array", "object"))
 
 
 def items_of(part: Part, many: int) -> Iterator[Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_prep import json_lines
-from data_prep.compression import CODECS, codec_of
+from data_prep.compression import CODECS
 from recipe.base.errors import UserError
 
 PARQUET = ".parquet"
@@ -75,10 +75,10 @@ def list_files(paths: Iterable[Path]) -> Files:
     seen: set[object] = set()
     every = every_file(paths)
     named = [file for file in every if is_named_as_documents(file) and file.is_file() and _is_new(file, seen)]
-    single = {file: layout for file in named if is_json(file) and (layout := json_lines.layout(file)) != "lines"}
+    single = {file: layout for file in named if _is_json(file) and (layout := json_lines.layout(file)) != "lines"}
     documents = [file for file in named if file not in single]
     for file, layout in single.items():
-        if not documents or (layout == "array" and all(map(is_json, documents))):
+        if not documents or (layout == "array" and all(map(_is_json, documents))):
             json_lines.check_lines(file)
     read = set(named)
     blobs = {os.path.realpath(file) for file in documents if file.is_symlink()}  # of a Hub cache: without a suffix
@@ -103,10 +103,8 @@ def is_parquet(path: Path) -> bool:
     return path.name.lower().endswith(PARQUET)
 
 
-def is_json(path: Path) -> bool:
-    """Whether a file is named as JSON, and not as lines of it; compressed or not."""
-    name = path.name.lower()
-    return name.removesuffix(path.suffix.lower() if codec_of(name) else "").endswith(".json")
+def _is_json(path: Path) -> bool:
+    return path.name.lower().endswith(".json")
 
 
 def _is_new(path: Path, seen: set[object]) -> bool:
