@@ -108,7 +108,7 @@ def tokenizer_facts(folder: Path) -> dict[str, Any]:
             f"{_eos_elsewhere(folder, ids)} in tokenizer_config.json"
         )
     eod_id, pad_id = (_special_id(folder, name, special, ids) for name in ("eos_token", "pad_token"))
-    if sum(value == eod_id for value in ids.values()) > 1:
+    if sum(number == eod_id for number in ids.values()) > 1:
         raise UserError(
             f"{path} gives the id {eod_id} of its eos_token to another token too; give each an id of its own"
         )
