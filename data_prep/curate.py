@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data_prep.blocked_urls import BlockedUrls, is_entry
 from data_prep.characters import native
-from data_prep.cleaning import Phrases, is_prominent, normalize, without_notices
+from data_prep.cleaning import Phrases, is_prominent, normalize, remove_notices
 from data_prep.command import job_parser
 from data_prep.documents import Document, Part, write_documents, write_part
 from data_prep.fields import Fields
@@ -151,12 +151,10 @@ class Curator:
     def _content(self, text: str, language: str) -> tuple[str, int, int]:
         """The text without lines that are no content and notices, how many lines went and how many sentences."""
         rules = self._config.languages[language].lines
-        dropped = notices = sentences = 0
+        dropped = 0
         if rules.min_words or rules.max_word_length < len(text):
             text, dropped = native.keep_lines(text, rules.min_words, rules.max_word_length)
-        matches = self._line_phrases[language].find(text)
-        if matches:
-            text, notices, sentences = without_notices(text, matches)
+        text, notices, sentences = remove_notices(text, self._line_phrases[language])
         text = native.normalize_layout(text) if dropped or notices or sentences else text
         text = self._simplify[language](text) if language in self._simplify else text
         return text, dropped + notices, sentences

@@ -5,12 +5,11 @@ from __future__ import annotations
 import random
 import unicodedata
 
-import pycld2
 import pytest
 import yaml
 
 from data_prep.blocked_urls import BlockedUrls
-from data_prep.cleaning import Phrases, normalize, without_notices
+from data_prep.cleaning import Phrases, is_prominent, normalize, remove_notices, without_notices
 from data_prep.command import CONFIGS
 from data_prep.curate import CurateConfig, Curator, load_curate_config
 from data_prep.documents import read_documents, write_documents
@@ -194,12 +193,13 @@ def test_what_changes_its_neighbours_stays():
     assert reason(ENGLISH.replace("e", "e\u200d")) is None
 
 
-def test_normalised_text_has_no_character_that_cld2_refuses():
+def test_language_is_identified_whatever_characters_a_text_has():
     for start in range(0, 0x110000, 0x800):
         if not 0xD800 <= start < 0xE000:
             text = normalize(ENGLISH + "".join(map(chr, range(start, start + 0x800))) + ENGLISH)
-            pycld2.detect(text, isPlainText=True)
+            assert 0 <= identify_language(text)[1] <= 1
             assert unicodedata.normalize("NFC", text) == text
+            assert not [char for char in text if ord(char) & 0xFFFE == 0xFFFE or "\ufdd0" <= char <= "\ufdef"]
     for char in ("\x01", "\x9f", "\ufffe", "\uffff", "\U0001ffff", "\U0010fffe", "\ufdd0", "\ufdef", "\x1c", "\x0b"):
         assert identify_language(normalize(ENGLISH.replace(" ", " " + char)))[0] == "en", ascii(char)
 
@@ -225,16 +225,16 @@ def test_a_notice_goes_and_a_document_phrase_takes_all():
     assert "扫码关注" not in CURATOR.judge({"id": "a", "text": CHINESE + "\n扫码关注我们\n"}, "x").document["text"]
 
 
-PHRASES = [
-    "all rights reserved",
-    "uses cookies",
-    "use of cookies",
-    "版权所有",
-    "客服热线",
-    "责任编辑",
-    "免责声明：",
-    "上一篇：",
-]
+PHRASES = {name: Phrases(rules.lines.phrases) for name, rules in CONFIG.languages.items()}
+
+
+def language_of(text: str) -> str:
+    return "zh" if any("\u4e00" <= char <= "\u9fff" for char in text) else "en"
+
+
+def cleaned(text: str) -> tuple[str, int, int]:
+    return without_notices(text, PHRASES[language_of(text)].find(text))
+
 
 # notices that go out of a paragraph
 NOTICES = [
@@ -253,8 +253,8 @@ def test_a_notice_in_a_paragraph_goes_alone(before, notice, after):
         (before + notice + after, (before + after, 0, 1)),
         (f"{before}\n{notice.strip()}\n{after.strip()}", (f"{before}\n{after.strip()}", 1, 0)),
     ):
-        cleaned, lines, sentences = without_notices(text, Phrases(PHRASES).find(text))
-        assert (cleaned.rstrip(), lines, sentences) == (expected[0].rstrip(), *expected[1:])
+        rest, lines, sentences = cleaned(text)
+        assert (rest.rstrip(), lines, sentences) == (expected[0].rstrip(), *expected[1:])
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_a_notice_in_a_paragraph_goes_alone(before, notice, after):
 )
 def test_a_paragraph_that_mentions_a_phrase_stays_whole(mention):
     text = f"{mention} {ENGLISH if mention.isascii() else CHINESE}"
-    assert without_notices(text, Phrases(PHRASES).find(text)) == (text, 0, 0)
+    assert cleaned(text) == (text, 0, 0)
     assert CURATOR.judge({"id": "a", "text": text}, "x")[:2] == (
         {"id": "a", "text": text, "lang": "en" if mention.isascii() else "zh", "source": "x"},
         None,
@@ -290,11 +290,89 @@ def test_lines_and_sentences_are_taken_apart_exactly():
         (f"{long}'x'.", (f"{long}'x'.", 0, 0)),
     ):
         assert without_notices(text, phrases.find(text)) == expected, text
-    two_phrases = "one two three four five six seven x " * 3
-    assert without_notices(two_phrases, phrases.find(two_phrases)) == ("", 1, 0)  # 24 words, a phrase in every 20
-    assert without_notices(two_phrases[:-3], phrases.find(two_phrases[:-3]))[1] == 1
-    one_phrase = two_phrases.replace("x", "z")[:-2] + "x"
-    assert without_notices(one_phrase, phrases.find(one_phrase)) == (one_phrase, 0, 0)
+
+
+MENTIONS = [
+    "## Cookie policy",
+    "Early browsers had no limit on the use of cookies by advertisers.",
+    "Flask uses cookies for sessions.",
+    "How does a session work if the client uses cookies?",
+    "The bakery uses cookies in its famous cheesecake crust.",
+    "The tribe ceded the land, with all rights reserved to fishing in the lake.",
+    "The phrase 'all rights reserved' has had no legal meaning since 2000.",
+    "Tor users who enable JavaScript can be tracked by their screen size.",
+    "How to enable JavaScript in Firefox",
+    "The plugin requires JavaScript to draw its charts.",
+    "Your cookie policy should name each cookie, its purpose and how long it lives.",
+    "See the [cookie policy](https://example.org) of the newspaper that the committee had reviewed.",
+    "他曾任责任编辑。",
+    "责任编辑的职责",
+    "于是他拨打了客服热线。",
+    "版权所有人有权起诉。",
+    "如何办理ICP备案？",
+    "网站备案就是ICP备案。",
+    "公网安备由公安机关负责办理。",
+    "学生应当阅读原文。",
+    "许多商家让顾客扫码关注以后才给打折。",
+    "法院认为，未经授权不得转载的声明并不能免除被告的责任。",
+    "“版权所有，翻印必究”是书籍常见的字样。",
+]
+
+
+@pytest.mark.parametrize("mention", MENTIONS)
+def test_a_sentence_that_mentions_a_phrase_stays_wherever_it_stands(mention):
+    base = ENGLISH if mention.isascii() else CHINESE
+    for text in (mention, f"{base}\n{mention}\n{base}", f"{base} {mention} {base}", f"{mention} {base}"):
+        assert cleaned(text) == (text, 0, 0)
+
+
+STANDING_NOTICES = [
+    "This site uses cookies from Google to deliver its services and to analyze traffic.",
+    "We use cookies to improve your experience; by continuing you are agreeing to our use of cookies.",
+    "This website uses cookies to ensure you get the best experience on our website.",
+    "By continuing to use this website you agree to our Cookie Policy.",
+    "Copyright © 2024 Example Inc. All rights reserved.",
+    "© 1998-2023 The Daily Harbour. All rights reserved.",
+    "You need to enable JavaScript to run this app.",
+    "This app requires JavaScript to function properly.",
+    "Accept all cookies!",
+    "If you liked this post, share this on Facebook.",
+    "版权所有：青石镇人民政府办公室  主办：青石镇信息中心  技术支持：某某科技有限公司  网站标识码：1234567890",
+    "责任编辑：李四 审核：王五 来源：新华网 校对：钱七 发布时间：2024年1月1日",
+    "来源：新华社 责任编辑:郑洁",
+    "【责任编辑：张三】",
+    "更多精彩内容请扫码关注我们的微信公众号“青石镇生活”，每天为您推送最新最有趣的本地资讯。",
+    "粤ICP备2021012345号-2 粤公网安备 44010602000123号",
+    "版权所有 © 2019 某某大学",
+    "上一篇：春天来了 下一篇：夏天来了",
+    "相关阅读：青石镇召开会议 青石镇举办运动会 青石镇表彰先进",
+    "本文版权归作者所有，转载请注明出处。",
+    "如有任何问题请拨打全国统一客服热线400-123-4567，我们将竭诚为您服务。",
+    "免责声明：本文仅供参考，不构成任何投资建议。",
+]
+
+
+@pytest.mark.parametrize("notice", STANDING_NOTICES)
+def test_a_notice_goes_alone_wherever_it_stands(notice):
+    base = CHINESE if language_of(notice) == "zh" else ENGLISH
+    for text, rest in (
+        (notice, ""),
+        (f"{base}\n{notice}\n{base}", f"{base}\n{base}"),
+        (f"{base} {notice} {base}", f"{base} {base}"),
+        (f"{notice} {base}", base),
+        (f"{base} {notice}", base),
+    ):
+        assert cleaned(text)[0].rstrip() == rest
+
+
+def test_removing_notices_again_changes_nothing():
+    rng = random.Random(3)
+    sentences = [*MENTIONS, *STANDING_NOTICES, "后来雨停了。", "他说：", "请点击", "The end. ", *'“”"…\n( (']
+    for _ in range(500):
+        text = " ".join(rng.choices(sentences, k=8))
+        for phrases in PHRASES.values():
+            once = remove_notices(text, phrases)[0]
+            assert remove_notices(once, phrases) == (once, 0, 0)
 
 
 def test_a_text_that_mentions_a_document_phrase_stays():
@@ -306,6 +384,22 @@ def test_a_text_that_mentions_a_document_phrase_stays():
         == "document_phrase"
     )
     assert reason(CHINESE + "锟斤拷锟斤拷锟斤拷的人。") == "document_phrase"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "初学编程的人在屏幕上看到“烫烫烫烫烫”这样的一串字，就知道自己忘记给变量赋值了，这是编译器填充的。",
+        "警方捣毁六合彩赌博窝点\n" + CHINESE,
+        "百家乐是一种起源于意大利的纸牌游戏，十五世纪传入法国，成为贵族之间流行的消遣。十九世纪以后，百家乐传到英国和美洲，"
+        "规则也有了一些变化。研究概率论的学者常常用百家乐作为例子，说明独立事件和条件概率之间的区别。" + CHINESE,
+        "Designers use lorem ipsum to show a page. Printers took lorem ipsum from Cicero; lorem ipsum is old. "
+        + ENGLISH,
+    ],
+)
+def test_a_text_about_a_document_phrase_is_not_of_it(text):
+    language = language_of(text)
+    assert not is_prominent(text, Phrases(CONFIG.languages[language].document_phrases).find(text))
 
 
 def test_phrases_are_found_as_whole_words_when_asked():
