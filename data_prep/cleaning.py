@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import ftfy
 
@@ -36,7 +37,22 @@ def normalize(text: str) -> str:
         return normalize(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
     if is_garbled:
         text = ftfy.fix_text(text, _FIX_ENCODING_ONLY)
-    return unicodedata.normalize("NFC", native.normalize_layout(text))
+    return compose(native.normalize_layout(text))
+
+
+# Of combining marks in a row, so many stay: Unicode's Stream-Safe Text Format (UAX #15, 13). No language has more, and
+# Python takes quadratic time to bring a row in order. Three Tibetan vowels are made of marks and are none by their class.
+_MAX_MARKS = 30
+_MARKS = native.Rows(
+    [*(code for code in range(0x300, 0x20000) if unicodedata.combining(chr(code))), 0xF73, 0xF75, 0xF81], _MAX_MARKS
+)
+
+
+def compose(text: str, form: Literal["NFC", "NFKC"] = "NFC") -> str:
+    """The text in a composed form of Unicode, in linear time: of marks in a row the first 30. No lone surrogates."""
+    short = _MARKS.cut(text)
+    composed = unicodedata.normalize(form, short)
+    return composed if composed is short else _MARKS.cut(composed)  # a character can be composed of several marks
 
 
 Span = tuple[int, int]  # start and stop, in characters

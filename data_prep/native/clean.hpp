@@ -80,4 +80,42 @@ inline size_t mojibake_pairs(const unsigned char* at, const unsigned char* end) 
     return pairs;
 }
 
+// The text without what follows the first `most` (one or more) of a row of code points of a set, which are U+0300 or
+// above; empty where nothing goes.
+class Rows {
+public:
+    Rows(const std::vector<uint32_t>& codes, size_t most) : most_(most) {
+        for (uint32_t code : codes) {
+            if (code >= has_.size()) has_.resize(code + 1);
+            has_[code] = true;
+        }
+    }
+
+    std::string cut(const unsigned char* at, const unsigned char* end) const {
+        std::string out;
+        const unsigned char* copied = at;
+        size_t row = 0;
+        while (at < end) {
+            if (*at < 0xcc) {  // the first byte of U+0300
+                row = 0;
+                at += *at < 0x80 ? 1 : 2;
+                continue;
+            }
+            const unsigned char* start = at;
+            uint32_t code = text::next(at);
+            row = code < has_.size() && has_[code] ? row + 1 : 0;
+            if (row > most_) {
+                out.append(reinterpret_cast<const char*>(copied), size_t(start - copied));
+                copied = at;
+            }
+        }
+        if (!out.empty()) out.append(reinterpret_cast<const char*>(copied), size_t(end - copied));
+        return out;
+    }
+
+private:
+    std::vector<uint8_t> has_;
+    size_t most_;
+};
+
 }  // namespace clean

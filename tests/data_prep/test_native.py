@@ -48,6 +48,8 @@ def check(text: str) -> None:
     assert signer.shingles(text).tolist() == reference.shingles(text, 5)
     assert signer.sign(text).tolist() == reference.signature(text, 5, multipliers, offsets)
     assert native.normalize_layout(text) == reference.normalize_layout(text)
+    for codes, most in (([0x301, 0x200B, 0x6F22], 2), ([0x301, 0xFE0F, 0x1F642], 1)):
+        assert native.Rows(codes, most).cut(text) == reference.cut_rows(text, codes, most)
     for whole_words in (False, True):
         phrases = ["a", "Aa", "aa b", "漢汉", "汉", "É", "a.", "ab'a"]
         assert native.Phrases(phrases, whole_words).find(text) == reference.matches(text, phrases, whole_words)
