@@ -56,7 +56,10 @@ class CurateConfig(_Strict):
         return [
             *([] if self.languages else ["languages is empty; name at least one"]),
             *(f"'languages.{name}' is none that documents are identified as; {known}" for name in unknown),
-            *(f"blocked_urls: '{line}' names no host; write a host or host/path a line" for line in no_hosts[:5]),
+            *(
+                f"blocked_urls: '{line}' names no host, or more than a host and a path; write one host or host/path a line"
+                for line in no_hosts[:5]
+            ),
         ]
 
 

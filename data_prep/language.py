@@ -13,8 +13,10 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 
 import eldc
+import opencc
 
 from data_prep.characters import native
 
@@ -31,8 +33,9 @@ _HAN_WEIGHT = 2.5  # one Chinese character says about what 2.5 Latin letters say
 _TERMS_SHARE = 0.1  # of a page: Latin letters below it are terms in Chinese text, Han below it are terms in other text
 _MAX_LATIN_TERMS = 0.8  # of the letters of Korean, Russian or Arabic text: terms, which are in no language
 _KANA_SHARE = 0.5  # of Han and kana, at least, in Japanese prose
-_SHORT_KANA_SHARE = 0.05  # the same in titles and sentences, which are in one language
+_SHORT_KANA_SHARE = 0.05  # the same in titles and sentences, which are in one language, if no character is Chinese only
 _SHORT = 100  # Han and kana
+_CHINESE_WORDS = frozenset("這們您妳她嗎麼很呢吧啊")  # in most traditional texts, in next to no Japanese one
 _JIS_LEVEL_1 = b"\x98\x72"  # the last of the 2,965 common characters in Shift JIS
 
 _HAN_OR_KANA = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U000323af]+")
@@ -70,9 +73,11 @@ def _sample(text: str) -> str:
 
 def _japanese_share(sample: str, han: int, kana: int) -> float:
     """Of Han and kana; the rest is Chinese."""
-    if han + kana > _SHORT:
+    if kana == 0 and han <= _SHORT:
+        return float(_has_japanese_forms(sample))
+    if han + kana > _SHORT or _has_chinese_forms(sample):
         return min(1.0, kana / (han + kana) / _KANA_SHARE)
-    return float(_has_japanese_forms(sample) if kana == 0 else kana > _SHORT_KANA_SHARE * (han + kana))
+    return float(kana > _SHORT_KANA_SHARE * (han + kana))
 
 
 def _has_japanese_forms(sample: str) -> bool:
@@ -81,6 +86,26 @@ def _has_japanese_forms(sample: str) -> bool:
     if not _encodes(characters, "shift_jis") or any(c.encode("shift_jis") > _JIS_LEVEL_1 for c in characters):
         return False
     return not _encodes(characters, "gb2312") and not _encodes(characters, "big5")
+
+
+def _has_chinese_forms(sample: str) -> bool:
+    """Whether Han characters are none that Japanese is written with: its kana may be quoted, or be a shop's の.
+
+    Names of Japan have characters beyond the encodings (𠮷野家), and an old form (森鷗外) or several beside a reformed
+    one (慶應義塾大学).
+    """
+    han = {character for character in "".join(_HAN_OR_KANA.findall(sample)) if not "\u3040" <= character <= "\u30ff"}
+    if any(_encodes(c, "gb2312") and not _encodes(c, "cp932") and not _encodes(c, "shift_jis_2004") for c in han):
+        return True  # simplified
+    return _encodes("".join(han), "big5") and bool(han & _CHINESE_WORDS or len(han & _reformed_characters()) > 1)
+
+
+@cache
+def _reformed_characters() -> frozenset[str]:
+    """Traditional characters that OpenCC writes otherwise in Japanese."""
+    han = [chr(code) for code in range(0x4E00, 0xA000)]
+    japanese = opencc.OpenCC("t2jp").convert("\n".join(han)).split("\n")
+    return frozenset(old for old, new in zip(han, japanese, strict=True) if old != new)
 
 
 def _encodes(characters: str, encoding: str) -> bool:

@@ -80,4 +80,56 @@ inline size_t mojibake_pairs(const unsigned char* at, const unsigned char* end) 
     return pairs;
 }
 
+// The text without what follows the first `most` (one or more) of a row of code points of a set, which are U+0300 or
+// above; empty where nothing goes.
+class Rows {
+public:
+    Rows(const std::vector<uint32_t>& codes, size_t most) : most_(most) {
+        for (uint32_t code : codes) {
+            if (code >= has_.size()) has_.resize(code + 1);
+            has_[code] = true;
+        }
+    }
+
+    std::string cut(const unsigned char* at, const unsigned char* end) const {
+        std::string out;
+        if (!can_have_one(at, end)) return out;
+        const unsigned char* copied = at;
+        size_t row = 0;
+        while (at < end) {
+            if (*at < 0xcc) {  // the first byte of U+0300
+                row = 0;
+                at += *at < 0x80 ? 1 : 2;
+                continue;
+            }
+            const unsigned char* start = at;
+            uint32_t code = text::next(at);
+            row = code < has_.size() && has_[code] ? row + 1 : 0;
+            if (row > most_) {
+                out.append(reinterpret_cast<const char*>(copied), size_t(start - copied));
+                copied = at;
+            }
+        }
+        if (!out.empty()) out.append(reinterpret_cast<const char*>(copied), size_t(end - copied));
+        return out;
+    }
+
+private:
+    // A row that is too long has at least so many bytes, so it has one of every so many.
+    bool can_have_one(const unsigned char* begin, const unsigned char* end) const {
+        size_t step = 2 * (most_ + 1), size = size_t(end - begin);
+        for (size_t place = step - 1; place < size; place += step) {
+            const unsigned char* at = begin + place;
+            while ((*at & 0xc0) == 0x80) --at;
+            if (*at < 0xcc) continue;
+            uint32_t code = text::next(at);
+            if (code < has_.size() && has_[code]) return true;
+        }
+        return false;
+    }
+
+    std::vector<uint8_t> has_;
+    size_t most_;
+};
+
 }  // namespace clean

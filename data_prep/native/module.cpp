@@ -156,6 +156,14 @@ PYBIND11_MODULE(_native, module) {
         return clean::mojibake_pairs(at, end);
     }, "Pairs of characters that UTF-8 read as Latin-1 gives, and C1 controls that are marks of Windows-1252.");
 
+    py::class_<clean::Rows>(module, "Rows")
+        .def(py::init<std::vector<uint32_t>, size_t>(), py::arg("codes"), py::arg("most"))
+        .def("cut", [](const clean::Rows& self, const py::str& text) {
+            auto [at, end] = utf8(text);
+            std::string cut = self.cut(at, end);
+            return cut.empty() ? text : py::str(cut);
+        }, "Text with at most so many of the code points in a row; the same object where it has no more.");
+
     py::class_<minhash::Signer>(module, "Signer")
         .def(py::init<size_t, std::vector<uint32_t>, std::vector<uint32_t>>(), py::arg("ngram"),
              py::arg("multipliers"), py::arg("offsets"))

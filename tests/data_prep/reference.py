@@ -132,6 +132,14 @@ def normalize_layout(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
 
 
+def cut_rows(text: str, codes: Sequence[int], most: int) -> str:
+    kept, row = [], 0
+    for char in text:
+        row = row + 1 if ord(char) in codes else 0
+        kept.append(char if row <= most else "")
+    return "".join(kept)
+
+
 def exact_text(text: str) -> str:
     """Equal where exact hashes are: lower case, runs of blanks as one, none around."""
     text = "".join(" " if is_space(char) else chr(lower(char)) for char in visible(text))

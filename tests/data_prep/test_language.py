@@ -185,6 +185,55 @@ def test_japanese_quotations_leave_a_long_text_chinese():
     assert identify_language("\n".join([CHINESE] + [japanese] * 8))[0] == "ja"
 
 
+QUOTING = (
+    "日语里的“ありがとう”是谢谢的意思，在日常生活中用得很多。如果对长辈说话，则应当说得更加客气一些，在后面再加上几个字。"
+    "我们的老师常常提醒大家注意这些区别，因为说错了就会让人觉得没有礼貌。后来大家都学会了怎样在不同的场合使用合适的说法。"
+)
+
+
+@pytest.mark.parametrize("characters", [60, 86, 100, 101, 110])
+def test_a_short_chinese_text_that_quotes_japanese_is_chinese_with_its_share(characters):
+    language, share = identify_language(QUOTING[:characters])
+    assert language == "zh"
+    assert share == pytest.approx(1 - 2 * 5 / characters, abs=0.04)  # half of Japanese prose is kana
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "动画片《魔女の宅急便》下周上映",
+        "日本動畫《魔女の宅急便》將於下週在臺北上映。",
+        "您喜歡看《進擊の巨人》嗎？我每天都看。",
+        "這座橋去年冬天就關閉了の",
+        "優の良品專賣店",
+        "超好吃の火锅店",
+    ],
+)
+def test_a_kana_or_two_leave_a_chinese_sentence_chinese(text):
+    assert identify_language(text)[0] == "zh"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "鬼滅の刃",
+        "東京都渋谷区の薔薇園",
+        "躊躇の理由",
+        "平成二十七年度文部科学白書の概要",
+        "慶應義塾大学の入学試験",
+        "渡邊齋藤両氏の会談",
+        "髙島屋の営業時間",
+        "草彅剛の新作映画",
+        "𠮷野家の牛丼",
+        "森鷗外の生涯",
+        "鄧小平の生涯",
+        "「谢谢」は中国語でありがとうという意味です。",
+    ],
+)
+def test_a_japanese_title_with_few_kana_or_rare_characters_is_japanese(text):
+    assert identify_language(text)[0] == "ja"
+
+
 def test_a_configured_language_that_is_never_identified_is_refused(tmp_path):
     (tmp_path / "rules.yaml").write_text((CONFIGS / "curate_en.yaml").read_text(encoding="utf-8"), encoding="utf-8")
     (tmp_path / "curate.yaml").write_text("languages: {en: rules.yaml, ms: rules.yaml, id: rules.yaml}\n")

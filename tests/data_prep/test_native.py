@@ -48,6 +48,8 @@ def check(text: str) -> None:
     assert signer.shingles(text).tolist() == reference.shingles(text, 5)
     assert signer.sign(text).tolist() == reference.signature(text, 5, multipliers, offsets)
     assert native.normalize_layout(text) == reference.normalize_layout(text)
+    for codes, most in (([0x301, 0x200B, 0x6F22], 2), ([0x301, 0xFE0F, 0x1F642], 1)):
+        assert native.Rows(codes, most).cut(text) == reference.cut_rows(text, codes, most)
     for whole_words in (False, True):
         phrases = ["a", "Aa", "aa b", "漢汉", "汉", "É", "a.", "ab'a"]
         assert native.Phrases(phrases, whole_words).find(text) == reference.matches(text, phrases, whole_words)
@@ -115,6 +117,18 @@ def test_an_invisible_character_inside_a_word_changes_no_scan(char):
     other = {"characters", "mean_word_length", "longest_word"}  # count what is there
     for name, value, expected in zip(native.STATISTICS, meter.measure(text), meter.measure(plain), strict=True):
         assert value == expected or name in other, name
+
+
+def test_rows_are_cut_wherever_they_stand():
+    rng, codes = random.Random(1), [0x301, 0x20D0, 0x1D165]
+    changed = 0
+    for most in (1, 2, 3, 5) * 300:
+        parts = ["".join(rng.choices("\u0301\u20d0\U0001d165", k=rng.randrange(most + 4))) for _ in range(6)]
+        text = "".join(rng.choice("aé漢🙂") * rng.randrange(3) + part for part in parts)
+        cut = native.Rows(codes, most).cut(text)
+        assert cut == reference.cut_rows(text, codes, most)
+        changed += cut != text
+    assert 300 < changed < 1150
 
 
 def test_phrases_are_found_where_they_stand():
