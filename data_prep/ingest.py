@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,7 @@ from data_prep.command import job_parser
 from data_prep.distinct import DistinctIds
 from data_prep.documents import BadRecord, Part, document_files, read_documents, unread_files, write_part
 from data_prep.fields import DOCUMENT_FIELDS, Document, Fields, Renames, defect
-from data_prep.listing import KNOWN, Files, list_files, names_of
+from data_prep.listing import KNOWN, Files, list_files, matching, names_of
 from data_prep.stage import Stage
 from data_prep.tally import Tally, merged, with_totals
 from recipe.base.arguments import positive_int
@@ -211,11 +212,11 @@ def files_of(source: SourceConfig) -> Files:
     """The local files of a source, and those that are not read; none of a hub dataset."""
     if source.files is None:
         return Files([], [])
-    matches = sorted(map(Path, glob.glob(source.files, recursive=True)))
+    if os.path.lexists(source.files):  # whatever characters it has, it is no glob
+        return Files(document_files(source.files, option="files"), unread_files(source.files))
+    matches = matching(source.files)
     if not matches:
-        raise UserError(f"files {source.files} match nothing; correct the glob or fetch them")
-    if matches == [Path(source.files)]:  # no glob
-        return Files(document_files(source.files), unread_files(source.files))
+        raise UserError(f"files {source.files} match nothing; correct the path or glob, or fetch them")
     files = list_files(matches)
     if not files.documents:
         raise UserError(f"files {source.files} match no {KNOWN} file, only {names_of(files.unread)}; correct the glob")
@@ -231,8 +232,8 @@ def shards_of(hub: Hub) -> list[tuple[int, int]]:
 def _root(pattern: str) -> Path:
     """The folder above all that a glob matches: of its steps, those before the first with a wildcard."""
     path = Path(pattern)
-    if path.is_dir():
-        return path
+    if os.path.lexists(path):
+        return path if path.is_dir() else path.parent
     steps = list(takewhile(lambda step: not glob.has_magic(step), path.parts[:-1]))
     return Path(*steps)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -66,7 +67,7 @@ class Stage:
         check_output_folder("--output", self.output)
         self.engine = engine or LocalEngine(self.output / ".engine")
         source = None if source is None else Path(source)
-        if source is not None and self.output.resolve().is_relative_to(source.resolve()):
+        if source is not None and _lies_in(self.output, source):
             raise UserError(
                 f"--output {output} lies in --input {source}, which would read what it wrote; choose another"
             )
@@ -296,6 +297,11 @@ class Stage:
         with closing(self.engine.run(partial(read_part, function=only_read), tasks, self.workers, title)) as finished:
             for _ in finished:
                 pass
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    # Path.resolve raises at a link to itself, which is told when the files are listed.
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def document_task(

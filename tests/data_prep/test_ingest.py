@@ -38,6 +38,25 @@ def test_local_files_by_glob_with_other_field_names(tmp_path):
     assert load_json(tmp_path / "out" / "manifest.json")["counts"]["groups"]["en"]["mine"]["in"] == 2
 
 
+def test_a_path_is_a_path_whatever_characters_it_has(tmp_path):
+    for folder in ("d[1]", "d1"):
+        write_documents(tmp_path / folder / "a.jsonl", [{"text": folder}])
+    for files in ("d[1]", "d[1]/a.jsonl"):
+        assert run(tmp_path, {"files": str(tmp_path / files)}) == 0
+        assert [(d["id"], d["text"]) for d in documents_in(tmp_path / "out")] == [("mine/a.jsonl/0", "d[1]")]
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_messages_name_the_files_of_the_source(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    for files, said in (("empty", "files /"), ("loop", "leads to itself"), ("gone", "match nothing")):
+        assert run(tmp_path, {"files": str(tmp_path / files)}) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert "--input" not in error
+
+
 def test_a_dataset_streamed_with_and_without_ids(tmp_path):
     lines = [json.dumps({"body": f"text {i}", "extra": i}) for i in range(5)]
     (tmp_path / "data.jsonl").write_text("\n".join([*lines, json.dumps({"body": " ", "extra": 5})]) + "\n")

@@ -186,6 +186,20 @@ def test_the_files_of_a_job_without_an_input_folder_are_known_again(source, tmp_
         Stage("ingest", None, tmp_path / "out", {}, files=files[1:])
 
 
+def test_a_folder_with_a_stage_json_of_something_else_is_raw(source, tmp_path):
+    (source / "stage.json").write_text('{"stage": "theatre"}')
+    stage = run(source, tmp_path / "out")
+    assert stage.parent is None
+    assert stage.unread == ["stage.json"]
+    assert load_json(tmp_path / "out/manifest.json")["counts"]["in"] == 4
+
+
+def test_an_input_that_is_a_link_to_itself_is_told(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match="loop is a link that leads to itself"):
+        Stage("x", tmp_path / "loop", tmp_path / "out", {})
+
+
 def test_a_folder_of_another_version_is_refused(source, tmp_path):
     run(source, tmp_path / "out")
     write_json(tmp_path / "out/stage.json", {**load_json(tmp_path / "out/stage.json"), "version": 2})
