@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from data_prep.documents import Part, document_files, parts_of
+from data_prep.json_lines import MAX_RECORD_BYTES
 from data_prep.listing import is_parquet, is_stage
 from recipe.base.errors import UserError
 from recipe.base.files import sha256
@@ -188,12 +189,12 @@ def part_digest(part: Part) -> str:
                 while chunk := raw.read(CHUNK_BYTES if stop is None else min(CHUNK_BYTES, stop - raw.tell())):
                     digest.update(chunk)
             if part.stop is not None and not is_parquet(part.path):
-                # The last line of a part ends in the bytes of the next one.
+                # The last line of a part ends in the bytes of the next one; no more of it counts than a record may have.
                 raw.seek(part.stop - 1)
-                while tail := raw.readline(CHUNK_BYTES):
+                left = MAX_RECORD_BYTES
+                while left and (tail := raw.readline(min(left, CHUNK_BYTES))):
                     digest.update(tail)
-                    if tail.endswith(b"\n"):
-                        break
+                    left = 0 if tail.endswith(b"\n") else left - len(tail)
     except pa.ArrowInvalid as error:
         raise UserError(f"{part.path} is damaged or truncated; fetch it again or remove it ({error})") from None
     except OSError as error:

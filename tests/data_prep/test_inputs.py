@@ -78,6 +78,15 @@ def test_a_part_has_another_digest_if_and_only_if_its_records_are_others(tmp_pat
         assert [part_digest(part) for part in parts] == [digest for digest, _ in before]
 
 
+def test_of_a_line_that_no_record_may_have_the_digest_reads_no_more_than_of_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_prep.inputs.MAX_RECORD_BYTES", 50)
+    digests = []
+    for end in (b"x" * 500 + b"\n", b"x" * 600, b"x" * 40 + b"y" * 500):
+        (tmp_path / "x.jsonl").write_bytes(b"x" * 100 + end)
+        digests.append(part_digest(Part(tmp_path / "x.jsonl", 0, 100)))
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_row_groups_of_parquet_have_digests_of_their_own(tmp_path):
     def write(name: str, third: str) -> Path:
         rows = [document(str(i), "same text") for i in range(40)]
