@@ -28,6 +28,7 @@ from recipe.base.errors import UserError, exit_on_user_error, nearest
 from recipe.base.strict import load_json, load_yaml, strict_model
 
 PART_DOCUMENTS = 100  # of one id in a part: no chance
+ENOUGH_IDS = 0.9  # different ones a document; files that each number from 0 have fewer
 FEW_IDS = 1000  # documents are held out by a hash of their id; of fewer ids a share is a matter of chance
 
 
@@ -193,7 +194,7 @@ def notes_of(source: SourceConfig, results: list[dict[str, Any]], documents: int
     """What is to be known of a source that was brought in: too few ids, fields that no record has, files not read."""
     notes = []
     distinct = DistinctIds.merged(result["ids"] for result in results).count()
-    if distinct < documents / 2 or distinct < FEW_IDS < documents:
+    if distinct < ENOUGH_IDS * documents or distinct < FEW_IDS < documents:
         example = next(result["first_id"] for result in results if result["first_id"])
         notes.append(
             f"the {documents:,} documents have only about {distinct:,} different ids in '{source.fields.id or 'id'}', such "
@@ -202,7 +203,7 @@ def notes_of(source: SourceConfig, results: list[dict[str, Any]], documents: int
     used = {field for result in results for field, count in result["fields"].items() if count}
     for field, theirs in source.named_fields.items():
         if theirs is not None and field not in used:
-            notes.append(f"no record has the field '{theirs}' that fields.{field} names; correct it or leave it out")
+            notes.append(f"no record has a value in '{theirs}', which fields.{field} names; correct it or leave it out")
     if unread:
         notes.append(f"not read, being no documents or second names of some: {len(unread):,} files, {names_of(unread)}")
     return notes
