@@ -25,7 +25,7 @@ from typing import Any
 from tqdm import tqdm
 
 import recipe
-from data_prep.bad_records import BadRecords
+from data_prep.bad_records import WHAT_TO_DO, BadRecords
 from data_prep.documents import Part, numbered_documents, read_documents, unread_files
 from data_prep.engines import Engine, LocalEngine, make_engine
 from data_prep.exchange import Exchange
@@ -138,7 +138,7 @@ class Stage:
                 if bad > self.max_bad:
                     raise UserError(
                         f"{bad} records of the input are no documents, more than --max-bad {self.max_bad}; "
-                        f"{self._bad_records_say()}; mend the input or raise --max-bad"
+                        f"{self._bad_records_say()}; {WHAT_TO_DO}"
                     )
                 write_json(markers[number], result)
                 bar.update()
@@ -157,7 +157,7 @@ class Stage:
         if bad:
             raise UserError(
                 f"{of} holds no documents: all of its {bad:,} records were set aside; {self._bad_records_say()}; "
-                "mend the input"
+                "mend the input and choose another --output"
             )
         raise UserError(f"{of} holds no documents; give files with at least one")
 

@@ -290,6 +290,24 @@ def test_more_bad_records_than_permitted_over_all_tasks_say_why(tmp_path):
         stage.run_tasks("documents", work, stage.parts)
 
 
+def test_what_a_failed_run_set_aside_goes_when_the_input_was_mended(tmp_path):
+    path = tmp_path / "in" / "a.jsonl"
+    path.parent.mkdir()
+    path.write_text('{"id": "a", "txet": "t"}\n')
+
+    def go() -> None:
+        stage = Stage("x", tmp_path / "in", tmp_path / "out", {})
+        work = for_documents(stage, work=lambda documents, number: {"n": len(list(documents))})
+        stage.run_tasks("documents", work, stage.parts)
+
+    with pytest.raises(UserError, match="mend the input and choose another --output, or raise --max-bad"):
+        go()
+    assert list((tmp_path / "out" / "bad_records").iterdir())
+    path.write_text('{"id": "a", "text": "t"}\n')
+    go()
+    assert not list((tmp_path / "out" / "bad_records").iterdir())
+
+
 @pytest.mark.parametrize("output", ["file/below", "/proc/x", "/proc", "link", "n" * 300])
 def test_an_output_that_cannot_be_written_is_told_before_the_input_is_looked_at(tmp_path, output):
     (tmp_path / "file").touch()
