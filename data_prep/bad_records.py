@@ -9,6 +9,8 @@ from data_prep.documents import BadRecord
 from recipe.base.errors import UserError
 from recipe.base.files import write_json
 
+WHAT_TO_DO = "mend the input and choose another --output, or raise --max-bad"
+
 
 class BadRecords:
     """Sets the records of one part of the input aside that are no documents, up to the stage's limit.
@@ -28,7 +30,7 @@ class BadRecords:
             self.write()
             raise UserError(
                 f"{self._path} record {record.record}: {record.reason}; {len(self._records)} records of it are no "
-                f"documents, more than --max-bad {self._max_bad}; see {self._aside}, mend the input or raise --max-bad"
+                f"documents, more than --max-bad {self._max_bad}; see {self._aside}, {WHAT_TO_DO}"
             )
 
     def __len__(self) -> int:
@@ -37,3 +39,5 @@ class BadRecords:
     def write(self) -> None:
         if self._records:
             write_json(self._aside, [asdict(record) for record in self._records])
+        else:  # what a run that failed has left
+            self._aside.unlink(missing_ok=True)

@@ -57,10 +57,10 @@ def evaluation_files(path: Path) -> tuple[list[Path], list[Path]]:
     if not path.exists():
         raise UserError(f"--evaluation {path} does not exist; give a file or folder of evaluation sets")
     files = every_file([path])
-    known = [file for file in files if is_named_as_documents(file)]
+    known = [file for file in files if is_named_as_documents(file) and file.is_file()]
     if not known:
         raise UserError(f"--evaluation {path} holds no {KNOWN} file; give evaluation sets")
-    return known, [file for file in files if not is_named_as_documents(file)]
+    return known, [file for file in files if file not in set(known)]
 
 
 def evaluation_parts(path: Path) -> list[Part]:

@@ -44,6 +44,7 @@ __all__ = [
     "write_documents",
     "write_part",
 ]
+_SKIP_BYTES = 1 << 20  # of a line at a time that is passed over
 PART_BYTES = 256 * 1024**2  # of a file, for one task: about a minute of curation
 
 
@@ -160,13 +161,8 @@ def _positioned(part: Part, text_columns: Collection[str]) -> Iterator[tuple[int
             yield from _rows(part, text_columns)
             return
         with open(part.path, "rb") as raw:
-            if part.start:
-                raw.seek(part.start - 1)
-                raw.readline()
             lines = unpacked(part.path, raw) if codec_of(part.path.name) else raw
-            for at, line in _bounded_lines(lines, raw.tell() if part.start else 0):
-                if part.stop is not None and at >= part.stop:
-                    return
+            for at, line in _bounded_lines(lines, _first_line(raw, part) if part.start else 0, part.stop):
                 if line[:1] == b"{":
                     yield at, line
                 else:
@@ -186,16 +182,32 @@ def _rows(part: Part, text_columns: Collection[str]) -> Iterator[tuple[int, Docu
             position += batch.num_rows
 
 
-def _bounded_lines(handle: BinaryIO, at: int) -> Iterator[tuple[int, bytes]]:
-    """The lines from `at` on, each with its position; of one longer than `MAX_RECORD_BYTES` so much and a byte more.
+def _first_line(raw: BinaryIO, part: Part) -> int:
+    """Where the first line starts that starts in the part or behind it; the file is left there.
+
+    A line that goes on beyond the part is not read to its end, so that one of many parts is not read by each of them.
+    """
+    at = part.start - 1
+    raw.seek(at)
+    while piece := raw.readline(_SKIP_BYTES):
+        at += len(piece)
+        if piece.endswith(b"\n") or (part.stop is not None and at >= part.stop):
+            break
+    return at
+
+
+def _bounded_lines(handle: BinaryIO, at: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
+    """The lines that start from `at` on and before `stop`, each with its position.
+
+    Of a line longer than `MAX_RECORD_BYTES` it is so much and a byte more.
 
     One line behind: a compressed file that ends early ends in half a line, which is no record of its own.
     """
-    line = handle.readline(MAX_RECORD_BYTES + 1)
-    while line:
+    line = handle.readline(MAX_RECORD_BYTES + 1) if stop is None or at < stop else b""
+    while line and (stop is None or at < stop):
         size = len(line)
         if size > MAX_RECORD_BYTES and not line.endswith(b"\n"):
-            while end := handle.readline(1 << 20):
+            while end := handle.readline(_SKIP_BYTES):
                 size += len(end)
                 if end.endswith(b"\n"):
                     break

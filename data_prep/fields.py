@@ -39,7 +39,7 @@ class Renames:
     """Gives the fields of records our names.
 
     A field of the very name goes before one that a dot leads into. What was there under our name goes. A field is
-    moved, but for an id that is also a label (`id: url`).
+    moved, but for an id that is also a label (`id: url`, `url: id`).
     """
 
     def __init__(self, fields: Mapping[str, str | None] | None):
@@ -56,7 +56,8 @@ class Renames:
         for ours, theirs in self._renames.items():
             holder, key = _holder(record, theirs) if theirs else (None, "")
             values[ours] = None if holder is None else holder[key]
-            if holder is not None and not (ours == "id" and theirs in LABELS):
+            stays = theirs in LABELS if ours == "id" else theirs == "id" and "id" not in self._renames
+            if holder is not None and not stays:
                 moved.append((holder, key))
         for holder, key in moved:
             holder.pop(key, None)

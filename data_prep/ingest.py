@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,7 @@ from data_prep.command import job_parser
 from data_prep.distinct import DistinctIds
 from data_prep.documents import BadRecord, Part, document_files, read_documents, unread_files, write_part
 from data_prep.fields import DOCUMENT_FIELDS, Document, Fields, Renames, defect
-from data_prep.listing import KNOWN, Files, list_files, names_of
+from data_prep.listing import KNOWN, Files, list_files, matching, names_of
 from data_prep.stage import Stage
 from data_prep.tally import Tally, merged, with_totals
 from recipe.base.arguments import positive_int
@@ -27,6 +28,7 @@ from recipe.base.errors import UserError, exit_on_user_error, nearest
 from recipe.base.strict import load_json, load_yaml, strict_model
 
 PART_DOCUMENTS = 100  # of one id in a part: no chance
+ENOUGH_IDS = 0.9  # different ones a document; files that each number from 0 have fewer
 FEW_IDS = 1000  # documents are held out by a hash of their id; of fewer ids a share is a matter of chance
 
 
@@ -192,7 +194,7 @@ def notes_of(source: SourceConfig, results: list[dict[str, Any]], documents: int
     """What is to be known of a source that was brought in: too few ids, fields that no record has, files not read."""
     notes = []
     distinct = DistinctIds.merged(result["ids"] for result in results).count()
-    if distinct < documents / 2 or distinct < FEW_IDS < documents:
+    if distinct < ENOUGH_IDS * documents or distinct < FEW_IDS < documents:
         example = next(result["first_id"] for result in results if result["first_id"])
         notes.append(
             f"the {documents:,} documents have only about {distinct:,} different ids in '{source.fields.id or 'id'}', such "
@@ -201,7 +203,7 @@ def notes_of(source: SourceConfig, results: list[dict[str, Any]], documents: int
     used = {field for result in results for field, count in result["fields"].items() if count}
     for field, theirs in source.named_fields.items():
         if theirs is not None and field not in used:
-            notes.append(f"no record has the field '{theirs}' that fields.{field} names; correct it or leave it out")
+            notes.append(f"no record has a value in '{theirs}', which fields.{field} names; correct it or leave it out")
     if unread:
         notes.append(f"not read, being no documents or second names of some: {len(unread):,} files, {names_of(unread)}")
     return notes
@@ -211,11 +213,11 @@ def files_of(source: SourceConfig) -> Files:
     """The local files of a source, and those that are not read; none of a hub dataset."""
     if source.files is None:
         return Files([], [])
-    matches = sorted(map(Path, glob.glob(source.files, recursive=True)))
+    if os.path.lexists(source.files):  # whatever characters it has, it is no glob
+        return Files(document_files(source.files, option="files"), unread_files(source.files))
+    matches = matching(source.files)
     if not matches:
-        raise UserError(f"files {source.files} match nothing; correct the glob or fetch them")
-    if matches == [Path(source.files)]:  # no glob
-        return Files(document_files(source.files), unread_files(source.files))
+        raise UserError(f"files {source.files} match nothing; correct the path or glob, or fetch them")
     files = list_files(matches)
     if not files.documents:
         raise UserError(f"files {source.files} match no {KNOWN} file, only {names_of(files.unread)}; correct the glob")
@@ -231,8 +233,8 @@ def shards_of(hub: Hub) -> list[tuple[int, int]]:
 def _root(pattern: str) -> Path:
     """The folder above all that a glob matches: of its steps, those before the first with a wildcard."""
     path = Path(pattern)
-    if path.is_dir():
-        return path
+    if os.path.lexists(path):
+        return path if path.is_dir() else path.parent
     steps = list(takewhile(lambda step: not glob.has_magic(step), path.parts[:-1]))
     return Path(*steps)
 

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import xxhash
 
 from data_prep.documents import Part, document_files, parts_of
-from data_prep.listing import is_parquet
+from data_prep.json_lines import MAX_RECORD_BYTES
+from data_prep.listing import is_parquet, is_stage
 from recipe.base.errors import UserError
 from recipe.base.files import sha256
 from recipe.base.strict import load_json
@@ -33,7 +34,7 @@ def input_folder(source: Path) -> Path:
     Raises:
         UserError: the stage is not finished.
     """
-    if not (source / "stage.json").exists():
+    if not is_stage(source):
         return source
     if not (source / "manifest.json").exists():
         raise UserError(f"--input {source} is an unfinished stage; run it again to its end first")
@@ -43,7 +44,7 @@ def input_folder(source: Path) -> Path:
 def parent_of(source: Path) -> dict[str, str] | None:
     """The stage that wrote the input; None for a raw folder."""
     manifest = source / "manifest.json"
-    if not (source / "stage.json").exists():
+    if not is_stage(source):
         return None
     return {"stage": load_json(manifest)["stage"], "manifest_sha256": sha256(manifest)}
 
@@ -85,7 +86,7 @@ class Inputs:
     @classmethod
     def of(cls, source: Path) -> Inputs:
         """The input that --input names."""
-        if (source / "stage.json").exists():
+        if is_stage(source):
             files = document_files(input_folder(source))
             return cls(source, files, {entry["path"]: entry for entry in load_json(source / "manifest.json")["files"]})
         return cls(source.parent if source.is_file() else source, document_files(source))
@@ -188,12 +189,12 @@ def part_digest(part: Part) -> str:
                 while chunk := raw.read(CHUNK_BYTES if stop is None else min(CHUNK_BYTES, stop - raw.tell())):
                     digest.update(chunk)
             if part.stop is not None and not is_parquet(part.path):
-                # The last line of a part ends in the bytes of the next one.
+                # The last line of a part ends in the bytes of the next one; no more of it counts than a record may have.
                 raw.seek(part.stop - 1)
-                while tail := raw.readline(CHUNK_BYTES):
+                left = MAX_RECORD_BYTES
+                while left and (tail := raw.readline(min(left, CHUNK_BYTES))):
                     digest.update(tail)
-                    if tail.endswith(b"\n"):
-                        break
+                    left = 0 if tail.endswith(b"\n") else left - len(tail)
     except pa.ArrowInvalid as error:
         raise UserError(f"{part.path} is damaged or truncated; fetch it again or remove it ({error})") from None
     except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import orjson
@@ -61,7 +62,9 @@ def _of_64_bits(text: str) -> int | float | None:
 _CONVERT = {
     "array": ("is one JSON array", "jq -c '.[]'"),
     "object": ("is one JSON object over several lines", "jq -c ."),
+    "commas": ("ends its lines with a comma", "sed 's/,[[:space:]]*$//'"),
     "utf-16": ("is UTF-16", "iconv -f utf-16 -t utf-8"),
+    "utf-32": ("is UTF-32", "iconv -f utf-32 -t utf-8"),
     "returns": ("ends its lines with a carriage return alone", "tr '\\r' '\\n'"),
 }
 
@@ -71,7 +74,8 @@ def check_lines(path: Path) -> None:
     what, convert = _CONVERT.get(layout(path), ("", ""))
     if what:
         codec = codec_of(path.name)
-        command = f"{codec} -dc {path} | {convert}" if codec else f"{convert} < {path}"
+        name = quote(str(path))
+        command = f"{codec} -dc {name} | {convert}" if codec else f"{convert} < {name}"
         raise UserError(f"{path} {what}, not one JSON object a line; convert it: {command} > NAME.jsonl")
 
 
@@ -79,7 +83,9 @@ def layout(path: Path) -> str:
     """`lines`, `empty`, or what else the file is by its beginning."""
     with damage_named(path), open(path, "rb") as raw:
         head = unpacked(path, raw).read(_HEAD_BYTES)
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or head[:2] in (b"{\0", b"\0{", b"[\0", b"\0["):
+    if head.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")) or _ascii_of(head, 4):
+        return "utf-32"
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or _ascii_of(head, 2):
         return "utf-16"
     text = head.removeprefix(BOM).lstrip()
     line, newline, _ = text.partition(b"\n")
@@ -87,9 +93,16 @@ def layout(path: Path) -> str:
         return "array" if text[1:].lstrip().startswith(b"{") else "lines"
     if text.startswith(b"{") and b"\r{" in line:
         return "returns"
+    if text.startswith(b"{") and line.rstrip().endswith(b",") and _is_value(line.rstrip()[:-1]):
+        return "commas"
     if text.startswith(b"{") and newline and line.rstrip().endswith((b"{", b"[", b",")) and not _is_value(line):
         return "object"
     return "lines" if text else "empty"
+
+
+def _ascii_of(head: bytes, size: int) -> bool:
+    """Whether the first character is a bracket of `size` bytes."""
+    return any(head[:size] in (bracket.ljust(size, b"\0"), bracket.rjust(size, b"\0")) for bracket in (b"{", b"["))
 
 
 def _is_value(line: bytes) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -28,26 +30,28 @@ class Files(NamedTuple):
     unread: list[Path]
 
 
-def document_files(path: str | Path) -> list[Path]:
+def document_files(path: str | Path, option: str = "--input") -> list[Path]:
     """Every document file at `path` (a file, or a folder searched through), in a stable order.
 
     Links are followed; a file of several names is read once, under the first. Of a stage's output in the folder only
-    its `documents/` are read.
+    its `documents/` are read. Messages name the path as the value of `option`.
 
     Raises:
-        UserError: nothing there, nothing of a known suffix, a link that leads nowhere, an unfinished stage.
+        UserError: nothing there, nothing of a known suffix, a link that leads nowhere, an unfinished stage, a name that
+            is not UTF-8.
     """
-    path = Path(path)
+    path = _led_to(Path(path))
     if path.is_file():
         if not is_named_as_documents(path):
             raise UserError(f"{path} is none of {KNOWN}; convert it or rename it")
-        return [path]
+        return every_file([path])
     if not path.is_dir():
-        raise UserError(f"--input {path} does not exist; give a file or folder of documents")
+        wrong = "is neither a file nor a folder" if path.exists() else "does not exist"
+        raise UserError(f"{option} {path} {wrong}; give a file or folder of documents")
     documents, unread = list_files([path])
     if not documents:
         names = f"; not read: {names_of(unread)}" if unread else ""
-        raise UserError(f"--input {path} holds no {KNOWN} file{names}; give a folder of documents")
+        raise UserError(f"{option} {path} holds no {KNOWN} file{names}; give a folder of documents")
     return documents
 
 
@@ -75,7 +79,7 @@ def list_files(paths: Iterable[Path]) -> Files:
     seen: set[object] = set()
     every = every_file(paths)
     named = [file for file in every if is_named_as_documents(file) and file.is_file() and _is_new(file, seen)]
-    single = {file: layout for file in named if _is_json(file) and (layout := json_lines.layout(file)) != "lines"}
+    single = {file: layout for file in named if _is_json(file) and (layout := _layout(file)) != "lines"}
     documents = [file for file in named if file not in single]
     for file, layout in single.items():
         if not documents or (layout == "array" and all(map(_is_json, documents))):
@@ -90,9 +94,37 @@ def every_file(paths: Iterable[Path]) -> list[Path]:
     """The files at several paths in a stable order, links followed, nothing hidden.
 
     Raises:
-        UserError: a link that leads nowhere, a folder that cannot be read, an unfinished stage.
+        UserError: a link that leads nowhere, a folder that cannot be read, an unfinished stage, a name that is not UTF-8.
     """
-    return sorted({file for path in map(_led_to, paths) for file in (_walk(path, set()) if path.is_dir() else [path])})
+    files = {file for path in map(_led_to, paths) for file in (_walk(path, set()) if path.is_dir() else [path])}
+    for file in files:
+        if not _is_utf8(str(file)):  # JSON holds no other names, and a manifest names every file
+            shown = os.fsencode(file).decode("utf-8", "backslashreplace")
+            raise UserError(f"the name of {shown} is not UTF-8; rename it")
+    return sorted(files)
+
+
+def matching(pattern: str) -> list[Path]:
+    """What a glob matches, in a stable order; `**` stands for any number of folders.
+
+    Raises:
+        UserError: a folder that the glob leads through cannot be read, which Python's own passes over.
+    """
+    steps = Path(pattern).parts
+    first = next((number for number, step in enumerate(steps) if glob.has_magic(step)), len(steps))
+    for number in range(first, len(steps)):
+        above = os.path.join(*steps[:number], "") if number else os.curdir
+        for folder in glob.glob(above, recursive=True):
+            _entries(Path(folder))
+    return sorted(map(Path, glob.glob(pattern, recursive=True)))
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_named_as_documents(path: Path) -> bool:
@@ -105,6 +137,11 @@ def is_parquet(path: Path) -> bool:
 
 def _is_json(path: Path) -> bool:
     return path.name.lower().endswith(".json")
+
+
+def _layout(path: Path) -> str:
+    """Of another tool's stage.json, which a walk meets where a folder is no output of a job, that it is one object."""
+    return "object" if path.name == "stage.json" else json_lines.layout(path)
 
 
 def _is_new(path: Path, seen: set[object]) -> bool:
@@ -123,11 +160,8 @@ def _is_beside(path: Path) -> bool:
 def _walk(folder: Path, seen: set[str]) -> Iterator[Path]:
     """Every file below, links followed, nothing hidden; a folder met a second time comes as itself."""
     seen.add(os.path.realpath(folder))
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read: {error.strerror}; permit it or give another folder") from None
-    if any(entry.name == "stage.json" for entry in entries) and _is_stage(folder):
+    entries = _entries(folder)
+    if any(entry.name == "stage.json" for entry in entries) and is_stage(folder):
         if not (folder / "manifest.json").exists():
             raise UserError(f"{folder} is an unfinished stage; run it again to its end first")
         entries = [entry for entry in entries if entry.name == "documents"]
@@ -141,13 +175,39 @@ def _walk(folder: Path, seen: set[str]) -> Iterator[Path]:
             yield from _walk(path, seen)
 
 
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What a folder holds, by name.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            every = sorted(entries, key=lambda entry: entry.name)
+        if not os.access(folder, os.X_OK):  # its names can be read, and no file
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}; permit it or give another folder") from None
+    return every
+
+
 def _led_to(path: Path) -> Path:
-    if path.is_symlink() and not path.exists():
-        raise UserError(f"{path} is a link to {os.readlink(path)}, which does not exist; mend or remove it")
+    try:
+        if path.is_symlink():
+            os.stat(path)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{path} is a link that leads to itself; mend or remove it") from None
+        if error.errno == errno.ENOENT:
+            raise UserError(
+                f"{path} is a link to {os.readlink(path)}, which does not exist; mend or remove it"
+            ) from None
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     return path
 
 
-def _is_stage(folder: Path) -> bool:
+def is_stage(folder: Path) -> bool:
+    """Whether a folder is the output of a data job; a `stage.json` of something else makes it none."""
     try:
         values = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -8,6 +8,7 @@ The run config's `data.mixture` takes the same keys, and the loader follows the 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,8 +98,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the mixture")
     parser.add_argument("--output", type=Path, help="write the mixture as YAML, to paste under data: of a run config")
     args = parser.parse_args(argv)
-    if args.run_tokens <= 0 or args.seq_length <= 0:
-        raise UserError("--run-tokens and --seq-length must be positive")
+    if not 0 < args.run_tokens < math.inf or args.seq_length <= 0:
+        raise UserError("--run-tokens and --seq-length must be positive numbers")
     mixture = read_mixture(args.config, args.set)
     if args.tokens:
         sizes = {source.name: float(source.num_tokens) for source in TokenFolder(args.tokens).sources("train")}

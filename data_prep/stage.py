@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +25,7 @@ from typing import Any
 from tqdm import tqdm
 
 import recipe
-from data_prep.bad_records import BadRecords
+from data_prep.bad_records import WHAT_TO_DO, BadRecords
 from data_prep.documents import Part, numbered_documents, read_documents, unread_files
 from data_prep.engines import Engine, LocalEngine, make_engine
 from data_prep.exchange import Exchange
@@ -66,7 +67,7 @@ class Stage:
         check_output_folder("--output", self.output)
         self.engine = engine or LocalEngine(self.output / ".engine")
         source = None if source is None else Path(source)
-        if source is not None and self.output.resolve().is_relative_to(source.resolve()):
+        if source is not None and _lies_in(self.output, source):
             raise UserError(
                 f"--output {output} lies in --input {source}, which would read what it wrote; choose another"
             )
@@ -137,7 +138,7 @@ class Stage:
                 if bad > self.max_bad:
                     raise UserError(
                         f"{bad} records of the input are no documents, more than --max-bad {self.max_bad}; "
-                        f"{self._bad_records_say()}; mend the input or raise --max-bad"
+                        f"{self._bad_records_say()}; {WHAT_TO_DO}"
                     )
                 write_json(markers[number], result)
                 bar.update()
@@ -156,7 +157,7 @@ class Stage:
         if bad:
             raise UserError(
                 f"{of} holds no documents: all of its {bad:,} records were set aside; {self._bad_records_say()}; "
-                "mend the input"
+                "mend the input and choose another --output"
             )
         raise UserError(f"{of} holds no documents; give files with at least one")
 
@@ -296,6 +297,11 @@ class Stage:
         with closing(self.engine.run(partial(read_part, function=only_read), tasks, self.workers, title)) as finished:
             for _ in finished:
                 pass
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    # Path.resolve raises at a link to itself, which is told when the files are listed.
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def document_task(

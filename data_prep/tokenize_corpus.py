@@ -20,6 +20,7 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_prep.command import job_parser
+from data_prep.distinct import DistinctIds
 from data_prep.documents import Document, Part
 from data_prep.encoder import CHECKED_CHARACTERS, EncoderMismatch, FastEncoder, ReferenceEncoder, load_encoder
 from data_prep.exchange import Exchange, list_value, producer
@@ -35,6 +36,10 @@ BATCH, BATCH_CHARACTERS = 256, 4_000_000  # documents encoded together
 CHUNK_TOKENS = 24_000_000  # of one series in memory at a time: 96 MB, twice when it is ordered
 SHUFFLE_SEED = 20_260_102
 UNLIKELY_NATS = 20.0  # exp(-20) is 2e-9
+MAX_NAME_BYTES = 100  # of a source, in names of folders, of which file systems take 255 with what stands before it
+IDS_SIZE = 512  # of the sketches of ids, one for each part and source: 4%
+ENOUGH_IDS = 0.8  # different ones a document, beyond the error of the sketch
+MANY_DOCUMENTS = 1000  # of a source, of which a share can be held out
 
 
 class TokenizeConfig(BaseModel):
@@ -54,7 +59,14 @@ def source_name(document: Document, source_by: str) -> str:
     """Name of the shard series that a document goes to, safe as a folder name."""
     fields = {"lang": ("lang",), "source": ("source",), "both": ("lang", "source")}[source_by]
     names = (re.sub(r"[^\w.-]+", "_", str(document.get(field, "unknown"))).strip("._-") for field in fields)
-    return "-".join(name or "unnamed" for name in names)
+    name = "-".join(name or "unnamed" for name in names)
+    return name if len(name) <= MAX_NAME_BYTES // 4 or len(name.encode()) <= MAX_NAME_BYTES else _shortened(name)
+
+
+def _shortened(name: str) -> str:
+    """The beginning of a long name, and a hash that keeps it apart from others with that beginning."""
+    digest = "_" + xxhash.xxh3_64_hexdigest(name.encode("utf-8", "surrogatepass"))
+    return name.encode()[: MAX_NAME_BYTES - len(digest)].decode("utf-8", "ignore") + digest
 
 
 def tokenize_part(
@@ -95,6 +107,7 @@ def encode_documents(
 ) -> dict[str, Any]:
     rows: dict[tuple[str, str], Rows] = {}
     losses = Losses(encoder.reference, eod)
+    distinct: dict[str, DistinctIds] = {}
     for batch in batches(documents):
         ids, ends = encoder.encode([document["text"] for document in batch])
         sources = [source_name(document, config.source_by) for document in batch]
@@ -106,8 +119,12 @@ def encode_documents(
             if key not in rows:
                 rows[key] = Rows(Exchange(exchange / "-".join(key)), number)
             rows[key].add(document, ids[start:end], eod)
+            if source not in distinct:
+                distinct[source] = DistinctIds(IDS_SIZE)
+            distinct[source].add(document["id"])
     series = {"-".join(key): {"split": key[0], "source": key[1], **rows[key].close()} for key in sorted(rows)}
-    return {"series": series, "losses": losses.counts()}
+    dumps = {source: distinct[source].dump() for source in sorted(distinct)}
+    return {"series": series, "losses": losses.counts(), "ids": dumps}
 
 
 class Losses:
@@ -233,12 +250,41 @@ def _totals(shards: list[dict[str, Any]]) -> dict[str, Any]:
 
 def held_out_far_off(totals: dict[str, Any], share: float) -> dict[str, Any]:
     """Sources whose held-out share of documents is not what was asked for, by source; see `is_far_off`."""
-    found = {}
+    return {source: counts for source, counts in _held_out(totals).items() if is_far_off(**counts, share=share)}
+
+
+def _held_out(totals: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """Documents by source, all of them and those that are held out."""
+    counts = {}
     for source in sorted({source for sources in totals.values() for source in sources}):
         train, held_out = (totals.get(split, {}).get(source, {}).get("documents", 0) for split in ("train", "held_out"))
-        if is_far_off(held_out, train + held_out, share):
-            found[source] = {"documents": train + held_out, "held_out": held_out}
-    return found
+        counts[source] = {"documents": train + held_out, "held_out": held_out}
+    return counts
+
+
+def few_held_out(totals: dict[str, Any], ids: dict[str, int], share: float) -> dict[str, Any]:
+    """Sources of which nothing is held out or whose documents share ids, so that the held-out ones are a matter of chance.
+
+    Args:
+        totals: by split and source.
+        ids: different ones, by source.
+        share: asked for.
+    """
+    return {
+        source: {**counts, "ids": ids[source]}
+        for source, counts in _held_out(totals).items()
+        if share and counts["documents"] >= MANY_DOCUMENTS and source in ids and not is_far_off(**counts, share=share)
+        if not counts["held_out"] or ids[source] < ENOUGH_IDS * counts["documents"]
+    }
+
+
+def _distinct_ids(encoded: list[dict[str, Any]]) -> dict[str, int]:
+    """About how many different ids the documents of each source have."""
+    dumps: dict[str, list[str]] = {}
+    for result in encoded:
+        for source, dump in result.get("ids", {}).items():  # a task that an older version finished has none
+            dumps.setdefault(source, []).append(dump)
+    return {source: DistinctIds.merged(dumps[source], IDS_SIZE).count() for source in sorted(dumps)}
 
 
 def is_far_off(held_out: int, documents: int, share: float) -> bool:
@@ -246,7 +292,7 @@ def is_far_off(held_out: int, documents: int, share: float) -> bool:
 
     The chance is at most exp(-documents * KL(found || share)), Chernoff's bound for a binomial (Hoeffding 1963, theorem 1).
     """
-    if documents < 1000 or share == 0 or share / 3 <= held_out / documents <= 3 * share:
+    if documents < MANY_DOCUMENTS or share == 0 or share / 3 <= held_out / documents <= 3 * share:
         return False
     found = held_out / documents
     terms = ((found, share), (1 - found, 1 - share))
@@ -286,6 +332,13 @@ def notes(results: dict[str, Any], held_out: float) -> Iterator[str]:
         yield (
             f"{found['held_out']:,} of {found['documents']:,} documents of {source} are held out, {held_out:.2%} were asked "
             "for: all documents of one id are held out together, and these share few ids; give each an id of its own"
+        )
+    for source, found in results.get("few_held_out", {}).items():
+        share_ids = found["ids"] < ENOUGH_IDS * found["documents"]
+        yield (
+            f"{found['held_out']:,} of {found['documents']:,} documents of {source} are held out, {held_out:.2%} were asked "
+            f"for: they have about {found['ids']:,} different ids, and all documents of one id are held out together; "
+            + ("give each an id of its own" if share_ids else "raise held_out, or tokenize more of it")
         )
 
 
@@ -328,6 +381,7 @@ def main(argv: list[str] | None = None) -> None:
             "fell_back": [r["fell_back"] for r in encoded if r["fell_back"]],
             "losses": merged(result.get("losses", {}) for result in encoded),
             "held_out_far_off": held_out_far_off(totals, config.held_out),
+            "few_held_out": few_held_out(totals, _distinct_ids(encoded), config.held_out),
         }
         stage.finish(counts=counts, files=[], results=results)
     stage.report()

@@ -47,6 +47,14 @@ def written(path, **columns) -> Part:
         (pa.array([[1, None], None], pa.list_(pa.timestamp("us", "UTC"))), ["1970-01-01T00:00:00.000001Z", None]),
         (pa.array([[(1, b"x")], None], pa.map_(pa.int32(), pa.binary())), {"1": "eA=="}),
         (pa.array([[("k", Decimal("1.5"))], None], pa.map_(pa.string(), pa.decimal128(3, 1))), {"k": "1.5"}),
+        (pa.array([[(b"\xff", 1), (b"\xfe", 2)], None], pa.map_(pa.binary(), pa.int64())), {"\\xff": 1, "\\xfe": 2}),
+        (pa.array([[b"\xff\x00", None], None], pa.list_view(pa.binary())), ["/wA=", None]),
+        (pa.array([[1, None], None], pa.large_list_view(pa.timestamp("ns"))), ["1970-01-01T00:00:00.000000001", None]),
+        (pa.array([[Decimal("1.2")], None], pa.list_view(pa.decimal128(3, 1))), ["1.2"]),
+        (pa.array([[[5], []], None], pa.large_list_view(pa.list_view(pa.duration("ns")))), [["5"], []]),
+        (pa.array([[[("k", 1)]], None], pa.list_view(pa.map_(pa.string(), pa.int64()))), [{"k": 1}]),
+        (pa.array([{"v": [date(2024, 5, 1)]}, None], pa.struct([("v", pa.list_view(pa.date32()))])),
+         {"v": ["2024-05-01"]}),
         (pa.array([2**61, None], pa.timestamp("us")), "<value out of range: 2305843009213693952>"),
     ],
 )  # fmt: skip
@@ -77,6 +85,46 @@ def test_binary_is_text_under_other_names_and_inside_a_column(tmp_path):
     documents = list(read_documents(part, bad.append, {"id": "key", "text": "doc.body"}))
     assert documents == [{"id": "x", "text": "t", "doc": {"k": 1}}]
     assert bad[0].reason.startswith("missing field 'doc.body', which fields.text names")
+
+
+def test_binary_beside_a_text_inside_a_column_is_no_text(tmp_path):
+    doc = pa.array([{"body": b"t", "raw": b"ok", "more": b"\xff"}] * 2)
+    table = pa.array([[("body", b"t"), ("raw", b"\xff")]] * 2, pa.map_(pa.string(), pa.binary()))
+    for column in (doc, table):
+        part = written(tmp_path / "x.parquet", doc=column)
+        rows = list(read_documents(part, lambda bad: None, {"text": "doc.body"}))
+        assert [row["text"] for row in rows] == ["t", "t"]
+        assert rows[0]["doc"] in ({"raw": "b2s=", "more": "/w=="}, {"raw": "/w=="})
+
+
+BROKEN = pa.array([b"good", b"\xff"]).view(pa.string())
+ENDS = pa.array([0, 1, 2], pa.int32())
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (pa.StructArray.from_arrays([BROKEN, pa.array([1, 2], pa.timestamp("ms")), pa.array([b"r"] * 2)], ["k", "at", "b"]),
+         {"k": "\ufffd", "at": "1970-01-01T00:00:00.002", "b": "cg=="}),
+        (pa.ListArray.from_arrays(ENDS, BROKEN), ["\ufffd"]),
+        (pa.MapArray.from_arrays(ENDS, pa.array(["k", "k"]), BROKEN), {"k": "\ufffd"}),
+        (pa.MapArray.from_arrays(ENDS, BROKEN, pa.array([1, 2])), {"\\xff": 2}),
+        (pa.array([b"good", b"\xff"]).cast(pa.binary_view()).view(pa.string_view()), "\ufffd"),
+    ],
+)  # fmt: skip
+def test_text_that_is_not_utf_8_inside_a_column_is_mended(tmp_path, column, expected):
+    part = written(tmp_path / "x.parquet", side=column, other=pa.array([b"o", b"o"]))
+    rows = list(records(part))
+    assert [row["side"] for row in rows][1] == expected
+    assert rows[1]["other"] == "bw=="
+    assert write_part(tmp_path / "out", 0, rows).documents == 2
+
+
+def test_a_text_inside_a_column_that_is_not_utf_8_is_a_bad_record(tmp_path):
+    part = written(tmp_path / "x.parquet", doc=pa.StructArray.from_arrays([BROKEN], ["body"]))
+    bad: list[BadRecord] = []
+    assert [d["text"] for d in read_documents(part, bad.append, {"text": "doc.body"})] == ["good"]
+    assert [record.record for record in bad] == [2]
 
 
 def test_text_that_is_not_utf_8_is_a_bad_record_and_not_a_bad_file(tmp_path):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import tracemalloc
 
 import pytest
 import zstandard
 
+from data_prep.compression import unpacked
 from data_prep.documents import parts_of, read_documents
 from recipe.base.errors import UserError
 
@@ -41,6 +43,7 @@ def ids(path) -> list[str]:
         ("GZ", gzip.compress(FIRST + SECOND) + b"\0" * 512),
         ("bz2", bz2.compress(FIRST) + bz2.compress(SECOND)),
         ("xz", lzma.compress(FIRST) + lzma.compress(SECOND)),
+        ("xz", lzma.compress(FIRST) + bytes(8) + lzma.compress(SECOND) + bytes(4096)),
         ("zstd", zstd(FIRST) + zstd(SECOND)),
         ("zst", SKIPPED + zstd(FIRST) + SKIPPED + zstd(b"") + zstd(SECOND) + SKIPPED),
         ("zst", zstd(FIRST, 28) + zstd(SECOND, 31)),
@@ -77,6 +80,41 @@ def test_damage_is_told_with_the_file(tmp_path, suffix, content, damage):
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("pack", [bz2.compress, lzma.compress, zstd, gzip.compress])
+@pytest.mark.parametrize("behind", ["changed", "lines", "magic"])
+def test_what_is_wrong_behind_the_first_stream_is_no_end(tmp_path, pack, behind):
+    suffix = {bz2.compress: "bz2", lzma.compress: "xz", zstd: "zst", gzip.compress: "gz"}[pack]
+    second = pack(SECOND)
+    middle = len(second) // 2
+    path = tmp_path / f"x.jsonl.{suffix}"
+    path.write_bytes(pack(FIRST) + {
+        "changed": second[:middle] + bytes([second[middle] ^ 0xFF]) + second[middle + 1 :],
+        "lines": SECOND,
+        "magic": second[:3],
+    }[behind])  # fmt: skip
+    with pytest.raises(UserError, match="is damaged or truncated"):
+        ids(path)
+
+
+def test_padding_of_xz_is_of_whole_words(tmp_path):
+    path = tmp_path / "x.jsonl.xz"
+    for behind in (bytes(3) + lzma.compress(SECOND), bytes(3)):
+        path.write_bytes(lzma.compress(FIRST) + behind)
+        with pytest.raises(UserError, match=r"is damaged or truncated.*not a multiple of 4"):
+            ids(path)
+
+
+def test_a_stream_of_blanks_is_read_in_pieces(tmp_path):
+    path = tmp_path / "x.jsonl.zst"
+    path.write_bytes(zstd(bytes(1 << 28)))
+    tracemalloc.start()
+    with open(path, "rb") as raw:
+        assert unpacked(path, raw).read(1) == b"\0"
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 27  # of 1 << 28
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -95,6 +133,6 @@ def test_a_content_that_the_name_does_not_tell_is_refused(tmp_path, name, conten
 
 def test_a_dictionary_that_is_not_in_the_file_is_asked_for(tmp_path):
     dictionary = zstandard.train_dictionary(1000, [b'{"id": "%d", "text": "words %d"}' % (i, i) for i in range(2000)])
-    (tmp_path / "x.jsonl.zst").write_bytes(zstandard.ZstdCompressor(dict_data=dictionary).compress(FIRST))
-    with pytest.raises(UserError, match="needs the zstd dictionary"):
-        ids(tmp_path / "x.jsonl.zst")
+    (tmp_path / "x y.jsonl.zst").write_bytes(zstandard.ZstdCompressor(dict_data=dictionary).compress(FIRST))
+    with pytest.raises(UserError, match=r"needs the zstd dictionary.*-D DICTIONARY '/.*x y.jsonl.zst'"):
+        ids(tmp_path / "x y.jsonl.zst")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 
 import pytest
@@ -126,12 +127,13 @@ def test_evaluation_sets_of_many_forms_are_read(name, content, items, tmp_path):
 def test_files_that_are_not_read_are_named(tmp_path, capsys):
     (tmp_path / "eval").mkdir()
     (tmp_path / "eval" / "test.csv").write_text(QUESTION)
+    os.mkfifo(tmp_path / "eval" / "x.jsonl")  # would be waited for
     words = ["--input", tmp_path / "in.jsonl", "--evaluation", tmp_path / "eval", "--output", tmp_path / "out2"]
     write_documents(tmp_path / "in.jsonl", [document("a", FILLER)])
     assert main([str(w) for w in words]) == 2
     assert "holds no .jsonl" in capsys.readouterr().err
     assert run(tmp_path, [document("a", FILLER)], {"a.jsonl": [{"question": QUESTION}]}) == (0, {"a"})
-    assert "1 files of --evaluation are not read, such as test.csv" in capsys.readouterr().out
+    assert "2 files of --evaluation are not read, such as test.csv, x.jsonl" in capsys.readouterr().out
 
 
 def plain_ngrams(sets, config):

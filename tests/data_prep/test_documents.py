@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 
 import pyarrow as pa
@@ -182,6 +183,29 @@ def test_the_parts_of_a_file_are_the_file(tmp_path, name, part_bytes):
     parts = parts_of(path, part_bytes)
     assert len(parts) > 1 or part_bytes == 1000
     assert [d for part in parts for d in read_documents(part, refuse)] == written
+
+
+@pytest.mark.parametrize("part_bytes", [100, 999, 1000, 1001])
+def test_a_line_of_many_parts_is_not_read_by_each_of_them(tmp_path, monkeypatch, part_bytes):
+    monkeypatch.setattr(documents, "_SKIP_BYTES", 10)
+    monkeypatch.setattr(documents, "MAX_RECORD_BYTES", 50)
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"id": "a", "text": "t"}\n' + b"x" * 10_000 + b'\n{"id": "b", "text": "t"}\n')
+    read, bad, ids = [], [], []
+
+    class Counting(io.BytesIO):
+        def readline(self, size=-1):
+            line = super().readline(size)
+            read.append(len(line))
+            return line
+
+    monkeypatch.setattr(documents, "open", lambda path, mode: Counting(path.read_bytes()), raising=False)
+    for part in parts_of(path, part_bytes):
+        ids += [document["id"] for document in read_documents(part, bad.append)]
+    assert ids == ["a", "b"]
+    assert [record.reason for record in bad] == ["longer than 50 bytes"]
+    assert sum(read) < 3 * path.stat().st_size
+    assert max(read) <= 51
 
 
 def test_a_compressed_stream_is_one_part(tmp_path):

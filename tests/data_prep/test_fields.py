@@ -25,6 +25,8 @@ def document(record, fields=None):
         # an id that is a label as well stays one; a text does not
         ({"url": "u", "text": "t"}, {"id": "url"}, {"id": "u", "url": "u", "text": "t"}),
         ({"id": "a", "source": "t"}, {"text": "source", "source": "source"}, {"id": "a", "text": "t"}),
+        ({"id": "a", "text": "t"}, {"url": "id"}, {"id": "a", "url": "a", "text": "t"}),
+        ({"id": "a", "k": "b", "text": "t"}, {"id": "k", "url": "id"}, {"id": "b", "url": "a", "text": "t"}),
         # a dot leads into a field, unless it is in the name
         ({"meta": {"key": "a", "k": 1}, "text": "t"}, {"id": "meta.key"}, {"id": "a", "text": "t", "meta": {"k": 1}}),
         ({"meta": {"key": "b"}, "meta.key": "a", "text": "t"}, {"id": "meta.key"}, {"id": "a", "text": "t", "meta": {"key": "b"}}),

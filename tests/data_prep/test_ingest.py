@@ -38,6 +38,25 @@ def test_local_files_by_glob_with_other_field_names(tmp_path):
     assert load_json(tmp_path / "out" / "manifest.json")["counts"]["groups"]["en"]["mine"]["in"] == 2
 
 
+def test_a_path_is_a_path_whatever_characters_it_has(tmp_path):
+    for folder in ("d[1]", "d1"):
+        write_documents(tmp_path / folder / "a.jsonl", [{"text": folder}])
+    for files in ("d[1]", "d[1]/a.jsonl"):
+        assert run(tmp_path, {"files": str(tmp_path / files)}) == 0
+        assert [(d["id"], d["text"]) for d in documents_in(tmp_path / "out")] == [("mine/a.jsonl/0", "d[1]")]
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_messages_name_the_files_of_the_source(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    for files, said in (("empty", "files /"), ("loop", "leads to itself"), ("gone", "match nothing")):
+        assert run(tmp_path, {"files": str(tmp_path / files)}) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert "--input" not in error
+
+
 def test_a_dataset_streamed_with_and_without_ids(tmp_path):
     lines = [json.dumps({"body": f"text {i}", "extra": i}) for i in range(5)]
     (tmp_path / "data.jsonl").write_text("\n".join([*lines, json.dumps({"body": " ", "extra": 5})]) + "\n")
@@ -117,13 +136,29 @@ def test_few_different_ids_are_told(tmp_path, capsys):
     assert "20 documents have only about 3 different ids in 'info', such as 'host 0'" in note
     assert note in capsys.readouterr().out
     shutil.rmtree(tmp_path / "out")
-    enough = [{"id": f"{i % 11}", "text": "t"} for i in range(20)]
+    enough = [{"id": f"{i % 19}", "text": "t"} for i in range(20)]
     assert run(tmp_path, {"files": written(tmp_path / "x.jsonl", enough)}) == 0
-    assert results(tmp_path) == {"distinct_ids": 11, "notes": []}
+    assert results(tmp_path) == {"distinct_ids": 19, "notes": []}
     shutil.rmtree(tmp_path / "out")
     thousand = [{"id": f"{i % 900}", "text": "t"} for i in range(1500)]
     assert run(tmp_path, {"files": written(tmp_path / "x.jsonl", thousand)}) == 0
     assert len(results(tmp_path)["notes"]) == 1
+
+
+def test_files_that_each_number_their_records_from_zero_are_told(tmp_path):
+    for name in ("a", "b"):
+        written(tmp_path / "raw" / f"{name}.jsonl", [{"id": i, "text": "t"} for i in range(20)])
+    assert run(tmp_path, {"files": str(tmp_path / "raw")}) == 0
+    (note,) = results(tmp_path)["notes"]
+    assert "40 documents have only about 20 different ids" in note
+
+
+def test_an_id_that_is_also_the_url_stays_the_id(tmp_path):
+    assert (
+        run(tmp_path, {"files": written(tmp_path / "x.jsonl", [{"id": "u", "text": "t"}]), "fields": {"url": "id"}})
+        == 0
+    )
+    assert [(d["id"], d["url"]) for d in documents_in(tmp_path / "out")] == [("mine/u", "u")]
 
 
 def test_a_part_whose_documents_all_have_one_id_stops_the_job(tmp_path, capsys):
@@ -140,7 +175,7 @@ def test_fields_that_no_record_has_and_files_that_are_not_read_are_told(tmp_path
     assert run(tmp_path, {"files": str(tmp_path / "raw" / "**"), "fields": {"url": "URI"}}) == 0
     output = capsys.readouterr().out
     assert len(documents_in(tmp_path / "out")) == 1
-    assert "no record has the field 'URI' that fields.url names" in output
+    assert "no record has a value in 'URI', which fields.url names" in output
     assert "not read, being no documents or second names of some: 1 files, README.md" in output
     assert "README.md" in output
 

@@ -78,6 +78,15 @@ def test_a_part_has_another_digest_if_and_only_if_its_records_are_others(tmp_pat
         assert [part_digest(part) for part in parts] == [digest for digest, _ in before]
 
 
+def test_of_a_line_that_no_record_may_have_the_digest_reads_no_more_than_of_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_prep.inputs.MAX_RECORD_BYTES", 50)
+    digests = []
+    for end in (b"x" * 500 + b"\n", b"x" * 600, b"x" * 40 + b"y" * 500):
+        (tmp_path / "x.jsonl").write_bytes(b"x" * 100 + end)
+        digests.append(part_digest(Part(tmp_path / "x.jsonl", 0, 100)))
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_row_groups_of_parquet_have_digests_of_their_own(tmp_path):
     def write(name: str, third: str) -> Path:
         rows = [document(str(i), "same text") for i in range(40)]
@@ -186,6 +195,20 @@ def test_the_files_of_a_job_without_an_input_folder_are_known_again(source, tmp_
         Stage("ingest", None, tmp_path / "out", {}, files=files[1:])
 
 
+def test_a_folder_with_a_stage_json_of_something_else_is_raw(source, tmp_path):
+    (source / "stage.json").write_text('{"stage": "theatre"}')
+    stage = run(source, tmp_path / "out")
+    assert stage.parent is None
+    assert stage.unread == ["stage.json"]
+    assert load_json(tmp_path / "out/manifest.json")["counts"]["in"] == 4
+
+
+def test_an_input_that_is_a_link_to_itself_is_told(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match="loop is a link that leads to itself"):
+        Stage("x", tmp_path / "loop", tmp_path / "out", {})
+
+
 def test_a_folder_of_another_version_is_refused(source, tmp_path):
     run(source, tmp_path / "out")
     write_json(tmp_path / "out/stage.json", {**load_json(tmp_path / "out/stage.json"), "version": 2})
@@ -265,6 +288,24 @@ def test_more_bad_records_than_permitted_over_all_tasks_say_why(tmp_path):
     work = for_documents(stage, work=lambda documents, number: {"n": len(list(documents))})
     with pytest.raises(UserError, match=r"more than --max-bad 1; the first, record 1 of a.jsonl: missing field 'text'"):
         stage.run_tasks("documents", work, stage.parts)
+
+
+def test_what_a_failed_run_set_aside_goes_when_the_input_was_mended(tmp_path):
+    path = tmp_path / "in" / "a.jsonl"
+    path.parent.mkdir()
+    path.write_text('{"id": "a", "txet": "t"}\n')
+
+    def go() -> None:
+        stage = Stage("x", tmp_path / "in", tmp_path / "out", {})
+        work = for_documents(stage, work=lambda documents, number: {"n": len(list(documents))})
+        stage.run_tasks("documents", work, stage.parts)
+
+    with pytest.raises(UserError, match="mend the input and choose another --output, or raise --max-bad"):
+        go()
+    assert list((tmp_path / "out" / "bad_records").iterdir())
+    path.write_text('{"id": "a", "text": "t"}\n')
+    go()
+    assert not list((tmp_path / "out" / "bad_records").iterdir())
 
 
 @pytest.mark.parametrize("output", ["file/below", "/proc/x", "/proc", "link", "n" * 300])

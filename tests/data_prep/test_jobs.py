@@ -146,7 +146,7 @@ def test_a_killed_worker_is_told_in_one_sentence(tmp_path):
 def test_an_unfinished_stage_is_no_input(prepared, tmp_path):
     unfinished = tmp_path / "unfinished"
     (unfinished / "documents").mkdir(parents=True)
-    (unfinished / "stage.json").write_text("{}")
+    (unfinished / "stage.json").write_text('{"schema": "data_prep.stage"}')
     done = run_python(*job_words("dedup", unfinished, tmp_path / "out", prepared))
     assert done.returncode == 2
     assert "is an unfinished stage" in done.stderr

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import subprocess
 
 import orjson
 import pytest
 
 from data_prep.documents import BadRecord, Part, parse, parts_of, read_documents, records, write_part
-from data_prep.json_lines import layout
+from data_prep.json_lines import check_lines, layout
 from recipe.base.errors import UserError
 
 
@@ -97,6 +98,11 @@ def test_byte_order_marks_go_and_the_numbers_of_records_stay(tmp_path, name):
         (b'{"version": 1,\n', "object"),
         ('{"id": "a"}\n'.encode("utf-16"), "utf-16"),
         ('{"id": "a"}\n'.encode("utf-16-be"), "utf-16"),
+        ('{"id": "a"}\n'.encode("utf-32"), "utf-32"),
+        ('{"id": "a"}\n'.encode("utf-32-le"), "utf-32"),
+        ('\ufeff{"id": "a"}\n'.encode("utf-32-be"), "utf-32"),
+        (b'{"id": "a"},\n{"id": "b"},\n', "commas"),
+        (b'{"id": "a"}, \r\n{"id": "b"}\r\n', "commas"),
         (b'{"id": "a"}\r{"id": "b"}\r', "returns"),
         (b'{"id": "a"}\r\n{"id": "b"}\r\n', "lines"),
     ],
@@ -110,3 +116,17 @@ def test_the_layout_of_a_file_by_its_beginning(tmp_path, content, expected):
     else:
         with pytest.raises(UserError, match=r"x.jsonl.gz is|ends .*not one JSON object a line; convert it: gzip -dc"):
             parts_of(path)
+
+
+@pytest.mark.parametrize("name", ["a b.jsonl", "a b.jsonl.gz"])
+def test_a_proposed_command_does_what_it_says(tmp_path, name):
+    path = tmp_path / name
+    content = b'{"id": "a"},\n{"id": "b"}, \r\n{"id": "c"}\n'
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(UserError, match="ends its lines with a comma") as caught:
+        check_lines(path)
+    command = str(caught.value).split("convert it: ")[1].removesuffix(" > NAME.jsonl")
+    assert (
+        subprocess.run(command, shell=True, capture_output=True, check=True).stdout.split()
+        == content.replace(b"},", b"}").split()
+    )

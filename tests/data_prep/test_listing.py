@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 
 import pytest
 
 from data_prep.documents import document_files, unread_files, write_documents
-from data_prep.listing import SUFFIXES
+from data_prep.listing import SUFFIXES, every_file, list_files, matching
 from recipe.base.errors import UserError
 
 LINE = b'{"id": "a", "text": "t"}\n'
@@ -85,6 +86,53 @@ def test_a_link_that_leads_nowhere_is_told(tmp_path):
     (tmp_path / "b").symlink_to(tmp_path / "gone")
     with pytest.raises(UserError, match=r"b is a link to .*gone, which does not exist"):
         document_files(tmp_path)
+
+
+def test_a_link_to_itself_is_told(tmp_path):
+    (tmp_path / "a.jsonl").symlink_to("a.jsonl")
+    for path in (tmp_path, tmp_path / "a.jsonl"):
+        with pytest.raises(UserError, match=r"a\.jsonl is a link that leads to itself"):
+            document_files(path)
+
+
+@pytest.mark.parametrize("name", [b"\xe4.jsonl", b"\xe4.txt", b"\xe4/b.jsonl"])
+def test_a_name_that_no_manifest_could_hold_is_told(tmp_path, name):
+    fill(tmp_path, a_jsonl=LINE)
+    path = tmp_path / os.fsdecode(name)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(LINE)
+    with pytest.raises(UserError, match=r"the name of /.*/\\xe4.* is not UTF-8; rename it"):
+        document_files(tmp_path)
+    if path.suffix == ".jsonl":
+        with pytest.raises(UserError, match="is not UTF-8"):
+            document_files(path)
+
+
+def test_a_pipe_is_no_file_of_documents(tmp_path):
+    os.mkfifo(tmp_path / "x.jsonl")
+    with pytest.raises(UserError, match=r"files /.*x\.jsonl is neither a file nor a folder"):
+        document_files(tmp_path / "x.jsonl", option="files")
+
+
+@pytest.mark.parametrize("pattern", ["**/*.jsonl", "*/shut/*.jsonl", "a/*/x.jsonl", "**", "*", "a/**/shut/x.jsonl"])
+@pytest.mark.parametrize("right", [os.R_OK, os.X_OK])
+def test_a_folder_that_a_glob_cannot_enter_is_told(tmp_path, monkeypatch, pattern, right):
+    fill(tmp_path, a__x_jsonl=LINE, a__shut__x_jsonl=LINE)
+    matched = {file for match in matching(str(tmp_path / pattern)) for file in every_file([match])}
+    assert tmp_path / "a" / "shut" / "x.jsonl" in matched
+    shut = str(tmp_path / "a" / "shut")
+    listing, access = os.scandir, os.access
+
+    def scandir(folder):
+        if right == os.R_OK and os.path.realpath(folder) == shut:
+            raise PermissionError(13, "Permission denied")
+        return listing(folder)
+
+    monkeypatch.setattr("os.scandir", scandir)
+    monkeypatch.setattr("os.access", lambda path, mode: os.path.realpath(path) != shut and access(path, mode))
+    with pytest.raises(UserError, match="shut cannot be read: Permission denied"):
+        list_files(matching(str(tmp_path / pattern)))
+    assert matching(str(tmp_path / "a" / "*.jsonl")) == [tmp_path / "a" / "x.jsonl"]
 
 
 def test_of_outputs_of_stages_in_a_folder_only_their_documents_are_read(tmp_path):

@@ -83,6 +83,8 @@ def test_sources_that_are_read_more_often_than_costs_little_are_named(more, repe
         (["--set", "alpha"], "--set takes key=value"),
         (["--set", "max_epochs=0.1"], "max_epochs leaves"),
         (["--run-tokens", "-1"], "must be positive"),
+        (["--run-tokens", "nan"], "must be positive"),
+        (["--run-tokens", "inf"], "must be positive"),
         (["--config", "nowhere.yaml"], "does not exist"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from data_prep.documents import write_documents
-from data_prep.tokenize_corpus import is_far_off, is_held_out, main, source_name
+from data_prep.tokenize_corpus import few_held_out, is_far_off, is_held_out, main, notes, source_name
 from data_prep.train_tokenizer import TokenizerConfig, train
 from recipe.base.errors import UserError
 from recipe.base.files import sha256
@@ -158,6 +158,50 @@ def test_documents_that_share_an_id_are_named_when_none_of_them_is_held_out(prep
     out = capsys.readouterr().out
     assert f"note: {held:,} of 1,100 documents of en are held out, 5.00% were asked for: all documents of one id" in out
     assert "documents of zh are" not in out
+
+
+@pytest.mark.parametrize(
+    ("documents", "held_out", "ids", "share", "advice"),
+    [
+        (2000, 0, 30, 0.005, "give each an id of its own"),
+        (2000, 40, 30, 0.02, "give each an id of its own"),
+        (1000, 0, 1000, 0.001, "raise held_out"),
+        (1000, 0, 1000, 0.0, None),
+        (999, 0, 30, 0.005, None),
+        (2000, 10, 1900, 0.005, None),
+        (10_000, 0, 30, 0.005, None),  # is far off, which has a note of its own
+    ],
+)
+def test_a_source_of_which_chance_holds_out_is_told(documents, held_out, ids, share, advice):
+    totals = {"train": {"en": {"documents": documents - held_out}}, "held_out": {"en": {"documents": held_out}}}
+    few = few_held_out(totals, {"en": ids}, share)
+    assert few == ({"en": {"documents": documents, "held_out": held_out, "ids": ids}} if advice else {})
+    sentences = list(notes({"fell_back": [], "few_held_out": few}, share))
+    assert [s.startswith(f"{held_out} of {documents:,} documents of en are held out") for s in sentences] == [
+        True
+    ] * len(few)
+    assert not advice or advice in sentences[0]
+
+
+def test_ids_are_counted_over_the_parts_of_the_input(prepared, tmp_path, capsys):
+    for name in ("a", "b"):
+        few = [{"id": f"f{i % 7}", "text": f"ship {name} {i}", "lang": "en"} for i in range(550)]
+        write_documents(tmp_path / "in" / f"{name}.jsonl", few)
+    (tmp_path / "tokenize.yaml").write_text("held_out: 0.002\n")
+    words = ["--input", tmp_path / "in", "--tokenizer", prepared.tokenizer, "--output", tmp_path / "out"]
+    assert main([str(w) for w in (*words, "--config", tmp_path / "tokenize.yaml", "--workers", 1)]) == 0
+    assert "0 of 1,100 documents of en are held out, 0.20% were asked for: they have about 7 different ids" in (
+        capsys.readouterr().out
+    )
+
+
+def test_long_names_of_sources_stay_apart_and_fit_in_the_name_of_a_folder():
+    langs = ["x" * 300, "x" * 301, "语" * 300, "语" * 299, "x" * 100, "y" * 101]
+    names = [source_name({"lang": lang}, "lang") for lang in langs]
+    assert len(set(names)) == len(langs)
+    assert max(len(name.encode()) for name in names) <= 100
+    assert [name[:5] for name in names[:3]] == ["xxxxx", "xxxxx", "语" * 5]
+    assert names[4] == langs[4]
 
 
 @pytest.mark.parametrize(("by", "name"), [("lang", "en"), ("source", "my_web_2026"), ("both", "en-my_web_2026")])
