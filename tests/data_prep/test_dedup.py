@@ -242,6 +242,18 @@ def test_documents_without_words_are_duplicates_where_they_are_equal_alone(tmp_p
     assert [d["id"] for d in run(tmp_path, new, "new", against=[tmp_path / "old"])] == ["new"]
 
 
+@pytest.mark.parametrize("words", ["Fig 1", "a", "one two three four", "图一二三"])
+def test_documents_of_fewer_words_than_an_ngram_are_duplicates_where_they_are_equal_alone(words, tmp_path):
+    texts = [f"{words} {symbols * 30}" for symbols in ("∑∏∫√", "░▒▓█", "+-*/", "+-*/")]
+    kept = run(tmp_path, [document(str(number), text) for number, text in enumerate(texts)])
+    assert [d["id"] for d in kept] == ["0", "1", "2"]
+
+
+def test_the_fewest_words_that_are_compared_are_those_of_one_ngram(tmp_path):
+    kept = run(tmp_path, [document("a", "one two three four five"), document("b", "One, two: three, four, five!")])
+    assert [d["id"] for d in kept] == ["b"]
+
+
 def test_parts_of_many_older_runs_have_numbers_of_their_own(tmp_path):
     folders = [tmp_path / str(number) for number in range(20)]
     for number, folder in enumerate(folders):
