@@ -117,6 +117,29 @@ def tokenizer_facts(folder: Path) -> dict[str, Any]:
     return {"sha256": sha256(path), "vocab_size": max(ids.values()) + 1, "eod_id": eod_id, "pad_id": pad_id}
 
 
+def vocabulary_end(folder: Path) -> int:
+    """One more than the largest id of a tokenizer folder: what a model's vocabulary must reach."""
+    return max(_token_ids(tokenizer_file(folder)).values()) + 1
+
+
+def check_vocabulary(id_end: int, vocab_size: int) -> None:
+    """Refuse a model without a row for each of a tokenizer's ids.
+
+    Args:
+        id_end: one more than the largest id, as `tokenizer_facts` has it under vocab_size.
+        vocab_size: the model's.
+
+    Raises:
+        UserError: the model is too small.
+    """
+    if id_end > vocab_size:
+        raise UserError(
+            f"the tokenizer has {id_end:,} tokens but the model's vocab_size is {vocab_size:,}, which its largest id, "
+            f"{id_end - 1:,}, must be below; take the tokenizer that is the model's own, train a smaller one, or choose "
+            "another model"
+        )
+
+
 def tokenizer_file(folder: Path) -> Path:
     """The tokenizer.json of a tokenizer folder.
 
