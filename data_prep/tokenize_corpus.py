@@ -29,7 +29,7 @@ from recipe.base.errors import exit_on_user_error
 from recipe.base.files import sha256
 from recipe.base.strict import load_json, load_yaml, strict_model
 from recipe.data.indexed import SUFFIXES, ShardWriter, token_dtype
-from recipe.data.token_folder import tokenizer_facts
+from recipe.data.token_folder import check_named_tokens, tokenizer_facts
 
 BATCH, BATCH_CHARACTERS = 256, 4_000_000  # documents encoded together
 CHUNK_TOKENS = 24_000_000  # of one series in memory at a time: 96 MB, twice when it is ordered
@@ -300,6 +300,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     config = strict_model(TokenizeConfig, load_yaml(args.config), args.config)
     facts = tokenizer_facts(args.tokenizer)
+    check_named_tokens(args.tokenizer)
     load_encoder(args.tokenizer)[0].reference.check()
     stage = Stage.of("tokenize", args, {**config.model_dump(mode="json"), "tokenizer": facts})
     if not stage.finished:

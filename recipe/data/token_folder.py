@@ -140,6 +140,37 @@ def check_vocabulary(id_end: int, vocab_size: int) -> None:
         )
 
 
+def check_named_tokens(folder: Path) -> None:
+    """Refuse tokens that the folder's configuration names and tokenizer.json lacks, whatever kind they are.
+
+    transformers numbers such tokens on from the vocabulary, so its tokenizer would have ids that no model was made for.
+
+    Raises:
+        UserError: names the first.
+    """
+    ids = _token_ids(tokenizer_file(folder))
+    for name, token in _named_tokens(folder):
+        if token not in ids:
+            raise UserError(
+                f"{name} of tokenizer {folder} names {token!r}, which is not in tokenizer.json, and transformers gives it an id "
+                "beyond the vocabulary; remove the name, add the token to added_tokens of tokenizer.json, or write it there: "
+                f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained(NEW_FOLDER) of transformers"
+            )
+
+
+def _named_tokens(folder: Path) -> list[tuple[str, str]]:
+    """Tokens that transformers adds to those of tokenizer.json, each with what names it."""
+    config, added = _mapping(folder / "tokenizer_config.json"), folder / "added_tokens.json"
+    listed = {"added_tokens_decoder": _texts(config.get("added_tokens_decoder") or {})}
+    if not listed["added_tokens_decoder"] and added.exists():  # which older versions write, and transformers then reads
+        listed["added_tokens.json"] = list(_mapping(added))
+    listed.update(special_tokens(folder))
+    listed["model_specific_special_tokens"] = _texts(config.get("model_specific_special_tokens") or {})
+    values = {name: found.values() if isinstance(found, dict) else found for name, found in listed.items()}
+    lists = {name: [found] if isinstance(found, str) else found or [] for name, found in values.items()}
+    return [(name, token) for name, tokens in lists.items() for token in tokens if isinstance(token, str)]
+
+
 def tokenizer_file(folder: Path) -> Path:
     """The tokenizer.json of a tokenizer folder.
 
@@ -222,7 +253,7 @@ def special_tokens(folder: Path) -> dict[str, Any]:
             f"tokenizer {folder} holds no tokenizer_config.json; write one that names the token that ends documents, such as "
             '{"eos_token": "</s>"}'
         )
-    config = _mapping(path) if path.exists() else {}
+    config = _mapping(path)
     if older.exists() and "added_tokens_decoder" not in config:
         config = {**config, **_mapping(older)}
     named = {name: _text(value) for name, value in config.items() if name.endswith("_token") and value is not None}
@@ -232,7 +263,8 @@ def special_tokens(folder: Path) -> dict[str, Any]:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    values = load_json(path)
+    """The object that a JSON file holds; {} without the file."""
+    values = load_json(path) if path.exists() else {}
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no JSON object; fetch it again, or save the tokenizer again with transformers")
     return values

@@ -177,6 +177,15 @@ def test_a_tokenizer_that_would_go_wrong_later_is_refused(change, said, prepared
     assert not (tmp_path / "out").exists()
 
 
+def test_a_named_token_that_the_vocabulary_lacks_is_refused_before_anything_is_read(prepared, tmp_path, capsys):
+    folder = changed(prepared, tmp_path / "tokenizer")
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>", "bos_token": "<s>"}')
+    words = ["--input", prepared.deduped, "--tokenizer", folder, "--output", tmp_path / "out", "--workers", 1]
+    assert main([str(w) for w in words]) == 2
+    assert "bos_token of tokenizer" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def ordinary_end(content):
     content["added_tokens"][0]["special"] = False
 

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from data_prep.tokenize_corpus import main as tokenize
 from recipe.base.errors import UserError
 from recipe.base.strict import load_json
-from recipe.data.token_folder import TokenFolder, check_tokenizer, special_tokens, tokenizer_facts
+from recipe.data.token_folder import TokenFolder, check_named_tokens, check_tokenizer, special_tokens, tokenizer_facts
 
 WORDS = {"type": "WordLevel", "unk_token": "a", "vocab": {"a": 0, "b": 1, "</s>": 2}}
 
@@ -136,6 +136,43 @@ def test_lists_of_special_tokens_may_have_any_form(tmp_path):
     assert special_tokens(folder_of(tmp_path, config={"eos_token": "</s>", **more})) == {
         "eos_token": "</s>", "additional_special_tokens": ["a", "b"], "extra_special_tokens": {"x": "a"},
     }  # fmt: skip
+
+
+NEW = {**added("<x>", 7), "__type": "AddedToken"}
+END = {"2": added("</s>", 2)}
+
+
+@pytest.mark.parametrize(
+    ("config", "files", "named_by"),
+    [
+        ({"bos_token": "<x>"}, {}, "bos_token"),
+        ({"unk_token": NEW}, {}, "unk_token"),
+        ({"mask_token": "<x>"}, {}, "mask_token"),
+        ({"additional_special_tokens": ["a", "<x>"]}, {}, "additional_special_tokens"),
+        ({"extra_special_tokens": {"image": "<x>"}}, {}, "extra_special_tokens"),
+        ({"model_specific_special_tokens": {"image_token": "<x>"}}, {}, "model_specific_special_tokens"),
+        ({"added_tokens_decoder": {**END, "7": NEW}}, {}, "added_tokens_decoder"),
+        ({}, {"added_tokens.json": {"<x>": 9}}, "added_tokens.json"),
+        ({}, {"special_tokens_map.json": {"bos_token": "<x>"}}, "bos_token"),
+        ({"bos_token": None, "unk_token": "a", "additional_special_tokens": ["b"], "add_bos_token": True}, {}, None),
+        ({"added_tokens_decoder": END}, {"added_tokens.json": {"<x>": 9}}, None),  # which is not read beside the other
+        ({"added_tokens_decoder": END}, {"special_tokens_map.json": {"bos_token": "<x>"}}, None),
+    ],
+)
+def test_a_token_that_transformers_would_number_beyond_the_vocabulary_is_named(config, files, named_by, tmp_path):
+    folder_of(tmp_path, config={"eos_token": "</s>", **config}, added_tokens=[added("</s>", 2)])
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    tokens = AutoTokenizer.from_pretrained(tmp_path).get_vocab()
+    if named_by is None:
+        check_named_tokens(tmp_path)
+        assert "<x>" not in tokens
+        return
+    assert tokens["<x>"] == tokenizer_facts(tmp_path)["vocab_size"]
+    with pytest.raises(UserError, match=f"{named_by} of tokenizer .* names '<x>', which is not in tokenizer.json"):
+        check_named_tokens(tmp_path)
+    AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "new")  # what the message says
+    check_named_tokens(tmp_path / "new")
 
 
 def far_end(prepared, folder: Path) -> Path:
