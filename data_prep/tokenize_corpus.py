@@ -81,6 +81,8 @@ def tokenize_part(
         result = document_task(part, number, work=encode, output=output, max_bad=max_bad)
     except EncoderMismatch as error:
         encoder, why = ReferenceEncoder(tokenizer), str(error)
+        for series in exchange.glob("*"):
+            Exchange(series).remove(number)  # it may write fewer files than the first try did
         result = document_task(part, number, work=encode, output=output, max_bad=max_bad)
     return {**result, "encoder": encoder.name, "fell_back": why}
 

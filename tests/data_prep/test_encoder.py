@@ -268,6 +268,30 @@ def test_a_part_that_fails_its_check_is_encoded_again_by_the_reference(prepared,
     assert one == other
 
 
+class LateAndLonger(FastEncoder):
+    """Three times as many ids, which the check finds with the third batch."""
+
+    def encode(self, texts):
+        if any("wrong" in text for text in texts):
+            raise EncoderMismatch("other ids")
+        ids, ends = self._encode(texts)
+        return np.repeat(ids, 3), ends * 3
+
+
+def test_nothing_is_left_of_what_the_fast_encoder_wrote_of_a_part(prepared, tmp_path, monkeypatch):
+    documents = [{"id": str(i), "text": f"right {i} " * 20, "lang": ("en", "zh")[i % 2]} for i in range(100)]
+    documents += [{"id": "w", "text": "wrong", "lang": "en"}]
+    write_documents(tmp_path / "in.jsonl", documents)
+    monkeypatch.setattr(encoder, "FastEncoder", LateAndLonger)
+    monkeypatch.setattr(tokenize_corpus, "load_encoder", load_encoder.__wrapped__)
+    monkeypatch.setattr(tokenize_corpus, "BATCH", 10)
+    monkeypatch.setattr(tokenize_corpus, "CHUNK_TOKENS", 2000)
+    words = ["--input", tmp_path / "in.jsonl", "--tokenizer", prepared.tokenizer, "--output", tmp_path / "out"]
+    assert main([str(w) for w in (*words, "--workers", 1)]) == 0
+    shards = load_json(tmp_path / "out" / "manifest.json")["results"]["shards"]
+    assert sum(shard["documents"] for shard in shards) == len(documents)
+
+
 class Refused:
     def __init__(self, folder):
         raise EncoderMismatch("fastokens is not used here")
