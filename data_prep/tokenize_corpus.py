@@ -115,7 +115,8 @@ def encode_documents(
 class Losses:
     """What a tokenizer loses of texts or puts into them, by source: unknown tokens, ends of documents, other text.
 
-    The first two are counted in all documents; for the last a few of each batch are decoded, of different sources.
+    The first two are counted in all documents; for the last a few of each batch are decoded, of different sources: whole
+    ones, or the beginning of a longer one where a source has no other.
     """
 
     def __init__(self, reference: ReferenceEncoder, eod: int):
@@ -132,16 +133,26 @@ class Losses:
             if token is not None:
                 owners = np.searchsorted(ends, np.flatnonzero(ids == token), side="right")
                 self._counts[name].update(sources[owner] for owner in owners.tolist())
-        decoded, characters_left = set(), CHECKED_CHARACTERS
+        left, longer, decoded = CHECKED_CHARACTERS, {}, set()
         for number, (document, source) in enumerate(zip(batch, sources, strict=True)):
             size = len(document["text"])
-            if source not in decoded and size <= characters_left:
+            if source not in decoded and size <= left:
                 decoded.add(source)
-                characters_left -= size
+                left -= size
                 start = int(ends[number - 1]) if number else 0
-                self._counts["decoded"][source] += 1
-                if not self._reference.keeps(document["text"], ids[start : int(ends[number])]):
-                    self._counts["changed"][source] += 1
+                self._compare(source, document["text"], ids[start : int(ends[number])])
+            elif size > CHECKED_CHARACTERS:
+                longer.setdefault(source, document["text"])
+        for source, text in longer.items():
+            if source not in decoded and left > 0:
+                beginning = text[:left]
+                left -= len(beginning)
+                self._compare(source, beginning, self._reference.encode([beginning])[0])
+
+    def _compare(self, source: str, text: str, ids: np.ndarray) -> None:
+        self._counts["decoded"][source] += 1
+        if not self._reference.keeps(text, ids):
+            self._counts["changed"][source] += 1
 
 
 def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -303,7 +314,13 @@ def main(argv: list[str] | None = None) -> None:
     config = strict_model(TokenizeConfig, load_yaml(args.config), args.config)
     facts = tokenizer_facts(args.tokenizer)
     check_named_tokens(args.tokenizer)
-    load_encoder(args.tokenizer)[0].reference.check()
+    reference = load_encoder(args.tokenizer)[0].reference
+    reference.check()
+    if lost := reference.lost_scripts():
+        print(
+            f"  note: {args.tokenizer} has no tokens for {', '.join(lost)} and none for what is unknown: such text vanishes; if "
+            "documents have it, choose a tokenizer with all bytes in its vocabulary"
+        )
     stage = Stage.of("tokenize", args, {**config.model_dump(mode="json"), "tokenizer": facts})
     if not stage.finished:
         exchange = stage.exchange("tokens").folder

@@ -10,8 +10,15 @@ from tokenizers import Tokenizer
 
 from data_prep import encoder, tokenize_corpus
 from data_prep.documents import read_documents, write_documents
-from data_prep.encoder import SELF_TEST, EncoderMismatch, FastEncoder, ReferenceEncoder, load_encoder
-from data_prep.tokenize_corpus import main
+from data_prep.encoder import (
+    CHECKED_CHARACTERS,
+    SELF_TEST,
+    EncoderMismatch,
+    FastEncoder,
+    ReferenceEncoder,
+    load_encoder,
+)
+from data_prep.tokenize_corpus import Losses, main
 from recipe.base.strict import load_json
 from recipe.data.indexed import Shard
 from tests.conftest import SHARED, documents_in, needs_shared
@@ -227,6 +234,44 @@ def test_what_a_tokenizer_loses_of_texts_is_said(change, losses, said, prepared,
     assert {name: found for name, found in counted.items() if found} == losses
     out = capsys.readouterr().out
     assert said in out if said else "unknown" not in out and "changed" not in out
+
+
+@pytest.mark.parametrize(("size", "decoded"), [(CHECKED_CHARACTERS, 1), (CHECKED_CHARACTERS + 1, 1), (300_000, 1)])
+def test_a_document_is_compared_however_long_it_is(size, decoded, prepared, tmp_path):
+    reference = ReferenceEncoder(changed(prepared, tmp_path, bytes_of_ascii_only))
+    losses = Losses(reference, 0)
+    for source, letter in (("zh", "中"), ("en", "a ")):
+        text = (letter * size)[:size]
+        losses.add([{"id": "1", "text": text}], [source], *reference.encode([text]))
+    counts = losses.counts()
+    assert counts["decoded"] == {"zh": decoded, "en": decoded}
+    assert counts["changed"] == {"zh": 1}
+
+
+def test_few_characters_of_a_batch_are_compared_and_short_documents_before_long_ones(prepared, monkeypatch):
+    reference, seen = ReferenceEncoder(prepared.tokenizer), []
+    monkeypatch.setattr(reference, "keeps", lambda text, ids: seen.append(text) or True)
+    texts = ["x" * 50_000, "short", "y" * 50_000, "z" * 50_000]
+    batch = [{"id": str(i), "text": text} for i, text in enumerate(texts)]
+    Losses(reference, 0).add(batch, ["a", "a", "b", "c"], *reference.encode(texts))
+    assert seen == ["short", "y" * (CHECKED_CHARACTERS - 5)]
+
+
+@pytest.mark.parametrize(
+    ("change", "lost"),
+    [
+        (bytes_of_ascii_only, ["Chinese characters", "kana", "Hangul", "Cyrillic letters", "Arabic letters", "Devanagari", "Thai"]),
+        (lower_case, []),
+        (bytes_for_the_rest, []),
+        (word_level, []),  # has an unknown token, which is counted
+    ],
+)  # fmt: skip
+def test_scripts_that_would_vanish_are_named_at_the_start(change, lost, prepared, tmp_path, capsys):
+    folder = changed(prepared, tmp_path / "tokenizer", change)
+    assert ReferenceEncoder(folder).lost_scripts() == lost
+    words = ["--input", tmp_path / "nothing", "--tokenizer", folder, "--output", tmp_path / "out", "--workers", 1]
+    assert main([str(w) for w in words]) == 2
+    assert ("has no tokens for " + ", ".join(lost) in capsys.readouterr().out) == bool(lost)
 
 
 def test_text_that_looks_like_a_special_token_stays_text(prepared):
