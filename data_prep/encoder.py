@@ -135,6 +135,19 @@ class ReferenceEncoder:
     def decode(self, ids: np.ndarray) -> str:
         return self._tokenizer.decode(ids.tolist(), skip_special_tokens=False)
 
+    def is_piece(self, number: int) -> bool:
+        """Whether the model itself gives this token for the token's text, which marking it special does not prevent."""
+        from tokenizers import Tokenizer
+
+        content = self._content()
+        for token in content.get("added_tokens") or []:
+            token["special"] = True
+        marked = Tokenizer.from_str(orjson.dumps(content).decode())
+        marked.no_truncation()
+        marked.encode_special_tokens = True
+        text = marked.id_to_token(number)
+        return any(number in marked.encode(t, add_special_tokens=False).ids for t in (text, f"a {text} b", f"a{text}b"))
+
     def lost_scripts(self) -> list[str]:
         """Of `SCRIPTS` those most of whose letters give no token at all, not even one for what is unknown."""
         lost = []

@@ -286,10 +286,13 @@ def notes(results: dict[str, Any], held_out: float) -> Iterator[str]:
             "is lost; choose a tokenizer with all bytes in its vocabulary"
         )
     for source, count in losses.get("ends_in_text", {}).items():
-        yield (
-            f"{count:,} end-of-document tokens of {source} come from inside its texts and end documents early; mark the "
-            "eos_token special in tokenizer.json, or choose another"
-        )
+        remedy = "mark the eos_token special in tokenizer.json"
+        if results.get("eos_is_a_piece"):
+            remedy = (
+                "the model's vocabulary has the eos_token for text too, special or not; take a new one, by transformers: "
+                "tokenizer.add_special_tokens({'eos_token': '<|document_end|>'}), then tokenizer.save_pretrained"
+            )
+        yield f"{count:,} end-of-document tokens of {source} come from inside its texts and end documents early; {remedy}"
     for source, count in losses.get("changed", {}).items():
         yield (
             f"{count:,} of {losses['decoded'][source]:,} documents of {source} that were decoded again came back changed: the "
@@ -347,6 +350,7 @@ def main(argv: list[str] | None = None) -> None:
             "licenses": _licenses(encoded),
             "fell_back": [r["fell_back"] for r in encoded if r["fell_back"]],
             "losses": merged(result.get("losses", {}) for result in encoded),
+            "eos_is_a_piece": reference.is_piece(facts["eod_id"]),
             "held_out_far_off": held_out_far_off(totals, config.held_out),
         }
         stage.finish(counts=counts, files=[], results=results)

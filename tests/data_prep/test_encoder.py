@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from data_prep import encoder, tokenize_corpus
 from data_prep.documents import read_documents, write_documents
@@ -18,9 +19,10 @@ from data_prep.encoder import (
     ReferenceEncoder,
     load_encoder,
 )
-from data_prep.tokenize_corpus import Losses, main
+from data_prep.tokenize_corpus import Losses, main, notes
 from recipe.base.strict import load_json
 from recipe.data.indexed import Shard
+from recipe.data.token_folder import tokenizer_facts
 from tests.conftest import SHARED, documents_in, needs_shared
 from tests.data_prep.test_native import random_texts
 
@@ -234,6 +236,31 @@ def test_what_a_tokenizer_loses_of_texts_is_said(change, losses, said, prepared,
     assert {name: found for name, found in counted.items() if found} == losses
     out = capsys.readouterr().out
     assert said in out if said else "unknown" not in out and "changed" not in out
+
+
+def special_piece(content):
+    unigram(content)
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    content["added_tokens"] = [{"id": 1, "content": "<|endoftext|>", "special": True, **flags}]
+
+
+@pytest.mark.parametrize(("change", "piece"), [(special_piece, True), (unigram, True), (ordinary_end, False)])
+def test_the_note_on_ends_in_texts_says_what_ends_them(change, piece, prepared, tmp_path):
+    reference = ReferenceEncoder(changed(prepared, tmp_path, change))
+    eod = reference.vocabulary["<|endoftext|>"]
+    assert reference.is_piece(eod) == piece
+    (note,) = notes({"fell_back": [], "losses": {"ends_in_text": {"en": 1}}, "eos_is_a_piece": piece}, 0)
+    assert ("add_special_tokens" in note) == piece != ("mark the eos_token special" in note)
+    if piece:  # what the note says
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+        tokenizer.add_special_tokens({"eos_token": "<|document_end|>"})
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(changed(prepared, tmp_path))
+    tokenizer.save_pretrained(tmp_path / "new")
+    mended, eod = ReferenceEncoder(tmp_path / "new"), tokenizer_facts(tmp_path / "new")["eod_id"]
+    ids, _ = mended.encode([f"The ship {tokenizer.eos_token} sails"])
+    assert eod not in ids
+    assert not mended.is_piece(eod)
 
 
 @pytest.mark.parametrize(("size", "decoded"), [(CHECKED_CHARACTERS, 1), (CHECKED_CHARACTERS + 1, 1), (300_000, 1)])
