@@ -88,11 +88,6 @@ class ReferenceEncoder:
         """The id of each token, added ones too."""
         return self._tokenizer.get_vocab()
 
-    @cached_property
-    def id_end(self) -> int:
-        """One more than the largest id."""
-        return max(self.vocabulary.values()) + 1
-
     @property
     def special_tokens(self) -> set[str]:
         """Added tokens: special ones, and others that are looked for before the model sees a text."""
