@@ -102,6 +102,7 @@ def tokenizer_facts(folder: Path) -> dict[str, Any]:
     path = tokenizer_file(folder)
     ids = _token_ids(path)
     special = special_tokens(folder)
+    _check_texts(folder)
     if "eos_token" not in special:
         raise UserError(
             f"tokenizer {folder} names no eos_token in its vocabulary; documents could not be told apart: write "
@@ -138,6 +139,16 @@ def check_vocabulary(id_end: int, vocab_size: int) -> None:
             f"{id_end - 1:,}, must be below; take the tokenizer that is the model's own, train a smaller one, or choose "
             "another model"
         )
+
+
+def _check_texts(folder: Path) -> None:
+    """Refuse an end of document or a padding that is named, and not by a text."""
+    for name, value in _configured(folder).items():
+        if name in ("eos_token", "pad_token") and value is not None and not isinstance(_text(value), str):
+            raise UserError(
+                f"tokenizer {folder} names no {name} in its vocabulary: the value {json.dumps(value)} of {name} must be text, "
+                'such as "</s>"; write the token itself in tokenizer_config.json'
+            )
 
 
 def check_named_tokens(folder: Path) -> None:
@@ -192,7 +203,10 @@ def tokenizer_file(folder: Path) -> Path:
 
 def _token_ids(path: Path) -> dict[str, int]:
     """The id of each token in a tokenizer.json, of whatever model: a list's tokens (Unigram) have their places as ids."""
-    content = load_json(path)
+    try:
+        content = load_json(path)
+    except UserError as error:  # cut, empty, or a page that says that it was not found
+        raise UserError(f"{error}; fetch it again") from None
     try:
         vocabulary = content["model"]["vocab"]
         if isinstance(vocabulary, list):
@@ -201,11 +215,11 @@ def _token_ids(path: Path) -> dict[str, int]:
             ids = dict(vocabulary)
         for token in content["added_tokens"]:  # transformers does not read a file without the list
             ids[token["content"]] = token["id"]
-        if not ids or not all(type(i) is int and 0 <= i <= LARGEST_ID for i in ids.values()):
+        if not vocabulary or not all(type(i) is int and 0 <= i <= LARGEST_ID for i in ids.values()):
             raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(
-            f"{path} lacks what the tokenizers library writes: model.vocab, a list added_tokens (maybe []), ids from 0 to "
+            f"{path} lacks what the tokenizers library writes: model.vocab with tokens, a list added_tokens (maybe []), ids from 0 to "
             f"{LARGEST_ID:,}; fetch it again, or save it again with transformers"
         ) from None
     return ids
@@ -242,9 +256,18 @@ def tokenizer_identity(folder: Path) -> dict[str, Any]:
 
 
 def special_tokens(folder: Path) -> dict[str, Any]:
-    """The special tokens that a tokenizer folder names, such as eos_token, as text.
+    """The special tokens that a tokenizer folder names, such as eos_token, as text."""
+    config = _configured(folder)
+    named = {name: _text(value) for name, value in config.items() if name.endswith("_token") and value is not None}
+    lists = {name: config[name] for name in ("additional_special_tokens", "extra_special_tokens") if config.get(name)}
+    texts = {name: _texts(value) for name, value in lists.items()}
+    return {**{name: text for name, text in named.items() if isinstance(text, str)}, **texts}
 
-    As transformers 5 reads them: special_tokens_map.json, which older versions write, goes before tokenizer_config.json
+
+def _configured(folder: Path) -> dict[str, Any]:
+    """What a tokenizer folder says besides its tokenizer.json.
+
+    As transformers 5 reads it: special_tokens_map.json, which older versions write, goes before tokenizer_config.json
     where this does not list the added tokens itself.
     """
     path, older = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
@@ -254,12 +277,9 @@ def special_tokens(folder: Path) -> dict[str, Any]:
             '{"eos_token": "</s>"}'
         )
     config = _mapping(path)
-    if older.exists() and "added_tokens_decoder" not in config:
+    if "added_tokens_decoder" not in config:
         config = {**config, **_mapping(older)}
-    named = {name: _text(value) for name, value in config.items() if name.endswith("_token") and value is not None}
-    lists = {name: config[name] for name in ("additional_special_tokens", "extra_special_tokens") if config.get(name)}
-    texts = {name: _texts(value) for name, value in lists.items()}
-    return {**{name: text for name, text in named.items() if isinstance(text, str)}, **texts}
+    return config
 
 
 def _mapping(path: Path) -> dict[str, Any]:

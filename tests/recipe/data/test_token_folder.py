@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,26 @@ def test_a_tokenizer_without_a_vocabulary_is_refused(text, tmp_path):
     (folder_of(tmp_path) / "tokenizer.json").write_text(text)
     with pytest.raises(UserError, match=r"tokenizer\.json lacks what the tokenizers library writes"):
         tokenizer_facts(tmp_path)
+
+
+def test_a_vocabulary_of_added_tokens_alone_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"lacks what the tokenizers library writes: model\.vocab with tokens"):
+        tokenizer_facts(folder_of(tmp_path, {**WORDS, "vocab": {}}, added_tokens=[added("</s>", 0)]))
+
+
+@pytest.mark.parametrize("cut", [0, 1, 60])
+def test_a_tokenizer_that_was_not_fetched_whole_is_to_be_fetched_again(cut, tmp_path):
+    path = folder_of(tmp_path) / "tokenizer.json"
+    path.write_text(path.read_text()[:cut])
+    with pytest.raises(UserError, match=r"tokenizer\.json is not valid: .*; fetch it again"):
+        tokenizer_facts(tmp_path)
+
+
+@pytest.mark.parametrize("value", [7, True, ["</s>"], {"text": "</s>"}, {"content": 2}])
+@pytest.mark.parametrize("name", ["eos_token", "pad_token"])
+def test_an_end_or_padding_that_is_no_text_is_named_with_its_value(name, value, tmp_path):
+    with pytest.raises(UserError, match=f"the value {re.escape(json.dumps(value))} of {name} must be text"):
+        tokenizer_facts(folder_of(tmp_path, config={"eos_token": "</s>", name: value}))
 
 
 @pytest.mark.parametrize("number", ["2", -1, 2.0, True, None, 2**31])
