@@ -9,7 +9,8 @@
   lines        optional: lines that many documents have
   survivors    each part: the documents that stay, as they came
 
-No step needs more memory than one part or one range takes. What stays depends on the documents alone, not on
+No step needs more memory than one part or one range takes. But rows of one key are of one range: some GB go with tens of
+millions of documents that share a band, are equal, or are one cluster. What stays depends on the documents alone, not on
 workers, files or their order. With --against, documents that an older run kept stay, and the new ones yield.
 """
 
@@ -38,6 +39,8 @@ from data_prep.stage import Stage, for_documents
 from data_prep.tally import Tally, merged, with_totals
 from recipe.base.errors import UserError, exit_on_user_error, nearest
 from recipe.base.strict import load_json, load_yaml, strict_model
+
+_EXAMPLES = 5  # of ids that several documents have
 
 
 class DedupConfig(BaseModel):
@@ -109,12 +112,28 @@ def _groups(labels: pa.Table, fate: np.ndarray) -> dict[str, Any]:
 
 
 def repeated_ids(partition: int, number: int, *, source: Exchange, partitions: int) -> dict[str, Any]:
-    """How many documents that stay carry an id that another one has, and a few of those ids."""
-    table = source.read(partition, partitions)
-    starts, ends = grouped(column(table, "key"))
-    several = (ends - starts) > 1
-    examples = sorted(table["id"].take(pa.array(starts[several][:5])).to_pylist())
-    return {"repeated": int((ends - starts)[several].sum()), "examples": examples}
+    """How many documents that stay carry an id that another one has, and a few of those ids.
+
+    One id may be that of any number of documents: what is carried from table to table is the last one's count.
+    """
+    repeated, examples = 0, []
+    last, carried = None, 0  # the key that the tables so far end with, and its documents
+    for table in source.tables(partition, partitions):
+        key = column(table, "key")
+        if key.size == 0:
+            continue
+        starts, ends = grouped(key)
+        sizes = ends - starts
+        before = carried if key[0] == last else 0
+        totals = sizes.copy()
+        totals[0] += before
+        # of the first, those that were counted with the tables before are not counted again
+        repeated += int(totals[totals > 1].sum()) - (before if before > 1 else 0)
+        new = totals > 1
+        new[0] &= before < 2
+        examples += table["id"].take(pa.array(starts[new][: _EXAMPLES - len(examples)])).to_pylist()
+        last, carried = key[-1], int(totals[-1])
+    return {"repeated": repeated, "examples": sorted(examples)}
 
 
 def spread_ids(number: int, task: int, *, catalog: Catalog, target: Exchange) -> dict[str, Any]:
@@ -234,7 +253,7 @@ def finish(
     counts["clusters_by_size"] = dict(sorted(clusters.items(), key=lambda item: int(item[0])))
     counts["bad_records"] = sum(result["bad_records"] for result in signed)
     counts["repeated_ids"] = sum(r["repeated"] for r in repeated)
-    examples = sorted(i for r in repeated for i in r["examples"])[:5]
+    examples = sorted(i for r in repeated for i in r["examples"])[:_EXAMPLES]
     sources = {source for groups in counts["groups"].values() for source in groups}
     results = {"repeated_ids": examples, "notes": notes_on_ranking(config, signed, sources)}
     stage.finish(counts=counts, written=survivors, results=results)

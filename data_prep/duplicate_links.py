@@ -27,7 +27,7 @@ def spread_bands(
 ) -> dict[str, Any]:
     """Rows of one part for the candidates: each document under each of its band keys, and under its exact hash.
 
-    Documents without words have no bands: all would share theirs.
+    Documents with fewer words than an n-gram have no bands: equality alone says that they are duplicates.
     """
     hashes = MinHash(*minhash)
     gone = column(catalog.drops(number), "record") if number >= OLD_PARTS else None  # of an older run, what it kept
@@ -40,8 +40,8 @@ def spread_bands(
             producer(task, chunk), exact_N2[:, 0].copy(), {"document": documents, "rest": exact_N2[:, 1].copy()}
         )
         keys_NB = column(table, "bands").view(np.uint64)
-        worded = ~hashes.lacks_words(keys_NB)
-        keys_NB, first_N, documents = keys_NB[worded], exact_N2[worded, 0], documents[worded]
+        compared = ~hashes.lacks_ngrams(keys_NB)
+        keys_NB, first_N, documents = keys_NB[compared], exact_N2[compared, 0], documents[compared]
         columns = {"document": documents.repeat(hashes.bands), "exact": first_N.repeat(hashes.bands)}
         bands.write(producer(task, chunk), keys_NB.ravel(), columns)
     return {}

@@ -31,6 +31,10 @@ SELF_TEST = (
     "清晨，青石镇的船长看着潮水。Python 代码：\n    return x[1:]  # 注释 𠀀㐀 全角ＡＢＣ１２３",
     "mixed中文English混排123 ¿ña? 🙂👩\u200d👩\u200d👧 \u200b end <|endoftext|> العربية हिन्दी ไทย 한국어 カタカナ",
 )
+SCRIPTS = {
+    "Latin letters": "letters of an alphabet", "Chinese characters": "清晨青石镇的船长", "kana": "ひらがなカタカナ",
+    "Hangul": "한국어글자", "Cyrillic letters": "русские буквы", "Arabic letters": "العربية", "Devanagari": "हिन्दी", "Thai": "ไทย",
+}  # fmt: skip
 
 
 class EncoderMismatch(Exception):
@@ -84,11 +88,6 @@ class ReferenceEncoder:
         """The id of each token, added ones too."""
         return self._tokenizer.get_vocab()
 
-    @cached_property
-    def id_end(self) -> int:
-        """One more than the largest id."""
-        return max(self.vocabulary.values()) + 1
-
     @property
     def special_tokens(self) -> set[str]:
         """Added tokens: special ones, and others that are looked for before the model sees a text."""
@@ -130,6 +129,29 @@ class ReferenceEncoder:
 
     def decode(self, ids: np.ndarray) -> str:
         return self._tokenizer.decode(ids.tolist(), skip_special_tokens=False)
+
+    def is_piece(self, number: int) -> bool:
+        """Whether the model itself gives this token for the token's text, which marking it special does not prevent."""
+        from tokenizers import Tokenizer
+
+        content = self._content()
+        for token in content.get("added_tokens") or []:
+            token["special"] = True
+        marked = Tokenizer.from_str(orjson.dumps(content).decode())
+        marked.no_truncation()
+        marked.encode_special_tokens = True
+        text = marked.id_to_token(number)
+        return any(number in marked.encode(t, add_special_tokens=False).ids for t in (text, f"a {text} b", f"a{text}b"))
+
+    def lost_scripts(self) -> list[str]:
+        """Of `SCRIPTS` those most of whose letters give no token at all, not even one for what is unknown."""
+        lost = []
+        for name, text in SCRIPTS.items():
+            ids = self.encode([text])[0]
+            letters = sum(map(str.isalpha, self.decode(ids)))
+            if 2 * letters < sum(map(str.isalpha, text)) and not (ids == self.unknown_id).any():
+                lost.append(name)
+        return lost
 
     def keeps(self, text: str, ids: np.ndarray) -> bool:
         """Whether a text's ids decode to it, but for Unicode composition and blanks at its ends."""

@@ -57,10 +57,10 @@ def load_tokenizer(folder: Path) -> Encoder:
 
 
 def measure_part(documents: Iterable[Document], number: int, *, folders: list[Path], used: Path) -> dict[str, Any]:
-    """Counts per tokenizer, language and source; whether our tokenizer used each id, as used/NNNNN.npy."""
+    """Counts per tokenizer, language and source; the ids that our tokenizer used, as used/NNNNN.npy."""
     counts: dict[str, Any] = {}
     ours = load_encoder(folders[0])[0].reference
-    is_used = np.zeros(ours.id_end, bool)
+    used_ids = np.zeros(0, np.uint32)  # not a flag for each id: where they have holes, the largest may be any number
     for batch in batches(documents):
         texts = [unicodedata.normalize("NFC", document["text"]) for document in batch]
         for place, folder in enumerate(folders):
@@ -82,24 +82,24 @@ def measure_part(documents: Iterable[Document], number: int, *, folders: list[Pa
                 if place == 0:
                     group["round_trip_failures"] += ours.decode(ids[start:end]) != text
             if place == 0:
-                is_used[ids] = True
+                used_ids = np.union1d(used_ids, ids)
     path = used / f"{number:05d}.npy"
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path.with_suffix(".partial.npy"), is_used)
+    np.save(path.with_suffix(".partial.npy"), used_ids)
     path.with_suffix(".partial.npy").replace(path)
     return {"counts": counts}
 
 
 def vocabulary_facts(reference: ReferenceEncoder, used: Path) -> dict[str, Any]:
     """Tokens, their count per script, and how many no document used, by the files that `measure_part` wrote to `used`."""
-    is_used = np.zeros(reference.id_end, bool)
+    used_ids: set[int] = set()
     for path in used.glob("?????.npy"):
-        is_used |= np.load(path)
+        used_ids.update(np.load(path).tolist())
     special, vocabulary = reference.special_tokens, reference.vocabulary
     scripts: Counter[str] = Counter()
     for token, number in vocabulary.items():
         scripts["special" if token in special else _script(reference.decode(np.array([number])))] += 1
-    unused = sum(not is_used[number] for token, number in vocabulary.items() if token not in special)
+    unused = sum(number not in used_ids for token, number in vocabulary.items() if token not in special)
     return {"vocab_size": len(vocabulary), "by_script": dict(sorted(scripts.items())), "unused": unused}
 
 

@@ -15,6 +15,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,14 @@ class Exchange:
             order = pa.array(np.argsort(key, kind="stable"))
             arrays = {name: values.take(order) for name, values in arrays.items()}
         write_table(self.folder / f"{number:05d}.arrow", pa.table(arrays))
+
+    def remove(self, task: int) -> None:
+        """Remove the files that one task wrote as `producer(task, 0)`, 1 and so on."""
+        for chunk in count():
+            try:
+                (self.folder / f"{producer(task, chunk):05d}.arrow").unlink()
+            except FileNotFoundError:
+                return
 
     def merge(self, run_tasks: RunTasks, most: int | None = None) -> None:
         """Merge files by tasks until there are at most `most` (`FAN_IN`); called when all producers are done.

@@ -34,11 +34,14 @@ class MinHash:
         return self._signer.shingles(text)
 
     def signature(self, text: str) -> np.ndarray:
-        """uint32 [bands * rows]: the minimum of each hash function over the text's shingles."""
+        """uint32 [bands * rows]: the minimum of each hash function over the text's n-grams; the largest where it has none.
+
+        A text with fewer words than n has none: its few words would stand for whatever else it holds.
+        """
         return self._signer.sign(text)
 
-    def lacks_words(self, keys_NB: np.ndarray) -> np.ndarray:
-        """bool [N]: the band keys are those of a text without a word, whose minima are of nothing."""
+    def lacks_ngrams(self, keys_NB: np.ndarray) -> np.ndarray:
+        """bool [N]: the band keys are those of a text without an n-gram, whose minima are of nothing."""
         nothing = np.full((1, self.bands * self.rows), np.iinfo(np.uint32).max, np.uint32)
         return (keys_NB == self.band_keys(nothing)).all(axis=1)
 

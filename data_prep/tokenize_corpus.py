@@ -30,7 +30,7 @@ from recipe.base.errors import exit_on_user_error
 from recipe.base.files import sha256
 from recipe.base.strict import load_json, load_yaml, strict_model
 from recipe.data.indexed import SUFFIXES, ShardWriter, token_dtype
-from recipe.data.token_folder import tokenizer_facts
+from recipe.data.token_folder import check_named_tokens, tokenizer_facts
 
 BATCH, BATCH_CHARACTERS = 256, 4_000_000  # documents encoded together
 CHUNK_TOKENS = 24_000_000  # of one series in memory at a time: 96 MB, twice when it is ordered
@@ -93,6 +93,8 @@ def tokenize_part(
         result = document_task(part, number, work=encode, output=output, max_bad=max_bad)
     except EncoderMismatch as error:
         encoder, why = ReferenceEncoder(tokenizer), str(error)
+        for series in exchange.glob("*"):
+            Exchange(series).remove(number)  # it may write fewer files than the first try did
         result = document_task(part, number, work=encode, output=output, max_bad=max_bad)
     return {**result, "encoder": encoder.name, "fell_back": why}
 
@@ -130,7 +132,8 @@ def encode_documents(
 class Losses:
     """What a tokenizer loses of texts or puts into them, by source: unknown tokens, ends of documents, other text.
 
-    The first two are counted in all documents; for the last a few of each batch are decoded, of different sources.
+    The first two are counted in all documents; for the last a few of each batch are decoded, of different sources: whole
+    ones, or the beginning of a longer one where a source has no other.
     """
 
     def __init__(self, reference: ReferenceEncoder, eod: int):
@@ -147,16 +150,26 @@ class Losses:
             if token is not None:
                 owners = np.searchsorted(ends, np.flatnonzero(ids == token), side="right")
                 self._counts[name].update(sources[owner] for owner in owners.tolist())
-        decoded, characters_left = set(), CHECKED_CHARACTERS
+        left, longer, decoded = CHECKED_CHARACTERS, {}, set()
         for number, (document, source) in enumerate(zip(batch, sources, strict=True)):
             size = len(document["text"])
-            if source not in decoded and size <= characters_left:
+            if source not in decoded and size <= left:
                 decoded.add(source)
-                characters_left -= size
+                left -= size
                 start = int(ends[number - 1]) if number else 0
-                self._counts["decoded"][source] += 1
-                if not self._reference.keeps(document["text"], ids[start : int(ends[number])]):
-                    self._counts["changed"][source] += 1
+                self._compare(source, document["text"], ids[start : int(ends[number])])
+            elif size > CHECKED_CHARACTERS:
+                longer.setdefault(source, document["text"])
+        for source, text in longer.items():
+            if source not in decoded and left > 0:
+                beginning = text[:left]
+                left -= len(beginning)
+                self._compare(source, beginning, self._reference.encode([beginning])[0])
+
+    def _compare(self, source: str, text: str, ids: np.ndarray) -> None:
+        self._counts["decoded"][source] += 1
+        if not self._reference.keeps(text, ids):
+            self._counts["changed"][source] += 1
 
 
 def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -319,10 +332,13 @@ def notes(results: dict[str, Any], held_out: float) -> Iterator[str]:
             "is lost; choose a tokenizer with all bytes in its vocabulary"
         )
     for source, count in losses.get("ends_in_text", {}).items():
-        yield (
-            f"{count:,} end-of-document tokens of {source} come from inside its texts and end documents early; mark the "
-            "eos_token special in tokenizer.json, or choose another"
-        )
+        remedy = "mark the eos_token special in tokenizer.json"
+        if results.get("eos_is_a_piece"):
+            remedy = (
+                "the model's vocabulary has the eos_token for text too, special or not; take a new one, by transformers: "
+                "tokenizer.add_special_tokens({'eos_token': '<|document_end|>'}), then tokenizer.save_pretrained"
+            )
+        yield f"{count:,} end-of-document tokens of {source} come from inside its texts and end documents early; {remedy}"
     for source, count in losses.get("changed", {}).items():
         yield (
             f"{count:,} of {losses['decoded'][source]:,} documents of {source} that were decoded again came back changed: the "
@@ -353,7 +369,14 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     config = strict_model(TokenizeConfig, load_yaml(args.config), args.config)
     facts = tokenizer_facts(args.tokenizer)
-    load_encoder(args.tokenizer)[0].reference.check()
+    check_named_tokens(args.tokenizer)
+    reference = load_encoder(args.tokenizer)[0].reference
+    reference.check()
+    if lost := reference.lost_scripts():
+        print(
+            f"  note: {args.tokenizer} has no tokens for {', '.join(lost)} and none for what is unknown: such text vanishes; if "
+            "documents have it, choose a tokenizer with all bytes in its vocabulary"
+        )
     stage = Stage.of("tokenize", args, {**config.model_dump(mode="json"), "tokenizer": facts})
     if not stage.finished:
         exchange = stage.exchange("tokens").folder
@@ -380,6 +403,7 @@ def main(argv: list[str] | None = None) -> None:
             "licenses": _licenses(encoded),
             "fell_back": [r["fell_back"] for r in encoded if r["fell_back"]],
             "losses": merged(result.get("losses", {}) for result in encoded),
+            "eos_is_a_piece": reference.is_piece(facts["eod_id"]),
             "held_out_far_off": held_out_far_off(totals, config.held_out),
             "few_held_out": few_held_out(totals, _distinct_ids(encoded), config.held_out),
         }

@@ -14,6 +14,7 @@ from recipe.base.arguments import add_subject, check_exported, check_results, na
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import write_json
 from recipe.base.ranks import is_first_rank, leave
+from recipe.data.token_folder import check_vocabulary, vocabulary_end
 
 EXAMPLE = """examples:
   python recipe/evaluate_downstream.py --save-data work/downstream             (once, where there is a network)
@@ -107,6 +108,12 @@ def evaluate_run(args: argparse.Namespace, tasks: dict[str, Any]) -> None:
 
 
 def evaluate_export(args: argparse.Namespace, tasks: dict[str, Any]) -> None:
+    from transformers import AutoConfig
+
+    vocab_size = getattr(AutoConfig.from_pretrained(args.model).get_text_config(), "vocab_size", None)
+    # A model of others may have a vocabulary of another form, which transformers alone reads.
+    if vocab_size is not None and (args.model / "tokenizer.json").is_file():
+        check_vocabulary(vocabulary_end(args.model), vocab_size)
     from lm_eval.models.huggingface import HFLM
 
     lm = HFLM(pretrained=str(args.model), batch_size=args.batch_size, device=_device())

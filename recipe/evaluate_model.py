@@ -11,7 +11,7 @@ from recipe.base.arguments import add_subject, check_exported, check_results, po
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import write_json
 from recipe.base.ranks import leave
-from recipe.data.token_folder import held_out_sources
+from recipe.data.token_folder import check_vocabulary, held_out_sources, vocabulary_end
 
 EXAMPLE = """examples:
   deepspeed --num_gpus 2 recipe/evaluate_model.py --run runs/a
@@ -88,7 +88,9 @@ def evaluate_export(args: argparse.Namespace) -> None:
     if args.tokens is None:
         raise UserError("--model needs --tokens, the output folder of tokenize_corpus.py")
     sources, eod_id = held_out_sources(args.tokens, args.model)
-    maximum = AutoConfig.from_pretrained(args.model).max_position_embeddings
+    config = AutoConfig.from_pretrained(args.model)
+    check_vocabulary(vocabulary_end(args.model), config.vocab_size)
+    maximum = config.max_position_embeddings
     seq_length = window_length(args.seq_length, maximum, maximum)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model: Any = AutoModelForCausalLM.from_pretrained(args.model)

@@ -65,19 +65,16 @@ public:
     // Call `take(hash)` for the n-grams of the text; for all its words together where it has fewer than n.
     template <typename Take>
     void each_shingle(const unsigned char* begin, const unsigned char* end, Take take) {
-        size_t words = 0;
-        text::each_word(begin, end, false, [&](size_t, size_t, uint64_t hash, uint32_t) {
-            ring_[words++ % ngram_] = hash;
-            if (words >= ngram_) take(shingle(ring_.data(), ngram_, words % ngram_, ngram_));
-        });
+        size_t words = each_ngram(begin, end, take);
         if (words > 0 && words < ngram_) take(shingle(ring_.data(), ngram_, 0, words));
     }
 
+    // The minima over the n-grams of the text; of nothing where it has fewer words than n: its words say too little of it.
     void sign(const unsigned char* begin, const unsigned char* end) {
         std::fill(minima_.begin(), minima_.end(), UINT32_MAX);
         uint32_t buffer[SHINGLES];
         size_t filled = 0;
-        each_shingle(begin, end, [&](uint64_t hash) {
+        each_ngram(begin, end, [&](uint64_t hash) {
             buffer[filled++] = uint32_t(hash >> 32);
             if (filled == SHINGLES) { flush(buffer, filled); filled = 0; }
         });
@@ -85,6 +82,17 @@ public:
     }
 
 private:
+    // Call `take(hash)` for the n-grams of the text; returns how many words it has.
+    template <typename Take>
+    size_t each_ngram(const unsigned char* begin, const unsigned char* end, Take&& take) {
+        size_t words = 0;
+        text::each_word(begin, end, false, [&](size_t, size_t, uint64_t hash, uint32_t) {
+            ring_[words++ % ngram_] = hash;
+            if (words >= ngram_) take(shingle(ring_.data(), ngram_, words % ngram_, ngram_));
+        });
+        return words;
+    }
+
     void flush(const uint32_t* buffer, size_t count) {
         update(buffer, count, multipliers_.data(), offsets_.data(), minima_.data(), minima_.size());
     }

@@ -102,6 +102,7 @@ def tokenizer_facts(folder: Path) -> dict[str, Any]:
     path = tokenizer_file(folder)
     ids = _token_ids(path)
     special = special_tokens(folder)
+    _check_texts(folder)
     if "eos_token" not in special:
         raise UserError(
             f"tokenizer {folder} names no eos_token in its vocabulary; documents could not be told apart: write "
@@ -115,6 +116,70 @@ def tokenizer_facts(folder: Path) -> dict[str, Any]:
     # A tokenizer that pads with its end-of-document token has no padding that could be told from it.
     pad_id = None if pad_id == eod_id else pad_id
     return {"sha256": sha256(path), "vocab_size": max(ids.values()) + 1, "eod_id": eod_id, "pad_id": pad_id}
+
+
+def vocabulary_end(folder: Path) -> int:
+    """One more than the largest id of a tokenizer folder: what a model's vocabulary must reach."""
+    return max(_token_ids(tokenizer_file(folder)).values()) + 1
+
+
+def check_vocabulary(id_end: int, vocab_size: int) -> None:
+    """Refuse a model without a row for each of a tokenizer's ids.
+
+    Args:
+        id_end: one more than the largest id, as `tokenizer_facts` has it under vocab_size.
+        vocab_size: the model's.
+
+    Raises:
+        UserError: the model is too small.
+    """
+    if id_end > vocab_size:
+        raise UserError(
+            f"the tokenizer has {id_end:,} tokens but the model's vocab_size is {vocab_size:,}, which its largest id, "
+            f"{id_end - 1:,}, must be below; take the tokenizer that is the model's own, train a smaller one, or choose "
+            "another model"
+        )
+
+
+def _check_texts(folder: Path) -> None:
+    """Refuse an end of document or a padding that is named, and not by a text."""
+    for name, value in _configured(folder).items():
+        if name in ("eos_token", "pad_token") and value is not None and not isinstance(_text(value), str):
+            raise UserError(
+                f"tokenizer {folder} names no {name} in its vocabulary: the value {json.dumps(value)} of {name} must be text, "
+                'such as "</s>"; write the token itself in tokenizer_config.json'
+            )
+
+
+def check_named_tokens(folder: Path) -> None:
+    """Refuse tokens that the folder's configuration names and tokenizer.json lacks, whatever kind they are.
+
+    transformers numbers such tokens on from the vocabulary, so its tokenizer would have ids that no model was made for.
+
+    Raises:
+        UserError: names the first.
+    """
+    ids = _token_ids(tokenizer_file(folder))
+    for name, token in _named_tokens(folder):
+        if token not in ids:
+            raise UserError(
+                f"{name} of tokenizer {folder} names {token!r}, which is not in tokenizer.json, and transformers gives it an id "
+                "beyond the vocabulary; remove the name, add the token to added_tokens of tokenizer.json, or write it there: "
+                f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained(NEW_FOLDER) of transformers"
+            )
+
+
+def _named_tokens(folder: Path) -> list[tuple[str, str]]:
+    """Tokens that transformers adds to those of tokenizer.json, each with what names it."""
+    config, added = _mapping(folder / "tokenizer_config.json"), folder / "added_tokens.json"
+    listed = {"added_tokens_decoder": _texts(config.get("added_tokens_decoder") or {})}
+    if not listed["added_tokens_decoder"] and added.exists():  # which older versions write, and transformers then reads
+        listed["added_tokens.json"] = list(_mapping(added))
+    listed.update(special_tokens(folder))
+    listed["model_specific_special_tokens"] = _texts(config.get("model_specific_special_tokens") or {})
+    values = {name: found.values() if isinstance(found, dict) else found for name, found in listed.items()}
+    lists = {name: [found] if isinstance(found, str) else found or [] for name, found in values.items()}
+    return [(name, token) for name, tokens in lists.items() for token in tokens if isinstance(token, str)]
 
 
 def tokenizer_file(folder: Path) -> Path:
@@ -138,7 +203,10 @@ def tokenizer_file(folder: Path) -> Path:
 
 def _token_ids(path: Path) -> dict[str, int]:
     """The id of each token in a tokenizer.json, of whatever model: a list's tokens (Unigram) have their places as ids."""
-    content = load_json(path)
+    try:
+        content = load_json(path)
+    except UserError as error:  # cut, empty, or a page that says that it was not found
+        raise UserError(f"{error}; fetch it again") from None
     try:
         vocabulary = content["model"]["vocab"]
         if isinstance(vocabulary, list):
@@ -147,11 +215,11 @@ def _token_ids(path: Path) -> dict[str, int]:
             ids = dict(vocabulary)
         for token in content["added_tokens"]:  # transformers does not read a file without the list
             ids[token["content"]] = token["id"]
-        if not ids or not all(type(i) is int and 0 <= i <= LARGEST_ID for i in ids.values()):
+        if not vocabulary or not all(type(i) is int and 0 <= i <= LARGEST_ID for i in ids.values()):
             raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(
-            f"{path} lacks what the tokenizers library writes: model.vocab, a list added_tokens (maybe []), ids from 0 to "
+            f"{path} lacks what the tokenizers library writes: model.vocab with tokens, a list added_tokens (maybe []), ids from 0 to "
             f"{LARGEST_ID:,}; fetch it again, or save it again with transformers"
         ) from None
     return ids
@@ -188,9 +256,18 @@ def tokenizer_identity(folder: Path) -> dict[str, Any]:
 
 
 def special_tokens(folder: Path) -> dict[str, Any]:
-    """The special tokens that a tokenizer folder names, such as eos_token, as text.
+    """The special tokens that a tokenizer folder names, such as eos_token, as text."""
+    config = _configured(folder)
+    named = {name: _text(value) for name, value in config.items() if name.endswith("_token") and value is not None}
+    lists = {name: config[name] for name in ("additional_special_tokens", "extra_special_tokens") if config.get(name)}
+    texts = {name: _texts(value) for name, value in lists.items()}
+    return {**{name: text for name, text in named.items() if isinstance(text, str)}, **texts}
 
-    As transformers 5 reads them: special_tokens_map.json, which older versions write, goes before tokenizer_config.json
+
+def _configured(folder: Path) -> dict[str, Any]:
+    """What a tokenizer folder says besides its tokenizer.json.
+
+    As transformers 5 reads it: special_tokens_map.json, which older versions write, goes before tokenizer_config.json
     where this does not list the added tokens itself.
     """
     path, older = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
@@ -199,17 +276,15 @@ def special_tokens(folder: Path) -> dict[str, Any]:
             f"tokenizer {folder} holds no tokenizer_config.json; write one that names the token that ends documents, such as "
             '{"eos_token": "</s>"}'
         )
-    config = _mapping(path) if path.exists() else {}
-    if older.exists() and "added_tokens_decoder" not in config:
+    config = _mapping(path)
+    if "added_tokens_decoder" not in config:
         config = {**config, **_mapping(older)}
-    named = {name: _text(value) for name, value in config.items() if name.endswith("_token") and value is not None}
-    lists = {name: config[name] for name in ("additional_special_tokens", "extra_special_tokens") if config.get(name)}
-    texts = {name: _texts(value) for name, value in lists.items()}
-    return {**{name: text for name, text in named.items() if isinstance(text, str)}, **texts}
+    return config
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    values = load_json(path)
+    """The object that a JSON file holds; {} without the file."""
+    values = load_json(path) if path.exists() else {}
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no JSON object; fetch it again, or save the tokenizer again with transformers")
     return values

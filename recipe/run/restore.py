@@ -14,7 +14,7 @@ from recipe.base.model_shape import ModelShape
 from recipe.base.ranks import is_first_rank, required_world_size
 from recipe.base.settings import RunConfig
 from recipe.base.strict import strict_model
-from recipe.data.token_folder import TokenFolder, tokenizer_identity
+from recipe.data.token_folder import TokenFolder, check_vocabulary, tokenizer_identity
 from recipe.model import RecipeMoeConfig
 from recipe.run.checkpoint import CheckpointStore, TrainState
 from recipe.run.engine import build_engine, check_compute
@@ -53,7 +53,9 @@ class RestorableRun:
         self._name, self._identity, self.ds_raw = path.name, manifest["identity"], manifest["ds_config"]
         # As it was trained, whatever has become of the files that the run was started with.
         self.shape = strict_model(ModelShape, self._identity["model"], path)
-        self._check("tokenizer", tokenizer_identity(self.run.tokenizer), "restore the tokenizer")
+        tokenizer = tokenizer_identity(self.run.tokenizer)
+        self._check("tokenizer", tokenizer, "restore the tokenizer")
+        check_vocabulary(tokenizer["vocab_size"], self.shape.vocab_size)  # which an older version did not
         launched = required_world_size()
         if ds_path is None:
             ranks = strict_model(DsConfig, self.ds_raw, f"ds_config of {path}").world_size

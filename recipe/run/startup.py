@@ -16,7 +16,7 @@ from recipe.base.settings import RunConfig, load_run_config
 from recipe.base.timeouts import group_timeout_s
 from recipe.data.loader import BatchOrder
 from recipe.data.mixture import CYCLE, plan_mixture
-from recipe.data.token_folder import Source, TokenFolder, check_tokenizer, held_out_sources
+from recipe.data.token_folder import Source, TokenFolder, check_tokenizer, check_vocabulary, held_out_sources
 from recipe.run.identity import Identity, identity_of
 from recipe.run.prometheus import check_prometheus
 
@@ -98,11 +98,7 @@ def check_launch(
     _check_outputs(run, starts=world_size is not None or port_may_be_in_use)
     tokens = TokenFolder(run.data.tokens)
     facts = check_tokenizer(tokens, run.tokenizer)
-    if facts["vocab_size"] > shape.vocab_size:
-        raise UserError(
-            f"the tokenizer has {facts['vocab_size']:,} tokens but the model's vocab_size is {shape.vocab_size:,}, which its "
-            f"largest id, {facts['vocab_size'] - 1:,}, must be below; train a smaller tokenizer or choose another model"
-        )
+    check_vocabulary(facts["vocab_size"], shape.vocab_size)
     order = batch_order(run, tokens)
     held_out: list[Source] = []
     if run.evaluation.every_steps is not None:

@@ -102,7 +102,8 @@ def shingles(text: str, n: int) -> list[int]:
 
 
 def signature(text: str, n: int, multipliers: Sequence[int], offsets: Sequence[int]) -> list[int]:
-    seen = [h >> 32 for h in shingles(text, n)]
+    """The largest values where the text has fewer words than n."""
+    seen = [h >> 32 for h in shingles(text, n)] if len(words(text)) >= n else []
     return [
         min(((x * a + b) & 0xFFFFFFFF for x in seen), default=0xFFFFFFFF)
         for a, b in zip(multipliers, offsets, strict=True)

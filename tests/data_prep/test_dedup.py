@@ -8,11 +8,12 @@ from collections import Counter
 import numpy as np
 import pyarrow as pa
 import pytest
+import xxhash
 import zstandard
 
 from data_prep import dedup, exchange, repeated_lines, signatures
 from data_prep.components import find_components
-from data_prep.dedup import DedupConfig, main, notes_on_ranking
+from data_prep.dedup import DedupConfig, main, notes_on_ranking, repeated_ids
 from data_prep.documents import Part, write_documents
 from data_prep.exchange import Exchange, column
 from data_prep.minhash import MinHash, pack, similarity
@@ -242,6 +243,18 @@ def test_documents_without_words_are_duplicates_where_they_are_equal_alone(tmp_p
     assert [d["id"] for d in run(tmp_path, new, "new", against=[tmp_path / "old"])] == ["new"]
 
 
+@pytest.mark.parametrize("words", ["Fig 1", "a", "one two three four", "图一二三"])
+def test_documents_of_fewer_words_than_an_ngram_are_duplicates_where_they_are_equal_alone(words, tmp_path):
+    texts = [f"{words} {symbols * 30}" for symbols in ("∑∏∫√", "░▒▓█", "+-*/", "+-*/")]
+    kept = run(tmp_path, [document(str(number), text) for number, text in enumerate(texts)])
+    assert [d["id"] for d in kept] == ["0", "1", "2"]
+
+
+def test_the_fewest_words_that_are_compared_are_those_of_one_ngram(tmp_path):
+    kept = run(tmp_path, [document("a", "one two three four five"), document("b", "One, two: three, four, five!")])
+    assert [d["id"] for d in kept] == ["b"]
+
+
 def test_parts_of_many_older_runs_have_numbers_of_their_own(tmp_path):
     folders = [tmp_path / str(number) for number in range(20)]
     for number, folder in enumerate(folders):
@@ -350,6 +363,21 @@ def test_an_id_that_two_kept_documents_share_is_told_and_neither_is_lost(tmp_pat
     assert len(kept) == 3
     assert "2 kept documents share their id" in capsys.readouterr().out
     assert load_json(tmp_path / "out" / "manifest.json")["results"]["repeated_ids"] == ["a"]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 1000])
+def test_ids_that_repeat_are_counted_alike_in_tables_of_any_size(rows, tmp_path, monkeypatch):
+    ids = ["hot"] * 40 + [f"one-{i}" for i in range(9)] + ["two"] * 2 + ["three"] * 3
+    source = Exchange(tmp_path / "ids")
+    for number in range(3):  # of several files
+        part = ids[number::3]
+        source.write(
+            number, np.array([xxhash.xxh3_64_intdigest(i.encode()) for i in part], np.uint64), {"id": pa.array(part)}
+        )
+    monkeypatch.setattr(exchange, "_rows_of", lambda *_: rows)
+    assert max(table.num_rows for table in source.tables(0, 1)) <= max(rows, 3)
+    monkeypatch.setattr(source, "read", None)  # which would hold all documents of an id
+    assert repeated_ids(0, 0, source=source, partitions=1) == {"repeated": 45, "examples": ["hot", "three", "two"]}
 
 
 @needs_shared

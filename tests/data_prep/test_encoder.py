@@ -7,13 +7,22 @@ import json
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from data_prep import encoder, tokenize_corpus
 from data_prep.documents import read_documents, write_documents
-from data_prep.encoder import SELF_TEST, EncoderMismatch, FastEncoder, ReferenceEncoder, load_encoder
-from data_prep.tokenize_corpus import main
+from data_prep.encoder import (
+    CHECKED_CHARACTERS,
+    SELF_TEST,
+    EncoderMismatch,
+    FastEncoder,
+    ReferenceEncoder,
+    load_encoder,
+)
+from data_prep.tokenize_corpus import Losses, main, notes
 from recipe.base.strict import load_json
 from recipe.data.indexed import Shard
+from recipe.data.token_folder import tokenizer_facts
 from tests.conftest import SHARED, documents_in, needs_shared
 from tests.data_prep.test_native import random_texts
 
@@ -177,6 +186,15 @@ def test_a_tokenizer_that_would_go_wrong_later_is_refused(change, said, prepared
     assert not (tmp_path / "out").exists()
 
 
+def test_a_named_token_that_the_vocabulary_lacks_is_refused_before_anything_is_read(prepared, tmp_path, capsys):
+    folder = changed(prepared, tmp_path / "tokenizer")
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>", "bos_token": "<s>"}')
+    words = ["--input", prepared.deduped, "--tokenizer", folder, "--output", tmp_path / "out", "--workers", 1]
+    assert main([str(w) for w in words]) == 2
+    assert "bos_token of tokenizer" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def ordinary_end(content):
     content["added_tokens"][0]["special"] = False
 
@@ -220,6 +238,69 @@ def test_what_a_tokenizer_loses_of_texts_is_said(change, losses, said, prepared,
     assert said in out if said else "unknown" not in out and "changed" not in out
 
 
+def special_piece(content):
+    unigram(content)
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    content["added_tokens"] = [{"id": 1, "content": "<|endoftext|>", "special": True, **flags}]
+
+
+@pytest.mark.parametrize(("change", "piece"), [(special_piece, True), (unigram, True), (ordinary_end, False)])
+def test_the_note_on_ends_in_texts_says_what_ends_them(change, piece, prepared, tmp_path):
+    reference = ReferenceEncoder(changed(prepared, tmp_path, change))
+    eod = reference.vocabulary["<|endoftext|>"]
+    assert reference.is_piece(eod) == piece
+    (note,) = notes({"fell_back": [], "losses": {"ends_in_text": {"en": 1}}, "eos_is_a_piece": piece}, 0)
+    assert ("add_special_tokens" in note) == piece != ("mark the eos_token special" in note)
+    if piece:  # what the note says
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+        tokenizer.add_special_tokens({"eos_token": "<|document_end|>"})
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(changed(prepared, tmp_path))
+    tokenizer.save_pretrained(tmp_path / "new")
+    mended, eod = ReferenceEncoder(tmp_path / "new"), tokenizer_facts(tmp_path / "new")["eod_id"]
+    ids, _ = mended.encode([f"The ship {tokenizer.eos_token} sails"])
+    assert eod not in ids
+    assert not mended.is_piece(eod)
+
+
+@pytest.mark.parametrize(("size", "decoded"), [(CHECKED_CHARACTERS, 1), (CHECKED_CHARACTERS + 1, 1), (300_000, 1)])
+def test_a_document_is_compared_however_long_it_is(size, decoded, prepared, tmp_path):
+    reference = ReferenceEncoder(changed(prepared, tmp_path, bytes_of_ascii_only))
+    losses = Losses(reference, 0)
+    for source, letter in (("zh", "中"), ("en", "a ")):
+        text = (letter * size)[:size]
+        losses.add([{"id": "1", "text": text}], [source], *reference.encode([text]))
+    counts = losses.counts()
+    assert counts["decoded"] == {"zh": decoded, "en": decoded}
+    assert counts["changed"] == {"zh": 1}
+
+
+def test_few_characters_of_a_batch_are_compared_and_short_documents_before_long_ones(prepared, monkeypatch):
+    reference, seen = ReferenceEncoder(prepared.tokenizer), []
+    monkeypatch.setattr(reference, "keeps", lambda text, ids: seen.append(text) or True)
+    texts = ["x" * 50_000, "short", "y" * 50_000, "z" * 50_000]
+    batch = [{"id": str(i), "text": text} for i, text in enumerate(texts)]
+    Losses(reference, 0).add(batch, ["a", "a", "b", "c"], *reference.encode(texts))
+    assert seen == ["short", "y" * (CHECKED_CHARACTERS - 5)]
+
+
+@pytest.mark.parametrize(
+    ("change", "lost"),
+    [
+        (bytes_of_ascii_only, ["Chinese characters", "kana", "Hangul", "Cyrillic letters", "Arabic letters", "Devanagari", "Thai"]),
+        (lower_case, []),
+        (bytes_for_the_rest, []),
+        (word_level, []),  # has an unknown token, which is counted
+    ],
+)  # fmt: skip
+def test_scripts_that_would_vanish_are_named_at_the_start(change, lost, prepared, tmp_path, capsys):
+    folder = changed(prepared, tmp_path / "tokenizer", change)
+    assert ReferenceEncoder(folder).lost_scripts() == lost
+    words = ["--input", tmp_path / "nothing", "--tokenizer", folder, "--output", tmp_path / "out", "--workers", 1]
+    assert main([str(w) for w in words]) == 2
+    assert ("has no tokens for " + ", ".join(lost) in capsys.readouterr().out) == bool(lost)
+
+
 def test_text_that_looks_like_a_special_token_stays_text(prepared):
     for made in (FastEncoder(prepared.tokenizer), ReferenceEncoder(prepared.tokenizer)):
         ids, _ = made.encode(["<|endoftext|> is only text here"])
@@ -257,6 +338,30 @@ def test_a_part_that_fails_its_check_is_encoded_again_by_the_reference(prepared,
     assert "encoded by `tokenizers`, slower, since fastokens gave other ids" in capsys.readouterr().out
     one, other = (load_json(tmp_path / name / "manifest.json")["results"]["shards"] for name in ("right", "fell-back"))
     assert one == other
+
+
+class LateAndLonger(FastEncoder):
+    """Three times as many ids, which the check finds with the third batch."""
+
+    def encode(self, texts):
+        if any("wrong" in text for text in texts):
+            raise EncoderMismatch("other ids")
+        ids, ends = self._encode(texts)
+        return np.repeat(ids, 3), ends * 3
+
+
+def test_nothing_is_left_of_what_the_fast_encoder_wrote_of_a_part(prepared, tmp_path, monkeypatch):
+    documents = [{"id": str(i), "text": f"right {i} " * 20, "lang": ("en", "zh")[i % 2]} for i in range(100)]
+    documents += [{"id": "w", "text": "wrong", "lang": "en"}]
+    write_documents(tmp_path / "in.jsonl", documents)
+    monkeypatch.setattr(encoder, "FastEncoder", LateAndLonger)
+    monkeypatch.setattr(tokenize_corpus, "load_encoder", load_encoder.__wrapped__)
+    monkeypatch.setattr(tokenize_corpus, "BATCH", 10)
+    monkeypatch.setattr(tokenize_corpus, "CHUNK_TOKENS", 2000)
+    words = ["--input", tmp_path / "in.jsonl", "--tokenizer", prepared.tokenizer, "--output", tmp_path / "out"]
+    assert main([str(w) for w in (*words, "--workers", 1)]) == 0
+    shards = load_json(tmp_path / "out" / "manifest.json")["results"]["shards"]
+    assert sum(shard["documents"] for shard in shards) == len(documents)
 
 
 class Refused:

@@ -8,12 +8,14 @@ import os
 import shutil
 from collections import Counter
 
+import numpy as np
 import pytest
 import xxhash
 from tokenizers import Tokenizer
 
 from data_prep.documents import write_documents
-from data_prep.evaluate_tokenizer import main
+from data_prep.encoder import ReferenceEncoder
+from data_prep.evaluate_tokenizer import main, measure_part
 from data_prep.stage import Stage
 from data_prep.train_tokenizer import TokenizerConfig, draw_sample, language_budgets, read_texts, threads
 from recipe.base.errors import UserError
@@ -161,6 +163,17 @@ def test_what_is_used_does_not_depend_on_files_nor_on_holes_in_the_ids(prepared,
     assert vocabulary["tokenizer-in1"]["unused"] == 1024 - 9 - len(used)
     assert vocabulary["hole-in1"]["unused"] == vocabulary["tokenizer-in1"]["unused"] + 1
     assert vocabulary["hole-in3"] == vocabulary["hole-in1"]
+
+
+def test_a_large_id_that_no_text_has_costs_nothing(prepared, tmp_path):
+    content = load_json(prepared.tokenizer / "tokenizer.json")
+    content["model"]["vocab"]["never"] = 2**31 - 1
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    documents = [{"id": str(number), "text": "The old ship"} for number in range(600)]
+    measure_part(documents, 7, folders=[tmp_path], used=tmp_path / "used")
+    (path,) = (tmp_path / "used").iterdir()
+    encoded = ReferenceEncoder(tmp_path).encode(["The old ship"])[0]
+    assert np.load(path).tolist() == sorted(set(encoded.tolist()))
 
 
 def test_a_folder_that_transformers_does_not_load_is_named_before_anything_is_read(prepared, tmp_path, capsys):

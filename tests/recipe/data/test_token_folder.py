@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from transformers import AutoTokenizer
 from data_prep.tokenize_corpus import main as tokenize
 from recipe.base.errors import UserError
 from recipe.base.strict import load_json
-from recipe.data.token_folder import TokenFolder, check_tokenizer, special_tokens, tokenizer_facts
+from recipe.data.token_folder import TokenFolder, check_named_tokens, check_tokenizer, special_tokens, tokenizer_facts
 
 WORDS = {"type": "WordLevel", "unk_token": "a", "vocab": {"a": 0, "b": 1, "</s>": 2}}
 
@@ -70,6 +71,26 @@ def test_a_tokenizer_without_a_vocabulary_is_refused(text, tmp_path):
     (folder_of(tmp_path) / "tokenizer.json").write_text(text)
     with pytest.raises(UserError, match=r"tokenizer\.json lacks what the tokenizers library writes"):
         tokenizer_facts(tmp_path)
+
+
+def test_a_vocabulary_of_added_tokens_alone_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"lacks what the tokenizers library writes: model\.vocab with tokens"):
+        tokenizer_facts(folder_of(tmp_path, {**WORDS, "vocab": {}}, added_tokens=[added("</s>", 0)]))
+
+
+@pytest.mark.parametrize("cut", [0, 1, 60])
+def test_a_tokenizer_that_was_not_fetched_whole_is_to_be_fetched_again(cut, tmp_path):
+    path = folder_of(tmp_path) / "tokenizer.json"
+    path.write_text(path.read_text()[:cut])
+    with pytest.raises(UserError, match=r"tokenizer\.json is not valid: .*; fetch it again"):
+        tokenizer_facts(tmp_path)
+
+
+@pytest.mark.parametrize("value", [7, True, ["</s>"], {"text": "</s>"}, {"content": 2}])
+@pytest.mark.parametrize("name", ["eos_token", "pad_token"])
+def test_an_end_or_padding_that_is_no_text_is_named_with_its_value(name, value, tmp_path):
+    with pytest.raises(UserError, match=f"the value {re.escape(json.dumps(value))} of {name} must be text"):
+        tokenizer_facts(folder_of(tmp_path, config={"eos_token": "</s>", name: value}))
 
 
 @pytest.mark.parametrize("number", ["2", -1, 2.0, True, None, 2**31])
@@ -136,6 +157,43 @@ def test_lists_of_special_tokens_may_have_any_form(tmp_path):
     assert special_tokens(folder_of(tmp_path, config={"eos_token": "</s>", **more})) == {
         "eos_token": "</s>", "additional_special_tokens": ["a", "b"], "extra_special_tokens": {"x": "a"},
     }  # fmt: skip
+
+
+NEW = {**added("<x>", 7), "__type": "AddedToken"}
+END = {"2": added("</s>", 2)}
+
+
+@pytest.mark.parametrize(
+    ("config", "files", "named_by"),
+    [
+        ({"bos_token": "<x>"}, {}, "bos_token"),
+        ({"unk_token": NEW}, {}, "unk_token"),
+        ({"mask_token": "<x>"}, {}, "mask_token"),
+        ({"additional_special_tokens": ["a", "<x>"]}, {}, "additional_special_tokens"),
+        ({"extra_special_tokens": {"image": "<x>"}}, {}, "extra_special_tokens"),
+        ({"model_specific_special_tokens": {"image_token": "<x>"}}, {}, "model_specific_special_tokens"),
+        ({"added_tokens_decoder": {**END, "7": NEW}}, {}, "added_tokens_decoder"),
+        ({}, {"added_tokens.json": {"<x>": 9}}, "added_tokens.json"),
+        ({}, {"special_tokens_map.json": {"bos_token": "<x>"}}, "bos_token"),
+        ({"bos_token": None, "unk_token": "a", "additional_special_tokens": ["b"], "add_bos_token": True}, {}, None),
+        ({"added_tokens_decoder": END}, {"added_tokens.json": {"<x>": 9}}, None),  # which is not read beside the other
+        ({"added_tokens_decoder": END}, {"special_tokens_map.json": {"bos_token": "<x>"}}, None),
+    ],
+)
+def test_a_token_that_transformers_would_number_beyond_the_vocabulary_is_named(config, files, named_by, tmp_path):
+    folder_of(tmp_path, config={"eos_token": "</s>", **config}, added_tokens=[added("</s>", 2)])
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    tokens = AutoTokenizer.from_pretrained(tmp_path).get_vocab()
+    if named_by is None:
+        check_named_tokens(tmp_path)
+        assert "<x>" not in tokens
+        return
+    assert tokens["<x>"] == tokenizer_facts(tmp_path)["vocab_size"]
+    with pytest.raises(UserError, match=f"{named_by} of tokenizer .* names '<x>', which is not in tokenizer.json"):
+        check_named_tokens(tmp_path)
+    AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "new")  # what the message says
+    check_named_tokens(tmp_path / "new")
 
 
 def far_end(prepared, folder: Path) -> Path:

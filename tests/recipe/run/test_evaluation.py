@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
+from argparse import Namespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +14,14 @@ import torch
 import torch.nn.functional as F
 from transformers import Glm4MoeConfig, Glm4MoeForCausalLM
 
+from recipe import evaluate_downstream, evaluate_model
 from recipe.base.errors import UserError
-from recipe.data.token_folder import Source
+from recipe.base.model_shape import load_model_shape
+from recipe.base.settings import Compute
+from recipe.data.token_folder import Source, tokenizer_identity
+from recipe.run import restore
 from recipe.run.evaluation import evaluate_source, stock_loss
+from tests.conftest import ROOT
 from tests.recipe.model.test_loss import Seen
 
 B, S, V, CHUNK = 3, 12, 2048, 8
@@ -81,3 +90,30 @@ def test_a_model_that_does_more_to_its_logits_is_refused(model, monkeypatch):
     monkeypatch.setattr(model.lm_head, "forward", lambda hidden: 3 * forward(hidden).tanh())
     with pytest.raises(UserError, match="Glm4MoeForCausalLM changes its logits after"):
         stock_loss(model, CPU, CHUNK)
+
+
+BEYOND = "1,024 tokens but the model's vocab_size is 1,000, which its largest id, 1,023, must be below"
+
+
+def test_a_model_too_small_for_its_tokenizer_is_refused_before_it_is_loaded(prepared, tmp_path, capsys):
+    shutil.copytree(prepared.tokenizer, tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "glm4_moe", "vocab_size": 1000}))
+    words = ["--model", str(tmp_path / "model"), "--tokens", str(prepared.tokens)]
+    assert evaluate_model.main(words) == 2
+    assert BEYOND in capsys.readouterr().err
+    with pytest.raises(UserError, match=BEYOND):
+        evaluate_downstream.evaluate_export(Namespace(model=tmp_path / "model"), {})
+
+
+def test_a_run_of_a_model_too_small_for_its_tokenizer_is_refused_before_its_engine_is_built(
+    prepared, tmp_path, monkeypatch
+):
+    """Evaluation, downstream tasks and export all begin with a RestorableRun."""
+    run = SimpleNamespace(run_dir=tmp_path, tokenizer=prepared.tokenizer, compute=Compute(), checkpoint=None)
+    shape = load_model_shape(ROOT / "recipe/configs/models/tiny").model_copy(update={"vocab_size": 1000})
+    identity = {"model": shape.model_dump(mode="json"), "tokenizer": tokenizer_identity(prepared.tokenizer)}
+    monkeypatch.setattr(restore, "load_run_folder", lambda folder: (run, None))
+    monkeypatch.setattr(restore, "find", lambda folder, name: tmp_path)
+    monkeypatch.setattr(restore, "read_manifest", lambda path: {"identity": identity, "ds_config": {}})
+    with pytest.raises(UserError, match=BEYOND):
+        restore.RestorableRun(tmp_path, None)
