@@ -33,7 +33,7 @@ class LineRules(BaseModel):
 
     min_words: int = Field(0, ge=0)
     max_word_length: int = Field(1000, gt=0)
-    phrases: list[str] = []  # of notices, which go: short lines, and sentences of longer ones
+    phrases: list[str] = []  # of notices, which go, sentence by sentence
     source: str = ""
 
 
@@ -44,7 +44,7 @@ class LanguageRules(BaseModel):
 
     stop_words: list[str] = []
     lines: LineRules = LineRules()
-    document_phrases: list[str] = []  # a document goes with one as a notice, or with three
+    document_phrases: list[str] = []  # a document goes where they are dense or a sentence says little else
     blocked_words: str | None = None  # file, relative to this one: a word or phrase a line
     max_blocked_words: int = Field(0, ge=0)
     simplify: bool = False  # traditional Chinese characters written as simplified ones, by OpenCC

@@ -302,6 +302,7 @@ MENTIONS = [
     "The phrase 'all rights reserved' has had no legal meaning since 2000.",
     "Tor users who enable JavaScript can be tracked by their screen size.",
     "How to enable JavaScript in Firefox",
+    "Our paper measures how often visitors accept all cookies.",
     "The plugin requires JavaScript to draw its charts.",
     "Your cookie policy should name each cookie, its purpose and how long it lives.",
     "See the [cookie policy](https://example.org) of the newspaper that the committee had reviewed.",
