@@ -93,6 +93,7 @@ public:
 
     std::string cut(const unsigned char* at, const unsigned char* end) const {
         std::string out;
+        if (!can_have_one(at, end)) return out;
         const unsigned char* copied = at;
         size_t row = 0;
         while (at < end) {
@@ -114,6 +115,19 @@ public:
     }
 
 private:
+    // A row that is too long has at least so many bytes, so it has one of every so many.
+    bool can_have_one(const unsigned char* begin, const unsigned char* end) const {
+        size_t step = 2 * (most_ + 1), size = size_t(end - begin);
+        for (size_t place = step - 1; place < size; place += step) {
+            const unsigned char* at = begin + place;
+            while ((*at & 0xc0) == 0x80) --at;
+            if (*at < 0xcc) continue;
+            uint32_t code = text::next(at);
+            if (code < has_.size() && has_[code]) return true;
+        }
+        return false;
+    }
+
     std::vector<uint8_t> has_;
     size_t most_;
 };

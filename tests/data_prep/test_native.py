@@ -119,6 +119,18 @@ def test_an_invisible_character_inside_a_word_changes_no_scan(char):
         assert value == expected or name in other, name
 
 
+def test_rows_are_cut_wherever_they_stand():
+    rng, codes = random.Random(1), [0x301, 0x20D0, 0x1D165]
+    changed = 0
+    for most in (1, 2, 3, 5) * 300:
+        parts = ["".join(rng.choices("\u0301\u20d0\U0001d165", k=rng.randrange(most + 4))) for _ in range(6)]
+        text = "".join(rng.choice("aé漢🙂") * rng.randrange(3) + part for part in parts)
+        cut = native.Rows(codes, most).cut(text)
+        assert cut == reference.cut_rows(text, codes, most)
+        changed += cut != text
+    assert 0 < changed < 1200
+
+
 def test_phrases_are_found_where_they_stand():
     assert native.Phrases(["istanbul", "x"], False).find("İİ İSTANBUL x") == [(3, 11), (12, 13)]
     assert native.Phrases(["bask\xadet"], True).find("a bas\u200dket, baskets") == [(2, 9)]
