@@ -116,7 +116,8 @@ def repeated_ids(partition: int, number: int, *, source: Exchange, partitions: i
 
     One id may be that of any number of documents: what is carried from table to table is the last one's count.
     """
-    repeated, examples = 0, []
+    examples: list[str] = []
+    repeated = 0
     last, carried = None, 0  # the key that the tables so far end with, and its documents
     for table in source.tables(partition, partitions):
         key = column(table, "key")

@@ -150,7 +150,8 @@ class Losses:
             if token is not None:
                 owners = np.searchsorted(ends, np.flatnonzero(ids == token), side="right")
                 self._counts[name].update(sources[owner] for owner in owners.tolist())
-        left, longer, decoded = CHECKED_CHARACTERS, {}, set()
+        longer: dict[str, str] = {}
+        left, decoded = CHECKED_CHARACTERS, set()
         for number, (document, source) in enumerate(zip(batch, sources, strict=True)):
             size = len(document["text"])
             if source not in decoded and size <= left:
