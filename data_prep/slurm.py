@@ -44,6 +44,7 @@ POLL_S = 1.0  # between looks at the results
 JOBS_POLL_S = 30.0  # between questions to the controller, once a phase has run for some minutes
 MORE_JOBS_S = 60.0  # between arrays that replace lost jobs while others still work
 GONE_S = 60.0  # for jobs of an earlier driver to leave
+JOB_NAME = "job_name"  # file of a queue with the name of its jobs
 
 # squeue(1): a job in these states has processes, or may have; one that waits has none, also after a requeue.
 WITH_PROCESSES = {"RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"}  # fmt: skip
@@ -76,6 +77,8 @@ class Jobs:
             UserError: sbatch refused them, with what it said.
         """
         self.logs.mkdir(parents=True, exist_ok=True)
+        # Before there are jobs, so that whatever comes after a driver that was killed knows of them.
+        (self.folder / JOB_NAME).write_text(self.name)
         script = f"#!/bin/sh\nexec {shlex.join([sys.executable, '-m', 'data_prep.slurm_worker', str(self.folder)])}\n"
         log = str(self.logs).replace("%", "%%") + "/%A_%a.log"
         for start in range(0, jobs, ARRAY_JOBS):
@@ -129,6 +132,23 @@ class Jobs:
         logs = sorted(self.logs.glob("*.log"), key=lambda path: path.stat().st_mtime)
         lines = [line for log in logs for line in log.read_text(errors="replace").splitlines() if line.strip()]
         return lines[-1].strip() if lines else "nothing"
+
+
+def end_recorded_jobs(scratch: Path) -> None:
+    """End the jobs that a driver which was killed has left to the queues of `scratch`; nothing where there are none.
+
+    Raises:
+        UserError: they stay, or cannot be asked for on this machine.
+    """
+    for record in sorted(scratch.glob(f"*/{JOB_NAME}")):
+        name = record.read_text()
+        if shutil.which("squeue") is None or shutil.which("scancel") is None:
+            raise UserError(
+                f"an earlier run with --engine slurm may have left jobs that write to this output, and this machine has "
+                f"no squeue and scancel to end them; run scancel --name={name} on a login node and delete {record}"
+            )
+        Jobs(name, [], record.parent).end_earlier()
+        record.unlink(missing_ok=True)
 
 
 @dataclass

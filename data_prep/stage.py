@@ -29,6 +29,7 @@ from data_prep.documents import Part, numbered_documents, read_documents, unread
 from data_prep.engines import Engine, LocalEngine, make_engine
 from data_prep.exchange import Exchange
 from data_prep.inputs import Inputs, input_folder, only_read, parent_of, read_part, shortened
+from data_prep.slurm import end_recorded_jobs
 from recipe.base.errors import UserError
 from recipe.base.files import sha256, write_json
 from recipe.base.output_paths import check_output_folder
@@ -219,8 +220,11 @@ class Stage:
             )
 
     def _remove_scratch(self) -> None:
-        for name in ("exchange", ".engine"):
-            shutil.rmtree(self.output / name, ignore_errors=True)
+        shutil.rmtree(self.output / "exchange", ignore_errors=True)
+        self._remove_engine_files()
+
+    def _remove_engine_files(self) -> None:
+        shutil.rmtree(self.output / ".engine", ignore_errors=True)
 
     def _tell_unread(self) -> None:
         if not self.finished and self.unread:
@@ -240,6 +244,8 @@ class Stage:
             raise UserError(
                 f"--output {self.output} is being written by another process; wait for it or choose another"
             ) from None
+        # Whatever engine is asked for now, jobs of Slurm that outlived their driver must not write beside it.
+        end_recorded_jobs(self.output / ".engine")
         identity = {
             "schema": SCHEMA,
             "version": VERSION,
@@ -277,7 +283,10 @@ class Stage:
             )
         touched = self.inputs.touched(recorded["inputs"])
         if touched:
+            # Results that a killed driver has not read are of inputs as they were: none is taken for those of now.
+            self._remove_engine_files()
             self._compare_again(touched)
+            self._remove_engine_files()
             write_json(self.output / "stage.json", identity)
         if self.finished:  # a kill may have come between the manifest and this
             self._remove_scratch()
