@@ -28,6 +28,7 @@ from data_prep.compression import codec_of, damage_named, packed, unpacked
 from data_prep.fields import DOCUMENT_FIELDS, Document, Renames, defect
 from data_prep.json_lines import BOM, MAX_RECORD_BYTES, check_lines, parse
 from data_prep.listing import document_files, is_parquet, unread_files
+from data_prep.partial_files import partial_path
 from recipe.base.errors import UserError
 
 __all__ = [
@@ -223,11 +224,11 @@ def write_documents(path: Path, documents: Iterable[Document]) -> Written:
         path.parent.mkdir(parents=True, exist_ok=True)
         table = _table(path, rows)
         try:
-            with _Hashed(_partial(path)) as raw:
+            with _Hashed(partial_path(path)) as raw:
                 pq.write_table(table, raw, compression="zstd")
         except pa.ArrowNotImplementedError as error:  # an object without fields
             raise UserError(f"{path}: {error}; write .jsonl.zst, which needs no types") from None
-        os.replace(_partial(path), path)
+        os.replace(partial_path(path), path)
         return Written(len(rows), [{"path": str(path), **raw.facts()}])
     count = 0
     with _WholeFile(path) as file:
@@ -306,7 +307,7 @@ class _WholeFile:
         self.path, self.size = path, 0
         self.facts: dict[str, Any] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._raw = _Hashed(_partial(path))
+        self._raw = _Hashed(partial_path(path))
         self._handle = packed(path.name, self._raw)
 
     def write(self, document: Document | bytes) -> None:
@@ -321,9 +322,5 @@ class _WholeFile:
             if kind is None:
                 self._handle.close()
         if kind is None:
-            os.replace(_partial(self.path), self.path)
+            os.replace(partial_path(self.path), self.path)
             self.facts = {"path": str(self.path), **self._raw.facts()}
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")

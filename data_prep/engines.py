@@ -7,17 +7,21 @@ environment. The function is sent once a phase, not with each task: what is boun
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
+import signal
 import socket
+import sys
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Thread
 from typing import Any, Protocol
 
 from data_prep.outcome import Function, outcome_of, result_of
@@ -25,6 +29,7 @@ from data_prep.slurm import SlurmEngine
 from data_prep.task_queue import Numbered
 from recipe.base.errors import UserError
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 TASKS_AHEAD = 2  # handed to the pool for each worker, so that none waits for the driver
 
 
@@ -80,7 +85,7 @@ class LocalEngine:
                 yield number, function(task, number)
             return
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+            self._pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_the_driver)
         self._phases += 1
         stored = self._scratch / f"function-{os.getpid()}-{self._phases}.pickle"
         stored.parent.mkdir(parents=True, exist_ok=True)
@@ -107,6 +112,23 @@ class LocalEngine:
             for future in running:
                 future.cancel()
             stored.unlink(missing_ok=True)
+
+
+def _end_with_the_driver() -> None:
+    """In a worker: have it killed when its driver is gone, however that ended; else it would go on and write for good.
+
+    The kernel does so at once (prctl(2)); elsewhere than on Linux, and where the driver was gone before, a thread.
+    """
+    driver = parent_process()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def follow() -> None:
+        if driver is not None:
+            driver.join()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Thread(target=follow, daemon=True).start()
 
 
 def _run_stored(stored: str, task: Any, number: int) -> Any:

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_prep.partial_files import partial_path
 from recipe.base.files import write_json
 from recipe.base.strict import load_json
 
@@ -205,15 +206,15 @@ def write_table(path: Path, table: pa.Table) -> None:
 def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
     """Write an Arrow file with a batch for each table, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name(path.name + ".partial")
-    with open(partial_path, "wb") as raw:
+    temporary = partial_path(path)
+    with open(temporary, "wb") as raw:
         with pa.ipc.new_file(raw, schema) as writer:
             for table in tables:
                 for batch in table.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], table.schema)]:
                     writer.write_batch(batch)
         raw.flush()
         os.fsync(raw.fileno())
-    os.replace(partial_path, path)
+    os.replace(temporary, path)
 
 
 def read_table(path: Path) -> pa.Table:

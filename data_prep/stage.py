@@ -29,6 +29,7 @@ from data_prep.documents import Part, numbered_documents, read_documents, unread
 from data_prep.engines import Engine, LocalEngine, make_engine
 from data_prep.exchange import Exchange
 from data_prep.inputs import Inputs, input_folder, only_read, parent_of, read_part, shortened
+from data_prep.partial_files import remove_partial_files
 from data_prep.slurm import end_recorded_jobs
 from recipe.base.errors import UserError
 from recipe.base.files import sha256, write_json
@@ -191,6 +192,7 @@ class Stage:
         listed += [
             {"path": str(f.relative_to(self.output)), "bytes": f.stat().st_size, "sha256": sha256(f)} for f in files
         ]
+        remove_partial_files(self.output)
         write_json(
             self.output / "manifest.json",
             {
@@ -290,6 +292,8 @@ class Stage:
             write_json(self.output / "stage.json", identity)
         if self.finished:  # a kill may have come between the manifest and this
             self._remove_scratch()
+        else:  # those of a full disk take the room that is needed now
+            remove_partial_files(self.output)
 
     def _compare_again(self, touched: set[str]) -> None:
         """Read again what the finished tasks have read of these files.

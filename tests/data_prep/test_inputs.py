@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,20 @@ def test_a_change_that_keeps_the_size_is_told(source, tmp_path, finish):
     with pytest.raises(UserError, match=r"in/b/x.jsonl changed since this stage read it; choose another --output or"):
         run(source, tmp_path / "out")
     assert (tmp_path / "out/stage.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_files_that_killed_processes_have_left_go(source, tmp_path, again):
+    run(source, tmp_path / "out", finish=not again)
+    left = [tmp_path / "out/documents" / name for name in (".00000.jsonl.zst.host-1.partial", "x.bin.partial")]
+    if not again:  # in the middle of the last run
+        shutil.rmtree(tmp_path / "out")
+        stage = Stage("copy", source, tmp_path / "out", {})
+    left[0].parent.mkdir(exist_ok=True)
+    for path in left:
+        path.touch()
+    run(source, tmp_path / "out") if again else stage.finish(counts={"in": 0, "out": 0})
+    assert not any(path.exists() for path in left)
 
 
 def test_files_of_one_name_that_changed_places_are_told(source, tmp_path):
