@@ -104,14 +104,26 @@ class LocalEngine:
                 future = done.get()
                 yield running.pop(future), future.result()
         except BrokenProcessPool:
-            self._pool = None
+            self._end_workers()
             raise UserError(
                 f"a worker of {title} was killed, by the system if memory ran out; run again with fewer --workers"
             ) from None
+        except BaseException:  # of a task, of who reads the results (GeneratorExit), or ctrl-C
+            self._end_workers()
+            raise
         finally:
-            for future in running:
-                future.cancel()
             stored.unlink(missing_ok=True)
+
+    def _end_workers(self) -> None:
+        """End all workers in the middle of what they do; what they have not finished is done by the next run."""
+        pool, self._pool = self._pool, None
+        assert pool is not None
+        processes = list((pool._processes or {}).values())  # before `shutdown` forgets them
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join()
 
 
 def _end_with_the_driver() -> None:

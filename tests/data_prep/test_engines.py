@@ -235,6 +235,26 @@ def test_local_workers_end_with_their_driver_and_share_no_partial_file(tmp_path)
     assert not list(tmp_path.glob(".x*"))
 
 
+def fails_beside_a_long_one(folder: Path, number: int) -> dict[str, int]:
+    (folder / f"{number}.pid").write_text(str(os.getpid()))
+    if number == 1:
+        wait_for(lambda: (folder / "0.pid").exists(), "the other task")
+        raise UserError("this one fails")
+    time.sleep(60)
+    return {}
+
+
+def test_after_an_error_no_local_worker_goes_on(tmp_path):
+    engine = make_engine("local", [], tmp_path / "scratch")
+    with pytest.raises(UserError, match="this one fails"):
+        list(engine.run(fails_beside_a_long_one, [(number, tmp_path) for number in range(9)], 2, "x: phase"))
+    begun = [int(path.read_text()) for path in tmp_path.glob("*.pid") if path.read_text()]
+    assert len(begun) < 4, "tasks began after the error"
+    assert not any(psutil.pid_exists(worker) for worker in begun)
+    assert list((tmp_path / "scratch").iterdir()) == []
+    assert dict(engine.run(Counted(), [(0, 0), (1, 1)], 2, "x: phase")) == {0: {"double": 0}, 1: {"double": 2}}
+
+
 def test_options_that_cannot_work_are_told(tmp_path, monkeypatch):
     write_documents(tmp_path / "in.jsonl", [{"id": "a", "text": "t"}])
     with pytest.raises(UserError, match="takes KEY=VALUE"):
