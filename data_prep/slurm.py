@@ -43,6 +43,7 @@ ATTEMPTS = 3  # jobs that may end while they hold one task, and arrays in a row 
 POLL_S = 1.0  # between looks at the results
 JOBS_POLL_S = 30.0  # between questions to the controller, once a phase has run for some minutes
 MORE_JOBS_S = 60.0  # between arrays that replace lost jobs while others still work
+ANSWER_S = 60.0  # for a command of Slurm, which hangs while the controller does
 GONE_S = 60.0  # for jobs of an earlier driver to leave
 JOB_NAME = "job_name"  # file of a queue with the name of its jobs
 
@@ -92,7 +93,11 @@ class Jobs:
                 f"--chdir={os.getcwd()}",
                 "--export=ALL",
             ]
-            done = subprocess.run(words, input=script, env=_environment(), capture_output=True, text=True, check=False)
+            done = _answer(words, script)
+            if done is None:
+                raise UserError(
+                    f"sbatch did not answer in {ANSWER_S:.0f} s; run again when the controller of Slurm does"
+                )
             if done.returncode:
                 message = "; ".join(line.strip() for line in done.stderr.splitlines() if line.strip())
                 raise UserError(
@@ -102,13 +107,13 @@ class Jobs:
     def states(self) -> dict[str, str] | None:
         """State by ARRAY_INDEX of all that wait or run; None where the controller does not answer just now."""
         words = ["squeue", "--noheader", "--array", f"--name={self.name}", "--format=%i %T"]
-        asked = subprocess.run(words, env=_environment(), capture_output=True, text=True, check=False)
-        if asked.returncode:
+        asked = _answer(words)
+        if asked is None or asked.returncode:
             return None
         return dict(line.split(maxsplit=1) for line in asked.stdout.splitlines() if line.strip())
 
     def cancel(self, *options: str) -> None:
-        subprocess.run(["scancel", f"--name={self.name}", *options], env=_environment(), check=False)
+        _answer(["scancel", f"--name={self.name}", *options])
 
     def end_earlier(self) -> None:
         """Cancel what a driver has left that was killed, and wait until it is gone.
@@ -301,6 +306,16 @@ class _Driver:
 def _works(worker: str, states: dict[str, str], lives: dict[str, int]) -> bool:
     job, _, restarts = worker.partition(".")
     return states.get(job) in WITH_PROCESSES and int(restarts) == lives.get(job, 0)
+
+
+def _answer(words: Sequence[str], script: str | None = None) -> subprocess.CompletedProcess[str] | None:
+    """What a command of Slurm has said; None where it hangs."""
+    try:
+        return subprocess.run(
+            words, input=script, env=_environment(), capture_output=True, text=True, check=False, timeout=ANSWER_S
+        )
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _environment() -> dict[str, str]:

@@ -295,6 +295,19 @@ def test_jobs_of_a_killed_driver_end_before_a_run_with_another_engine(tmp_path, 
     assert not cluster.steps
 
 
+def test_a_command_that_hangs_is_no_answer(tmp_path, monkeypatch):
+    for name in ("squeue", "scancel", "sbatch"):
+        (tmp_path / name).write_text("#!/bin/sh\nexec sleep 30\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(slurm, "ANSWER_S", 0.1)
+    jobs = Jobs("x", [], tmp_path)
+    assert jobs.states() is None
+    jobs.cancel()
+    with pytest.raises(UserError, match="sbatch did not answer in 0 s; run again when"):
+        jobs.submit(1)
+
+
 def test_options_go_to_sbatch_but_for_those_of_the_engine(tmp_path):
     assert slurm.sbatch_options({"cpus_per_task": "2", "mem": "4G", "exclusive": ""}) == [
         "--cpus-per-task=2",
