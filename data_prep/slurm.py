@@ -38,6 +38,7 @@ OWN_OPTIONS = (
     "wait",
     "wrap",
 )
+DROPPED = ("SLURM_", "SQUEUE_", "SCANCEL_", "SBATCH_WAIT", "SBATCH_CLUSTERS")  # of the environment
 ARRAY_JOBS = 1000  # of one array: MaxArraySize is 1001 where a site has not set it (slurm.conf(5))
 ATTEMPTS = 3  # jobs that may end while they hold one task, and arrays in a row that may end without a result
 POLL_S = 1.0  # between looks at the results
@@ -61,6 +62,12 @@ def sbatch_options(settings: dict[str, str]) -> list[str]:
     refused = [key for key, name in names.items() if not name or any(own.startswith(name) for own in OWN_OPTIONS)]
     if refused:
         raise UserError(f"--engine slurm sets {', '.join(refused)} itself; remove it from --engine-option")
+    others = [key for key, name in names.items() if name == "M" or "clusters".startswith(name)]
+    if others:
+        raise UserError(
+            f"--engine slurm sees the jobs of its own cluster alone; remove {', '.join(others)} from --engine-option and "
+            "run on a login node of the other"
+        )
     return [f"--{names[key]}={value}" if value else f"--{names[key]}" for key, value in settings.items()]
 
 
@@ -319,7 +326,9 @@ def _answer(words: Sequence[str], script: str | None = None) -> subprocess.Compl
 
 
 def _environment() -> dict[str, str]:
-    """Ours, with the project on its path; without what Slurm has set for a job in which the driver may run itself."""
-    ours = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"}
+    """Ours, with the project on its path; without what Slurm has set for a job in which the driver may run itself, and
+    without what a user has set that hides jobs from the driver or has it wait for them.
+    """
+    ours = {k: v for k, v in os.environ.items() if not k.startswith(DROPPED) or k == "SLURM_CONF"}
     root = str(Path(__file__).resolve().parent.parent)
     return {**ours, "PYTHONPATH": os.pathsep.join([root, *filter(None, [ours.get("PYTHONPATH")])])}

@@ -295,6 +295,22 @@ def test_jobs_of_a_killed_driver_end_before_a_run_with_another_engine(tmp_path, 
     assert not cluster.steps
 
 
+def test_the_users_environment_hides_no_jobs_from_the_driver(monkeypatch):
+    hiding = (
+        "SQUEUE_STATES",
+        "SQUEUE_FORMAT2",
+        "SCANCEL_INTERACTIVE",
+        "SBATCH_WAIT",
+        "SBATCH_CLUSTERS",
+        "SLURM_CLUSTERS",
+    )
+    for name in (*hiding, "SBATCH_PARTITION", "SLURM_CONF"):
+        monkeypatch.setenv(name, "x")
+    environment = slurm._environment()
+    assert not set(hiding) & set(environment)
+    assert environment["SBATCH_PARTITION"] == environment["SLURM_CONF"] == "x"
+
+
 def test_a_command_that_hangs_is_no_answer(tmp_path, monkeypatch):
     for name in ("squeue", "scancel", "sbatch"):
         (tmp_path / name).write_text("#!/bin/sh\nexec sleep 30\n")
@@ -314,9 +330,13 @@ def test_options_go_to_sbatch_but_for_those_of_the_engine(tmp_path):
         "--mem=4G",
         "--exclusive",
     ]
-    for key in ("array", "output", "job_name", "job-name", "wrap", "parsable", "arr"):
+    for key in ("array", "output", "job_name", "job-name", "wrap", "parsable", "arr", "wait"):
         with pytest.raises(UserError, match=f"sets {key} itself"):
             make_engine("slurm", [f"{key}=x"], tmp_path)
+    for key in ("M", "clusters", "cluster"):
+        with pytest.raises(UserError, match=f"of its own cluster alone; remove {key} from"):
+            make_engine("slurm", [f"{key}=x"], tmp_path)
+    assert slurm.sbatch_options({"cluster_constraint": "x"}) == ["--cluster-constraint=x"]
 
 
 def engine_run(engine: Any, function: Any, tasks: list[Any]) -> list[dict[str, Any]]:
