@@ -28,7 +28,7 @@ from data_prep.compression import codec_of, damage_named, packed, unpacked
 from data_prep.fields import DOCUMENT_FIELDS, Document, Renames, defect
 from data_prep.json_lines import BOM, MAX_RECORD_BYTES, check_lines, parse
 from data_prep.listing import document_files, is_parquet, unread_files
-from data_prep.partial_files import partial_path
+from data_prep.partial_files import partial_path, remove_following
 from recipe.base.errors import UserError
 
 __all__ = [
@@ -246,7 +246,8 @@ def write_part(
     So what one large file became is again several tasks for the next stage. Lines of jsonl pass as they are.
     """
     documents, count, files = iter(documents), 0, list[dict[str, Any]]()
-    for name in chain([f"{number:05d}"], (f"{number:05d}-{i:03d}" for i in range(1, 1000))):
+    names = chain([f"{number:05d}"], (f"{number:05d}-{i:03d}" for i in range(1, 1000)))
+    for name in names:
         is_last = True
         with _WholeFile(folder / f"{name}.jsonl.zst") as file:
             for document in documents:
@@ -257,6 +258,7 @@ def write_part(
                     break
         files.append(file.facts)
         if is_last:
+            remove_following(folder / f"{name}.jsonl.zst" for name in names)
             return Written(count, files)
     raise UserError(f"{folder} would need more than 1,000 files for one input; split the input")
 

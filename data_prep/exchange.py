@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.partial_files import partial_path
+from data_prep.partial_files import partial_path, remove_following
 from recipe.base.files import write_json
 from recipe.base.strict import load_json
 
@@ -63,7 +63,14 @@ class Exchange:
         if key.size and (key[1:] < key[:-1]).any():
             order = pa.array(np.argsort(key, kind="stable"))
             arrays = {name: values.take(order) for name, values in arrays.items()}
-        write_table(self.folder / f"{number:05d}.arrow", pa.table(arrays))
+        write_table(self._path(number), pa.table(arrays))
+
+    def remove_chunks(self, task: int, first: int) -> None:
+        """Remove what an attempt before has written as this task's chunks from `first` on; its end calls this."""
+        remove_following(self._path(producer(task, chunk)) for chunk in range(first, _CHUNKS))
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:05d}.arrow"
 
     def merge(self, run_tasks: RunTasks, most: int | None = None) -> None:
         """Merge files by tasks until there are at most `most` (`FAN_IN`); called when all producers are done.

@@ -58,6 +58,7 @@ def count_lines(
             if lines > _CHUNK_LINES or len(waiting) >= _CHUNK_DOCUMENTS:
                 flush()
     flush()
+    target.remove_chunks(number, chunk)
     return {}
 
 

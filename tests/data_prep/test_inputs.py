@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 
-from data_prep.documents import Part, parts_of, records, unread_files, write_documents, write_part
+from data_prep.bad_records import BadRecords
+from data_prep.documents import BadRecord, Part, parts_of, records, unread_files, write_documents, write_part
 from data_prep.inputs import part_digest
 from data_prep.stage import Stage, for_documents
 from recipe.base.errors import UserError
@@ -127,6 +128,23 @@ def test_files_that_killed_processes_have_left_go(source, tmp_path, again):
         path.touch()
     run(source, tmp_path / "out") if again else stage.finish(counts={"in": 0, "out": 0})
     assert not any(path.exists() for path in left)
+
+
+def test_what_an_earlier_attempt_wrote_of_a_task_goes_but_nothing_of_others(tmp_path):
+    lines = [orjson.dumps(document(str(i), "t" * 100)) + b"\n" for i in range(9)]
+    for number in (0, 1):
+        write_part(tmp_path / "documents", number, lines, part_bytes=200)
+    others = {path.name for path in tmp_path.glob("documents/00001*")}
+    assert len(others) > 3
+    now = write_part(tmp_path / "documents", 0, lines[:2], part_bytes=200)
+    assert {p.name for p in tmp_path.glob("documents/*")} == others | {Path(file["path"]).name for file in now.files}
+
+    for number in (0, 1):
+        bad = BadRecords(tmp_path / "x.jsonl", number, tmp_path, 9)
+        bad(BadRecord("x.jsonl", 1, "not JSON", "x"))
+        bad.write()
+    BadRecords(tmp_path / "x.jsonl", 0, tmp_path, 9).write()
+    assert [path.name for path in tmp_path.glob("bad_records/*")] == ["00001.json"]
 
 
 def test_files_of_one_name_that_changed_places_are_told(source, tmp_path):
