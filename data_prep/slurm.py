@@ -48,6 +48,16 @@ ANSWER_S = 60.0  # for a command of Slurm, which hangs while the controller does
 GONE_S = 60.0  # for jobs of an earlier driver to leave
 JOB_NAME = "job_name"  # file of a queue with the name of its jobs
 
+WAIT_S = 60.0  # before it is told why all jobs wait
+# squeue(1), JOB REASON CODES: what no time mends, and what does.
+STUCK = {
+    "JobHeldUser": "release them with scontrol release, or remove hold from --engine-option",
+    "JobHeldAdmin": "ask who runs the cluster to release them",
+    "DependencyNeverSatisfied": "remove dependency from --engine-option",
+    "PartitionTimeLimit": "give a shorter --engine-option time=",
+    "launch failed requeued held": "ask who runs the cluster why jobs fail to launch on its nodes",
+}
+
 # squeue(1): a job in these states has processes, or may have; one that waits has none, also after a requeue.
 WITH_PROCESSES = {"RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"}  # fmt: skip
 
@@ -112,8 +122,11 @@ class Jobs:
                 )
 
     def states(self) -> dict[str, str] | None:
-        """State by ARRAY_INDEX of all that wait or run; None where the controller does not answer just now."""
-        words = ["squeue", "--noheader", "--array", f"--name={self.name}", "--format=%i %T"]
+        """State by ARRAY_INDEX of all that wait or run, and why they wait: "PENDING Resources".
+
+        None where the controller does not answer just now.
+        """
+        words = ["squeue", "--noheader", "--array", f"--name={self.name}", "--format=%i %T %r"]
         asked = _answer(words)
         if asked is None or asked.returncode:
             return None
@@ -182,8 +195,9 @@ class SlurmEngine:
     def run(
         self, function: Function, tasks: Numbered, workers: int, title: str
     ) -> Generator[tuple[int, Any], None, None]:
-        if shutil.which("sbatch") is None:
-            raise UserError("--engine slurm found no sbatch; run it on a login node of a Slurm cluster")
+        for command in ("sbatch", "squeue", "scancel"):
+            if shutil.which(command) is None:
+                raise UserError(f"--engine slurm found no {command}; run it on a login node of a Slurm cluster")
         if not tasks:
             return
         scratch = self.scratch.resolve()
@@ -222,6 +236,7 @@ class _Driver:
         self._ended: Counter[int] = Counter()  # workers that ended while they had the task
         self._began = self._submitted = time.monotonic()
         self._left_when_submitted, self._fruitless = len(waiting), 0
+        self._told_that_jobs_wait = False
 
     def results(self) -> Iterator[tuple[int, Any]]:
         next_look = 0.0
@@ -249,6 +264,7 @@ class _Driver:
         states = self._jobs.states()
         if states is None:
             return
+        self._tell_why_jobs_wait(states)
         self._queue.refresh("driver")
         lives = self._lives()
         done = self._queue.results()
@@ -261,6 +277,23 @@ class _Driver:
             self._release(number, worker)
         self._suspects = gone - self._suspects
         self._keep_jobs(len(states), len(self._waiting.keys() - self._workers_of.keys() - done))
+
+    def _tell_why_jobs_wait(self, states: dict[str, str]) -> None:
+        """Once, where all jobs have waited for a minute.
+
+        Raises:
+            UserError: all of them wait for what will not come.
+        """
+        reasons = [reason for state, _, reason in (s.partition(" ") for s in states.values()) if state == "PENDING"]
+        if not reasons or len(reasons) < len(states) or time.monotonic() - self._submitted < WAIT_S:
+            return
+        reasons = [reason.replace("_", " ") for reason in reasons]
+        most = Counter(reasons).most_common(1)[0][0]
+        if all(reason in STUCK for reason in reasons):
+            raise UserError(f"no job of {self._title} can start, since Slurm says {most}; {STUCK[most]}, and run again")
+        if not self._told_that_jobs_wait:
+            print(f"{self._title}: {len(reasons):,} jobs wait: {most}", file=sys.stderr)
+        self._told_that_jobs_wait = True
 
     def _read_claims(self) -> None:
         for number in self._queue.claimed() & self._waiting.keys() - self._workers_of.keys():
@@ -312,7 +345,7 @@ class _Driver:
 
 def _works(worker: str, states: dict[str, str], lives: dict[str, int]) -> bool:
     job, _, restarts = worker.partition(".")
-    return states.get(job) in WITH_PROCESSES and int(restarts) == lives.get(job, 0)
+    return states.get(job, "").partition(" ")[0] in WITH_PROCESSES and int(restarts) == lives.get(job, 0)
 
 
 def _answer(words: Sequence[str], script: str | None = None) -> subprocess.CompletedProcess[str] | None:

@@ -49,6 +49,7 @@ class MadeUpCluster:
         self.submitted: list[int] = []
         self.cancelled: list[tuple[str, ...]] = []
         self.answers = True
+        self.state = "RUNNING None"  # of every job that is there
         self._fate, self._clock = fate, 0.0
         cluster = self
 
@@ -58,7 +59,7 @@ class MadeUpCluster:
                 cluster.submit(TaskQueue(self.folder), jobs)
 
             def states(self) -> dict[str, str] | None:
-                return dict.fromkeys(cluster.steps, "RUNNING") if cluster.answers else None
+                return dict.fromkeys(cluster.steps, cluster.state) if cluster.answers else None
 
             def cancel(self, *options: str) -> None:
                 cluster.cancelled.append(options)
@@ -309,6 +310,34 @@ def test_the_users_environment_hides_no_jobs_from_the_driver(monkeypatch):
     environment = slurm._environment()
     assert not set(hiding) & set(environment)
     assert environment["SBATCH_PARTITION"] == environment["SLURM_CONF"] == "x"
+
+
+@pytest.mark.parametrize("reason", list(slurm.STUCK))
+def test_jobs_that_can_never_start_are_told_and_end(reason, tmp_path, monkeypatch):
+    cluster = MadeUpCluster(monkeypatch, lambda worker, number: "slow")
+    cluster.state = f"PENDING {reason}"
+    with pytest.raises(UserError, match=f"no job of x: phase can start, since Slurm says {reason}; .* run again"):
+        run(tmp_path, 9, 2)
+    assert cluster.cancelled == [()]
+
+
+def test_why_jobs_wait_is_told_once_and_waited_for(tmp_path, monkeypatch, capsys):
+    def fate(worker: str, number: int) -> str:
+        if cluster._clock > 300:
+            cluster.state = "RUNNING None"
+        return "slow" if cluster._clock <= 300 else "done"
+
+    cluster = MadeUpCluster(monkeypatch, fate)
+    cluster.state = "PENDING Resources"
+    assert len(run(tmp_path, 9, 2)) == 9
+    assert capsys.readouterr().err == "x: phase: 2 jobs wait: Resources\n"
+
+
+@pytest.mark.parametrize("missing", ["sbatch", "squeue", "scancel"])
+def test_a_command_that_is_missing_is_told(missing, tmp_path, monkeypatch):
+    monkeypatch.setattr(slurm.shutil, "which", lambda name: None if name == missing else name)
+    with pytest.raises(UserError, match=f"found no {missing}; run it on a login node"):
+        run(tmp_path, 2, 2)
 
 
 def test_a_command_that_hangs_is_no_answer(tmp_path, monkeypatch):
