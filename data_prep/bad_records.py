@@ -39,5 +39,5 @@ class BadRecords:
     def write(self) -> None:
         if self._records:
             write_json(self._aside, [asdict(record) for record in self._records])
-        else:  # what a run that failed has left
-            self._aside.unlink(missing_ok=True)
+        else:
+            self._aside.unlink(missing_ok=True)  # of an attempt before, when the input had some

@@ -28,6 +28,7 @@ from data_prep.compression import codec_of, damage_named, packed, unpacked
 from data_prep.fields import DOCUMENT_FIELDS, Document, Renames, defect
 from data_prep.json_lines import BOM, MAX_RECORD_BYTES, check_lines, parse
 from data_prep.listing import document_files, is_parquet, unread_files
+from data_prep.partial_files import partial_path, remove_following
 from recipe.base.errors import UserError
 
 __all__ = [
@@ -235,11 +236,11 @@ def write_documents(path: Path, documents: Iterable[Document]) -> Written:
         path.parent.mkdir(parents=True, exist_ok=True)
         table = _table(path, rows)
         try:
-            with _Hashed(_partial(path)) as raw:
+            with _Hashed(partial_path(path)) as raw:
                 pq.write_table(table, raw, compression="zstd")
         except pa.ArrowNotImplementedError as error:  # an object without fields
             raise UserError(f"{path}: {error}; write .jsonl.zst, which needs no types") from None
-        os.replace(_partial(path), path)
+        os.replace(partial_path(path), path)
         return Written(len(rows), [{"path": str(path), **raw.facts()}])
     count = 0
     with _WholeFile(path) as file:
@@ -257,7 +258,8 @@ def write_part(
     So what one large file became is again several tasks for the next stage. Lines of jsonl pass as they are.
     """
     documents, count, files = iter(documents), 0, list[dict[str, Any]]()
-    for name in chain([f"{number:05d}"], (f"{number:05d}-{i:03d}" for i in range(1, 1000))):
+    names = chain([f"{number:05d}"], (f"{number:05d}-{i:03d}" for i in range(1, 1000)))
+    for name in names:
         is_last = True
         with _WholeFile(folder / f"{name}.jsonl.zst") as file:
             for document in documents:
@@ -268,6 +270,7 @@ def write_part(
                     break
         files.append(file.facts)
         if is_last:
+            remove_following(folder / f"{name}.jsonl.zst" for name in names)
             return Written(count, files)
     raise UserError(f"{folder} would need more than 1,000 files for one input; split the input")
 
@@ -318,7 +321,7 @@ class _WholeFile:
         self.path, self.size = path, 0
         self.facts: dict[str, Any] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._raw = _Hashed(_partial(path))
+        self._raw = _Hashed(partial_path(path))
         self._handle = packed(path.name, self._raw)
 
     def write(self, document: Document | bytes) -> None:
@@ -333,9 +336,5 @@ class _WholeFile:
             if kind is None:
                 self._handle.close()
         if kind is None:
-            os.replace(_partial(self.path), self.path)
+            os.replace(partial_path(self.path), self.path)
             self.facts = {"path": str(self.path), **self._raw.facts()}
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")

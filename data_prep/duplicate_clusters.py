@@ -48,6 +48,7 @@ def rank(
             ranked = catalog.gather(document, _RANKED)
             columns = {"document": document, "cluster": cluster, **{name: ranked[name] for name in _RANKED}}
             target.write(producer(number, next(chunks)), scatter(cluster), columns)
+    target.remove_chunks(number, next(chunks))
     return {}
 
 

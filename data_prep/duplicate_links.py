@@ -31,7 +31,8 @@ def spread_bands(
     """
     hashes = MinHash(*minhash)
     gone = column(catalog.drops(number), "record") if number >= OLD_PARTS else None  # of an older run, what it kept
-    for chunk, table in enumerate(catalog.part(number)):
+    tables = catalog.part(number)
+    for chunk, table in enumerate(tables):
         if gone is not None:
             table = table.filter(pa.array(~np.isin(column(table, "record"), gone)))
         documents = column(table, "record") | np.uint64(number << RECORD_BITS)
@@ -44,6 +45,8 @@ def spread_bands(
         keys_NB, first_N, documents = keys_NB[compared], exact_N2[compared, 0], documents[compared]
         columns = {"document": documents.repeat(hashes.bands), "exact": first_N.repeat(hashes.bands)}
         bands.write(producer(task, chunk), keys_NB.ravel(), columns)
+    for target in (exact, bands):
+        target.remove_chunks(task, len(tables))
     return {}
 
 
@@ -106,6 +109,7 @@ def sign_left(
             left, right = lefts[at : at + _SIGNED], rights[at : at + _SIGNED]
             columns = {"left": left, "right": right, "packed": catalog.gather(left, ("packed",))["packed"]}
             target.write(producer(number, next(chunks)), _part_keys(right), columns)
+    target.remove_chunks(number, next(chunks))
     return {"pairs": int(size)}
 
 

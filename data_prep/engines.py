@@ -7,17 +7,21 @@ environment. The function is sent once a phase, not with each task: what is boun
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
+import signal
 import socket
+import sys
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Thread
 from typing import Any, Protocol
 
 from data_prep.outcome import Function, outcome_of, result_of
@@ -25,6 +29,7 @@ from data_prep.slurm import SlurmEngine
 from data_prep.task_queue import Numbered
 from recipe.base.errors import UserError
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 TASKS_AHEAD = 2  # handed to the pool for each worker, so that none waits for the driver
 
 
@@ -80,7 +85,7 @@ class LocalEngine:
                 yield number, function(task, number)
             return
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+            self._pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_the_driver)
         self._phases += 1
         stored = self._scratch / f"function-{os.getpid()}-{self._phases}.pickle"
         stored.parent.mkdir(parents=True, exist_ok=True)
@@ -99,14 +104,43 @@ class LocalEngine:
                 future = done.get()
                 yield running.pop(future), future.result()
         except BrokenProcessPool:
-            self._pool = None
+            self._end_workers()
             raise UserError(
                 f"a worker of {title} was killed, by the system if memory ran out; run again with fewer --workers"
             ) from None
+        except BaseException:  # of a task, of who reads the results (GeneratorExit), or ctrl-C
+            self._end_workers()
+            raise
         finally:
-            for future in running:
-                future.cancel()
             stored.unlink(missing_ok=True)
+
+    def _end_workers(self) -> None:
+        """End all workers in the middle of what they do; what they have not finished is done by the next run."""
+        pool, self._pool = self._pool, None
+        assert pool is not None
+        processes = list((pool._processes or {}).values())  # before `shutdown` forgets them
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join()
+
+
+def _end_with_the_driver() -> None:
+    """In a worker: have it killed when its driver is gone, however that ended; else it would go on and write for good.
+
+    The kernel does so at once (prctl(2)); elsewhere than on Linux, and where the driver was gone before, a thread.
+    """
+    driver = parent_process()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def follow() -> None:
+        if driver is not None:
+            driver.join()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Thread(target=follow, daemon=True).start()
 
 
 def _run_stored(stored: str, task: Any, number: int) -> Any:

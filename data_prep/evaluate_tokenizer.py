@@ -20,6 +20,7 @@ from data_prep.characters import native
 from data_prep.command import job_parser
 from data_prep.documents import Document
 from data_prep.encoder import Encoder, ReferenceEncoder, load_encoder
+from data_prep.partial_files import partial_path
 from data_prep.stage import Stage, for_documents
 from data_prep.tally import merged
 from data_prep.tokenize_corpus import batches
@@ -85,8 +86,9 @@ def measure_part(documents: Iterable[Document], number: int, *, folders: list[Pa
                 used_ids = np.union1d(used_ids, ids)
     path = used / f"{number:05d}.npy"
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path.with_suffix(".partial.npy"), used_ids)
-    path.with_suffix(".partial.npy").replace(path)
+    with open(partial_path(path), "wb") as raw:
+        np.save(raw, used_ids)
+    partial_path(path).replace(path)
     return {"counts": counts}
 
 

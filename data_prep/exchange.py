@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_prep.partial_files import partial_path, remove_following
 from recipe.base.files import write_json
 from recipe.base.strict import load_json
 
@@ -63,7 +64,14 @@ class Exchange:
         if key.size and (key[1:] < key[:-1]).any():
             order = pa.array(np.argsort(key, kind="stable"))
             arrays = {name: values.take(order) for name, values in arrays.items()}
-        write_table(self.folder / f"{number:05d}.arrow", pa.table(arrays))
+        write_table(self._path(number), pa.table(arrays))
+
+    def remove_chunks(self, task: int, first: int) -> None:
+        """Remove what an attempt before has written as this task's chunks from `first` on; its end calls this."""
+        remove_following(self._path(producer(task, chunk)) for chunk in range(first, _CHUNKS))
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:05d}.arrow"
 
     def remove(self, task: int) -> None:
         """Remove the files that one task wrote as `producer(task, 0)`, 1 and so on."""
@@ -214,15 +222,15 @@ def write_table(path: Path, table: pa.Table) -> None:
 def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
     """Write an Arrow file with a batch for each table, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name(path.name + ".partial")
-    with open(partial_path, "wb") as raw:
+    temporary = partial_path(path)
+    with open(temporary, "wb") as raw:
         with pa.ipc.new_file(raw, schema) as writer:
             for table in tables:
                 for batch in table.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], table.schema)]:
                     writer.write_batch(batch)
         raw.flush()
         os.fsync(raw.fileno())
-    os.replace(partial_path, path)
+    os.replace(temporary, path)
 
 
 def read_table(path: Path) -> pa.Table:

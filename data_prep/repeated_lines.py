@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from data_prep.characters import native
 from data_prep.documents import Document, Part, parse, records
 from data_prep.exchange import Exchange, column, grouped, producer
+from data_prep.partial_files import partial_path
 
 _CHUNK_LINES = 2_000_000  # hashes in memory at a time: 16 MB
 _CHUNK_DOCUMENTS = 100_000  # arrays of them: 10 MB
@@ -57,6 +58,7 @@ def count_lines(
             if lines > _CHUNK_LINES or len(waiting) >= _CHUNK_DOCUMENTS:
                 flush()
     flush()
+    target.remove_chunks(number, chunk)
     return {}
 
 
@@ -86,15 +88,15 @@ def _range_path(folder: Path, number: int) -> Path:
 def _save(path: Path, pieces: list[np.ndarray]) -> None:
     """Write arrays of hashes as one, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name(path.name + ".partial")
+    temporary = partial_path(path)
     header = {"descr": "<u8", "fortran_order": False, "shape": (sum(map(len, pieces)),)}
-    with open(partial_path, "wb") as raw:
+    with open(temporary, "wb") as raw:
         np.lib.format.write_array_header_1_0(raw, header)
         for piece in pieces:
             raw.write(np.ascontiguousarray(piece, "<u8").data)
         raw.flush()
         os.fsync(raw.fileno())
-    partial_path.replace(path)
+    temporary.replace(path)
 
 
 class LineFilter:

@@ -22,6 +22,7 @@ from data_prep.characters import native
 from data_prep.documents import Document
 from data_prep.exchange import Exchange, column, grouped, read_table, scatter, to_arrow, write_table
 from data_prep.minhash import MinHash, pack
+from data_prep.partial_files import remove_following
 from recipe.base.errors import UserError
 
 RECORD_BITS = 40
@@ -90,6 +91,7 @@ def sign_part(
             _write(rows, hashes, signature_path(output, number, chunk))
             chunk += 1
     _write(rows, hashes, signature_path(output, number, chunk))
+    remove_following(signature_path(output, number, following) for following in count(chunk + 1))
     return {"documents": documents, "chunks": chunk + 1, "ranked": ranked, "unranked": unranked}
 
 

@@ -38,12 +38,25 @@ OWN_OPTIONS = (
     "wait",
     "wrap",
 )
+DROPPED = ("SLURM_", "SQUEUE_", "SCANCEL_", "SBATCH_WAIT", "SBATCH_CLUSTERS")  # of the environment
 ARRAY_JOBS = 1000  # of one array: MaxArraySize is 1001 where a site has not set it (slurm.conf(5))
 ATTEMPTS = 3  # jobs that may end while they hold one task, and arrays in a row that may end without a result
 POLL_S = 1.0  # between looks at the results
 JOBS_POLL_S = 30.0  # between questions to the controller, once a phase has run for some minutes
 MORE_JOBS_S = 60.0  # between arrays that replace lost jobs while others still work
+ANSWER_S = 60.0  # for a command of Slurm, which hangs while the controller does
 GONE_S = 60.0  # for jobs of an earlier driver to leave
+JOB_NAME = "job_name"  # file of a queue with the name of its jobs
+
+WAIT_S = 60.0  # before it is told why all jobs wait
+# squeue(1), JOB REASON CODES: what no time mends, and what does.
+STUCK = {
+    "JobHeldUser": "release them with scontrol release, or remove hold from --engine-option",
+    "JobHeldAdmin": "ask who runs the cluster to release them",
+    "DependencyNeverSatisfied": "remove dependency from --engine-option",
+    "PartitionTimeLimit": "give a shorter --engine-option time=",
+    "launch failed requeued held": "ask who runs the cluster why jobs fail to launch on its nodes",
+}
 
 # squeue(1): a job in these states has processes, or may have; one that waits has none, also after a requeue.
 WITH_PROCESSES = {"RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"}  # fmt: skip
@@ -59,6 +72,12 @@ def sbatch_options(settings: dict[str, str]) -> list[str]:
     refused = [key for key, name in names.items() if not name or any(own.startswith(name) for own in OWN_OPTIONS)]
     if refused:
         raise UserError(f"--engine slurm sets {', '.join(refused)} itself; remove it from --engine-option")
+    others = [key for key, name in names.items() if name == "M" or "clusters".startswith(name)]
+    if others:
+        raise UserError(
+            f"--engine slurm sees the jobs of its own cluster alone; remove {', '.join(others)} from --engine-option and "
+            "run on a login node of the other"
+        )
     return [f"--{names[key]}={value}" if value else f"--{names[key]}" for key, value in settings.items()]
 
 
@@ -76,6 +95,8 @@ class Jobs:
             UserError: sbatch refused them, with what it said.
         """
         self.logs.mkdir(parents=True, exist_ok=True)
+        # Before there are jobs, so that whatever comes after a driver that was killed knows of them.
+        (self.folder / JOB_NAME).write_text(self.name)
         script = f"#!/bin/sh\nexec {shlex.join([sys.executable, '-m', 'data_prep.slurm_worker', str(self.folder)])}\n"
         log = str(self.logs).replace("%", "%%") + "/%A_%a.log"
         for start in range(0, jobs, ARRAY_JOBS):
@@ -89,7 +110,11 @@ class Jobs:
                 f"--chdir={os.getcwd()}",
                 "--export=ALL",
             ]
-            done = subprocess.run(words, input=script, env=_environment(), capture_output=True, text=True, check=False)
+            done = _answer(words, script)
+            if done is None:
+                raise UserError(
+                    f"sbatch did not answer in {ANSWER_S:.0f} s; run again when the controller of Slurm does"
+                )
             if done.returncode:
                 message = "; ".join(line.strip() for line in done.stderr.splitlines() if line.strip())
                 raise UserError(
@@ -97,15 +122,18 @@ class Jobs:
                 )
 
     def states(self) -> dict[str, str] | None:
-        """State by ARRAY_INDEX of all that wait or run; None where the controller does not answer just now."""
-        words = ["squeue", "--noheader", "--array", f"--name={self.name}", "--format=%i %T"]
-        asked = subprocess.run(words, env=_environment(), capture_output=True, text=True, check=False)
-        if asked.returncode:
+        """State by ARRAY_INDEX of all that wait or run, and why they wait: "PENDING Resources".
+
+        None where the controller does not answer just now.
+        """
+        words = ["squeue", "--noheader", "--array", f"--name={self.name}", "--format=%i %T %r"]
+        asked = _answer(words)
+        if asked is None or asked.returncode:
             return None
         return dict(line.split(maxsplit=1) for line in asked.stdout.splitlines() if line.strip())
 
     def cancel(self, *options: str) -> None:
-        subprocess.run(["scancel", f"--name={self.name}", *options], env=_environment(), check=False)
+        _answer(["scancel", f"--name={self.name}", *options])
 
     def end_earlier(self) -> None:
         """Cancel what a driver has left that was killed, and wait until it is gone.
@@ -131,6 +159,23 @@ class Jobs:
         return lines[-1].strip() if lines else "nothing"
 
 
+def end_recorded_jobs(scratch: Path) -> None:
+    """End the jobs that a driver which was killed has left to the queues of `scratch`; nothing where there are none.
+
+    Raises:
+        UserError: they stay, or cannot be asked for on this machine.
+    """
+    for record in sorted(scratch.glob(f"*/{JOB_NAME}")):
+        name = record.read_text()
+        if shutil.which("squeue") is None or shutil.which("scancel") is None:
+            raise UserError(
+                f"an earlier run with --engine slurm may have left jobs that write to this output, and this machine has "
+                f"no squeue and scancel to end them; run scancel --name={name} on a login node and delete {record}"
+            )
+        Jobs(name, [], record.parent).end_earlier()
+        record.unlink(missing_ok=True)
+
+
 @dataclass
 class SlurmEngine:
     """Jobs that share a queue of tasks.
@@ -150,8 +195,9 @@ class SlurmEngine:
     def run(
         self, function: Function, tasks: Numbered, workers: int, title: str
     ) -> Generator[tuple[int, Any], None, None]:
-        if shutil.which("sbatch") is None:
-            raise UserError("--engine slurm found no sbatch; run it on a login node of a Slurm cluster")
+        for command in ("sbatch", "squeue", "scancel"):
+            if shutil.which(command) is None:
+                raise UserError(f"--engine slurm found no {command}; run it on a login node of a Slurm cluster")
         if not tasks:
             return
         scratch = self.scratch.resolve()
@@ -190,6 +236,7 @@ class _Driver:
         self._ended: Counter[int] = Counter()  # workers that ended while they had the task
         self._began = self._submitted = time.monotonic()
         self._left_when_submitted, self._fruitless = len(waiting), 0
+        self._told_that_jobs_wait = False
 
     def results(self) -> Iterator[tuple[int, Any]]:
         next_look = 0.0
@@ -217,6 +264,7 @@ class _Driver:
         states = self._jobs.states()
         if states is None:
             return
+        self._tell_why_jobs_wait(states)
         self._queue.refresh("driver")
         lives = self._lives()
         done = self._queue.results()
@@ -229,6 +277,23 @@ class _Driver:
             self._release(number, worker)
         self._suspects = gone - self._suspects
         self._keep_jobs(len(states), len(self._waiting.keys() - self._workers_of.keys() - done))
+
+    def _tell_why_jobs_wait(self, states: dict[str, str]) -> None:
+        """Once, where all jobs have waited for a minute.
+
+        Raises:
+            UserError: all of them wait for what will not come.
+        """
+        reasons = [reason for state, _, reason in (s.partition(" ") for s in states.values()) if state == "PENDING"]
+        if not reasons or len(reasons) < len(states) or time.monotonic() - self._submitted < WAIT_S:
+            return
+        reasons = [reason.replace("_", " ") for reason in reasons]
+        most = Counter(reasons).most_common(1)[0][0]
+        if all(reason in STUCK for reason in reasons):
+            raise UserError(f"no job of {self._title} can start, since Slurm says {most}; {STUCK[most]}, and run again")
+        if not self._told_that_jobs_wait:
+            print(f"{self._title}: {len(reasons):,} jobs wait: {most}", file=sys.stderr)
+        self._told_that_jobs_wait = True
 
     def _read_claims(self) -> None:
         for number in self._queue.claimed() & self._waiting.keys() - self._workers_of.keys():
@@ -280,11 +345,23 @@ class _Driver:
 
 def _works(worker: str, states: dict[str, str], lives: dict[str, int]) -> bool:
     job, _, restarts = worker.partition(".")
-    return states.get(job) in WITH_PROCESSES and int(restarts) == lives.get(job, 0)
+    return states.get(job, "").partition(" ")[0] in WITH_PROCESSES and int(restarts) == lives.get(job, 0)
+
+
+def _answer(words: Sequence[str], script: str | None = None) -> subprocess.CompletedProcess[str] | None:
+    """What a command of Slurm has said; None where it hangs."""
+    try:
+        return subprocess.run(
+            words, input=script, env=_environment(), capture_output=True, text=True, check=False, timeout=ANSWER_S
+        )
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _environment() -> dict[str, str]:
-    """Ours, with the project on its path; without what Slurm has set for a job in which the driver may run itself."""
-    ours = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"}
+    """Ours, with the project on its path; without what Slurm has set for a job in which the driver may run itself, and
+    without what a user has set that hides jobs from the driver or has it wait for them.
+    """
+    ours = {k: v for k, v in os.environ.items() if not k.startswith(DROPPED) or k == "SLURM_CONF"}
     root = str(Path(__file__).resolve().parent.parent)
     return {**ours, "PYTHONPATH": os.pathsep.join([root, *filter(None, [ours.get("PYTHONPATH")])])}

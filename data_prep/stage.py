@@ -30,6 +30,8 @@ from data_prep.documents import Part, numbered_documents, read_documents, unread
 from data_prep.engines import Engine, LocalEngine, make_engine
 from data_prep.exchange import Exchange
 from data_prep.inputs import Inputs, input_folder, only_read, parent_of, read_part, shortened
+from data_prep.partial_files import remove_partial_files
+from data_prep.slurm import end_recorded_jobs
 from recipe.base.errors import UserError
 from recipe.base.files import sha256, write_json
 from recipe.base.output_paths import check_output_folder
@@ -191,6 +193,7 @@ class Stage:
         listed += [
             {"path": str(f.relative_to(self.output)), "bytes": f.stat().st_size, "sha256": sha256(f)} for f in files
         ]
+        remove_partial_files(self.output)
         write_json(
             self.output / "manifest.json",
             {
@@ -220,8 +223,11 @@ class Stage:
             )
 
     def _remove_scratch(self) -> None:
-        for name in ("exchange", ".engine"):
-            shutil.rmtree(self.output / name, ignore_errors=True)
+        shutil.rmtree(self.output / "exchange", ignore_errors=True)
+        self._remove_engine_files()
+
+    def _remove_engine_files(self) -> None:
+        shutil.rmtree(self.output / ".engine", ignore_errors=True)
 
     def _tell_unread(self) -> None:
         if not self.finished and self.unread:
@@ -241,6 +247,8 @@ class Stage:
             raise UserError(
                 f"--output {self.output} is being written by another process; wait for it or choose another"
             ) from None
+        # Whatever engine is asked for now, jobs of Slurm that outlived their driver must not write beside it.
+        end_recorded_jobs(self.output / ".engine")
         identity = {
             "schema": SCHEMA,
             "version": VERSION,
@@ -278,10 +286,15 @@ class Stage:
             )
         touched = self.inputs.touched(recorded["inputs"])
         if touched:
+            # Results that a killed driver has not read are of inputs as they were: none is taken for those of now.
+            self._remove_engine_files()
             self._compare_again(touched)
+            self._remove_engine_files()
             write_json(self.output / "stage.json", identity)
         if self.finished:  # a kill may have come between the manifest and this
             self._remove_scratch()
+        else:  # those of a full disk take the room that is needed now
+            remove_partial_files(self.output)
 
     def _compare_again(self, touched: set[str]) -> None:
         """Read again what the finished tasks have read of these files.

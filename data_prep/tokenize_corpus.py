@@ -125,6 +125,9 @@ def encode_documents(
                 distinct[source] = DistinctIds(IDS_SIZE)
             distinct[source].add(document["id"])
     series = {"-".join(key): {"split": key[0], "source": key[1], **rows[key].close()} for key in sorted(rows)}
+    for folder in exchange.glob("*"):  # of sources that an attempt before has met, and this one has not
+        if folder.name not in series:
+            Exchange(folder).remove_chunks(number, 0)
     dumps = {source: distinct[source].dump() for source in sorted(distinct)}
     return {"series": series, "losses": losses.counts(), "ids": dumps}
 
@@ -214,6 +217,7 @@ class Rows:
 
     def close(self) -> dict[str, Any]:
         self._flush()
+        self._target.remove_chunks(self._number, self._chunk)
         return {**self._totals, "licenses": dict(self._licenses)}
 
     def _flush(self) -> None:

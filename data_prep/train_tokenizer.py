@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data_prep.command import job_parser
 from data_prep.documents import Document
+from data_prep.partial_files import partial_path
 from data_prep.stage import Stage, for_documents
 from data_prep.tally import merged
 from recipe.base.errors import UserError, exit_on_user_error
@@ -148,13 +149,13 @@ def language_of(document: Document) -> str:
 def write_texts(path: Path, texts: Iterable[bytes]) -> None:
     """Write texts one behind the other, each after its size; the file has its name when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name(path.name + ".partial")
-    with open(partial_path, "wb") as file:
+    temporary = partial_path(path)
+    with open(temporary, "wb") as file:
         for text in texts:
             file.write(len(text).to_bytes(8, "little") + text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(partial_path, path)
+    os.replace(temporary, path)
 
 
 def read_texts(path: Path) -> Iterator[str]:

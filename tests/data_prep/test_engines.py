@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +19,7 @@ import pytest
 from data_prep import engines
 from data_prep.documents import write_documents
 from data_prep.engines import make_engine
+from data_prep.partial_files import remove_partial_files
 from data_prep.stage import Stage
 from recipe.base.errors import UserError
 from tests.clusters import slurm_says, wait_for
@@ -180,7 +184,7 @@ def test_local_workers_get_the_function_once_and_a_bounded_number_of_tasks(tmp_p
             assert len(pickle.dumps(words)) < 1000
             return super().submit(*words)
 
-    monkeypatch.setattr(engines, "ProcessPoolExecutor", lambda workers, mp_context: Pool(workers))
+    monkeypatch.setattr(engines, "ProcessPoolExecutor", lambda workers, **more: Pool(workers))
     engine = make_engine("local", [], tmp_path / "scratch")
     for _ in range(2):
         submitted.clear()
@@ -192,6 +196,63 @@ def test_local_workers_get_the_function_once_and_a_bounded_number_of_tasks(tmp_p
         assert results == {n: {"double": 2 * n} for n in range(100)}
         assert Counted.pickled == 1
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def writes_for_a_minute(folder: Path, number: int) -> dict[str, int]:
+    """Writes who it is, and goes on in the middle of a file."""
+
+    def documents() -> Iterator[dict[str, str]]:
+        yield {"id": "a", "text": "t"}
+        (folder / f"{number}.pid").write_text(str(os.getpid()))
+        time.sleep(60)
+
+    return {"written": write_documents(folder / "x.jsonl", documents()).documents}
+
+
+DRIVER = """import sys
+from pathlib import Path
+from data_prep.engines import make_engine
+from tests.data_prep.test_engines import writes_for_a_minute
+folder = Path(sys.argv[1])
+if __name__ == "__main__":
+    list(make_engine("local", [], folder).run(writes_for_a_minute, [(0, folder), (1, folder)], 2, "x: phase"))
+"""
+
+
+def test_local_workers_end_with_their_driver_and_share_no_partial_file(tmp_path):
+    (tmp_path / "driver.py").write_text(DRIVER)
+    driver = subprocess.Popen(
+        [sys.executable, tmp_path / "driver.py", tmp_path], env={**CPU, "PYTHONPATH": str(ROOT)}, cwd=ROOT
+    )
+    wait_for(lambda: len([p for p in tmp_path.glob("*.pid") if p.read_text()]) == 2, "workers in their tasks")
+    workers = [psutil.Process(int(path.read_text())) for path in tmp_path.glob("*.pid")]
+    driver.kill()
+    driver.wait()
+    assert psutil.wait_procs(workers, timeout=30)[1] == []
+    left = [path.name for path in tmp_path.iterdir() if path.name.endswith(".partial")]
+    assert sorted(left) == sorted(f".x.jsonl.{socket.gethostname().split('.')[0]}-{w.pid}.partial" for w in workers)
+    remove_partial_files(tmp_path)
+    assert not list(tmp_path.glob(".x*"))
+
+
+def fails_beside_a_long_one(folder: Path, number: int) -> dict[str, int]:
+    (folder / f"{number}.pid").write_text(str(os.getpid()))
+    if number == 1:
+        wait_for(lambda: (folder / "0.pid").exists(), "the other task")
+        raise UserError("this one fails")
+    time.sleep(60)
+    return {}
+
+
+def test_after_an_error_no_local_worker_goes_on(tmp_path):
+    engine = make_engine("local", [], tmp_path / "scratch")
+    with pytest.raises(UserError, match="this one fails"):
+        list(engine.run(fails_beside_a_long_one, [(number, tmp_path) for number in range(9)], 2, "x: phase"))
+    begun = [int(path.read_text()) for path in tmp_path.glob("*.pid") if path.read_text()]
+    assert len(begun) < 4, "tasks began after the error"
+    assert not any(psutil.pid_exists(worker) for worker in begun)
+    assert list((tmp_path / "scratch").iterdir()) == []
+    assert dict(engine.run(Counted(), [(0, 0), (1, 1)], 2, "x: phase")) == {0: {"double": 0}, 1: {"double": 2}}
 
 
 def test_options_that_cannot_work_are_told(tmp_path, monkeypatch):

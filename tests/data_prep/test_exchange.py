@@ -135,6 +135,20 @@ def test_killed_in_the_middle_of_a_merge_and_run_again_gives_the_same_bytes(tmp_
     assert sorted({Path(name).parent.name for name in expected}) == ["", "merged-2"]
 
 
+def test_chunks_of_an_earlier_attempt_of_a_task_go_last_first(tmp_path, monkeypatch):
+    shuffle = Exchange(tmp_path)
+    for task in (0, 1):
+        for chunk in range(5):
+            shuffle.write(producer(task, chunk), np.array([chunk], np.uint64), {"task": np.array([task])})
+    removed = []
+    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: removed.append(path.name))
+    shuffle.remove_chunks(0, 2)
+    assert removed == ["00004.arrow", "00003.arrow", "00002.arrow"]
+    monkeypatch.undo()
+    shuffle.remove_chunks(0, 2)
+    assert column(shuffle.read(0, 1), "task").tolist() == [0, 1, 0, 1, 1, 1, 1]
+
+
 def test_a_key_that_has_more_rows_than_memory_comes_in_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr(exchange, "PARTITION_BYTES", 4000)
     monkeypatch.setattr(exchange, "FAN_IN", 4)

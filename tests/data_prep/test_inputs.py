@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xxhash
 
-from data_prep.documents import Part, parts_of, records, unread_files, write_documents, write_part
+from data_prep import repeated_lines, signatures, tokenize_corpus
+from data_prep.bad_records import BadRecords
+from data_prep.documents import BadRecord, Part, parts_of, records, unread_files, write_documents, write_part
+from data_prep.duplicate_links import spread_bands
+from data_prep.exchange import Exchange
 from data_prep.inputs import part_digest
 from data_prep.stage import Stage, for_documents
 from recipe.base.errors import UserError
 from recipe.base.files import write_json
 from recipe.base.strict import load_json
+from tests.data_prep.test_jobs import contents
 
 
 def document(name: str, text: str = "some text") -> dict[str, str]:
@@ -121,6 +129,96 @@ def test_a_change_that_keeps_the_size_is_told(source, tmp_path, finish):
     with pytest.raises(UserError, match=r"in/b/x.jsonl changed since this stage read it; choose another --output or"):
         run(source, tmp_path / "out")
     assert (tmp_path / "out/stage.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("again", [True, False])
+@pytest.mark.parametrize("other", [True, False])
+def test_a_file_put_in_its_place_with_its_time_is_read_again(source, tmp_path, other):
+    """As cp -p and rsync -t do."""
+    run(source, tmp_path / "out")
+    recorded = load_json(tmp_path / "out/stage.json")["inputs"]
+    path = source / "b/x.jsonl"
+    time = path.stat().st_mtime_ns
+    (tmp_path / "copy").write_bytes(path.read_bytes().replace(b"some", b"same") if other else path.read_bytes())
+    os.utime(tmp_path / "copy", ns=(time, time))
+    (tmp_path / "copy").replace(path)
+    if other:
+        with pytest.raises(UserError, match=r"in/b/x.jsonl changed since this stage read it"):
+            run(source, tmp_path / "out")
+        return
+    run(source, tmp_path / "out")
+    noted = load_json(tmp_path / "out/stage.json")["inputs"]
+    assert [facts["mtime_ns"] for facts in noted] == [facts["mtime_ns"] for facts in recorded]
+    assert noted != recorded
+
+
+def test_files_that_killed_processes_have_left_go(source, tmp_path, again):
+    run(source, tmp_path / "out", finish=not again)
+    left = [tmp_path / "out/documents" / name for name in (".00000.jsonl.zst.host-1.partial", "x.bin.partial")]
+    if not again:  # in the middle of the last run
+        shutil.rmtree(tmp_path / "out")
+        stage = Stage("copy", source, tmp_path / "out", {})
+    left[0].parent.mkdir(exist_ok=True)
+    for path in left:
+        path.touch()
+    run(source, tmp_path / "out") if again else stage.finish(counts={"in": 0, "out": 0})
+    assert not any(path.exists() for path in left)
+
+
+def test_what_an_earlier_attempt_wrote_of_a_task_goes_but_nothing_of_others(tmp_path):
+    lines = [orjson.dumps(document(str(i), "t" * 100)) + b"\n" for i in range(9)]
+    for number in (0, 1):
+        write_part(tmp_path / "documents", number, lines, part_bytes=200)
+    others = {path.name for path in tmp_path.glob("documents/00001*")}
+    assert len(others) > 3
+    now = write_part(tmp_path / "documents", 0, lines[:2], part_bytes=200)
+    assert {p.name for p in tmp_path.glob("documents/*")} == others | {Path(file["path"]).name for file in now.files}
+
+    for number in (0, 1):
+        bad = BadRecords(tmp_path / "x.jsonl", number, tmp_path, 9)
+        bad(BadRecord("x.jsonl", 1, "not JSON", "x"))
+        bad.write()
+    BadRecords(tmp_path / "x.jsonl", 0, tmp_path, 9).write()
+    assert [path.name for path in tmp_path.glob("bad_records/*")] == ["00001.json"]
+
+
+class Letters:
+    """An encoder: a token for each character."""
+
+    reference = SimpleNamespace(unknown_id=None, keeps=lambda text, ids: True)
+
+    def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros(sum(map(len, texts)), np.uint32), np.cumsum([len(text) for text in texts])
+
+
+def test_chunks_of_an_earlier_attempt_go_when_a_task_writes_fewer(tmp_path, monkeypatch):
+    """One attempt with more documents, languages and lines, and one with fewer, give what the second alone gives."""
+    monkeypatch.setattr(signatures, "CHUNK_DOCUMENTS", 2)
+    monkeypatch.setattr(tokenize_corpus, "CHUNK_TOKENS", 20)
+    monkeypatch.setattr(repeated_lines, "_CHUNK_DOCUMENTS", 2)
+    many = [{**document(str(i)), "lang": "en" if i % 2 else "zh"} for i in range(12)]
+    few = [each for each in many if each["lang"] == "en"][:3]
+
+    def attempt(documents: list[dict[str, str]], folder: Path) -> None:
+        ranking = signatures.Ranking((), "quality")
+        signatures.sign_part(enumerate(documents), 0, minhash=(5, 2, 2, 1), ranking=ranking, output=folder)
+        config = tokenize_corpus.TokenizeConfig(held_out=0)
+        tokenize_corpus.encode_documents(documents, 0, config, 0, Letters(), folder / "tokens")
+        spread = {name: Exchange(folder / name) for name in ("bands", "exact")}
+        spread_bands(0, 0, catalog=signatures.Catalog(folder), minhash=(5, 2, 2, 1), **spread)
+        write_documents(tmp_path / "in.jsonl", documents)
+        labels = pa.table({"record": pa.array(range(len(documents)), pa.uint64())})
+        settings = repeated_lines.RepeatedLines(min_documents=2, min_characters=1)
+        fate = lambda number: (labels, np.full(len(documents), -1, np.int8))  # noqa: E731
+        target = Exchange(folder / "lines")
+        repeated_lines.count_lines(Part(tmp_path / "in.jsonl"), 0, config=settings, target=target, fate=fate)
+
+    attempt(many, tmp_path / "again")
+    before = contents(tmp_path / "again")
+    attempt(few, tmp_path / "again")
+    attempt(few, tmp_path / "fresh")
+    assert contents(tmp_path / "again") == contents(tmp_path / "fresh")
+    assert len(before) > len(contents(tmp_path / "fresh"))
 
 
 def test_files_of_one_name_that_changed_places_are_told(source, tmp_path):

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data_prep import slurm
+from data_prep.documents import document_files, read_documents, write_documents
 from data_prep.engines import make_engine
 from data_prep.slurm import Jobs, SlurmEngine
 from data_prep.slurm_worker import claims
+from data_prep.stage import Stage, for_documents
 from data_prep.task_queue import TaskQueue
 from recipe.base.errors import UserError
 from tests.data_prep import slurm_tasks
+from tests.data_prep.test_inputs import changed, copy_part, document
 
 pytestmark = pytest.mark.xdist_group("engines")
 
@@ -43,15 +49,17 @@ class MadeUpCluster:
         self.submitted: list[int] = []
         self.cancelled: list[tuple[str, ...]] = []
         self.answers = True
+        self.state = "RUNNING None"  # of every job that is there
         self._fate, self._clock = fate, 0.0
         cluster = self
 
         class MadeUpJobs(Jobs):
             def submit(self, jobs: int) -> None:
+                (self.folder / slurm.JOB_NAME).write_text(self.name)
                 cluster.submit(TaskQueue(self.folder), jobs)
 
             def states(self) -> dict[str, str] | None:
-                return dict.fromkeys(cluster.steps, "RUNNING") if cluster.answers else None
+                return dict.fromkeys(cluster.steps, cluster.state) if cluster.answers else None
 
             def cancel(self, *options: str) -> None:
                 cluster.cancelled.append(options)
@@ -206,15 +214,158 @@ def test_results_that_a_killed_driver_did_not_read_are_used_and_its_jobs_end_fir
     killed.close()
 
 
+def three_files(folder: Path) -> list[Path]:
+    for name in "abc":
+        write_documents(folder / f"{name}.jsonl", [document(name)])
+    return sorted(folder.iterdir())
+
+
+def slurm_stage(source: Path, output: Path) -> Stage:
+    return Stage("copy", source, output, {}, workers=3, engine=SlurmEngine({}, output / ".engine"))
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_after_two_steps(cluster: MadeUpCluster, monkeypatch: pytest.MonkeyPatch, driver: Callable[[], Any]) -> None:
+    """The driver is gone when its jobs are done, before it has read what they have made."""
+
+    def step(seconds: float) -> None:
+        cluster.step(seconds)
+        cluster.step(seconds)
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(slurm.time, "sleep", step)
+        patched.setattr(slurm.Jobs, "cancel", lambda self, *options: None)
+        with pytest.raises(Killed):
+            driver()
+    gc.collect()  # the lock of the stage
+
+
+def copied(stage: Stage) -> list[str]:
+    """The texts of the output of a stage that copies."""
+    work = for_documents(stage, work=partial(copy_part, output=stage.output))
+    results = stage.run_tasks("documents", work, stage.parts)
+    stage.finish(counts={"in": 3, "out": 3}, written=results)
+    stage._lock.close()
+    return [d["text"] for f in document_files(stage.output) for d in read_documents(f, print)]
+
+
+@pytest.mark.parametrize("engine", ["slurm", "local"])
+def test_unread_results_of_a_killed_driver_are_not_those_of_an_input_that_changed_since(engine, tmp_path, monkeypatch):
+    cluster = MadeUpCluster(monkeypatch)
+    _, file, _ = three_files(tmp_path / "in")
+    killed_after_two_steps(cluster, monkeypatch, lambda: copied(slurm_stage(tmp_path / "in", tmp_path / "out")))
+    assert len(list(tmp_path.glob("out/.engine/*/results/*"))) == 3
+    changed(file)
+    make = slurm_stage if engine == "slurm" else lambda *folders: Stage("copy", *folders, {})
+    assert copied(make(tmp_path / "in", tmp_path / "out")) == ["some text", "same text", "some text"]
+
+
+def test_a_comparison_that_was_killed_says_nothing_of_other_files(tmp_path, monkeypatch):
+    first, _, last = three_files(tmp_path / "in")
+    copied(Stage("copy", tmp_path / "in", tmp_path / "out", {}))
+    cluster = MadeUpCluster(monkeypatch)
+    before = first.stat().st_mtime_ns
+    os.utime(first, ns=(before, before + 10**9))
+    for file in (first, last):  # several, since one task needs no jobs
+        os.utime(file)
+    killed_after_two_steps(cluster, monkeypatch, lambda: slurm_stage(tmp_path / "in", tmp_path / "out"))
+    os.utime(first, ns=(before, before))
+    changed(last)
+    with pytest.raises(UserError, match=r"c.jsonl changed since this stage read it"):
+        slurm_stage(tmp_path / "in", tmp_path / "out")
+
+
+def test_jobs_of_a_killed_driver_end_before_a_run_with_another_engine(tmp_path, monkeypatch):
+    cluster = MadeUpCluster(monkeypatch, lambda worker, number: "slow")
+    three_files(tmp_path / "in")
+    killed_after_two_steps(cluster, monkeypatch, lambda: copied(slurm_stage(tmp_path / "in", tmp_path / "out")))
+    assert cluster.steps
+    record = tmp_path / "out/.engine/copy-documents" / slurm.JOB_NAME
+    name = record.read_text()
+    with monkeypatch.context() as patched:
+        patched.setattr(slurm.shutil, "which", lambda name: None)
+        with pytest.raises(UserError, match=f"no squeue and scancel to end them; run scancel --name={name} on a login"):
+            Stage("copy", tmp_path / "in", tmp_path / "out", {})
+    gc.collect()
+    assert len(copied(Stage("copy", tmp_path / "in", tmp_path / "out", {}))) == 3
+    assert cluster.cancelled == [()]
+    assert not cluster.steps
+
+
+def test_the_users_environment_hides_no_jobs_from_the_driver(monkeypatch):
+    hiding = (
+        "SQUEUE_STATES",
+        "SQUEUE_FORMAT2",
+        "SCANCEL_INTERACTIVE",
+        "SBATCH_WAIT",
+        "SBATCH_CLUSTERS",
+        "SLURM_CLUSTERS",
+    )
+    for name in (*hiding, "SBATCH_PARTITION", "SLURM_CONF"):
+        monkeypatch.setenv(name, "x")
+    environment = slurm._environment()
+    assert not set(hiding) & set(environment)
+    assert environment["SBATCH_PARTITION"] == environment["SLURM_CONF"] == "x"
+
+
+@pytest.mark.parametrize("reason", list(slurm.STUCK))
+def test_jobs_that_can_never_start_are_told_and_end(reason, tmp_path, monkeypatch):
+    cluster = MadeUpCluster(monkeypatch, lambda worker, number: "slow")
+    cluster.state = f"PENDING {reason}"
+    with pytest.raises(UserError, match=f"no job of x: phase can start, since Slurm says {reason}; .* run again"):
+        run(tmp_path, 9, 2)
+    assert cluster.cancelled == [()]
+
+
+def test_why_jobs_wait_is_told_once_and_waited_for(tmp_path, monkeypatch, capsys):
+    def fate(worker: str, number: int) -> str:
+        if cluster._clock > 300:
+            cluster.state = "RUNNING None"
+        return "slow" if cluster._clock <= 300 else "done"
+
+    cluster = MadeUpCluster(monkeypatch, fate)
+    cluster.state = "PENDING Resources"
+    assert len(run(tmp_path, 9, 2)) == 9
+    assert capsys.readouterr().err == "x: phase: 2 jobs wait: Resources\n"
+
+
+@pytest.mark.parametrize("missing", ["sbatch", "squeue", "scancel"])
+def test_a_command_that_is_missing_is_told(missing, tmp_path, monkeypatch):
+    monkeypatch.setattr(slurm.shutil, "which", lambda name: None if name == missing else name)
+    with pytest.raises(UserError, match=f"found no {missing}; run it on a login node"):
+        run(tmp_path, 2, 2)
+
+
+def test_a_command_that_hangs_is_no_answer(tmp_path, monkeypatch):
+    for name in ("squeue", "scancel", "sbatch"):
+        (tmp_path / name).write_text("#!/bin/sh\nexec sleep 30\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(slurm, "ANSWER_S", 0.1)
+    jobs = Jobs("x", [], tmp_path)
+    assert jobs.states() is None
+    jobs.cancel()
+    with pytest.raises(UserError, match="sbatch did not answer in 0 s; run again when"):
+        jobs.submit(1)
+
+
 def test_options_go_to_sbatch_but_for_those_of_the_engine(tmp_path):
     assert slurm.sbatch_options({"cpus_per_task": "2", "mem": "4G", "exclusive": ""}) == [
         "--cpus-per-task=2",
         "--mem=4G",
         "--exclusive",
     ]
-    for key in ("array", "output", "job_name", "job-name", "wrap", "parsable", "arr"):
+    for key in ("array", "output", "job_name", "job-name", "wrap", "parsable", "arr", "wait"):
         with pytest.raises(UserError, match=f"sets {key} itself"):
             make_engine("slurm", [f"{key}=x"], tmp_path)
+    for key in ("M", "clusters", "cluster"):
+        with pytest.raises(UserError, match=f"of its own cluster alone; remove {key} from"):
+            make_engine("slurm", [f"{key}=x"], tmp_path)
+    assert slurm.sbatch_options({"cluster_constraint": "x"}) == ["--cluster-constraint=x"]
 
 
 def engine_run(engine: Any, function: Any, tasks: list[Any]) -> list[dict[str, Any]]:
