@@ -15,7 +15,6 @@ import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +71,6 @@ class Exchange:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:05d}.arrow"
-
-    def remove(self, task: int) -> None:
-        """Remove the files that one task wrote as `producer(task, 0)`, 1 and so on."""
-        for chunk in count():
-            try:
-                (self.folder / f"{producer(task, chunk):05d}.arrow").unlink()
-            except FileNotFoundError:
-                return
 
     def merge(self, run_tasks: RunTasks, most: int | None = None) -> None:
         """Merge files by tasks until there are at most `most` (`FAN_IN`); called when all producers are done.

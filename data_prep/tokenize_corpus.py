@@ -93,8 +93,6 @@ def tokenize_part(
         result = document_task(part, number, work=encode, output=output, max_bad=max_bad)
     except EncoderMismatch as error:
         encoder, why = ReferenceEncoder(tokenizer), str(error)
-        for series in exchange.glob("*"):
-            Exchange(series).remove(number)  # it may write fewer files than the first try did
         result = document_task(part, number, work=encode, output=output, max_bad=max_bad)
     return {**result, "encoder": encoder.name, "fell_back": why}
 
@@ -125,7 +123,7 @@ def encode_documents(
                 distinct[source] = DistinctIds(IDS_SIZE)
             distinct[source].add(document["id"])
     series = {"-".join(key): {"split": key[0], "source": key[1], **rows[key].close()} for key in sorted(rows)}
-    for folder in exchange.glob("*"):  # of sources that an attempt before has met, and this one has not
+    for folder in exchange.glob("*"):  # of sources that an earlier attempt has met, and this one has not
         if folder.name not in series:
             Exchange(folder).remove_chunks(number, 0)
     dumps = {source: distinct[source].dump() for source in sorted(distinct)}
