@@ -1,7 +1,8 @@
 """What a stage reads: its files, how a rerun knows them again, and a digest of what each task read.
 
 Identity is content, not path. Sizes and times of change are looked at first, since inputs are terabytes; where only
-the time differs, what the finished tasks had read is read again and compared.
+a time differs, what the finished tasks had read is read again and compared. Tools that copy can set the time of the
+content (cp -p, rsync -t), but not that of the inode.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from recipe.base.files import sha256
 from recipe.base.strict import load_json
 
 CHUNK_BYTES = 1 << 20
+TIMES = ("mtime_ns", "ctime_ns")  # of stat(2): when the content changed, and when the inode did
 CHANGED = "changed since this stage read it; choose another --output or restore it"
 
 
@@ -76,7 +78,8 @@ class Inputs:
         for file in self.files:
             status = file.stat()
             name = str(file.relative_to(root))
-            self.facts[name] = {"file": name, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+            times = {time: getattr(status, f"st_{time}") for time in TIMES}
+            self.facts[name] = {"file": name, "bytes": status.st_size, **times}
         self._listed = listed or {}
         self._digests: dict[tuple[str, int, int | None], str] = {}
         if listed is not None:
@@ -127,8 +130,12 @@ class Inputs:
         ]
 
     def touched(self, recorded: Sequence[dict[str, Any]]) -> set[str]:
-        """Files whose time of change is not what a stage has recorded."""
-        return {facts["file"] for facts in recorded if facts["mtime_ns"] != self.facts[facts["file"]]["mtime_ns"]}
+        """Files of which a time of change is not what a stage has recorded."""
+        return {
+            facts["file"]
+            for facts in recorded
+            if any(facts.get(time) != self.facts[facts["file"]][time] for time in TIMES)
+        }
 
     def reading(self, part: Part) -> Reading:
         """The task of reading a part: as it was read before, or as the manifest of the stage that wrote it says."""
