@@ -13,9 +13,10 @@ import pickle
 import signal
 import socket
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import get_context, parent_process
@@ -96,7 +97,8 @@ class LocalEngine:
         try:
             while True:
                 while len(running) < TASKS_AHEAD * workers and (following := next(waiting, None)) is not None:
-                    future = self._pool.submit(_run_stored, str(stored), following[1], following[0])
+                    with _ctrl_c_later():  # a worker that starts inherits this, and says nothing of it either
+                        future = self._pool.submit(_run_stored, str(stored), following[1], following[0])
                     running[future] = following[0]
                     future.add_done_callback(done.put)
                 if not running:
@@ -126,12 +128,23 @@ class LocalEngine:
             process.join()
 
 
+@contextmanager
+def _ctrl_c_later() -> Iterator[None]:
+    """SIGINT comes when this ends."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _end_with_the_driver() -> None:
     """In a worker: have it killed when its driver is gone, however that ended; else it would go on and write for good.
 
     The kernel does so at once (prctl(2)); elsewhere than on Linux, and where the driver was gone before, a thread.
     """
     driver = parent_process()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches all of them; the driver ends its workers
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+INTERRUPTED = 128 + 2  # exit code after ctrl-C, as of a shell
 FIRST_RANK_SPEAKS_S = 10.0  # longer than the launcher takes to see a failed rank and end the others
 
 
@@ -90,7 +91,7 @@ def what_to_do(error: BaseException) -> str | None:
 
 
 def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
-    """Wrap a script's main: an error that the user can act on becomes one message and exit code 2."""
+    """Wrap a script's main: an error that the user can act on becomes one message and exit code 2, ctrl-C one and 130."""
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs) -> int:
@@ -102,6 +103,10 @@ def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
                 raise
             _print_once_per_host(message)
             return 2
+        except KeyboardInterrupt:
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                print("interrupted; run the same command again to go on", file=sys.stderr, flush=True)
+            return INTERRUPTED
 
     return wrapped
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -196,6 +197,17 @@ def test_local_workers_get_the_function_once_and_a_bounded_number_of_tasks(tmp_p
         assert results == {n: {"double": 2 * n} for n in range(100)}
         assert Counted.pickled == 1
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def ctrl_c_is(task: int, number: int) -> dict[str, Any]:
+    blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    return {"heard": signal.getsignal(signal.SIGINT) is not signal.SIG_IGN or not blocked}
+
+
+def test_local_workers_leave_ctrl_c_to_the_driver(tmp_path):
+    results = dict(make_engine("local", [], tmp_path).run(ctrl_c_is, [(0, 0), (1, 1)], 2, "x: phase"))
+    assert results == {0: {"heard": False}, 1: {"heard": False}}
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def writes_for_a_minute(folder: Path, number: int) -> dict[str, int]:

@@ -131,6 +131,26 @@ def test_a_change_that_keeps_the_size_is_told(source, tmp_path, finish):
     assert (tmp_path / "out/stage.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("other", [True, False])
+def test_a_file_put_in_its_place_with_its_time_is_read_again(source, tmp_path, other):
+    """As cp -p and rsync -t do."""
+    run(source, tmp_path / "out")
+    recorded = load_json(tmp_path / "out/stage.json")["inputs"]
+    path = source / "b/x.jsonl"
+    time = path.stat().st_mtime_ns
+    (tmp_path / "copy").write_bytes(path.read_bytes().replace(b"some", b"same") if other else path.read_bytes())
+    os.utime(tmp_path / "copy", ns=(time, time))
+    (tmp_path / "copy").replace(path)
+    if other:
+        with pytest.raises(UserError, match=r"in/b/x.jsonl changed since this stage read it"):
+            run(source, tmp_path / "out")
+        return
+    run(source, tmp_path / "out")
+    noted = load_json(tmp_path / "out/stage.json")["inputs"]
+    assert [facts["mtime_ns"] for facts in noted] == [facts["mtime_ns"] for facts in recorded]
+    assert noted != recorded
+
+
 @pytest.mark.parametrize("again", [True, False])
 @pytest.mark.parametrize("other", [True, False])
 def test_a_file_put_in_its_place_with_its_time_is_read_again(source, tmp_path, other):

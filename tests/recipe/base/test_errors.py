@@ -39,6 +39,15 @@ def test_the_first_rank_of_a_host_speaks_and_the_others_let_it(rank, local_rank,
     assert capsys.readouterr().err == said
 
 
+def test_ctrl_c_is_one_sentence_and_code_130(capsys):
+    @exit_on_user_error
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    assert interrupted() == 130
+    assert capsys.readouterr().err == "interrupted; run the same command again to go on\n"
+
+
 class Located(UserError):
     """With arguments of its own, as those to come may have."""
 
