@@ -33,7 +33,6 @@ from recipe.base.strict import load_json  # noqa: E402
 JOBS = (
     "ingest", "curate", "dedup", "decontaminate", "train_tokenizer", "evaluate_tokenizer", "tokenize_corpus",
 )  # fmt: skip
-ONE_PROCESS = ("train_tokenizer",)  # whatever --workers says
 PARTS = (300, 1000, 3000, 16000)
 SMALL_VOCABULARY = "vocab_size: 2048\nreserved_tokens: 2\nsample_bytes: 2000000\n"
 RANGE_BYTES = 32 * 1024  # a dozen parts' rows; of real parts' band keys, 40 MB each, two or three
@@ -195,7 +194,7 @@ def grow(work: Path, args: argparse.Namespace) -> dict[str, Any]:
         measure("train_tokenizer", work, work / f"parts-{min(args.parts)}", 1, 1)
     rows = []
     for job in jobs:
-        for workers in args.workers[:1] if job in ONE_PROCESS else args.workers:
+        for workers in args.workers:
             measured: dict[str, Any] = {}
             for parts in sizes:
                 print(f"{job}, {workers} workers, {parts:,} parts ...", file=sys.stderr, flush=True)
