@@ -73,6 +73,12 @@ def test_the_models_are_those_that_are_shipped():
     assert between((ROOT / "docs" / "design.md").read_text(encoding="utf-8"), "models") == printed.stdout.strip()
 
 
+def test_the_table_of_growth_is_that_of_the_committed_result():
+    printed = run_python("benchmarks/data_growth.py", "--table", "benchmarks/results/data_growth.json")
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    assert between(text, "growth") == printed.stdout.strip()
+
+
 def test_the_measured_layer_is_that_of_the_committed_result():
     printed = run_python("benchmarks/moe_layer.py", "--table", "benchmarks/results/moe_layer.json")
     assert printed.returncode == 0, printed.stderr
