@@ -14,11 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data_prep.blocked_urls import BlockedUrls, is_entry
 from data_prep.characters import native
-from data_prep.cleaning import Phrases, is_prominent, normalize, remove_notices
+from data_prep.cleaning import Phrases, normalize
 from data_prep.command import job_parser
 from data_prep.documents import Document, Part, write_documents, write_part
 from data_prep.fields import Fields
 from data_prep.language import LANGUAGES, identify_language
+from data_prep.notices import is_prominent, remove_notices
 from data_prep.personal import Masks, mask_personal
 from data_prep.rules import Judge, LanguageRules
 from data_prep.stage import Stage, document_task

@@ -9,11 +9,12 @@ import pytest
 import yaml
 
 from data_prep.blocked_urls import BlockedUrls
-from data_prep.cleaning import Phrases, is_prominent, normalize, remove_notices, without_notices
+from data_prep.cleaning import Phrases, normalize
 from data_prep.command import CONFIGS
 from data_prep.curate import CurateConfig, Curator, load_curate_config
 from data_prep.documents import read_documents, write_documents
 from data_prep.language import identify_language
+from data_prep.notices import is_prominent, remove_notices, without_notices
 from data_prep.rules import Judge
 from recipe.base.errors import ConfigError, UserError
 from recipe.base.strict import load_json
