@@ -154,7 +154,10 @@ def test_a_driver_that_is_interrupted_cancels_its_jobs(prepared, source, slurm, 
     words = job_words("curate", source, tmp_path / "out", prepared, "--workers", 2, "--engine", "slurm")
     slurm_says(slurm, "scontrol", "update", "NodeName=localhost", "State=DRAIN", "Reason=test")
     try:
-        process = subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, env=slurm, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, *map(str, words)], cwd=ROOT, env=slurm, stderr=subprocess.DEVNULL,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
+        )  # fmt: skip
         waiting_jobs(slurm, "curate")
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) != 0
