@@ -7,7 +7,6 @@ words (characters in Chinese) with an item goes. N-grams of many items are templ
 
 from __future__ import annotations
 
-import codecs
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -27,7 +26,7 @@ from data_prep.command import job_parser
 from data_prep.compression import damage_named, unpacked
 from data_prep.documents import Document, Part, parts_of, records, write_documents, write_part
 from data_prep.exchange import KEY, Exchange, column, grouped, read_table, write_table
-from data_prep.json_lines import layout
+from data_prep.json_lines import BOM, layout
 from data_prep.listing import KNOWN, every_file, is_named_as_documents, is_parquet
 from data_prep.stage import Stage, for_documents
 from data_prep.tally import Tally, merged, with_totals
@@ -118,7 +117,7 @@ def _value_of_line(raw: bytes, path: Path) -> Any:
 
 def _value(raw: bytes) -> Any:
     """JSON, also with the byte order mark, the NaN and the halves of surrogate pairs that only Python's reader takes."""
-    raw = raw.removeprefix(codecs.BOM_UTF8)
+    raw = raw.removeprefix(BOM)
     try:
         return orjson.loads(raw)
     except orjson.JSONDecodeError:

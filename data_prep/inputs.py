@@ -20,7 +20,7 @@ import xxhash
 
 from data_prep.documents import Part, document_files, parts_of
 from data_prep.json_lines import MAX_RECORD_BYTES
-from data_prep.listing import is_parquet, is_stage
+from data_prep.listing import is_parquet, is_stage, shortened
 from recipe.base.errors import UserError
 from recipe.base.files import sha256
 from recipe.base.strict import load_json
@@ -234,9 +234,3 @@ def _state(path: Path) -> tuple[int, int]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     return status.st_size, status.st_mtime_ns
-
-
-def shortened(items: Sequence[str], most: int = 5) -> str:
-    """A list in a sentence, of which a long one is cut."""
-    more = f" and {len(items) - most:,} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more

@@ -6,7 +6,7 @@ import errno
 import glob
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,8 +64,13 @@ def unread_files(path: str | Path) -> list[Path]:
 
 def names_of(files: list[Path], most: int = 5) -> str:
     """A few of the names, and how many more."""
-    more = f" and {len(files) - most:,} more" if len(files) > most else ""
-    return ", ".join(file.name for file in files[:most]) + more
+    return shortened([file.name for file in files], most)
+
+
+def shortened(items: Sequence[str], most: int = 5) -> str:
+    """A list in a sentence, of which a long one is cut."""
+    more = f" and {len(items) - most:,} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
 
 
 def list_files(paths: Iterable[Path]) -> Files:

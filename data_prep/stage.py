@@ -29,7 +29,8 @@ from data_prep.bad_records import WHAT_TO_DO, BadRecords
 from data_prep.documents import Part, numbered_documents, read_documents, unread_files
 from data_prep.engines import Engine, LocalEngine, make_engine
 from data_prep.exchange import Exchange
-from data_prep.inputs import Inputs, input_folder, only_read, parent_of, read_part, shortened
+from data_prep.inputs import Inputs, input_folder, only_read, parent_of, read_part
+from data_prep.listing import shortened
 from data_prep.partial_files import remove_partial_files
 from data_prep.slurm import end_recorded_jobs
 from recipe.base.errors import UserError
