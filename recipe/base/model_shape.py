@@ -41,7 +41,7 @@ class ModelShape(Section):
     attention_bias: bool = False
     attention_dropout: float = Field(0.0, ge=0, le=0)  # pretraining on fresh tokens needs none
     n_routed_experts: int = Field(ge=2)
-    n_shared_experts: int = Field(ge=1)
+    n_shared_experts: int = Field(ge=0)  # 0: none
     num_experts_per_tok: int = Field(gt=0)
     n_group: int = Field(1, gt=0)
     topk_group: int = Field(1, gt=0)

@@ -182,18 +182,20 @@ class Experts(nn.Module):
 
 
 class MoeBlock(nn.Module):
-    """Routed experts plus shared experts."""
+    """Routed experts, plus shared experts where the model has them."""
 
     def __init__(self, config: RecipeMoeConfig):
         super().__init__()
+        self.config = config
         self.experts = Experts(config)
         self.gate = Router(config)
-        self.shared_experts = Mlp(config.hidden_size, config.moe_intermediate_size * config.n_shared_experts)
+        if config.n_shared_experts:
+            self.shared_experts = Mlp(config.hidden_size, config.moe_intermediate_size * config.n_shared_experts)
 
     def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
         x_TD = x_BSD.reshape(-1, x_BSD.shape[-1])
-        routed_TD = self.experts(x_TD, *self.gate(x_TD))
-        return routed_TD.view_as(x_BSD) + self.shared_experts(x_BSD)
+        routed_BSD = self.experts(x_TD, *self.gate(x_TD)).view_as(x_BSD)
+        return routed_BSD + self.shared_experts(x_BSD) if self.config.n_shared_experts else routed_BSD
 
 
 class DecoderLayer(GradientCheckpointingLayer):
