@@ -210,6 +210,9 @@ class Rows:
         self._tokens.append(np.append(ids, np.uint32(eod)))
         self._size += ids.size + 1
         self._licenses[str(document.get("license") or "not stated")] += ids.size + 1
+        self.flush_if_full()
+
+    def flush_if_full(self) -> None:
         if self._size >= CHUNK_TOKENS:
             self._flush()
 
@@ -258,7 +261,7 @@ def shard_tasks(series: dict[str, Any], max_shard_tokens: int) -> list[dict[str,
     return tasks
 
 
-def _totals(shards: list[dict[str, Any]]) -> dict[str, Any]:
+def totals_of(shards: list[dict[str, Any]]) -> dict[str, Any]:
     """Documents, tokens and text bytes by split and source."""
     names = ("documents", "tokens", "text_bytes")
     return merged({shard["split"]: {shard["source"]: {name: shard[name] for name in names}}} for shard in shards)
@@ -398,7 +401,7 @@ def main(argv: list[str] | None = None) -> None:
         shards = stage.run_tasks("shards", write, tasks)
         documents = sum(shard["documents"] for shard in shards)
         bad = sum(result["bad_records"] for result in encoded)
-        totals = _totals(shards)
+        totals = totals_of(shards)
         counts = {"in": documents, "out": documents, "bad_records": bad, "totals": totals}
         results = {
             "tokenizer": facts,

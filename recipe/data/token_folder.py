@@ -45,8 +45,10 @@ class TokenFolder:
                 f"{self.path} has no manifest.json; give the output folder of a finished tokenize_corpus.py"
             )
         self.manifest: dict[str, Any] = load_json(manifest_path)
-        if not isinstance(self.manifest, dict) or self.manifest.get("stage") != "tokenize":
-            raise UserError(f"{manifest_path} is not of tokenize_corpus.py; give the output folder of that job")
+        if not isinstance(self.manifest, dict) or self.manifest.get("stage") not in ("tokenize", "import_shards"):
+            raise UserError(
+                f"{manifest_path} is not of tokenize_corpus.py or import_shards.py; give the output folder of such a job"
+            )
         try:
             self.tokenizer: dict[str, Any] = self.manifest["results"]["tokenizer"]
             shards = self.manifest["results"]["shards"]

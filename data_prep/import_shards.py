@@ -1,0 +1,410 @@
+#!/usr/bin/env python3
+"""Bring in token shards (.bin and .idx) of Megatron-LM, Megatron-DeepSpeed or GPT-NeoX as a folder of tokens to train on.
+
+The result is that of tokenize_corpus.py. Documents of several sequences become one. A document that does not end in the
+tokenizer's end-of-document token gets it. Documents are shuffled and held out by a hash of their tokens.
+"""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from pydantic import BaseModel, ConfigDict, Field
+
+from data_prep.bad_records import BadRecords
+from data_prep.command import job_parser
+from data_prep.documents import BadRecord, Part
+from data_prep.encoder import ReferenceEncoder
+from data_prep.exchange import Exchange
+from data_prep.foreign_shards import Block, ForeignShard, Piece, open_shard, prefixes_below
+from data_prep.json_lines import MAX_RECORD_BYTES
+from data_prep.stage import Stage
+from data_prep.tally import merged
+from data_prep.tokenize_corpus import (
+    SHUFFLE_SEED,
+    Rows,
+    held_out_far_off,
+    is_held_out,
+    shard_tasks,
+    source_name,
+    totals_of,
+    write_shard,
+)
+from recipe.base.errors import UserError, exit_on_user_error
+from recipe.base.strict import load_json, load_yaml, strict_model
+from recipe.data.token_folder import check_named_tokens, tokenizer_facts
+
+LONGEST_TOKENS = MAX_RECORD_BYTES  # of a document: one of tokenize_corpus.py has no more, of a byte each
+COMPARED_SEQUENCES, COMPARED_TOKENS = 32, 2048  # of each piece, decoded and encoded again
+CUT_TOKENS = 64  # at the end of a cut sequence, which may come back otherwise
+MOST = 0.5  # of the documents or sequences: no chance
+
+
+class ImportConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sources: dict[str, list[str]] = {}
+    held_out: float = Field(0.005, ge=0, lt=1)
+    max_shard_tokens: int = Field(75_000_000, gt=0)
+
+    def problems(self) -> list[str]:
+        return [
+            f"sources.{name}: the name becomes a folder's; write it as '{_folder_name(name)}'"
+            for name in self.sources
+            if name != _folder_name(name)
+        ]
+
+
+def _folder_name(name: str) -> str:
+    return source_name({"source": name}, "source")
+
+
+def sources_of(inputs: Sequence[Path], config: ImportConfig) -> dict[str, list[str]]:
+    """The shards of each source, as absolute paths without .bin and .idx.
+
+    Raises:
+        UserError: none are named, or named twice; one is not there.
+    """
+    if bool(inputs) == bool(config.sources):
+        raise UserError(
+            "name the shards once: by --input, which makes each a source, or by sources in the --config, which names "
+            "and joins them"
+        )
+    if inputs:
+        named = [(_folder_name(name), prefix) for path in inputs for name, prefix in _named_shards(path)]
+    else:
+        named = [(name, prefix) for name, paths in config.sources.items() for p in paths for prefix in _prefixes(p)]
+    sources: dict[str, list[str]] = {}
+    for name, prefix in named:
+        sources.setdefault(name, []).append(prefix)
+    for name, prefixes in sources.items():
+        if inputs and len(prefixes) > 1:
+            raise UserError(
+                f"{prefixes[0]} and {prefixes[1]} would both be the source '{name}'; name them by sources in the --config"
+            )
+    twice = [prefix for prefix, count in Counter(prefix for _, prefix in named).items() if count > 1]
+    if twice:
+        raise UserError(f"{twice[0]} is named twice; keep one")
+    return dict(sorted(sources.items()))
+
+
+def _prefixes(path: str | Path) -> list[str]:
+    return [os.path.abspath(prefix) for prefix in prefixes_below(Path(path))]
+
+
+def _named_shards(path: Path) -> list[tuple[str, str]]:
+    prefixes = _prefixes(path)
+    if path.is_dir():
+        return [(os.path.relpath(prefix, path), prefix) for prefix in prefixes]
+    return [(os.path.basename(prefix), prefix) for prefix in prefixes]
+
+
+def check_index(part: Part, number: int) -> dict[str, Any]:
+    """What the index of a shard lists, after it has been found sound, and its pieces."""
+    shard = open_shard(str(part.path.with_suffix("")))
+    empty = shard.check()
+    counts = {"documents": shard.documents, "sequences": shard.sequences, "empty_sequences": empty}
+    return {**counts, "dtype": shard.dtype.name, "pieces": shard.pieces()}
+
+
+def import_piece(
+    part: Part,
+    number: int,
+    *,
+    tasks: Sequence[tuple[str, Piece]],
+    held_out: float,
+    facts: dict[str, Any],
+    tokenizer: Path,
+    exchange: Path,
+    output: Path,
+    max_bad: int,
+) -> dict[str, Any]:
+    """The documents of a piece of a shard, by split, under keys that will shuffle them."""
+    source, piece = tasks[number]
+    shard = open_shard(str(part.path.with_suffix("")))
+    reference = load_reference(tokenizer)
+    documents = PieceDocuments(shard, facts, BadRecords(part.path, number, output, max_bad))
+    rows: dict[str, TokenRows] = {}
+    for tokens in documents.read(piece):
+        identity = xxhash.xxh3_128_hexdigest(tokens)
+        split = "held_out" if is_held_out(identity, held_out) else "train"
+        if split not in rows:
+            rows[split] = TokenRows(Exchange(exchange / f"{split}-{source}"), number)
+        size = len(reference.decode(tokens).encode()) if split == "held_out" else 0
+        rows[split].add_tokens(tokens, size, facts["eod_id"])
+    documents.bad.write()
+    series = {f"{split}-{source}": {"split": split, "source": source, **rows[split].close()} for split in sorted(rows)}
+    compared = compare(reference, _first_sequences(shard, piece), facts["eod_id"])
+    counts = {source: {**documents.counts, **compared}}
+    return {"series": series, "counts": counts, "last": documents.last(source), "bad_records": len(documents.bad)}
+
+
+@cache
+def load_reference(tokenizer: Path) -> ReferenceEncoder:
+    """Loaded once per process."""
+    return ReferenceEncoder(tokenizer)
+
+
+class PieceDocuments:
+    """The documents of a piece that have tokens, without the end, and counts of how they ended."""
+
+    def __init__(self, shard: ForeignShard, facts: dict[str, Any], bad: BadRecords):
+        self.bad = bad
+        self._shard, self._eod, self._vocab_size = shard, facts["eod_id"], facts["vocab_size"]
+        self.counts = {"ended": 0, "appended": 0, "empty": 0, "ends_in_text": 0}
+        self._last: Counter[int] = Counter()
+
+    def read(self, piece: Piece) -> Iterator[np.ndarray]:
+        """Tokens of each document, uint32.
+
+        Raises:
+            UserError: an id that the tokenizer does not have.
+        """
+        for block in self._shard.blocks(piece, LONGEST_TOKENS):
+            if block.tokens is None:
+                reason = f"longer than {LONGEST_TOKENS:,} tokens"
+                self.bad(BadRecord(self._shard.bin, block.first + 1, reason, "", piece.start))
+                continue
+            self._check(block)
+            ids, offsets = block.tokens.astype(np.uint32), block.offsets
+            starts, ends = offsets[:-1], offsets[1:]
+            full = ends > starts
+            last = ids[ends[full] - 1]
+            ended = np.zeros(len(ends), bool)
+            ended[full] = last == self._eod
+            self.counts["ends_in_text"] += int((ids == self._eod).sum() - ended.sum())
+            ends = ends - ended
+            has_text = ends > starts
+            self.counts["empty"] += int((~has_text).sum())
+            self.counts["ended"] += int((has_text & ended).sum())
+            self.counts["appended"] += int((has_text & ~ended).sum())
+            self._count_last(last[last != self._eod])
+            for start, end in zip(starts[has_text].tolist(), ends[has_text].tolist(), strict=True):
+                yield ids[start:end]
+
+    def last(self, source: str) -> dict[str, dict[str, int]]:
+        """The tokens that most of the documents without an end have last, with how many do."""
+        return {source: {str(token): count for token, count in self._last.most_common(8)}}
+
+    def _count_last(self, last: np.ndarray) -> None:
+        self._last.update(dict(zip(*(values.tolist() for values in np.unique(last, return_counts=True)), strict=True)))
+
+    def _check(self, block: Block) -> None:
+        tokens = block.tokens
+        assert tokens is not None
+        if tokens.size == 0 or (tokens.min() >= 0 and tokens.max() < self._vocab_size):
+            return
+        at = int(np.argmax((tokens < 0) | (tokens >= self._vocab_size)))
+        document = block.first + int(np.searchsorted(block.offsets, at, side="right")) - 1
+        raise UserError(
+            f"document {document:,} of {self._shard.bin} (the first is 0) has the token id {tokens[at]}, and the ids of the "
+            f"--tokenizer end at {self._vocab_size - 1:,}; give the tokenizer that the shard was made with"
+        )
+
+
+class TokenRows(Rows):
+    """Token rows of one piece for one series of shards."""
+
+    def add_tokens(self, tokens: np.ndarray, text_bytes: int, eod: int) -> None:
+        row = np.empty(tokens.size + 1, np.uint32)
+        row[:-1], row[-1] = tokens, eod
+        self._keys.append(xxhash.xxh3_64_intdigest(tokens, seed=SHUFFLE_SEED))
+        self._bytes.append(text_bytes)
+        self._tokens.append(row)
+        self._size += row.size
+        self._licenses["not stated"] += row.size
+        self.flush_if_full()
+
+
+def _first_sequences(shard: ForeignShard, piece: Piece) -> Iterator[np.ndarray]:
+    """The beginning of the first sequences of a piece, which writers have encoded one by one."""
+    first = int(shard.boundaries(piece.first, piece.first + 1)[0])
+    lengths = shard.lengths(first, min(shard.sequences, first + COMPARED_SEQUENCES)).tolist()
+    start = piece.start // shard.dtype.itemsize
+    for length in lengths:
+        yield shard.tokens(start, min(length, COMPARED_TOKENS + CUT_TOKENS)).astype(np.uint32)
+        start += length
+
+
+def compare(reference: ReferenceEncoder, sequences: Iterable[np.ndarray], eod: int) -> dict[str, int]:
+    """How many sequences were decoded, and of how many the text gives other tokens: those of another tokenizer do.
+
+    Special tokens, which a text does not give, are left out with what comes after the first one inside.
+    """
+    special = {eod, *(reference.vocabulary[token] for token in reference.special_tokens)}
+    counts = {"compared": 0, "changed": 0}
+    for ids in sequences:
+        plain = _plain(ids, np.array(sorted(special)))
+        if plain.size:
+            again = reference.encode([reference.decode(plain)])[0]
+            size = min(plain.size, COMPARED_TOKENS) if ids.size > COMPARED_TOKENS else plain.size
+            same = np.array_equal(again[:size], plain[:size]) and (ids.size > COMPARED_TOKENS or again.size == size)
+            counts["compared"] += 1
+            counts["changed"] += not same
+    return counts
+
+
+def _plain(ids: np.ndarray, special: np.ndarray) -> np.ndarray:
+    """The first tokens that are not special."""
+    is_special = np.isin(ids, special)
+    start = int(np.argmin(is_special)) if not is_special.all() else ids.size
+    rest = is_special[start:]
+    return ids[start : start + int(np.argmax(rest))] if rest.any() else ids[start:]
+
+
+def notes(results: dict[str, Any], held_out: float, special: dict[int, str], tokenizer: Path) -> Iterator[str]:
+    """A sentence for each thing about the tokens that a user should know and may not expect."""
+    for source, count in results["documents"].items():
+        documents = count["ended"] + count["appended"]
+        if count["appended"]:
+            how_many = "none" if not count["ended"] else f"{count['ended']:,}"
+            yield (
+                f"{how_many} of {documents:,} documents of {source} ended in the eos_token of the tokenizer; "
+                f"{count['appended']:,} got it"
+            )
+        for token, ends in results["last_tokens"].get(source, {}).items():
+            if ends > MOST * documents and int(token) in special:
+                yield (
+                    f"{ends:,} documents of {source} end in {special[int(token)]!r} ({token}), which is not the eos_token of "
+                    "the tokenizer and now stands before it; if it ends documents, name it as eos_token in "
+                    "tokenizer_config.json and import again"
+                )
+        if count["ends_in_text"]:
+            yield (
+                f"{count['ends_in_text']:,} end-of-document tokens of {source} come from inside its documents and end them "
+                "early; where the shard's documents are packed sequences, that is as it should be"
+            )
+        if count["changed"] > MOST * count["compared"]:
+            yield (
+                f"{count['changed']:,} of {count['compared']:,} sequences of {source} that were decoded by {tokenizer} encode "
+                "to other tokens; make sure that the shards were made with this tokenizer"
+            )
+    for source, found in results["held_out_far_off"].items():
+        yield (
+            f"{found['held_out']:,} of {found['documents']:,} documents of {source} are held out, {held_out:.2%} were asked "
+            "for: equal documents are held out together; many of these are equal"
+        )
+
+
+def _check_output(output: Path, inputs: Iterable[str | Path]) -> None:
+    for path in inputs:
+        folder = os.path.realpath(path)
+        if os.path.isdir(folder) and Path(os.path.realpath(output)).is_relative_to(folder):
+            raise UserError(
+                f"--output {output} lies in the input {path}, which would read what it wrote; choose another"
+            )
+
+
+def _tasks(prefixes: Sequence[tuple[str, str]], indices: Sequence[dict[str, Any]]) -> list[tuple[str, Path, Piece]]:
+    """Source, .bin and piece of each task."""
+    return [
+        (source, Path(f"{prefix}.bin"), Piece(*piece))
+        for (source, prefix), index in zip(prefixes, indices, strict=True)
+        for piece in index["pieces"]
+    ]
+
+
+def run(
+    stage: Stage, sources: dict[str, list[str]], config: ImportConfig, facts: dict[str, Any], args: Namespace
+) -> None:
+    """From checked indices to the manifest."""
+    prefixes = [(source, prefix) for source, shards in sources.items() for prefix in shards]
+    indices = stage.run_tasks("index", check_index, [Part(Path(f"{prefix}.idx")) for _, prefix in prefixes])
+    tasks = _tasks(prefixes, indices)
+    exchange = stage.exchange("tokens").folder
+    read = partial(
+        import_piece, tasks=[(source, piece) for source, _, piece in tasks], held_out=config.held_out, facts=facts,
+        tokenizer=args.tokenizer, exchange=exchange, output=stage.output, max_bad=stage.max_bad,
+    )  # fmt: skip
+    pieces = stage.run_tasks("documents", read, [Part(path, piece.start, piece.stop) for _, path, piece in tasks])
+    series = merged({name: {"tokens": e["tokens"]} for name, e in result["series"].items()} for result in pieces)
+    names = {name: entry for result in pieces for name, entry in result["series"].items()}
+    stage.must_have_documents(len(series), of="the input")
+    for name in sorted(series):
+        Exchange(exchange / name).merge(stage.run_tasks)
+    shards = stage.run_tasks(
+        "shards",
+        partial(write_shard, exchange=exchange, output=stage.output, vocab_size=facts["vocab_size"]),
+        shard_tasks({name: {**names[name], **series[name]} for name in series}, config.max_shard_tokens),
+    )
+    _finish(stage, config, facts, indices, pieces, shards)
+
+
+def _finish(
+    stage: Stage,
+    config: ImportConfig,
+    facts: dict[str, Any],
+    indices: list[dict[str, Any]],
+    pieces: list[dict[str, Any]],
+    shards: list[dict[str, Any]],
+) -> None:
+    totals = totals_of(shards)
+    given, out = sum(index["documents"] for index in indices), sum(shard["documents"] for shard in shards)
+    bad = sum(piece["bad_records"] for piece in pieces)
+    dropped = {"empty": given - out - bad} if given - out - bad else {}
+    results = {
+        "tokenizer": facts,
+        "shards": shards,
+        "licenses": {source: {"not stated": n["tokens"]} for source, n in totals.get("train", {}).items()},
+        "sequences": sum(index["sequences"] for index in indices),
+        "empty_sequences": sum(index["empty_sequences"] for index in indices),
+        "dtypes": dict(sorted(Counter(index["dtype"] for index in indices).items())),
+        "documents": merged(piece["counts"] for piece in pieces),
+        "last_tokens": merged(piece["last"] for piece in pieces),
+        "held_out_far_off": held_out_far_off(totals, config.held_out),
+    }
+    counts = {"in": given, "out": out, "dropped": dropped, "bad_records": bad, "totals": totals}
+    stage.finish(counts=counts, files=[], results=results)
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    parser = job_parser(
+        __doc__,
+        "python data_prep/import_shards.py --input megatron/wiki_text_document --tokenizer gpt2 --output work/tokens",
+        "import_shards.yaml",
+        reads_input=False,
+    )
+    parser.add_argument(
+        "--input", dest="shards", action="append", default=[], type=Path, metavar="SHARD",
+        help="a shard (its path without .bin and .idx) or a folder of them; each is a source; may be given again",
+    )  # fmt: skip
+    parser.add_argument("--tokenizer", required=True, type=Path, help="tokenizer that the shards were made with")
+    args = parser.parse_args(argv)
+    config = strict_model(ImportConfig, load_yaml(args.config), args.config)
+    sources = sources_of(args.shards, config)
+    _check_output(args.output, [*args.shards, *(path for paths in config.sources.values() for path in paths)])
+    facts = tokenizer_facts(args.tokenizer)
+    check_named_tokens(args.tokenizer)
+    reference = load_reference(args.tokenizer)
+    files = [
+        Path(prefix + suffix) for prefixes in sources.values() for prefix in prefixes for suffix in (".idx", ".bin")
+    ]
+    for prefix in (prefix for prefixes in sources.values() for prefix in prefixes):
+        open_shard(prefix)
+    root = Path(os.path.commonpath([file.parent for file in files]))
+    relative = {name: [os.path.relpath(prefix, root) for prefix in prefixes] for name, prefixes in sources.items()}
+    parameters = {**config.model_dump(mode="json"), "sources": relative, "tokenizer": facts}
+    stage = Stage.of("import_shards", args, parameters, files=files, root=root)
+    if not stage.finished:
+        run(stage, sources, config, facts, args)
+    stage.report()
+    manifest = load_json(stage.output / "manifest.json")
+    special = {reference.vocabulary[token]: token for token in reference.special_tokens}
+    for note in notes(manifest["results"], config.held_out, special, args.tokenizer):
+        print(f"  note: {note}")
+    for split, by_source in manifest["counts"]["totals"].items():
+        for source, total in by_source.items():
+            print(f"  {split:<9} {source:<12} {total['tokens']:>12,} tokens  {total['documents']:,} documents")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
