@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_prep.listing import every_file, is_stage
 from recipe.base.errors import UserError
 from recipe.data.indexed import MAGIC, VERSION
 
@@ -23,6 +24,7 @@ from recipe.data.indexed import MAGIC, VERSION
 DTYPES = {code: np.dtype(name) for code, name in {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2", 9: "<u4", 10: "<u8"}.items()}  # fmt: skip
 FLOAT_CODES = (6, 7)  # float64 and float32, which Megatron-LM and GPT-NeoX number the other way round
 LEGACY_MAGIC = b"TNTIDX\x00\x00"  # of the cached and lazy datasets of GPT-NeoX and of old versions of Megatron-LM
+SUFFIXES = (".bin", ".idx")
 PIECE_BYTES = 1 << 28  # of a .bin, for one task
 BLOCK_TOKENS = 1 << 22  # read together
 BLOCK_DOCUMENTS = 1 << 14  # whose places are looked up together
@@ -206,19 +208,21 @@ def _size(path: str) -> int:
 
 
 def prefixes_below(path: Path) -> list[Path]:
-    """The shards that a path names: a folder's, or the one of a path with or without .bin or .idx.
+    """The shards that a path names: all below a folder, or the one of a path with or without .bin or .idx.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or a link or folder cannot be followed.
     """
-    if not path.is_dir():
-        prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
-        if not any(os.path.lexists(f"{prefix}{suffix}") for suffix in (".bin", ".idx")):
-            raise UserError(
-                f"there is no shard {prefix}.idx; give a shard's path, with or without .idx, or a folder of shards"
-            )
-        return [prefix]
-    files = sorted({file.with_suffix("") for suffix in ("bin", "idx") for file in path.rglob(f"*.{suffix}")})
-    if not files:
-        raise UserError(f"folder {path} has no .bin and .idx files; give a shard's path or a folder of shards")
-    return files
+    if path.is_dir():
+        if is_stage(path):
+            raise UserError(f"{path} is the output of a data job already; give shards of another tool")
+        files = every_file([path])
+    else:
+        prefix = path.with_suffix("") if path.suffix in SUFFIXES else path
+        files = every_file(Path(f"{prefix}{s}") for s in SUFFIXES if os.path.lexists(f"{prefix}{s}"))
+    prefixes = sorted({file.with_suffix("") for file in files if file.suffix in SUFFIXES})
+    if not prefixes:
+        raise UserError(
+            f"{path} names no shard, a .bin and a .idx; give a shard's path, with or without .idx, or a folder of shards"
+        )
+    return prefixes

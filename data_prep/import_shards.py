@@ -134,7 +134,7 @@ def import_piece(
     documents = PieceDocuments(shard, facts, BadRecords(part.path, number, output, max_bad))
     rows: dict[str, TokenRows] = {}
     for tokens in documents.read(piece):
-        identity = xxhash.xxh3_128_hexdigest(tokens)
+        identity = xxhash.xxh3_128_hexdigest(tokens.data)
         split = "held_out" if is_held_out(identity, held_out) else "train"
         if split not in rows:
             rows[split] = TokenRows(Exchange(exchange / f"{split}-{source}"), number)
@@ -159,7 +159,7 @@ class PieceDocuments:
     def __init__(self, shard: ForeignShard, facts: dict[str, Any], bad: BadRecords):
         self.bad = bad
         self._shard, self._eod, self._vocab_size = shard, facts["eod_id"], facts["vocab_size"]
-        self.counts = {"ended": 0, "appended": 0, "empty": 0, "ends_in_text": 0}
+        self.counts = {"ended": 0, "appended": 0, "ends_in_text": 0}
         self._last: Counter[int] = Counter()
 
     def read(self, piece: Piece) -> Iterator[np.ndarray]:
@@ -183,7 +183,6 @@ class PieceDocuments:
             self.counts["ends_in_text"] += int((ids == self._eod).sum() - ended.sum())
             ends = ends - ended
             has_text = ends > starts
-            self.counts["empty"] += int((~has_text).sum())
             self.counts["ended"] += int((has_text & ended).sum())
             self.counts["appended"] += int((has_text & ~ended).sum())
             self._count_last(last[last != self._eod])
@@ -216,7 +215,7 @@ class TokenRows(Rows):
     def add_tokens(self, tokens: np.ndarray, text_bytes: int, eod: int) -> None:
         row = np.empty(tokens.size + 1, np.uint32)
         row[:-1], row[-1] = tokens, eod
-        self._keys.append(xxhash.xxh3_64_intdigest(tokens, seed=SHUFFLE_SEED))
+        self._keys.append(xxhash.xxh3_64_intdigest(tokens.data, seed=SHUFFLE_SEED))
         self._bytes.append(text_bytes)
         self._tokens.append(row)
         self._size += row.size
@@ -385,6 +384,7 @@ def main(argv: list[str] | None = None) -> None:
     facts = tokenizer_facts(args.tokenizer)
     check_named_tokens(args.tokenizer)
     reference = load_reference(args.tokenizer)
+    reference.check()
     files = [
         Path(prefix + suffix) for prefixes in sources.values() for prefix in prefixes for suffix in (".idx", ".bin")
     ]
