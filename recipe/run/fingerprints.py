@@ -1,0 +1,325 @@
+"""Fingerprints of weights, each expert's matrices one by one, so that one that is swapped, skipped or moved does not pass.
+
+A fingerprint is a sum over a tensor's elements, modulo 2^64: the element's bits as a number above zero, times a weight of
+its place in the tensor. Sums can be added up: each rank computes the part that it holds, whatever the ZeRO stage, the
+ranks and the expert-parallel size, and the total is the same to the bit. Names and shapes are those of the interchange
+layout, one tensor per expert and matrix (`model.layers.1.mlp.experts.3.gate_proj.weight`).
+
+The weights of places are multiply-mix hashes of them, so that two tensors of one size have the same fingerprint by accident
+about once in 2^64 (of fp32 values that differ in their signs alone, once in 2^33). It finds mistakes; it is no signature.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.utils import groups
+from torch import nn
+
+from recipe.base.errors import UserError
+from recipe.run.agree import from_first_rank
+from recipe.run.autoep import AutoEPMoELayer, moe_layers
+
+Fingerprints = dict[str, int]  # by the names of the interchange layout
+BLOCK = 1 << 16  # elements that share one table of weights; as int64 they fit into a core's cache
+BLOCKS_AT_ONCE = {"cpu": 1, "cuda": 64}  # a GPU wants more at once: 32 MiB
+_MODULO = 1 << 64
+# Both precisions of a model, as integers of their size; what is added makes the smallest of them 1.
+_BITS = {torch.bfloat16: (torch.int16, (1 << 15) + 1), torch.float32: (torch.int32, (1 << 31) + 1)}
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _BITS}
+_MATRIX_OF = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}  # of AutoEP's experts
+_EXPERT = re.compile(r"(?P<layer>.*\.mlp\.experts)\.(?P<expert>\d+)\.(?P<matrix>\w+)\.weight")
+
+
+def fingerprint(tensor: torch.Tensor, first: int = 0, dtype: torch.dtype | None = None) -> int:
+    """The fingerprint of a tensor, or the part that its elements from number `first` on have in a larger one's.
+
+    Args:
+        dtype: the precision that the elements are rounded to before; None: their own.
+    """
+    return int(_sum(tensor, first, dtype)) % _MODULO
+
+
+@torch.no_grad()
+def _sum(tensor: torch.Tensor, first: int, dtype: torch.dtype | None) -> torch.Tensor:
+    """`fingerprint` as an int64 scalar on the tensor's device, without waiting for it."""
+    flat, total = tensor.detach().reshape(-1), torch.zeros((), dtype=torch.int64, device=tensor.device)
+    table = _table(tensor.device)
+    head = min(-first % BLOCK, flat.numel())
+    body = (flat.numel() - head) // BLOCK * BLOCK
+    number = (first + head) // BLOCK
+    if head:
+        begin = first % BLOCK
+        total += (_numbers(flat[:head], dtype) * table[begin : begin + head]).sum() * _of_block(first // BLOCK)
+    for rows in flat[head : head + body].view(-1, BLOCK).split(BLOCKS_AT_ONCE.get(tensor.device.type, 1)):
+        sums = _numbers(rows, dtype).mul_(table).sum(1)
+        factors = [_of_block(n) for n in range(number, number + len(rows))]
+        total += sums[0] * factors[0] if len(rows) == 1 else (sums * sums.new_tensor(factors)).sum()
+        number += len(rows)
+    if tail := flat[head + body :].numel():
+        total += (_numbers(flat[head + body :], dtype) * table[:tail]).sum() * _of_block(number)
+    return total
+
+
+def _numbers(values: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    integers, above = _BITS[dtype or values.dtype]
+    return values.to(dtype or values.dtype).view(integers).to(torch.int64).add_(above)
+
+
+def _mixed(number: int) -> int:
+    """splitmix64's output of a state (Steele, Lea and Flood, OOPSLA 2014), made odd, as the int64 of the same bits."""
+    x = (number * 0x9E3779B97F4A7C15) % _MODULO
+    x = ((x ^ x >> 30) * 0xBF58476D1CE4E5B9) % _MODULO
+    x = ((x ^ x >> 27) * 0x94D049BB133111EB) % _MODULO
+    return _signed((x ^ x >> 31) | 1)
+
+
+def _signed(number: int) -> int:
+    return number - _MODULO if number >= _MODULO // 2 else number
+
+
+@cache
+def _table(device: torch.device) -> torch.Tensor:
+    """The weight of each place of a block."""
+    return torch.tensor([_mixed(place + 1) for place in range(BLOCK)], device=device)
+
+
+@lru_cache(1 << 16)
+def _of_block(number: int) -> int:
+    """What a block's weights are multiplied by."""
+    return _mixed(number + BLOCK + 1)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What this rank holds of one tensor.
+
+    Args:
+        first: the number of its first element in the tensor.
+        whole: whether it is all of it.
+        counts: whether it is this rank's to add up; replicas of it are on other ranks otherwise.
+    """
+
+    name: str
+    values: torch.Tensor
+    first: int
+    whole: bool
+    counts: bool
+
+
+class EngineShare:
+    """This rank's part of the fingerprints of an engine's weights; nothing is computed until `compute`.
+
+    Args:
+        dtype: of the fingerprints; the engine's, or less precise.
+    """
+
+    def __init__(self, engine: deepspeed.DeepSpeedEngine, dtype: torch.dtype | None = None):
+        self.dtype = dtype or next(engine.module.parameters()).dtype
+        self.names: list[str] = []
+        self._pieces: list[Piece] = []
+        for names, pieces in _tensors(engine):
+            self.names += names
+            self._pieces += pieces
+        self._device = engine.device
+        self._sums: list[torch.Tensor] | None = None
+
+    def compute(self) -> None:
+        """One pass over the weights; on a GPU queued on the current stream."""
+        self._sums = [
+            _sum(piece.values, piece.first, None if _is_bias(piece.name) else self.dtype) for piece in self._pieces
+        ]
+
+    def counted(self) -> Fingerprints:
+        """What this rank adds to each tensor's sum; what it adds nothing to is left out."""
+        share: Fingerprints = {}
+        for piece, number in zip(self._pieces, self._computed().tolist(), strict=True):
+            if piece.counts:
+                share[piece.name] = (share.get(piece.name, 0) + number) % _MODULO
+        return share
+
+    def total(self, expected: Fingerprints | None = None) -> tuple[Fingerprints, list[str]]:
+        """The fingerprints, by all ranks together, in one all-reduce.
+
+        Args:
+            expected: of some names or all.
+
+        Returns:
+            the fingerprints, and the names that differ from what is expected: in the sum, or in a rank's replica.
+        """
+        number_of = {name: number for number, name in enumerate(self.names)}
+        sums, deviants = [0] * len(self.names), [0] * len(self.names)
+        for piece, number in zip(self._pieces, self._computed().tolist(), strict=True):
+            place = number_of[piece.name]
+            if piece.counts:
+                sums[place] += number
+            if piece.whole and expected is not None and number % _MODULO != expected.get(piece.name, number % _MODULO):
+                deviants[place] = 1
+        reduced = torch.tensor([[_signed(n % _MODULO) for n in sums], deviants], device=self._device)
+        dist.all_reduce(reduced)
+        totals = {name: total % _MODULO for name, total in zip(self.names, reduced[0].tolist(), strict=True)}
+        replicas = dict(zip(self.names, reduced[1].tolist(), strict=True))
+        wrong = [n for n in self.names if replicas[n] or (expected or {}).get(n, totals[n]) != totals[n]]
+        return totals, wrong + sorted(expected.keys() - totals.keys() if expected else ())
+
+    def _computed(self) -> torch.Tensor:
+        if self._sums is None:
+            self.compute()
+        assert self._sums
+        return torch.stack(self._sums).cpu()
+
+
+def engine_fingerprints(engine: deepspeed.DeepSpeedEngine, dtype: torch.dtype | None = None) -> Fingerprints:
+    """The fingerprints of an engine's weights; by all ranks together, equal on all."""
+    return EngineShare(engine, dtype).total()[0]
+
+
+def folder_fingerprints(
+    weights: Callable[[str], torch.Tensor], names: Iterable[str], dtype: torch.dtype | None = None
+) -> Fingerprints:
+    """The fingerprints of tensors that are read one at a time, in the interchange layout.
+
+    Args:
+        weights: from a name to its values.
+        dtype: what the engine to compare with has; None: the tensors' own.
+    """
+    return {name: fingerprint(weights(name), dtype=torch.float32 if _is_bias(name) else dtype) for name in names}
+
+
+def check_engine_equals(engine: deepspeed.DeepSpeedEngine, weights: Callable[[str], torch.Tensor], source: str) -> None:
+    """Compare an engine's weights with those that it should have, by all ranks together.
+
+    Args:
+        weights: from a name of the interchange layout to its values; only rank 0 reads them, one at a time.
+        source: what they are, for the message.
+
+    Raises:
+        UserError: some are not equal; on all ranks alike.
+    """
+    share = EngineShare(engine)
+    expected = from_first_rank(lambda: folder_fingerprints(weights, share.names, share.dtype))
+    _, wrong = share.total(expected)
+    if wrong:
+        raise UserError(
+            f"the engine's {described(wrong)} is not what {source} holds; run it again, and report it if it stays"
+        )
+
+
+def one_by_one(weights: Callable[[str], torch.Tensor]) -> Callable[[str], torch.Tensor]:
+    """Weights by the names of the interchange layout, of weights by the model's own names, whose experts are stacked."""
+
+    @lru_cache(1)
+    def stacked(name: str) -> torch.Tensor:
+        return weights(name)
+
+    def of(name: str) -> torch.Tensor:
+        if (match := _EXPERT.fullmatch(name)) is None:
+            return weights(name)
+        layer, expert, matrix = match["layer"], int(match["expert"]), match["matrix"]
+        if matrix == "down_proj":
+            return stacked(f"{layer}.down_proj")[expert]
+        return stacked(f"{layer}.gate_up_proj")[expert].chunk(2)[matrix == "up_proj"]
+
+    return of
+
+
+def described(names: list[str]) -> str:
+    """Tensors in a few words, experts by their numbers."""
+    shown: dict[str, None] = {}
+    for name in names:
+        match = _EXPERT.fullmatch(name)
+        layer = re.search(r"layers\.(\d+)\.", name)
+        shown[f"expert {match['expert']} of layer {layer[1]}" if match and layer else name] = None
+    words = list(shown)
+    return ", ".join(words[:4]) + (f" and {len(words) - 4} more" if len(words) > 4 else "")
+
+
+def packed(prints: Fingerprints, dtype: torch.dtype) -> dict[str, Any]:
+    """For a manifest: as hex, the experts of a layer's matrix, which are in order, as one list under `experts.*`."""
+    packed_: dict[str, Any] = {}
+    for name, number in prints.items():
+        text = f"{number:016x}"
+        if match := _EXPERT.fullmatch(name):
+            packed_.setdefault(f"{match['layer']}.*.{match['matrix']}.weight", []).append(text)
+        else:
+            packed_[name] = text
+    return {"dtype": str(dtype).removeprefix("torch."), "tensors": packed_}
+
+
+def unpacked(manifest: dict[str, Any]) -> tuple[Fingerprints, torch.dtype]:
+    """What `packed` was given."""
+    prints: Fingerprints = {}
+    for name, value in manifest["tensors"].items():
+        if isinstance(value, list):
+            prints |= {name.replace(".*.", f".{expert}."): int(text, 16) for expert, text in enumerate(value)}
+        else:
+            prints[name] = int(value, 16)
+    return prints, DTYPES[manifest["dtype"]]
+
+
+def _is_bias(name: str) -> bool:
+    """An expert bias, which is fp32 whatever the model's precision."""
+    return name.endswith("e_score_correction_bias")
+
+
+def _tensors(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[list[str], list[Piece]]]:
+    """The names of each parameter's tensors, the same on all ranks, and what this rank holds of them."""
+    layer_of = {f"{name}.experts.": layer for name, layer in moe_layers(engine.module)}
+    first_rank = dist.get_rank() == 0
+    for name, parameter in engine.module.named_parameters():
+        values, begin = _held(parameter)
+        prefix, _, last = name.rpartition(".")
+        if (layer := layer_of.get(f"{prefix}.")) is not None:
+            names = [f"{prefix}.{expert}.{_MATRIX_OF[last]}.weight" for expert in range(layer.num_experts)]
+            yield names, list(_experts(layer, parameter, names, values, begin))
+        else:
+            name, size = _interchange_name(name), _size(parameter)
+            whole, counts = values.numel() == size, first_rank or _is_partitioned(parameter)
+            yield [name], [Piece(name, values, begin, whole, counts)] if values.numel() else []
+    for name, buffer in engine.module.named_buffers():
+        if _is_bias(name):
+            name = _interchange_name(name)
+            # Copied, since a step moves them before the optimizer's update.
+            yield [name], [Piece(name, buffer.detach().clone(), 0, True, first_rank)]
+
+
+def _experts(
+    layer: AutoEPMoELayer, parameter: nn.Parameter, names: list[str], values: torch.Tensor, begin: int
+) -> Iterator[Piece]:
+    """The parts of single experts in what this rank holds of a weight [E_local, ...]."""
+    size, of_rank = _size(parameter) // layer.num_local_experts, layer.ep_rank * layer.num_local_experts
+    partitioned = _is_partitioned(parameter)
+    counts = partitioned or groups._get_expert_data_parallel_rank(layer.ep_group_name) == 0
+    end = begin + values.numel()
+    for local in range(begin // size, -(-end // size)):
+        low, high = max(begin, local * size), min(end, (local + 1) * size)
+        part = values[low - begin : high - begin]
+        yield Piece(names[of_rank + local], part, low - local * size, high - low == size, counts)
+
+
+def _held(parameter: Any) -> tuple[torch.Tensor, int]:
+    """What this rank holds of a parameter, flat and without padding, and the number of its first element."""
+    if not _is_partitioned(parameter):
+        return parameter.detach().reshape(-1), 0
+    partition = parameter.ds_tensor
+    begin = dist.get_rank(group=parameter.ds_process_group) * partition.ds_numel
+    return partition.detach().reshape(-1)[: max(0, parameter.ds_numel - begin)], begin
+
+
+def _size(parameter: Any) -> int:
+    return parameter.ds_numel if _is_partitioned(parameter) else parameter.numel()
+
+
+def _is_partitioned(parameter: nn.Parameter) -> bool:
+    return hasattr(parameter, "ds_id")
+
+
+def _interchange_name(name: str) -> str:
+    return name.replace(".mlp.router.gate.", ".mlp.gate.").replace(".mlp.router.e_score", ".mlp.gate.e_score")
