@@ -25,7 +25,7 @@ from torch import nn
 
 from recipe.base.errors import UserError
 from recipe.run.agree import from_first_rank
-from recipe.run.autoep import AutoEPMoELayer, moe_layers
+from recipe.run.autoep import AutoEPMoELayer
 
 Fingerprints = dict[str, int]  # by the names of the interchange layout
 BLOCK = 1 << 16  # elements that share one table of weights; as int64 they fit into a core's cache
@@ -115,17 +115,18 @@ class Piece:
 
 
 class EngineShare:
-    """This rank's part of the fingerprints of an engine's weights; nothing is computed until `compute`.
+    """This rank's part of the fingerprints of an engine's weights; nothing is computed until `compute` or a result is asked for.
 
     Args:
-        dtype: of the fingerprints; the engine's, or less precise.
+        dtype: of the fingerprints; the engine's, or one that its weights can be rounded to.
+        masters: of the optimizer's fp32 weights instead of the model's and its buffers.
     """
 
-    def __init__(self, engine: deepspeed.DeepSpeedEngine, dtype: torch.dtype | None = None):
-        self.dtype = dtype or next(engine.module.parameters()).dtype
+    def __init__(self, engine: deepspeed.DeepSpeedEngine, dtype: torch.dtype | None = None, *, masters: bool = False):
+        self.dtype = dtype or _dtype(engine)
         self.names: list[str] = []
         self._pieces: list[Piece] = []
-        for names, pieces in _tensors(engine):
+        for names, pieces in _of_masters(engine) if masters else _of_model(engine):
             self.names += names
             self._pieces += pieces
         self._device = engine.device
@@ -140,45 +141,61 @@ class EngineShare:
     def counted(self) -> Fingerprints:
         """What this rank adds to each tensor's sum; what it adds nothing to is left out."""
         share: Fingerprints = {}
-        for piece, number in zip(self._pieces, self._computed().tolist(), strict=True):
+        for piece, number in self._computed():
             if piece.counts:
                 share[piece.name] = (share.get(piece.name, 0) + number) % _MODULO
         return share
 
-    def total(self, expected: Fingerprints | None = None) -> tuple[Fingerprints, list[str]]:
-        """The fingerprints, by all ranks together, in one all-reduce.
+    def total(self) -> Fingerprints:
+        """The fingerprints; by all ranks together."""
+        share = self.counted()
+        sums = self._over_ranks([_signed(share.get(name, 0)) for name in self.names])
+        return {name: total % _MODULO for name, total in zip(self.names, sums, strict=True)}
 
-        Args:
-            expected: of some names or all.
+    def differing_from(self, expected: Fingerprints) -> list[str]:
+        """The names of the tensors that have other fingerprints, or on some rank a replica that has; by all ranks together."""
+        whole = {piece.name for piece, number in self._computed() if piece.whole and number != expected.get(piece.name)}
+        replicas = self._over_ranks([int(name in whole) for name in self.names])
+        totals = self.total()
+        return [n for n, differ in zip(self.names, replicas, strict=True) if differ or totals[n] != expected.get(n)]
 
-        Returns:
-            the fingerprints, and the names that differ from what is expected: in the sum, or in a rank's replica.
-        """
-        number_of = {name: number for number, name in enumerate(self.names)}
-        sums, deviants = [0] * len(self.names), [0] * len(self.names)
-        for piece, number in zip(self._pieces, self._computed().tolist(), strict=True):
-            place = number_of[piece.name]
-            if piece.counts:
-                sums[place] += number
-            if piece.whole and expected is not None and number % _MODULO != expected.get(piece.name, number % _MODULO):
-                deviants[place] = 1
-        reduced = torch.tensor([[_signed(n % _MODULO) for n in sums], deviants], device=self._device)
-        dist.all_reduce(reduced)
-        totals = {name: total % _MODULO for name, total in zip(self.names, reduced[0].tolist(), strict=True)}
-        replicas = dict(zip(self.names, reduced[1].tolist(), strict=True))
-        wrong = [n for n in self.names if replicas[n] or (expected or {}).get(n, totals[n]) != totals[n]]
-        return totals, wrong + sorted(expected.keys() - totals.keys() if expected else ())
-
-    def _computed(self) -> torch.Tensor:
+    def _computed(self) -> list[tuple[Piece, int]]:
         if self._sums is None:
             self.compute()
-        assert self._sums
-        return torch.stack(self._sums).cpu()
+        assert self._sums is not None
+        numbers = torch.stack(self._sums).tolist() if self._sums else []
+        return [(piece, number % _MODULO) for piece, number in zip(self._pieces, numbers, strict=True)]
+
+    def _over_ranks(self, numbers: list[int]) -> list[int]:
+        reduced = torch.tensor(numbers, device=self._device)
+        dist.all_reduce(reduced)
+        return reduced.tolist()
 
 
 def engine_fingerprints(engine: deepspeed.DeepSpeedEngine, dtype: torch.dtype | None = None) -> Fingerprints:
     """The fingerprints of an engine's weights; by all ranks together, equal on all."""
-    return EngineShare(engine, dtype).total()[0]
+    return EngineShare(engine, dtype).total()
+
+
+def not_as_recorded(engine: deepspeed.DeepSpeedEngine, manifest: dict[str, Any]) -> list[str]:
+    """The names of the weights that are not those whose fingerprints a checkpoint recorded; by all ranks together.
+
+    The optimizer's fp32 weights are compared with what was saved, too: the next update takes the model's weights from them.
+
+    Args:
+        manifest: what `packed` returned.
+    """
+    expected, dtype = unpacked(manifest)
+    share = EngineShare(engine, dtype, masters=True)
+    wrong = share.differing_from(expected)
+    if share.names and dtype.itemsize > _dtype(engine).itemsize:
+        # Saved in fp32 and trained on in bf16: the model's weights are those of the optimizer, rounded.
+        biases = {name: number for name, number in expected.items() if _is_bias(name)}
+        rounded = EngineShare(engine, masters=True).total()
+        return wrong + EngineShare(engine).differing_from({**rounded, **biases})
+    share = EngineShare(engine, dtype)
+    missing = sorted(expected.keys() - set(share.names))
+    return [*dict.fromkeys([*wrong, *share.differing_from(expected), *missing])]
 
 
 def folder_fingerprints(
@@ -205,11 +222,8 @@ def check_engine_equals(engine: deepspeed.DeepSpeedEngine, weights: Callable[[st
     """
     share = EngineShare(engine)
     expected = from_first_rank(lambda: folder_fingerprints(weights, share.names, share.dtype))
-    _, wrong = share.total(expected)
-    if wrong:
-        raise UserError(
-            f"the engine's {described(wrong)} is not what {source} holds; run it again, and report it if it stays"
-        )
+    if wrong := share.differing_from(expected):
+        raise UserError(f"the engine has other weights than {source} in {described(wrong)}; run the same command again")
 
 
 def one_by_one(weights: Callable[[str], torch.Tensor]) -> Callable[[str], torch.Tensor]:
@@ -228,6 +242,15 @@ def one_by_one(weights: Callable[[str], torch.Tensor]) -> Callable[[str], torch.
         return stacked(f"{layer}.gate_up_proj")[expert].chunk(2)[matrix == "up_proj"]
 
     return of
+
+
+def added_up(names: Iterable[str], shares: Iterable[Fingerprints]) -> Fingerprints:
+    """The fingerprints, of what every rank has `counted`."""
+    totals = dict.fromkeys(names, 0)
+    for share in shares:
+        for name, number in share.items():
+            totals[name] = (totals[name] + number) % _MODULO
+    return totals
 
 
 def described(names: list[str]) -> str:
@@ -264,25 +287,24 @@ def unpacked(manifest: dict[str, Any]) -> tuple[Fingerprints, torch.dtype]:
     return prints, DTYPES[manifest["dtype"]]
 
 
+def _dtype(engine: deepspeed.DeepSpeedEngine) -> torch.dtype:
+    return next(engine.module.parameters()).dtype
+
+
 def _is_bias(name: str) -> bool:
     """An expert bias, which is fp32 whatever the model's precision."""
     return name.endswith("e_score_correction_bias")
 
 
-def _tensors(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[list[str], list[Piece]]]:
-    """The names of each parameter's tensors, the same on all ranks, and what this rank holds of them."""
-    layer_of = {f"{name}.experts.": layer for name, layer in moe_layers(engine.module)}
+# The names of each parameter's tensors, the same on all ranks, and what this rank holds of them.
+_Tensors = Iterator[tuple[list[str], list[Piece]]]
+
+
+def _of_model(engine: deepspeed.DeepSpeedEngine) -> _Tensors:
+    """The model's weights and its expert biases."""
     first_rank = dist.get_rank() == 0
     for name, parameter in engine.module.named_parameters():
-        values, begin = _held(parameter)
-        prefix, _, last = name.rpartition(".")
-        if (layer := layer_of.get(f"{prefix}.")) is not None:
-            names = [f"{prefix}.{expert}.{_MATRIX_OF[last]}.weight" for expert in range(layer.num_experts)]
-            yield names, list(_experts(layer, parameter, names, values, begin))
-        else:
-            name, size = _interchange_name(name), _size(parameter)
-            whole, counts = values.numel() == size, first_rank or _is_partitioned(parameter)
-            yield [name], [Piece(name, values, begin, whole, counts)] if values.numel() else []
+        yield _tensors_of(engine, name, parameter, *_held(parameter), shared_out=_is_partitioned(parameter))
     for name, buffer in engine.module.named_buffers():
         if _is_bias(name):
             name = _interchange_name(name)
@@ -290,18 +312,58 @@ def _tensors(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[list[str], lis
             yield [name], [Piece(name, buffer.detach().clone(), 0, True, first_rank)]
 
 
+def _of_masters(engine: deepspeed.DeepSpeedEngine) -> _Tensors:
+    """The optimizer's fp32 weights, of which each rank has a part; nothing where the optimizer has none of its own."""
+    optimizer: Any = engine.optimizer
+    parts: dict[int, tuple[torch.Tensor, int]] = {}
+    if engine.zero_optimization_stage() == 3:
+        for group, flat in zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True):
+            for parameter, part in zip(group, flat.detach().split([p.ds_tensor.ds_numel for p in group]), strict=True):
+                values, begin = _held(parameter)
+                parts[id(parameter)] = part[: values.numel()], begin
+    for name, parameter in engine.module.named_parameters():
+        # Of ZeRO-1, ZeRO-2 and bf16 without ZeRO; None where another rank has all of it.
+        if (mapping := getattr(parameter, "_hp_mapping", None)) is not None:
+            parts[id(parameter)] = mapping.hp_fragment.detach().reshape(-1), mapping.lp_fragment_address.start
+        if id(parameter) in parts or hasattr(parameter, "_hp_mapping"):
+            yield _tensors_of(engine, name, parameter, *parts.get(id(parameter), (torch.zeros(0), 0)), shared_out=True)
+
+
+def _tensors_of(
+    engine: deepspeed.DeepSpeedEngine,
+    name: str,
+    parameter: nn.Parameter,
+    values: torch.Tensor,
+    begin: int,
+    *,
+    shared_out: bool,
+) -> tuple[list[str], list[Piece]]:
+    """A parameter's tensors, and what a rank holds of them in `values`, from the parameter's element `begin` on.
+
+    Args:
+        shared_out: whether no other rank holds the same elements.
+    """
+    prefix, _, last = name.rpartition(".")
+    owner, _, kind = prefix.rpartition(".")
+    layer = engine.module.get_submodule(owner) if kind == "experts" else None
+    if not isinstance(layer, AutoEPMoELayer):
+        name, whole = _interchange_name(name), values.numel() == _size(parameter)
+        return [name], [Piece(name, values, begin, whole, shared_out or dist.get_rank() == 0)] if values.numel() else []
+    names = [f"{prefix}.{expert}.{_MATRIX_OF[last]}.weight" for expert in range(layer.num_experts)]
+    counts = shared_out or groups._get_expert_data_parallel_rank(layer.ep_group_name) == 0
+    return names, list(_experts(layer, _size(parameter), names, values, begin, counts)) if values.numel() else []
+
+
 def _experts(
-    layer: AutoEPMoELayer, parameter: nn.Parameter, names: list[str], values: torch.Tensor, begin: int
+    layer: AutoEPMoELayer, size: int, names: list[str], values: torch.Tensor, begin: int, counts: bool
 ) -> Iterator[Piece]:
-    """The parts of single experts in what this rank holds of a weight [E_local, ...]."""
-    size, of_rank = _size(parameter) // layer.num_local_experts, layer.ep_rank * layer.num_local_experts
-    partitioned = _is_partitioned(parameter)
-    counts = partitioned or groups._get_expert_data_parallel_rank(layer.ep_group_name) == 0
+    """The parts of single experts in what this rank holds of a weight [E_local, ...] of `size` elements."""
+    each, before = size // layer.num_local_experts, layer.ep_rank * layer.num_local_experts
     end = begin + values.numel()
-    for local in range(begin // size, -(-end // size)):
-        low, high = max(begin, local * size), min(end, (local + 1) * size)
+    for local in range(begin // each, -(-end // each)):
+        low, high = max(begin, local * each), min(end, (local + 1) * each)
         part = values[low - begin : high - begin]
-        yield Piece(names[of_rank + local], part, low - local * size, high - low == size, counts)
+        yield Piece(names[before + local], part, low - local * each, high - low == each, counts)
 
 
 def _held(parameter: Any) -> tuple[torch.Tensor, int]:
