@@ -51,20 +51,20 @@ def fingerprint(tensor: torch.Tensor, first: int = 0, dtype: torch.dtype | None 
 def _sum(tensor: torch.Tensor, first: int, dtype: torch.dtype | None) -> torch.Tensor:
     """`fingerprint` as an int64 scalar on the tensor's device, without waiting for it."""
     flat, total = tensor.detach().reshape(-1), torch.zeros((), dtype=torch.int64, device=tensor.device)
-    table = _table(tensor.device)
+    assert first + flat.numel() <= BLOCK * BLOCK, "a tensor of more than 2^32 elements"
+    of_place, of_block = tables(tensor.device)
     head = min(-first % BLOCK, flat.numel())
     body = (flat.numel() - head) // BLOCK * BLOCK
     number = (first + head) // BLOCK
     if head:
         begin = first % BLOCK
-        total += (_numbers(flat[:head], dtype) * table[begin : begin + head]).sum() * _of_block(first // BLOCK)
+        total += (_numbers(flat[:head], dtype) * of_place[begin : begin + head]).sum() * of_block[first // BLOCK]
     for rows in flat[head : head + body].view(-1, BLOCK).split(BLOCKS_AT_ONCE.get(tensor.device.type, 1)):
-        sums = _numbers(rows, dtype).mul_(table).sum(1)
-        factors = [_of_block(n) for n in range(number, number + len(rows))]
-        total += sums[0] * factors[0] if len(rows) == 1 else (sums * sums.new_tensor(factors)).sum()
+        sums = _numbers(rows, dtype).mul_(of_place).sum(1)
+        total += (sums * of_block[number : number + len(rows)]).sum()
         number += len(rows)
     if tail := flat[head + body :].numel():
-        total += (_numbers(flat[head + body :], dtype) * table[:tail]).sum() * _of_block(number)
+        total += (_numbers(flat[head + body :], dtype) * of_place[:tail]).sum() * of_block[number]
     return total
 
 
@@ -86,15 +86,14 @@ def _signed(number: int) -> int:
 
 
 @cache
-def _table(device: torch.device) -> torch.Tensor:
-    """The weight of each place of a block."""
-    return torch.tensor([_mixed(place + 1) for place in range(BLOCK)], device=device)
+def tables(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weight of each place of a block, and what it is multiplied by in each block.
 
-
-@lru_cache(1 << 16)
-def _of_block(number: int) -> int:
-    """What a block's weights are multiplied by."""
-    return _mixed(number + BLOCK + 1)
+    On a GPU made before what must not wait for the host.
+    """
+    made = (torch.tensor([_mixed(number + first) for number in range(BLOCK)]) for first in (1, BLOCK + 1))
+    of_place, of_block = (table.to(device) for table in made)
+    return of_place, of_block
 
 
 @dataclass(frozen=True)
@@ -130,6 +129,7 @@ class EngineShare:
             self.names += names
             self._pieces += pieces
         self._device = engine.device
+        tables(self._device)
         self._sums: list[torch.Tensor] | None = None
 
     def compute(self) -> None:

@@ -8,7 +8,16 @@ import json
 import pytest
 import torch
 
-from recipe.run.fingerprints import BLOCK, described, fingerprint, folder_fingerprints, one_by_one, packed, unpacked
+from recipe.run.fingerprints import (
+    BLOCK,
+    BLOCKS_AT_ONCE,
+    described,
+    fingerprint,
+    folder_fingerprints,
+    one_by_one,
+    packed,
+    unpacked,
+)
 from tests.conftest import launch
 
 MODULO = 1 << 64
@@ -34,8 +43,9 @@ def values(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> to
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_fingerprint_is_the_sum_of_its_parts(dtype):
+@pytest.mark.parametrize(("dtype", "blocks_at_once"), [(torch.float32, 1), (torch.bfloat16, 1), (torch.bfloat16, 2)])
+def test_a_fingerprint_is_the_sum_of_its_parts(dtype, blocks_at_once, monkeypatch):
+    monkeypatch.setitem(BLOCKS_AT_ONCE, "cpu", blocks_at_once)  # a GPU takes many
     whole = values(3, BLOCK - 5, dtype=dtype)
     expected, flat = plainly(whole), whole.flatten()
     assert fingerprint(whole) == expected
