@@ -1,6 +1,6 @@
 """Engines with the same initial weights, cut up in several ways, and what is planted into their checkpoints.
 
-Arguments: an empty folder, and ds_configs of ZeRO-3 with expert parallel sizes 2 and 1, and of ZeRO-1 in bf16.
+Arguments: an empty folder, and ds_configs of ZeRO-3 with expert parallel sizes 2 and 1, of ZeRO-1 with 2 in bf16, and of ZeRO-2 with 1.
 """
 
 from __future__ import annotations
@@ -164,6 +164,7 @@ def main(folder: str, *ds_paths: str) -> None:
     with session():
         zero3(Path(folder) / "zero3", *ds_paths[:2], weights)
         zero1(Path(folder) / "zero1", ds_paths[2], weights)
+        check_equal(engine_of(ds_paths[3]), weights)
         print("all swaps are refused\n", end="", flush=True)
 
 

@@ -128,7 +128,12 @@ def test_experts_are_named_by_their_numbers():
 @pytest.mark.distributed
 def test_experts_that_are_swapped_in_a_checkpoint_are_named(write_ds, tmp_path):
     sizes = {"micro_batch": 1, "accumulation": 1}
-    cut_up = ({"autoep_size": 2}, {"autoep_size": 1}, {"autoep_size": 2, "stage": 1, "bf16": {"enabled": True}})
+    cut_up = (
+        {"autoep_size": 2},
+        {"autoep_size": 1},
+        {"autoep_size": 2, "stage": 1, "bf16": {"enabled": True}},
+        {"autoep_size": 1, "stage": 2},
+    )
     paths = [write_ds(2, **sizes, **options) for options in cut_up]
     done = launch(2, "tests/recipe/run/fingerprints_worker.py", tmp_path / "checkpoints", *paths)
     assert done.returncode == 0, done.stderr[-3000:]
