@@ -31,12 +31,14 @@ from recipe.base.files import flush_folder, write_json, write_text
 from recipe.base.settings import Checkpoint
 from recipe.base.strict import load_json
 from recipe.run.agree import all_ranks, any_rank, from_first_rank, gathered
+from recipe.run.fingerprints import EngineShare, added_up, described, not_as_recorded, packed
 from recipe.run.identity import EVALUATION, check_identity
 from recipe.run.run_folder import NO_ORDERS, SUSPECT, Orders
 from recipe.run.snapshot import Files, Snapshot, not_finite, write_files
 from recipe.run.universal import load_universal
 from recipe.run.unpickling import only_known_classes
 
+FINGERPRINTS = "fingerprints"  # of a manifest; versions before had none
 COMMIT_POINTS = ("copied", "written", "listed", "manifest", "renamed", "latest")
 SPARE_BYTES = 64 << 20  # left free beside a checkpoint, for logs
 
@@ -72,6 +74,11 @@ def topology(engine: deepspeed.DeepSpeedEngine) -> dict[str, int]:
     )
 
 
+def _list_of(rank: int | str) -> str:
+    """The file in which a rank says what it has written."""
+    return f"rank_{rank:05d}.files.json" if isinstance(rank, int) else f"rank_{rank}.files.json"
+
+
 @dataclass
 class _Save:
     """A save that has begun."""
@@ -83,6 +90,7 @@ class _Save:
     keep: str | None
     bytes: int  # over all ranks
     begun: float  # monotonic
+    share: EngineShare | None = None  # of this rank, in the fingerprints of the weights
     stall_s: float = 0.0
     thread: threading.Thread | None = None
     error: BaseException | None = None
@@ -125,6 +133,8 @@ class CheckpointStore:
             on_disk.remove_leftovers(self.folder)
         if self._snapshot is None:
             self._snapshot = Snapshot(self.settings.asynchronous)
+        share = EngineShare(engine)
+        self._snapshot.beside = share.compute
         engine.checkpoint_engine = self._snapshot
         engine.save_checkpoint(str(self.folder), tag=partial.name, save_latest=False)
         manifest = {
@@ -136,7 +146,7 @@ class CheckpointStore:
         }
         total = torch.tensor(self._snapshot.bytes, device=engine.device)
         dist.all_reduce(total)
-        self._save = _Save(state.step, partial, self._snapshot.files, manifest, keep, int(total), begun)
+        self._save = _Save(state.step, partial, self._snapshot.files, manifest, keep, int(total), begun, share)
         save = self._save
         if not from_first_rank(lambda: self._has_room(save)):
             self._drop("there is no room for it")
@@ -426,9 +436,11 @@ class CheckpointStore:
         """Load a checkpoint that `choose` returned.
 
         Raises:
-            UserError: of another topology, and not in its universal form yet; on all ranks alike.
+            UserError: of another topology, and not in its universal form yet; or the engine does not have the weights that
+                were saved then; on all ranks alike.
         """
         manifest, here = on_disk.read_manifest(path), topology(engine)
+        remedy = "resume from another checkpoint"
         if manifest["topology"] == here:
             with only_known_classes(path):
                 loaded, _ = engine.load_checkpoint(str(self.folder), tag=path.name, load_lr_scheduler_states=False)
@@ -438,7 +450,21 @@ class CheckpointStore:
             if found := self.damage(universal):
                 raise UserError(f"{found[0]}; remove {universal} and run launch/reshard.py again")
             load_universal(engine, universal)
+            remedy = f"remove {universal} and run launch/reshard.py again"
+        self._check_weights(engine, path, manifest, remedy)
         return TrainState(**manifest["train_state"])
+
+    def _check_weights(
+        self, engine: deepspeed.DeepSpeedEngine, path: Path, manifest: dict[str, Any], remedy: str
+    ) -> None:
+        if FINGERPRINTS not in manifest:
+            if dist.get_rank() == 0:
+                print(
+                    f"note: {path} is of a version that recorded no fingerprints; its weights are not compared",
+                    flush=True,
+                )
+        elif wrong := not_as_recorded(engine, manifest[FINGERPRINTS]):
+            raise UserError(f"{path} gives other weights than were saved in {described(wrong)}; {remedy}")
 
     def universal_for(self, path: Path, here: dict[str, int]) -> Path:
         """The universal form of a checkpoint of another topology.
@@ -472,7 +498,8 @@ class CheckpointStore:
                 raise UserError(f"{save.unsound} is not finite")
             facts = write_files(save.files, save.partial)
             reached("written")
-            write_json(save.partial / f"rank_{rank:05d}.files.json", facts)
+            assert save.share is not None
+            write_json(save.partial / _list_of(rank), {"files": facts, "fingerprints": save.share.counted()})
             flush_folder(save.partial)
             reached("listed")
         except BaseException as error:
@@ -482,10 +509,17 @@ class CheckpointStore:
         """By rank 0, when all ranks have written."""
         try:
             partial, final = save.partial, save.partial.with_name(on_disk.checkpoint_name(save.step))
-            lists = sorted(partial.glob("rank_*.files.json"))
+            lists = [load_json(path) for path in sorted(partial.glob(_list_of("*")))]
             assert len(lists) == save.manifest["topology"]["world_size"], f"{partial} lacks the lists of some ranks"
-            files = {name: facts for path in lists for name, facts in load_json(path).items()}
-            write_json(partial / on_disk.MANIFEST, {**save.manifest, "time": time.time(), "files": files})
+            assert save.share is not None
+            added = {
+                FINGERPRINTS: packed(
+                    added_up(save.share.names, [of["fingerprints"] for of in lists]), save.share.dtype
+                ),
+                "time": time.time(),
+                "files": {name: facts for of in lists for name, facts in of["files"].items()},
+            }
+            write_json(partial / on_disk.MANIFEST, {**save.manifest, **added})
             if save.keep is not None:
                 write_text(partial / on_disk.KEEP, save.keep + "\n")
             flush_folder(partial)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import mmap
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ class Snapshot(TorchCheckpointEngine):
         self._later: list[tuple[torch.Tensor, torch.Tensor]] = []
         # What a GPU is still to copy: DeepSpeed hands over temporaries, whose memory would be used again before that.
         self._sources: list[torch.Tensor] = []
+        # What else reads the tensors as they are saved, such as fingerprints: done beside the copies.
+        self.beside: Callable[[], None] = lambda: None
         self._thread: threading.Thread | None = None
         self._event: torch.cuda.Event | None = None
 
@@ -56,17 +58,19 @@ class Snapshot(TorchCheckpointEngine):
         self._copied = {}
         later, self._later = self._later, []
         if not later:
+            self.beside()
             return True
         if later[0][1].is_cuda:
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 _copy(later)
+                self.beside()
             self._event = torch.cuda.Event()
             self._event.record(stream)
             self._sources = [source for _, source in later]
         else:
-            self._thread = threading.Thread(target=_copy, args=(later,), name="snapshot")
+            self._thread = threading.Thread(target=self._copy_beside, args=(later,), name="snapshot")
             self._thread.start()
         return True
 
@@ -89,6 +93,10 @@ class Snapshot(TorchCheckpointEngine):
             self._sources = []
         if (thread := self._thread) is not None:
             thread.join()
+
+    def _copy_beside(self, later: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        _copy(later)
+        self.beside()
 
     def _taken(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):

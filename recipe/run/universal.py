@@ -50,7 +50,16 @@ def make_universal(checkpoint: Path, workers: int) -> Path:
         inject_missing_state=False,
     )
     with redirect_stdout(sys.stderr), only_known_classes(checkpoint):
-        ds_to_universal.main(options)
+        try:
+            ds_to_universal.main(options)
+        except (KeyError, RuntimeError) as error:
+            if manifest["train_state"]["step"]:
+                raise
+            # Measured on DeepSpeed 0.19.8: it looks for moments, which an optimizer has from its first step on.
+            raise UserError(
+                f"{checkpoint} is from before the first step, and its optimizer has no states to reshard; train a step with "
+                "the ds_config that it was written with, or import again with the new one"
+            ) from error
     (checkpoint.parent / "latest_universal").unlink(missing_ok=True)  # DeepSpeed's, of the partial name
     files = {}
     for path in sorted(p for p in partial.rglob("*") if p.is_file()):

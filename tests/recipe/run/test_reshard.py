@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from recipe.base import checkpoint_files as on_disk
+from recipe.base.errors import UserError
+from recipe.base.files import write_json
 from recipe.base.run_records import read_metrics
+from recipe.run import universal
 from tests.conftest import launch, run_python
 
 pytestmark = pytest.mark.distributed
@@ -73,3 +77,22 @@ def test_what_cannot_be_resharded_is_said(new_run, write_ds):
     made = run_python("launch/reshard.py", "--run", "/nonexistent")
     assert made.returncode == 2
     assert "has no complete checkpoint" in made.stderr
+
+
+@pytest.mark.parametrize("error", [KeyError(0), RuntimeError("Missing AutoEP exp_avg fragments")])
+def test_a_checkpoint_from_before_the_first_step_is_not_resharded_in_vain(error, tmp_path, monkeypatch):
+    def convert(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(universal.ds_to_universal, "main", convert)
+    for step, raised in ((0, pytest.raises(UserError, match="train a step")), (1, pytest.raises(type(error)))):
+        path = tmp_path / on_disk.checkpoint_name(step)
+        path.mkdir()
+        manifest = {
+            "schema": on_disk.SCHEMA, "version": on_disk.VERSION, "files": {}, "train_state": {"step": step},
+            "topology": on_disk.topology(world_size=2, autoep_size=1, zero_stage=3),
+        }  # fmt: skip
+        write_json(path / on_disk.MANIFEST, manifest)
+        with raised:
+            universal.make_universal(path, workers=1)
+        assert not on_disk.universal_of(path).exists()

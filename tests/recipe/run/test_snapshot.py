@@ -122,6 +122,27 @@ def test_small_tensors_are_copied_at_once_and_large_ones_before_the_update():
     assert state["large"][0].unique().tolist() == [1.0]
 
 
+@pytest.mark.parametrize("size", [LARGE, 1], ids=["copied by the thread", "copied at once"])
+def test_what_else_reads_the_tensors_has_read_them_before_the_update(size):
+    snapshot, weights, seen = Snapshot(copies=True), torch.ones(size), []
+    snapshot.beside = lambda: seen.append(weights.sum().item())
+    saved(snapshot, weights)
+    snapshot.commit(INFO)
+    snapshot.before_update()
+    weights.zero_()
+    assert seen == [size]
+
+
+def test_a_gpu_reads_behind_its_copies_and_before_the_update(gpu):
+    snapshot = Snapshot(copies=True)
+    snapshot.beside = lambda: gpu.order.append("read")
+    saved(snapshot, torch.ones(LARGE).as_subclass(OnGpu))
+    snapshot.commit(INFO)
+    snapshot.before_update()
+    assert len(gpu.copies) == 1
+    assert gpu.order[-3:] == ["read", "copies queued", "the update waits for the copies"]
+
+
 def test_what_two_files_share_is_copied_once_and_the_next_save_uses_the_same_memory():
     snapshot, shared = Snapshot(copies=True), torch.ones(LARGE)
     places = []
