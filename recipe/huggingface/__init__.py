@@ -1,0 +1,1 @@
+"""Models of HuggingFace: their architectures, weights and tokenizers, in and out."""
