@@ -25,16 +25,10 @@ from data_prep.tally import merged
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import write_text
 from recipe.base.strict import load_yaml, strict_model
+from recipe.huggingface.split_patterns import SPLIT_PATTERNS
 from recipe.huggingface.tokenizer_folder import write_tokenizer_config
 
-# Words keep one leading blank or mark; Han runs stand apart from the Latin words around them; runs of blanks
-# and line ends stay whole, for code. After the pattern of GPT-4's cl100k_base, with Han split off.
-PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{Han}+|[^\r\n\p{L}\p{N}]?[\p{L}&&[^\p{Han}]]+|%s"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 SAMPLE_SEED = 20_260_103
-DIGITS = {"single": r"\p{N}", "triple": r"\p{N}{1,3}"}
 
 
 class TokenizerConfig(BaseModel):
@@ -65,12 +59,12 @@ class TokenizerConfig(BaseModel):
 
 
 def new_tokenizer(config: TokenizerConfig) -> Tokenizer:
-    """An untrained tokenizer: NFC, our pre-tokenizer, every byte representable."""
+    """An untrained tokenizer: NFC, a pre-tokenizer of `SPLIT_PATTERNS`, every byte representable."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(PATTERN % DIGITS[config.digits]), behavior="isolated"),
+            pre_tokenizers.Split(Regex(SPLIT_PATTERNS[config.digits]), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

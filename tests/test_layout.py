@@ -31,6 +31,7 @@ MAY_IMPORT = {
         "recipe.data.indexed",
         "recipe.data.mixture",
         "recipe.data.token_folder",
+        "recipe.huggingface.split_patterns",
         "recipe.huggingface.tokenizer_folder",
     },
 }

@@ -1,1 +1,1 @@
-"""Models of HuggingFace: their architectures, weights and tokenizers, in and out."""
+"""HuggingFace folders: what a run begins from, and what it exports."""
