@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from data_prep.command import job_parser
 from data_prep.documents import Document
@@ -68,6 +68,8 @@ def new_tokenizer(config: TokenizerConfig) -> Tokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
+    # Adds no token; where there is none, transformers 5 puts one of its own.
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 

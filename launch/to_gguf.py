@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     converter.main()
     print(f"{args.output} splits text as {name}, as {args.model / 'tokenizer.json'} does")
     if composes(args.model):
-        print("note: llama.cpp does not compose Unicode (NFC): give it text that is, such as what keyboards write")
+        print("note: llama.cpp does not compose Unicode (NFC), and gives other tokens for text that is not composed")
 
 
 if __name__ == "__main__":
