@@ -20,17 +20,13 @@ import numpy as np
 import orjson
 
 from recipe.base.errors import UserError
+from recipe.huggingface.tokenizer_folder import SELF_TEST
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tasks are the parallelism
 os.environ.setdefault("RAYON_NUM_THREADS", "1")
 os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
 
 CHECKED_CHARACTERS = 20_000  # of one document in each batch: a few percent of the time
-SELF_TEST = (
-    "The old ship, don't you see?  Two  blanks,\ttabs\n\n\nand 2026 lines. I'LL  \u00a0 caf\u00e9 e\u0301",
-    "清晨，青石镇的船长看着潮水。Python 代码：\n    return x[1:]  # 注释 𠀀㐀 全角ＡＢＣ１２３",
-    "mixed中文English混排123 ¿ña? 🙂👩\u200d👩\u200d👧 \u200b end <|endoftext|> العربية हिन्दी ไทย 한국어 カタカナ",
-)
 SCRIPTS = {
     "Latin letters": "letters of an alphabet", "Chinese characters": "清晨青石镇的船长", "kana": "ひらがなカタカナ",
     "Hangul": "한국어글자", "Cyrillic letters": "русские буквы", "Arabic letters": "العربية", "Devanagari": "हिन्दी", "Thai": "ไทย",

@@ -15,8 +15,7 @@ from typing import Any, Literal
 
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from data_prep.command import job_parser
 from data_prep.documents import Document
@@ -24,16 +23,12 @@ from data_prep.partial_files import partial_path
 from data_prep.stage import Stage, for_documents
 from data_prep.tally import merged
 from recipe.base.errors import UserError, exit_on_user_error
+from recipe.base.files import write_text
 from recipe.base.strict import load_yaml, strict_model
+from recipe.huggingface.split_patterns import SPLIT_PATTERNS
+from recipe.huggingface.tokenizer_folder import write_tokenizer_config
 
-# Words keep one leading blank or mark; Han runs stand apart from the Latin words around them; runs of blanks
-# and line ends stay whole, for code. After the pattern of GPT-4's cl100k_base, with Han split off.
-PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{Han}+|[^\r\n\p{L}\p{N}]?[\p{L}&&[^\p{Han}]]+|%s"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 SAMPLE_SEED = 20_260_103
-DIGITS = {"single": r"\p{N}", "triple": r"\p{N}{1,3}"}
 
 
 class TokenizerConfig(BaseModel):
@@ -64,20 +59,22 @@ class TokenizerConfig(BaseModel):
 
 
 def new_tokenizer(config: TokenizerConfig) -> Tokenizer:
-    """An untrained tokenizer: NFC, our pre-tokenizer, every byte representable."""
+    """An untrained tokenizer: NFC, a pre-tokenizer of `SPLIT_PATTERNS`, every byte representable."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(PATTERN % DIGITS[config.digits]), behavior="isolated"),
+            pre_tokenizers.Split(Regex(SPLIT_PATTERNS[config.digits]), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
+    # Adds no token; where there is none, transformers 5 puts one of its own.
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
-def train(texts: Iterator[str], config: TokenizerConfig) -> PreTrainedTokenizerFast:
+def train(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
     tokenizer = new_tokenizer(config)
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
@@ -86,13 +83,16 @@ def train(texts: Iterator[str], config: TokenizerConfig) -> PreTrainedTokenizerF
         show_progress=sys.stderr.isatty(),
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=config.eod_token,
-        pad_token=config.pad_token,
-        extra_special_tokens=config.special_tokens[2:],
-        clean_up_tokenization_spaces=False,
-    )
+    return tokenizer
+
+
+def write_folder(tokenizer: Tokenizer, config: TokenizerConfig, folder: Path) -> list[Path]:
+    """Write a trained tokenizer the way that an export writes it; the files."""
+    files = [folder / "tokenizer.json", folder / "tokenizer_config.json"]
+    write_text(files[0], tokenizer.to_str(pretty=True))
+    special = {"eos_token": config.eod_token, "pad_token": config.pad_token}
+    write_tokenizer_config(folder, {**special, "additional_special_tokens": config.special_tokens[2:]})
+    return files
 
 
 def language_budgets(text_bytes: dict[str, int], sample_bytes: int, alpha: float) -> dict[str, float]:
@@ -217,14 +217,14 @@ def main(argv: list[str] | None = None) -> None:
     config = strict_model(TokenizerConfig, load_yaml(args.config), args.config)
     stage = Stage.of("train_tokenizer", args, config.model_dump(mode="json"))
     if not stage.finished:
-        files, counts = draw_sample(stage, config)
+        sample, counts = draw_sample(stage, config)
         with threads(min(stage.workers, os.cpu_count() or 1)):
-            tokenizer = train(chain.from_iterable(map(read_texts, files)), config)
-        written = tokenizer.save_pretrained(stage.output)
-        results = {"vocab_size": len(tokenizer), "requested": config.vocab_size}
-        stage.finish(counts=counts, files=sorted({Path(f) for f in written if Path(f).exists()}), results=results)
-        if len(tokenizer) < config.vocab_size:
-            print(f"note: the text gave {len(tokenizer):,} tokens, fewer than the {config.vocab_size:,} asked for")
+            tokenizer = train(chain.from_iterable(map(read_texts, sample)), config)
+        files, vocab_size = write_folder(tokenizer, config, stage.output), tokenizer.get_vocab_size()
+        results = {"vocab_size": vocab_size, "requested": config.vocab_size}
+        stage.finish(counts=counts, files=files, results=results)
+        if vocab_size < config.vocab_size:
+            print(f"note: the text gave {vocab_size:,} tokens, fewer than the {config.vocab_size:,} asked for")
     stage.report()
 
 

@@ -75,8 +75,8 @@ def _leaves(tasks: dict[str, Any]) -> list[Any]:
 
 def evaluate_run(args: argparse.Namespace, tasks: dict[str, Any]) -> None:
     from torch.utils.tensorboard import SummaryWriter
-    from transformers import AutoTokenizer
 
+    from recipe.huggingface.tokenizer_folder import load_tokenizer
     from recipe.run.downstream import EngineLM
     from recipe.run.restore import RestorableRun
     from recipe.run.session import session
@@ -93,7 +93,7 @@ def evaluate_run(args: argparse.Namespace, tasks: dict[str, Any]) -> None:
                     per_token=True,
                 ).loss
             ),
-            AutoTokenizer.from_pretrained(restorable.run.tokenizer),
+            load_tokenizer(restorable.run.tokenizer),
             engine.device,
             max_length=restorable.shape.max_position_embeddings,
             batch_size=args.batch_size,

@@ -16,9 +16,10 @@ MAY_IMPORT = {
     "recipe.base": {"recipe.base"},
     "recipe.model": {"recipe.base", "recipe.model"},
     "recipe.data": {"recipe.base", "recipe.data"},
+    "recipe.huggingface": {"recipe.base", "recipe.model", "recipe.data", "recipe.huggingface"},
     "recipe.planner": {"recipe.base", "recipe.planner"},
     "recipe.reading": {"recipe.base", "recipe.planner", "recipe.reading"},
-    "recipe.run": {"recipe.base", "recipe.model", "recipe.data", "recipe.run"},
+    "recipe.run": {"recipe.base", "recipe.model", "recipe.data", "recipe.huggingface", "recipe.run"},
     "data_prep": {
         "data_prep",
         "recipe.base.arguments",
@@ -30,6 +31,8 @@ MAY_IMPORT = {
         "recipe.data.indexed",
         "recipe.data.mixture",
         "recipe.data.token_folder",
+        "recipe.huggingface.split_patterns",
+        "recipe.huggingface.tokenizer_folder",
     },
 }
 

@@ -13,7 +13,6 @@ from data_prep import encoder, tokenize_corpus
 from data_prep.documents import read_documents, write_documents
 from data_prep.encoder import (
     CHECKED_CHARACTERS,
-    SELF_TEST,
     EncoderMismatch,
     FastEncoder,
     ReferenceEncoder,
@@ -23,6 +22,7 @@ from data_prep.tokenize_corpus import Losses, main, notes
 from recipe.base.strict import load_json
 from recipe.data.indexed import Shard
 from recipe.data.token_folder import tokenizer_facts
+from recipe.huggingface.tokenizer_folder import SELF_TEST
 from tests.conftest import SHARED, documents_in, needs_shared
 from tests.data_prep.test_native import random_texts
 
