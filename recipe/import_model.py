@@ -43,7 +43,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def write_shape(model: Path, folder: Path) -> None:
-    from recipe.run.foreign_weights import shape_values
+    from recipe.huggingface.import_weights import shape_values
 
     values, path = shape_values(model), folder / "config.json"
     strict_model(ModelShape, values, model / "config.json")
@@ -62,12 +62,12 @@ def main(argv: list[str] | None = None) -> None:
     launch = check_launch(args.config, args.set, args.deepspeed_config, required_world_size())
     run = launch.run
 
+    from recipe.huggingface.import_weights import same_model, upcycled
     from recipe.model import RecipeMoeConfig
     from recipe.model.modeling import initialize_parameter
     from recipe.run.agree import from_first_rank
     from recipe.run.checkpoint import CheckpointStore, TrainState
     from recipe.run.engine import build_engine, check_compute
-    from recipe.run.foreign_weights import same_model, upcycled
     from recipe.run.run_folder import RunFolder, check_run_folder, lock_run_folder, provenance, record_start
     from recipe.run.session import session
 

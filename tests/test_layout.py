@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "recipe.data": {"recipe.base", "recipe.data"},
     "recipe.planner": {"recipe.base", "recipe.planner"},
     "recipe.reading": {"recipe.base", "recipe.planner", "recipe.reading"},
-    "recipe.run": {"recipe.base", "recipe.model", "recipe.data", "recipe.run"},
+    "recipe.huggingface": {"recipe.base", "recipe.model", "recipe.data", "recipe.huggingface"},
+    "recipe.run": {"recipe.base", "recipe.model", "recipe.data", "recipe.huggingface", "recipe.run"},
     "data_prep": {
         "data_prep",
         "recipe.base.arguments",

@@ -11,7 +11,7 @@ from transformers import Glm4MoeConfig, Glm4MoeForCausalLM
 from recipe.base.errors import ConfigError, UserError
 from recipe.base.model_shape import load_model_shape
 from recipe.base.run_records import read_metrics
-from recipe.run.foreign_weights import SafetensorsFolder, same_model, upcycled
+from recipe.huggingface.import_weights import SafetensorsFolder, same_model, upcycled
 from tests.conftest import ROOT, RunFiles, launch, run_python
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.xdist_group("exported")]

@@ -1,0 +1,1 @@
+"""HuggingFace folders: what a run begins from, and what it exports."""
