@@ -13,6 +13,7 @@ from typing import Any
 
 from recipe.base.errors import UserError
 from recipe.base.model_shape import ModelShape
+from recipe.base.routing_settings import Routing
 
 # mixtral's names of an expert's matrices, transformers' MixtralBlockSparseTop2MLP: w2(silu(w1(x)) * w3(x))
 MIXTRAL_MATRICES = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
@@ -87,6 +88,20 @@ def _without_place(shape: ModelShape, architecture: Architecture) -> list[str]:
             (not shape.norm_topk_prob, "norm_topk_prob false (not true) without use_qk_norm"),
         ]
     return [sentence for holds, sentence in problems if holds]
+
+
+def export_note(shape: ModelShape, routing: Routing) -> str | None:
+    """Why what such a run trains cannot be exported, for before it costs anything; None where it can."""
+    try:
+        architecture = export_architecture(shape)
+    except UserError as error:
+        return f"this model cannot be exported: {error}"
+    if not architecture.correction_bias and routing.bias_update_rate > 0 and routing.bias_freeze_share < 1:
+        return (
+            f"this model would be exported as {architecture.model_type}, which has no expert bias, and routing.bias_update_rate "
+            f"{routing.bias_update_rate:g} trains one: what it computes could not be exported. Set it 0 (aux_loss_coef balances)"
+        )
+    return None
 
 
 def export_config(

@@ -9,7 +9,8 @@ from transformers import AutoConfig
 
 from recipe.base.errors import UserError
 from recipe.base.model_shape import ModelShape
-from recipe.huggingface.architectures import export_architecture, export_config
+from recipe.base.routing_settings import Routing
+from recipe.huggingface.architectures import export_architecture, export_config, export_note
 
 SHAPE = ModelShape(
     model_type="recipe_moe", vocab_size=64, hidden_size=32, intermediate_size=48, moe_intermediate_size=16, num_hidden_layers=3,
@@ -80,3 +81,23 @@ def test_mixtral_has_names_of_its_own():
     assert {name: mixtral.export_name(name) for name in names} == names
     assert all(glm.export_name(name) == name for name in names)
     assert (mixtral.correction_bias, glm.correction_bias) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("values", "routing", "note"),
+    [
+        ({}, {}, None),
+        (SOFTMAX, {"bias_update_rate": 0.0}, None),
+        (SOFTMAX, {"bias_freeze_share": 1.0}, None),  # it never moves
+        (SOFTMAX, {}, "exported as qwen3_moe, which has no expert bias, and routing.bias_update_rate 0.001"),
+        (PLAIN, {}, "exported as mixtral, which has no expert bias"),
+        (
+            {**SOFTMAX, "n_shared_experts": 1},
+            {"bias_update_rate": 0.0},
+            "this model cannot be exported: no architecture",
+        ),
+    ],
+)
+def test_what_cannot_be_exported_is_said_before_it_is_trained(values, routing, note):
+    said = export_note(shaped(**values), Routing(**routing))
+    assert said is None if note is None else note in said
