@@ -8,7 +8,6 @@ Legend: D hidden size, E routed experts, F expert width, K experts per token.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,6 @@ _SAME = sorted(set(ModelShape.model_fields) - {"model_type", "initializer_range"
 _OF_EXPERTS = {"first_k_dense_replace", "moe_intermediate_size", "n_routed_experts", "n_shared_experts", "num_experts_per_tok",
                "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor", "scoring_func"}  # fmt: skip
 _HALVES, _MATRICES = ("gate_proj", "up_proj"), ("gate_proj", "up_proj", "down_proj")
-_LAYER = re.compile(r"model\.layers\.(\d+)\..*")
 _MOST_NAMED = 3  # tensors in a sentence
 
 
@@ -92,9 +90,9 @@ class ImportedWeights:
     def _check_unread(self, source: SourceConfig) -> None:
         read = {name for parameter in self._parameters.values() for name in parameter.sources}
         unread = {name for name in self._tensors.names - read if not self._says_nothing(name)}
+        if source.tied:
+            unread.discard("lm_head.weight")
         predictors = self._predictors(unread, source)
-        if tied := {"lm_head.weight"} & unread if source.tied else set():
-            unread -= tied
         if rest := sorted(unread - predictors):
             scales = any(name.endswith(("_scale", "_scale_inv", "_zero_point", "_scales", "_qzeros")) for name in rest)
             raise UserError(
@@ -103,7 +101,7 @@ class ImportedWeights:
                    "its weights are of another model than its config.json")
             )  # fmt: skip
         if predictors:
-            count = len({_LAYER.fullmatch(name)[1] for name in predictors})  # type: ignore[index]
+            count = len({name.split(".")[2] for name in predictors})
             self.notes.append(f"multi-token-prediction layers are left out: {count}, of {len(predictors)} tensors")
 
     def _says_nothing(self, name: str) -> bool:
