@@ -18,14 +18,16 @@ EXAMPLE = """examples:
   deepspeed --num_gpus 8 recipe/import_model.py --model exports/a --config more.yaml --deepspeed_config ds_configs/a100_8.json
   deepspeed --num_gpus 8 recipe/train.py --config more.yaml --deepspeed_config ds_configs/a100_8.json --resume auto
 
---upcycle makes a MoE of a dense glm4_moe model (every MLP dense): what it computes at first is what the dense one did."""
+The folder's model is a glm4_moe, qwen3_moe or mixtral. --upcycle makes a MoE of a dense one (glm4_moe with every MLP dense,
+llama, mistral, qwen2, qwen3): what it computes at first is what the dense one did. With --write-shape it says how its MLPs
+become experts; change their number and width there, as it prints."""
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", required=True, type=Path, help="HuggingFace folder of a glm4_moe model, safetensors")
+    parser.add_argument("--model", required=True, type=Path, help="HuggingFace folder, safetensors")
     parser.add_argument(
         "--write-shape", type=Path, metavar="DIR", help="write the config.json of such a model there, and stop"
     )
@@ -42,32 +44,40 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def write_shape(model: Path, folder: Path) -> None:
-    from recipe.run.foreign_weights import shape_values
+def write_shape(model: Path, folder: Path, upcycle: bool) -> None:
+    from recipe.huggingface.import_weights import shape_values
 
-    values, path = shape_values(model), folder / "config.json"
-    strict_model(ModelShape, values, model / "config.json")
+    values, path = shape_values(model, upcycle), folder / "config.json"
+    shape = strict_model(ModelShape, values, model / "config.json")
     if path.exists():
         raise UserError(f"{path} exists; choose another folder")
     write_json(path, values)
     print(f"wrote {path}")
+    if upcycle:
+        print(
+            f"{shape.n_routed_experts} experts, {shape.num_experts_per_tok} a token; other numbers work where "
+            f"(n_shared_experts + num_experts_per_tok) * moe_intermediate_size is {shape.intermediate_size} and n_routed_experts a "
+            "multiple of num_experts_per_tok"
+        )
 
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.write_shape is not None:
-        write_shape(args.model, args.write_shape)
+        write_shape(args.model, args.write_shape, args.upcycle)
         return
     launch = check_launch(args.config, args.set, args.deepspeed_config, required_world_size())
     run = launch.run
 
+    from recipe.huggingface.architectures import export_note
+    from recipe.huggingface.import_weights import same_model, upcycled
+    from recipe.huggingface.source_tokenizer import tokenizer_note
     from recipe.model import RecipeMoeConfig
     from recipe.model.modeling import initialize_parameter
     from recipe.run.agree import from_first_rank
     from recipe.run.checkpoint import CheckpointStore, TrainState
     from recipe.run.engine import build_engine, check_compute
-    from recipe.run.foreign_weights import same_model, upcycled
     from recipe.run.run_folder import RunFolder, check_run_folder, lock_run_folder, provenance, record_start
     from recipe.run.session import session
 
@@ -80,6 +90,9 @@ def main(argv: list[str] | None = None) -> None:
         )
     else:
         weights = same_model(args.model, launch.shape)
+    for note in [*weights.notes, tokenizer_note(args.model, run.tokenizer), export_note(launch.shape, run.routing)]:
+        if note is not None and is_first_rank():
+            print(f"note: {note}", flush=True)
 
     def begin() -> int:
         lock_run_folder(run.run_dir)

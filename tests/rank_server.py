@@ -93,7 +93,8 @@ def main() -> None:
     import torch.utils.tensorboard  # noqa: F401
     import transformers  # noqa: F401
 
-    from recipe.run import downstream, export, foreign_weights, incarnation, prometheus, restore, session  # noqa: F401
+    from recipe.huggingface import import_weights  # noqa: F401
+    from recipe.run import downstream, export, incarnation, prometheus, restore, session  # noqa: F401
 
     print("ready", flush=True)
     for line in sys.stdin:

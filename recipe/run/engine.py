@@ -17,11 +17,11 @@ from torch import nn
 from recipe.base.errors import UserError
 from recipe.base.routing_settings import Routing
 from recipe.base.settings import Compute, Optimizer
+from recipe.huggingface.import_weights import Weights
 from recipe.model import RecipeMoeConfig, RecipeMoeForCausalLM
 from recipe.model.fusion import fuse
 from recipe.model.modeling import initialize_parameter
 from recipe.run.autoep import connect, moe_layers, recipe_layers
-from recipe.run.foreign_weights import Weights
 from recipe.run.routing_control import RoutingControl
 
 

@@ -17,6 +17,7 @@ from recipe.base.timeouts import group_timeout_s
 from recipe.data.loader import BatchOrder
 from recipe.data.mixture import CYCLE, plan_mixture
 from recipe.data.token_folder import Source, TokenFolder, check_tokenizer, check_vocabulary, held_out_sources
+from recipe.huggingface.architectures import export_note
 from recipe.run.identity import Identity, identity_of
 from recipe.run.prometheus import check_prometheus
 
@@ -192,6 +193,8 @@ def describe(launch: Launch) -> str:
         lines.append(f"evaluation  every {run.evaluation.every_steps:,} steps, held-out tokens: {counts}")
     if launch.never_held_out:
         lines.append(f"evaluation  no held-out tokens of {', '.join(launch.never_held_out)}: never evaluated")
+    if (note := export_note(shape, run.routing)) is not None:
+        lines.append(f"export      {note}")
     lines.append(f"run folder  {run.run_dir}, a checkpoint every {run.checkpoint.every_steps:,} steps")
     return "\n".join(lines)
 

@@ -87,6 +87,15 @@ def test_a_dry_run_lets_a_source_of_weight_zero_be_small(dry, prepared, new_run,
     assert "zh" in dry(without)[1]
 
 
+def test_a_dry_run_says_what_cannot_be_exported(new_run, write_ds, tmp_path, capsys):
+    shape = json.loads((ROOT / "recipe/configs/models/tiny/config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**shape, "scoring_func": "softmax"}))
+    ds_path = write_ds(2, micro_batch=4, accumulation=1, autoep_size=2)
+    for model, said in ((tmp_path, True), ("recipe/configs/models/tiny", False)):
+        assert train.main([str(word) for word in new_run("dry", model=str(model)).arguments(ds_path, "--dry-run")]) == 0
+        assert ("export      this model cannot be exported" in capsys.readouterr().out) == said
+
+
 def test_evaluation_needs_held_out_tokens(prepared, dry, tmp_path, monkeypatch):
     assert dry("evaluation.every_steps=5") == (0, "")
     sources = TokenFolder(prepared.tokens).sources("held_out")

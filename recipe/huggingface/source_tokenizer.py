@@ -1,0 +1,31 @@
+"""Whether the tokens that a run reads are those that the model it begins from has learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from recipe.base.strict import load_json
+
+
+def tokenizer_note(model: Path, tokenizer: Path) -> str | None:
+    """How the run's tokenizer differs from that of the model's folder; None where it does not, or the folder has none."""
+    theirs, ours = model / "tokenizer.json", tokenizer / "tokenizer.json"
+    if not theirs.exists() or theirs.read_bytes() == ours.read_bytes():
+        return None
+    known, read = _ids(load_json(theirs)), _ids(load_json(ours))
+    other = sum(known.get(token) != number for token, number in read.items())
+    if not other:
+        return None
+    return (
+        f"{other:,} of {len(read):,} tokens of {tokenizer} have another id in {theirs} or none, so the embedding's rows are of "
+        "other tokens; tokenize with the model's own tokenizer if that is not meant"
+    )
+
+
+def _ids(tokenizer: dict[str, Any]) -> dict[str, int]:
+    """The id of each token, of a vocabulary by names (BPE, WordPiece) or in order (Unigram)."""
+    vocabulary = tokenizer.get("model", {}).get("vocab", {})
+    if isinstance(vocabulary, list):
+        vocabulary = {token: number for number, (token, _) in enumerate(vocabulary)}
+    return {**vocabulary, **{added["content"]: added["id"] for added in tokenizer.get("added_tokens", [])}}

@@ -1,0 +1,107 @@
+"""What an import refuses and says before ranks meet, in this process."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from recipe import import_model
+from recipe.base.model_shape import load_model_shape
+from recipe.base.routing_settings import Routing
+from recipe.run import engine, run_folder, session
+
+SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}  # fmt: skip
+EXPERTS = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
+
+
+class RanksMeet(Exception):
+    pass
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder = tmp_path / "source"
+    Qwen3MoeForCausalLM(Qwen3MoeConfig(**SIZES, **EXPERTS)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def imported(source, tmp_path, monkeypatch, capsys):
+    """Import `source` up to where ranks meet: the exit code, 0 there, and what is printed."""
+    assert import_model.main(["--model", str(source), "--write-shape", str(tmp_path / "shape")]) == 0
+    (tmp_path / "tokenizer").mkdir()
+    write_vocabulary(tmp_path / "tokenizer", {"a": 0, "b": 1})
+    capsys.readouterr()
+
+    def meet(watch):
+        raise RanksMeet
+
+    monkeypatch.setattr(session, "session", meet)
+    monkeypatch.setattr(import_model, "required_world_size", lambda: 2)
+    monkeypatch.setattr(run_folder, "check_run_folder", lambda launch, resumes: None)
+    monkeypatch.setattr(engine, "check_compute", lambda compute: None)
+
+    def run(**routing) -> tuple[int, str]:
+        config = SimpleNamespace(
+            run_dir=tmp_path / "run", compute=None, watch=None, seed=0, routing=Routing(**routing), tokenizer=tmp_path / "tokenizer"
+        )  # fmt: skip
+        launch = SimpleNamespace(run=config, shape=load_model_shape(tmp_path / "shape"))
+        monkeypatch.setattr(import_model, "check_launch", lambda *_: launch)
+        try:
+            code = import_model.main(["--model", str(source), "--config", "run.yaml", "--deepspeed_config", "ds.json"])
+        except RanksMeet:
+            code = 0
+        printed = capsys.readouterr()
+        assert not (tmp_path / "run").exists()
+        return code, printed.out + printed.err
+
+    return run
+
+
+def write_vocabulary(folder, vocabulary):
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": []}))
+
+
+def test_damaged_weights_are_refused_before_ranks_meet(imported, source):
+    assert imported(bias_update_rate=0.0) == (0, "")
+    tensors = load_file(source / "model.safetensors")
+    del tensors["model.layers.1.mlp.experts.3.up_proj.weight"]
+    save_file(tensors, source / "model.safetensors")
+    code, message = imported()
+    assert (code, "no tensor 'model.layers.1.mlp.experts.3.up_proj.weight'" in message) == (2, True)
+
+
+def test_what_could_not_be_exported_again_is_said(imported):
+    code, message = imported()
+    assert (code, "note: this model would be exported as qwen3_moe, which has no expert bias" in message) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "note"),
+    [
+        ({"b": 1, "a": 0, "c": 2}, ""),  # more than the run's
+        ({"a": 1, "b": 0}, "note: 2 of 2 tokens of "),
+        ([["a", -1.0], ["c", -2.0]], "note: 1 of 2 tokens of "),
+    ],
+)
+def test_a_tokenizer_that_is_not_the_models_is_said(vocabulary, note, imported, source):
+    write_vocabulary(source, vocabulary)
+    assert imported(bias_update_rate=0.0)[1].startswith(note)
+    assert note or imported(bias_update_rate=0.0) == (0, "")
+
+
+def test_the_shape_of_an_upcycled_model_is_written_with_experts(tmp_path, capsys):
+    torch.manual_seed(0)
+    Qwen3ForCausalLM(Qwen3Config(**SIZES)).save_pretrained(tmp_path / "dense")
+    words = ["--model", str(tmp_path / "dense"), "--write-shape", str(tmp_path / "shape")]
+    assert import_model.main(words) == 2
+    assert "is a dense qwen3; add --upcycle" in capsys.readouterr().err
+    assert import_model.main([*words, "--upcycle"]) == 0
+    assert "(n_shared_experts + num_experts_per_tok) * moe_intermediate_size is 48" in capsys.readouterr().out
+    shape = load_model_shape(tmp_path / "shape")
+    assert (shape.n_routed_experts, shape.num_experts_per_tok, shape.moe_intermediate_size) == (8, 2, 24)
