@@ -37,7 +37,9 @@ from recipe.model.routing.choice import router_logits, scores_and_choice, weight
 
 # transformers 5.24 renamed its caches' argument and output `past_key_values`; both names are taken here, by all versions.
 CACHE = "cache" if "cache" in MoeModelOutputWithPast.__dataclass_fields__ else "past_key_values"
-ATTENTION_ARGUMENTS = frozenset(FlashAttentionKwargs.__annotations__)  # lengths of packed documents, for flash attention
+ATTENTION_ARGUMENTS = frozenset(
+    FlashAttentionKwargs.__annotations__
+)  # lengths of packed documents, for flash attention
 RECORDED = ("hidden_states", "attentions", "router_logits")  # by `capture_outputs`, where output_... asks for them
 
 
@@ -337,7 +339,9 @@ class RecipeMoeModel(RecipeMoePreTrainedModel):
         """Those of a forward pass's further arguments that attention gets; what nothing here reads is refused."""
         for name in kwargs.keys() - ATTENTION_ARGUMENTS - {f"output_{name}" for name in RECORDED}:
             raise TypeError(f"{type(self).__name__}.forward() has no argument '{name}'; leave it out")
-        asked = {name for name in RECORDED if kwargs.get(f"output_{name}", getattr(self.config, f"output_{name}", False))}
+        asked = {
+            name for name in RECORDED if kwargs.get(f"output_{name}", getattr(self.config, f"output_{name}", False))
+        }
         if "attentions" in asked and self.config._attn_implementation != "eager":
             raise UserError(
                 f"attn_implementation {self.config._attn_implementation} has no attention weights to return; load the model "
@@ -390,13 +394,12 @@ class RecipeMoeForCausalLM(RecipeMoePreTrainedModel, GenerationMixin):
         self.post_init()
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        """Take another head's weight, which `resize_token_embeddings` brings in a plain layer."""
+        """Take a head, also a plain layer, which `resize_token_embeddings` brings."""
         if new_embeddings.bias is not None:
             raise UserError("the model's head has no bias; set output embeddings without one")
-        with torch.device("meta"):
-            head = LanguageModelHead(new_embeddings.in_features, new_embeddings.out_features, bias=False)
-        head.weight = new_embeddings.weight
-        self.lm_head = head
+        if type(new_embeddings) is nn.Linear:
+            new_embeddings.__class__ = LanguageModelHead  # adds a way to call it, and no state
+        self.lm_head = new_embeddings
 
     @can_return_tuple
     def forward(
@@ -440,7 +443,9 @@ class RecipeMoeForCausalLM(RecipeMoePreTrainedModel, GenerationMixin):
         labelled = labels is not None or shift_labels is not None
         if targets is not None:
             if labelled or isinstance(logits_to_keep, torch.Tensor) or logits_to_keep:
-                raise UserError("targets ask for a loss without logits; leave labels, shift_labels and logits_to_keep out")
+                raise UserError(
+                    "targets ask for a loss without logits; leave labels, shift_labels and logits_to_keep out"
+                )
             use_cache = bool(use_cache)  # of which a loss has no use
         elif per_token:
             raise UserError("per_token scores targets; give targets")

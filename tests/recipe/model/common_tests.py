@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.models.auto import modeling_auto
 
 from recipe.model import RecipeMoeConfig, RecipeMoeForCausalLM, RecipeMoeModel
 
@@ -64,7 +65,7 @@ class SmallModel:
         return RecipeMoeConfig(
             vocab_size=self.vocab_size, hidden_size=self.hidden_size, intermediate_size=37, moe_intermediate_size=12,
             num_hidden_layers=self.num_hidden_layers, num_attention_heads=self.num_attention_heads, head_dim=8,
-            max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+            max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2, attn_implementation="eager",
         )  # fmt: skip
 
     def prepare_config_and_inputs_for_common(self) -> tuple[RecipeMoeConfig, dict[str, torch.Tensor]]:
@@ -74,6 +75,9 @@ class SmallModel:
 
 def main() -> None:
     folder, *words = sys.argv[1:]
+    # The mixin knows by these whether a class has a head that takes labels.
+    modeling_auto.MODEL_MAPPING_NAMES["recipe_moe"] = "RecipeMoeModel"
+    modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["recipe_moe"] = "RecipeMoeForCausalLM"
 
     class CommonTest(load_mixin(Path(folder)), unittest.TestCase):  # type: ignore[misc]
         all_model_classes = (RecipeMoeModel, RecipeMoeForCausalLM)
