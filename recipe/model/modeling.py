@@ -260,7 +260,7 @@ class RecipeMoePreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     supports_gradient_checkpointing = True
-    _can_record_outputs = {  # noqa: RUF012
+    _can_record_outputs = {
         "hidden_states": DecoderLayer,
         "attentions": Attention,
         "router_logits": OutputRecorder(Router, index=0),
@@ -360,7 +360,8 @@ class RecipeMoeModel(RecipeMoePreTrainedModel):
             use_cache = self.config.use_cache and not self.training
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
-        if cache is not None and self.training and torch.is_grad_enabled() and self.is_gradient_checkpointing:
+        recomputing = self.training and torch.is_grad_enabled()
+        if cache is not None and recomputing and any(layer.gradient_checkpointing for layer in self.layers):
             raise UserError("layers that are recomputed would fill a cache twice; call eval(), or give use_cache=False")
         return cache
 

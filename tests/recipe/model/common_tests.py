@@ -1,13 +1,15 @@
 """Run by test_common.py in a process of its own: transformers' common tests of a model class, on ours.
 
-Arguments: the folder `tests` of transformers' source distribution, then what unittest takes. The distribution lacks the
-folders of its tests for generation and exporters, and `parameterized` is not installed: small stand-ins follow.
+Arguments: the folder `tests` of transformers' source distribution, and the path of a JSON file for the names of all tests,
+those that failed, and those that were skipped with the reason. The distribution lacks the folders of its tests for
+generation and exporters, and `parameterized` is not installed: small stand-ins follow.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import json
 import sys
 import types
 import unittest
@@ -66,6 +68,7 @@ class SmallModel:
             vocab_size=self.vocab_size, hidden_size=self.hidden_size, intermediate_size=37, moe_intermediate_size=12,
             num_hidden_layers=self.num_hidden_layers, num_attention_heads=self.num_attention_heads, head_dim=8,
             max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2, attn_implementation="eager",
+            output_router_logits=False,
         )  # fmt: skip
 
     def prepare_config_and_inputs_for_common(self) -> tuple[RecipeMoeConfig, dict[str, torch.Tensor]]:
@@ -73,21 +76,30 @@ class SmallModel:
         return self.get_config(), {"input_ids": tokens, "attention_mask": torch.ones_like(tokens).tril(0)}
 
 
+def name_of(test: Any) -> str:
+    """A test's name, for a subtest its test's."""
+    return getattr(test, "test_case", test)._testMethodName
+
+
 def main() -> None:
-    folder, *words = sys.argv[1:]
+    folder, output = map(Path, sys.argv[1:])
     # The mixin knows by these whether a class has a head that takes labels.
     modeling_auto.MODEL_MAPPING_NAMES["recipe_moe"] = "RecipeMoeModel"
     modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["recipe_moe"] = "RecipeMoeForCausalLM"
 
-    class CommonTest(load_mixin(Path(folder)), unittest.TestCase):  # type: ignore[misc]
+    class CommonTest(load_mixin(folder), unittest.TestCase):  # type: ignore[misc]
         all_model_classes = (RecipeMoeModel, RecipeMoeForCausalLM)
         test_all_params_have_gradient = False  # experts that no token chose have none
 
         def setUp(self) -> None:
             self.model_tester = SmallModel(self)
 
-    globals()["CommonTest"] = CommonTest
-    unittest.main(module=sys.modules[__name__], argv=[sys.argv[0], *words])
+    suite = unittest.defaultTestLoader.loadTestsFromTestCase(CommonTest)
+    names = [name_of(test) for test in suite]
+    done = unittest.TextTestRunner(verbosity=2).run(suite)
+    failed = sorted({name_of(test) for test, _ in done.failures + done.errors})
+    skipped = {name_of(test): reason for test, reason in done.skipped}
+    output.write_text(json.dumps({"names": names, "failed": failed, "skipped": skipped}))
 
 
 if __name__ == "__main__":
