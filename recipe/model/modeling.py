@@ -228,7 +228,9 @@ class MoeBlock(nn.Module):
 
 
 class DecoderLayer(GradientCheckpointingLayer):
-    """One layer; `gradient_checkpointing_enable` of the model makes it recompute itself in the backward pass."""
+    """One layer; `recompute_layers` of the model makes it recompute itself in the backward pass."""
+
+    _recompute = False
 
     def __init__(self, config: RecipeMoeConfig, layer_idx: int):
         super().__init__()
@@ -240,10 +242,14 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def __call__(self, *args, **kwargs):
-        if torch.is_grad_enabled():
-            return super().__call__(*args, **kwargs)
-        return nn.Module.__call__(self, *args, **kwargs)  # nothing to recompute, and torch would warn of it
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether a forward pass is one to recompute: without gradients there is nothing to, and torch would warn of it."""
+        return self._recompute and torch.is_grad_enabled()
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, on: bool) -> None:
+        self._recompute = on
 
     def forward(self, x_BSD, cos_sin, attention_mask, cache: Cache | None, **kwargs) -> torch.Tensor:
         attended_BSD, _ = self.self_attn(self.input_layernorm(x_BSD), cos_sin, attention_mask, cache, **kwargs)
@@ -360,8 +366,7 @@ class RecipeMoeModel(RecipeMoePreTrainedModel):
             use_cache = self.config.use_cache and not self.training
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
-        recomputing = self.training and torch.is_grad_enabled()
-        if cache is not None and recomputing and any(layer.gradient_checkpointing for layer in self.layers):
+        if cache is not None and self.training and any(layer.gradient_checkpointing for layer in self.layers):
             raise UserError("layers that are recomputed would fill a cache twice; call eval(), or give use_cache=False")
         return cache
 
