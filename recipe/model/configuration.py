@@ -13,7 +13,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from recipe.base.errors import UserError
-from recipe.base.model_shape import MODEL_TYPE, ModelShape, load_model_shape
+from recipe.base.model_shape import MODEL_TYPE, ModelShape, RopeParameters, load_model_shape
+from recipe.base.strict import strict_model
 
 
 @strict
@@ -21,7 +22,7 @@ class RecipeMoeConfig(PreTrainedConfig):
     """Shape of the decoder; see `ModelShape` for what each field means and which values fit together."""
 
     model_type = MODEL_TYPE
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
     attribute_map = {"num_local_experts": "n_routed_experts"}
 
     vocab_size: int = 4096
@@ -54,6 +55,20 @@ class RecipeMoeConfig(PreTrainedConfig):
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.rope_parameters = {**RopeParameters().model_dump(), **self.rope_parameters}
+
+    def check(self) -> None:
+        """Refuse values that the model does not implement; strict typing has let them through.
+
+        Raises:
+            ConfigError: names each of them.
+        """
+        values = {name: getattr(self, name) for name in ModelShape.model_fields}
+        values["first_k_dense_replace"] = 0  # any number can be built, as the corruption check's dense layer is
+        strict_model(ModelShape, values, type(self).__name__)
 
     @classmethod
     def from_shape(cls, shape: ModelShape) -> RecipeMoeConfig:

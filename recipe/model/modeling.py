@@ -17,17 +17,30 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel, initialization
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.masking_utils import create_causal_mask
+from transformers.modeling_flash_attention_utils import FlashAttentionKwargs
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import MoeCausalLMOutputWithPast
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from recipe.base.errors import UserError
+from recipe.base.model_shape import MODEL_TYPE
 from recipe.model.configuration import RecipeMoeConfig
 from recipe.model.fusion import fusible
-from recipe.model.loss import next_token_loss, summed_loss, token_scores
+from recipe.model.loss import summed_loss, token_scores
 from recipe.model.routing.choice import router_logits, scores_and_choice, weights_of
+
+# transformers 5.24 renamed its caches' argument and output `past_key_values`; both names are taken here, by all versions.
+CACHE = "cache" if "cache" in MoeModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+ATTENTION_ARGUMENTS = frozenset(
+    FlashAttentionKwargs.__annotations__
+)  # lengths of packed documents, for flash attention
+RECORDED = ("hidden_states", "attentions", "router_logits")  # by `capture_outputs`, where output_... asks for them
 
 
 @fusible()
@@ -75,8 +88,18 @@ def rotate(x_BHSd: torch.Tensor, cos_BSr: torch.Tensor, sin_BSr: torch.Tensor) -
     return torch.cat((rotated, passed), dim=-1)
 
 
+def eager_attention(module, query, key, value, attention_mask, scaling: float, dropout: float = 0.0, **kwargs):
+    """Attention written out, which alone has weights to return."""
+    key, value = (t.repeat_interleave(module.num_key_value_groups, dim=1) for t in (key, value))
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(1, 2), weights
+
+
 class Attention(nn.Module):
-    """Grouped-query attention through transformers' attention interface (sdpa, flash, flex)."""
+    """Grouped-query attention through transformers' attention interface (sdpa, flash, flex, eager)."""
 
     def __init__(self, config: RecipeMoeConfig, layer_idx: int):
         super().__init__()
@@ -97,18 +120,21 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
-    def forward(self, x_BSD, cos_sin, attention_mask, past_key_values: Cache | None, **kwargs) -> torch.Tensor:
+    def forward(
+        self, x_BSD, cos_sin, attention_mask, cache: Cache | None, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Output [B, S, D], and the weights [B, H, S, S] where the implementation has them."""
         heads = (*x_BSD.shape[:-1], -1, self.head_dim)
         query, key, value = (proj(x_BSD).view(heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if self.use_qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key, value = (t.transpose(1, 2) for t in (query, key, value))
         query, key = rotate(query, *cos_sin), rotate(key, *cos_sin)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
-        out, _ = attend(self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
-        return self.o_proj(out.reshape(*x_BSD.shape[:-1], -1))
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        out, weights = attend(self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
+        return self.o_proj(out.reshape(*x_BSD.shape[:-1], -1)), weights
 
 
 @fusible()
@@ -142,11 +168,13 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
         self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts, dtype=torch.float32))
 
-    def forward(self, x_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, x_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits [T, E] in fp32; weights and numbers [T, K] of the chosen experts."""
         config = self.config
         bias_E: torch.Tensor = self.e_score_correction_bias  # type: ignore[assignment]
+        logits_TE = router_logits(x_TD, self.weight)
         scores_TE, _, experts_TK = scores_and_choice(
-            router_logits(x_TD, self.weight),
+            logits_TE,
             bias_E,
             config.scoring_func,
             config.num_experts_per_tok,
@@ -159,7 +187,7 @@ class Router(nn.Module):
             norm_topk_prob=config.norm_topk_prob,
             routed_scaling_factor=config.routed_scaling_factor,
         )
-        return weights_TK, experts_TK
+        return logits_TE, weights_TK, experts_TK
 
 
 class Experts(nn.Module):
@@ -194,12 +222,15 @@ class MoeBlock(nn.Module):
 
     def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
         x_TD = x_BSD.reshape(-1, x_BSD.shape[-1])
-        routed_BSD = self.experts(x_TD, *self.gate(x_TD)).view_as(x_BSD)
+        _, weights_TK, experts_TK = self.gate(x_TD)
+        routed_BSD = self.experts(x_TD, weights_TK, experts_TK).view_as(x_BSD)
         return routed_BSD + self.shared_experts(x_BSD) if self.config.n_shared_experts else routed_BSD
 
 
 class DecoderLayer(GradientCheckpointingLayer):
-    """One layer; `gradient_checkpointing_enable` of the model makes it recompute itself in the backward pass."""
+    """One layer; `recompute_layers` of the model makes it recompute itself in the backward pass."""
+
+    _recompute = False
 
     def __init__(self, config: RecipeMoeConfig, layer_idx: int):
         super().__init__()
@@ -211,13 +242,18 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def __call__(self, *args, **kwargs):
-        if torch.is_grad_enabled():
-            return super().__call__(*args, **kwargs)
-        return nn.Module.__call__(self, *args, **kwargs)  # nothing to recompute, and torch would warn of it
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether a forward pass is one to recompute: without gradients there is nothing to, and torch would warn of it."""
+        return self._recompute and torch.is_grad_enabled()
 
-    def forward(self, x_BSD, cos_sin, attention_mask, past_key_values: Cache | None, **kwargs) -> torch.Tensor:
-        x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), cos_sin, attention_mask, past_key_values, **kwargs)
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, on: bool) -> None:
+        self._recompute = on
+
+    def forward(self, x_BSD, cos_sin, attention_mask, cache: Cache | None, **kwargs) -> torch.Tensor:
+        attended_BSD, _ = self.self_attn(self.input_layernorm(x_BSD), cos_sin, attention_mask, cache, **kwargs)
+        x_BSD = x_BSD + attended_BSD
         return x_BSD + self.mlp(self.post_attention_layernorm(x_BSD))
 
 
@@ -230,6 +266,11 @@ class RecipeMoePreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     supports_gradient_checkpointing = True
+    _can_record_outputs = {
+        "hidden_states": DecoderLayer,
+        "attentions": Attention,
+        "router_logits": OutputRecorder(Router, index=0),
+    }
     # DeepSpeed (data_types.keep_in_fp32_modules) and transformers both read this list.
     _keep_in_fp32_modules_strict = ["e_score_correction_bias"]
 
@@ -237,44 +278,97 @@ class RecipeMoePreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         # Called by transformers only for what a loaded checkpoint lacks; training uses `initialize_weights`.
         super()._init_weights(module)
-        for parameter in module.parameters(recurse=False):
-            if isinstance(module, Router | Experts):
-                nn.init.normal_(parameter, std=self.config.initializer_range)
+        if isinstance(module, Router | Experts):
+            for parameter in module.parameters(recurse=False):
+                initialization.normal_(parameter, std=self.config.initializer_range)
+            for buffer in module.buffers(recurse=False):
+                initialization.zeros_(buffer)
+
+    def recompute_layers(self, use_reentrant: bool) -> None:
+        """Keep only each layer's input for the backward pass, by whichever name this transformers has for it."""
+        enable = getattr(self, "activation_checkpointing_enable", None) or self.gradient_checkpointing_enable
+        enable({"use_reentrant": use_reentrant})
 
 
 class RecipeMoeModel(RecipeMoePreTrainedModel):
     """Embedding, decoder layers, final norm."""
 
     def __init__(self, config: RecipeMoeConfig):
+        config.check()
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_init()
 
+    @capture_outputs
     def forward(
-        self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, **kwargs
-    ) -> torch.Tensor:
-        """Hidden states [B, S, D] after the final norm."""
-        x_BSD = self.embed_tokens(input_ids)
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        *,
+        cache: Cache | None = None,
+        **kwargs: Any,
+    ) -> MoeModelOutputWithPast:
+        """Hidden states [B, S, D] after the final norm; `RecipeMoeForCausalLM.forward` has the arguments."""
+        attention_kwargs = self._attention_kwargs(kwargs)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise UserError("give either input_ids or inputs_embeds")
+        x_BSD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        cache = self._cache(past_key_values, cache, use_cache)
         # Without positions of the caller's there is one document a row, and transformers need not look for more,
         # which a GPU's host would wait for.
         documents = position_ids
+        past = cache.get_seq_length() if cache is not None else 0
         if position_ids is None:
-            past = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = torch.arange(past, past + x_BSD.shape[1], device=x_BSD.device).unsqueeze(0)
+            position_ids = (torch.arange(x_BSD.shape[1], device=x_BSD.device) + past).unsqueeze(0)
+        # Where a cache is given, transformers look for no documents; one that is empty and grows has no say in the mask.
+        history = None if isinstance(cache, DynamicCache) and past == 0 else cache
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=x_BSD,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             position_ids=documents,
+            **{CACHE: history},
         )
         cos_sin = rotary_cos_sin(self.config, position_ids, x_BSD.dtype)
         for layer in self.layers:
             # for flash attention, which finds documents in their positions where it is not given their lengths
-            x_BSD = layer(x_BSD, cos_sin, mask, past_key_values, position_ids=documents, **kwargs)
-        return self.norm(x_BSD)
+            x_BSD = layer(x_BSD, cos_sin, mask, cache, position_ids=documents, **attention_kwargs)
+        return MoeModelOutputWithPast(last_hidden_state=self.norm(x_BSD), **{CACHE: cache})
+
+    def _attention_kwargs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Those of a forward pass's further arguments that attention gets; what nothing here reads is refused."""
+        for name in kwargs.keys() - ATTENTION_ARGUMENTS - {f"output_{name}" for name in RECORDED}:
+            raise TypeError(f"{type(self).__name__}.forward() has no argument '{name}'; leave it out")
+        asked = {
+            name for name in RECORDED if kwargs.get(f"output_{name}", getattr(self.config, f"output_{name}", False))
+        }
+        if "attentions" in asked and self.config._attn_implementation != "eager":
+            raise UserError(
+                f"attn_implementation {self.config._attn_implementation} has no attention weights to return; load the model "
+                "with attn_implementation='eager', or leave output_attentions out"
+            )
+        if "router_logits" in asked and not all(isinstance(layer.mlp, MoeBlock | Mlp) for layer in self.layers):
+            raise UserError("output_router_logits needs the model's own routers; ask an exported model, without AutoEP")
+        return {name: value for name, value in kwargs.items() if name in ATTENTION_ARGUMENTS}
+
+    def _cache(self, past_key_values: Cache | None, cache: Cache | None, use_cache: bool | None) -> Cache | None:
+        """The cache of a forward pass; a new one where it is asked for, by the configuration only in evaluation."""
+        if past_key_values is not None and cache is not None:
+            raise UserError("past_key_values and cache are two names of one argument; give one of them")
+        cache = past_key_values if cache is None else cache
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
+        if cache is not None and self.training and any(layer.gradient_checkpointing for layer in self.layers):
+            raise UserError("layers that are recomputed would fill a cache twice; call eval(), or give use_cache=False")
+        return cache
 
 
 class LanguageModelHead(nn.Linear):
@@ -305,15 +399,29 @@ class RecipeMoeForCausalLM(RecipeMoePreTrainedModel, GenerationMixin):
         self.lm_head = LanguageModelHead(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Take a head, also a plain layer, which `resize_token_embeddings` brings."""
+        if new_embeddings.bias is not None:
+            raise UserError("the model's head has no bias; set output embeddings without one")
+        if type(new_embeddings) is nn.Linear:
+            new_embeddings.__class__ = LanguageModelHead  # adds a way to call it, and no state
+        self.lm_head = new_embeddings
+
+    @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | torch.Tensor = 0,
+        *,
+        cache: Cache | None = None,
+        shift_labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
         targets: torch.Tensor | None = None,
         loss_chunk_tokens: int = 2048,
         per_token: bool = False,
@@ -323,19 +431,56 @@ class RecipeMoeForCausalLM(RecipeMoePreTrainedModel, GenerationMixin):
 
         Args:
             position_ids: [B, S]; where they restart, another document begins and attention stops.
+            past_key_values, cache: two names of the keys and values of earlier tokens.
             labels: HF convention, shifted here, -100 ignored: logits and the mean next-token loss.
+            shift_labels: in place of labels, already shifted.
+            num_items_in_batch: that the loss of labels is divided by, in place of their number here.
+            logits_to_keep: number of last positions, or 1-D tensor of positions, that get logits; 0 for all.
             targets: [B, S], already shifted, -100 ignored: no logits, and the summed next-token loss,
                 `loss_chunk_tokens` tokens at a time.
             per_token: with targets: their `token_scores` [B, S, 2] instead of the loss, without gradients.
+            kwargs: output_hidden_states, output_attentions, output_router_logits, return_dict, and documents' lengths
+                for flash attention (cu_seq_lens_q ...).
+
+        Raises:
+            UserError: arguments that exclude each other, or outputs that this model cannot give.
+            TypeError: an argument that nothing reads.
         """
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        hidden_BSD = self.model(input_ids, attention_mask, position_ids, past_key_values, **kwargs)
+        labelled = labels is not None or shift_labels is not None
         if targets is not None:
-            return MoeCausalLMOutputWithPast(loss=self.lm_head(hidden_BSD, targets, loss_chunk_tokens, per_token))
-        logits_BSV = self.lm_head(hidden_BSD[:, -logits_to_keep:] if logits_to_keep else hidden_BSD)
-        loss = None if labels is None else next_token_loss(logits_BSV[:, :-1], labels[:, 1:])
-        return MoeCausalLMOutputWithPast(loss=loss, logits=logits_BSV, past_key_values=past_key_values)  # type: ignore[arg-type]
+            if labelled or isinstance(logits_to_keep, torch.Tensor) or logits_to_keep:
+                raise UserError(
+                    "targets ask for a loss without logits; leave labels, shift_labels and logits_to_keep out"
+                )
+            use_cache = bool(use_cache)  # of which a loss has no use
+        elif per_token:
+            raise UserError("per_token scores targets; give targets")
+        outputs = self.model(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache,
+            cache=cache, return_dict=True, **kwargs,
+        )  # fmt: skip
+        hidden_BSD = outputs.last_hidden_state
+        recorded = {name: outputs[name] for name in (*RECORDED, CACHE) if name in outputs}
+        if targets is not None:
+            loss = self.lm_head(hidden_BSD, targets, loss_chunk_tokens, per_token)
+            return MoeCausalLMOutputWithPast(loss=loss, **recorded)
+        logits_BSV = self.lm_head(kept(hidden_BSD, logits_to_keep))
+        loss = None
+        if labelled:
+            loss = self.loss_function(
+                logits=logits_BSV, labels=labels, vocab_size=logits_BSV.shape[-1], shift_labels=shift_labels,
+                num_items_in_batch=num_items_in_batch,
+            )  # fmt: skip
+        return MoeCausalLMOutputWithPast(loss=loss, logits=logits_BSV, **recorded)
+
+
+def kept(hidden_BSD: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+    """The last positions by number, or those of a 1-D tensor; all for 0."""
+    if isinstance(logits_to_keep, torch.Tensor):
+        if logits_to_keep.dim() != 1:
+            raise UserError(f"logits_to_keep has {logits_to_keep.dim()} dimensions; give a number or positions in one")
+        return hidden_BSD[:, logits_to_keep]
+    return hidden_BSD[:, -logits_to_keep:] if logits_to_keep else hidden_BSD
 
 
 def initialize_parameter(
@@ -362,3 +507,6 @@ def initialize_parameter(
 
 
 AutoModelForCausalLM.register(RecipeMoeConfig, RecipeMoeForCausalLM)
+AutoModel.register(RecipeMoeConfig, RecipeMoeModel)
+# Files hold one tensor per expert and matrix, as those of glm4_moe do; the model holds experts together.
+register_checkpoint_conversion_mapping(MODEL_TYPE, get_checkpoint_conversion_mapping("glm4_moe"), overwrite=True)

@@ -65,7 +65,7 @@ def build_model(
                 if name.endswith("e_score_correction_bias"):
                     buffer.copy_(weights(name))
     if compute.recompute != "none":
-        model.gradient_checkpointing_enable({"use_reentrant": compute.recompute == "reentrant"})
+        model.recompute_layers(use_reentrant=compute.recompute == "reentrant")
     return model
 
 

@@ -33,7 +33,7 @@ def probe(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> str:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
         tokens_BS = torch.randint(VOCABULARY, (1, min(TOKENS, shape.max_position_embeddings)), generator=generator)
         model = model.to(device, dtype)
-        hidden_BSD = model(tokens_BS.to(device))
+        hidden_BSD = model(tokens_BS.to(device)).last_hidden_state
     mlp = model.layers[0].mlp
     out_BSD = mlp(hidden_BSD)
     out_BSD.backward(torch.ones_like(out_BSD))

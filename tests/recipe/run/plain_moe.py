@@ -100,7 +100,8 @@ class Oracle:
 class PlainMoe(nn.Module):
     def __init__(self, block: MoeBlock, oracle: Oracle, number: int):
         super().__init__()
-        self.gate, self.experts, self.shared_experts = block.gate, block.experts, block.shared_experts
+        self.gate, self.experts = block.gate, block.experts
+        self.shared_experts = block.shared_experts if block.config.n_shared_experts else None
         self.oracle, self.number = [oracle], number  # in a list, to be no submodule
 
     def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
@@ -132,7 +133,8 @@ class PlainMoe(nn.Module):
             )
         )
         out = [self._routed(x, s, f, k) for x, s, f, k in zip(x_TD, scores, final, kept, strict=True)]
-        return torch.stack(out).view_as(x_BSD) + self.shared_experts(x_BSD)
+        routed_BSD = torch.stack(out).view_as(x_BSD)
+        return routed_BSD if self.shared_experts is None else routed_BSD + self.shared_experts(x_BSD)
 
     def _wishes(self, scores: torch.Tensor) -> list[float]:
         config = self.oracle[0].config

@@ -62,7 +62,7 @@ FEATURES = {
     },
     "reroute per rank within groups": {
         "routing": {**LOSSES, "capacity": {"mode": "reroute", "factor": 1.25}},
-        "model": {"n_group": 4, "topk_group": 2},
+        "model": {"n_group": 4, "topk_group": 2, "n_shared_experts": 0},
     },
 }
 
