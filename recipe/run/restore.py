@@ -51,6 +51,7 @@ class RestorableRun:
         path = find(folder / "checkpoints", checkpoint)
         manifest = read_manifest(path)
         self._name, self._identity, self.ds_raw = path.name, manifest["identity"], manifest["ds_config"]
+        self.train_state = TrainState(**manifest["train_state"])
         # As it was trained, whatever has become of the files that the run was started with.
         self.shape = strict_model(ModelShape, self._identity["model"], path)
         tokenizer = tokenizer_identity(self.run.tokenizer)
