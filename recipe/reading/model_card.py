@@ -95,9 +95,7 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(
-    run: RunConfig, tokens_manifest: dict[str, Any], facts: ExportFacts, read: dict[str, float]
-) -> str:
+def _front_matter(run: RunConfig, tokens_manifest: dict[str, Any], facts: ExportFacts, read: dict[str, float]) -> str:
     base, name = facts.origin.base_model, run.run_dir.name
     lines = ["library_name: transformers", "pipeline_tag: text-generation", f"model_name: {json.dumps(name)}"]
     if languages := _languages(tokens_manifest, read):

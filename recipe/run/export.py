@@ -215,7 +215,9 @@ def _pieces(module: nn.Module, prefix: str, architecture: Architecture, shape: M
             yield Piece([_interchange_name(name)], parameter.dtype, _full_shape(parameter), _gather_of(parameter))
     for name, buffer in module.named_buffers(prefix=prefix):
         if name.endswith(BIAS) and architecture.correction_bias:
-            yield Piece([_interchange_name(name)], torch.float32, tuple(buffer.shape), _values_of(buffer.detach().float))
+            yield Piece(
+                [_interchange_name(name)], torch.float32, tuple(buffer.shape), _values_of(buffer.detach().float)
+            )
     for name, layer in module.named_modules(prefix=prefix):
         if isinstance(layer, AutoEPMoELayer):
             yield from _expert_pieces(layer, name)
@@ -225,7 +227,9 @@ def _pieces(module: nn.Module, prefix: str, architecture: Architecture, shape: M
 
 def _expert_pieces(layer: AutoEPMoELayer, name: str) -> Iterator[Piece]:
     # Each rank of a group has consecutive experts; the first of every rank arrive together, then the second ones.
-    order = [rank * layer.num_local_experts + row for row in range(layer.num_local_experts) for rank in range(layer.ep_size)]
+    order = [
+        rank * layer.num_local_experts + row for row in range(layer.num_local_experts) for rank in range(layer.ep_size)
+    ]
     for own, theirs in MATRICES.items():
         weight = getattr(layer.experts, own)
         names = [f"{name}.experts.{expert}.{theirs}.weight" for expert in order]
@@ -296,7 +300,9 @@ def _finish(export: Export, file_of: dict[str, str], total_bytes: int, dtype: st
     config = export_config(export.shape, dtype=dtype, max_position_embeddings=positions, **special)
     write_json(folder / "config.json", config)
     # How to sample is left to who samples.
-    write_json(folder / "generation_config.json", {name: number for name, number in special.items() if number is not None})
+    write_json(
+        folder / "generation_config.json", {name: number for name, number in special.items() if number is not None}
+    )
     write_tokenizer(export.tokenizer, folder, model_max_length=positions, chat_template=export.chat_template)
     if export.card is not None:
         write_text(folder / "README.md", export.card)

@@ -1,7 +1,7 @@
-"""Run under the launcher by test_export.py: logits of a restored engine on a fixed batch, and its export.
+"""Run under the launcher by test_export.py: logits of a restored engine on a fixed batch, its experts, and its export.
 
-Arguments: run folder, output folder. The expert biases are set to something, as balancing by bias will, and
-go through a checkpoint first.
+Arguments: run folder, output folder. The expert biases are set to something, as balancing by bias will, where the
+architecture has them, and go through a checkpoint first; where it has none, the export refuses them first.
 """
 
 from __future__ import annotations
@@ -9,17 +9,42 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import deepspeed
 import torch
 import torch.distributed as dist
 
 from recipe.base.checkpoint_files import complete
+from recipe.base.errors import UserError
 from recipe.base.settings import Checkpoint
-from recipe.model import RecipeMoeConfig
+from recipe.huggingface.architectures import export_architecture
+from recipe.run.agree import gathered
 from recipe.run.autoep import moe_layers
 from recipe.run.checkpoint import CheckpointStore
-from recipe.run.export import export_hf
+from recipe.run.export import Export, export_hf
 from recipe.run.restore import RestorableRun
 from recipe.run.session import session
+
+
+def own_experts(engine) -> dict[str, torch.Tensor]:
+    """This rank's experts by their names in the interchange layout, as AutoEP holds them."""
+    tensors = {}
+    for name, layer in moe_layers(engine.module):
+        for own, theirs in (("w1", "gate_proj"), ("w2", "down_proj"), ("w3", "up_proj")):
+            weight = getattr(layer.experts, own)
+            with deepspeed.zero.GatheredParameters([weight], enabled=hasattr(weight, "ds_id")):
+                for row, values in enumerate(weight.detach().clone()):
+                    expert = layer.ep_rank * layer.num_local_experts + row
+                    tensors[f"{name}.experts.{expert}.{theirs}.weight"] = values
+    return tensors
+
+
+def refused(engine, export: Export) -> bool:
+    try:
+        export_hf(engine, export)
+    except UserError as error:
+        assert not export.partial.exists()
+        return "has no e_score_correction_bias, but in the checkpoint it is not zero (model.layers.1.mlp)" in str(error)
+    return False
 
 
 def main() -> None:
@@ -37,12 +62,19 @@ def main() -> None:
         for bias in biases:
             bias.zero_()
         assert store.load(engine, path) == state
+        export = Export(output, source.shape, source.run.tokenizer, max_position_embeddings=32)
+        if not export_architecture(source.shape).correction_bias:
+            assert refused(engine, export)
+            for bias in biases:
+                bias.zero_()
         tokens = torch.randint(0, 1000, (2, 24), generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             logits = engine(tokens).logits
-        export_hf(engine, RecipeMoeConfig.from_shape(source.shape), source.run.tokenizer, output)
+        experts = {name: tensor for share in gathered(own_experts(engine)) for name, tensor in share.items()}
+        export_hf(engine, export)
         if dist.get_rank() == 0:
             torch.save((tokens, logits), output.with_suffix(".pt"))
+            torch.save(experts, output.with_suffix(".experts.pt"))
 
 
 if __name__ == "__main__":

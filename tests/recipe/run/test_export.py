@@ -12,10 +12,12 @@ from safetensors import safe_open
 from recipe.base.run_records import read_metrics
 from recipe.base.strict import load_json
 from recipe.data.token_folder import TokenFolder
+from recipe.huggingface.import_weights import SafetensorsFolder
 from recipe.run.evaluation import evaluate_source
-from tests.conftest import launch, run_python
+from tests.conftest import ROOT, launch, run_python
 
 pytestmark = pytest.mark.distributed
+TINY = ROOT / "recipe" / "configs" / "models" / "tiny"
 
 # Stock transformers in a process where our packages cannot be imported.
 STOCK = """
@@ -43,17 +45,25 @@ def train(ranks, run, ds_path):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+QWEN3_MOE = {"scoring_func": "softmax", "n_shared_experts": 0}
+
+
 @pytest.mark.parametrize(
-    ("ranks", "sizes"),
+    ("ranks", "sizes", "changes", "architecture"),
     [
-        (4, {"micro_batch": 2, "accumulation": 1, "autoep_size": 2}),
-        (2, {"micro_batch": 4, "accumulation": 1, "autoep_size": 2, "stage": 1}),
-        (2, {"micro_batch": 4, "accumulation": 1, "autoep_size": 1, "bf16": {"enabled": True}}),
+        (4, {"micro_batch": 2, "accumulation": 1, "autoep_size": 2}, {}, "Glm4MoeForCausalLM"),
+        (2, {"micro_batch": 4, "accumulation": 1, "autoep_size": 2, "stage": 1}, QWEN3_MOE, "Qwen3MoeForCausalLM"),
+        (
+            2,
+            {"micro_batch": 4, "accumulation": 1, "autoep_size": 1, "bf16": {"enabled": True}},
+            {"n_shared_experts": 0},
+            "Glm4MoeForCausalLM",
+        ),
     ],
-    ids=["4-ep2", "2-ep2-zero1", "2-ep1-bf16"],
+    ids=["4-ep2", "2-ep2-zero1-softmax", "2-ep1-bf16-no-shared"],
 )
-def test_stock_transformers_gives_the_engines_logits(ranks, sizes, new_run, write_ds, tmp_path):
-    run = new_run("trained")
+def test_stock_transformers_gives_the_engines_logits(ranks, sizes, changes, architecture, new_run, write_ds, tmp_path):
+    run = new_run("trained", model=str(write_model(tmp_path, changes)), routing={"bias_update_rate": 0})
     train(ranks, run, write_ds(ranks, **sizes))
     done = launch(ranks, "tests/recipe/run/export_worker.py", run.run_dir, tmp_path / "export")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -61,14 +71,45 @@ def test_stock_transformers_gives_the_engines_logits(ranks, sizes, new_run, writ
     assert done.returncode == 0, done.stderr[-3000:]
     _, engine_logits = torch.load(tmp_path / "export.pt")
     name, dtype, stock_logits = torch.load(tmp_path / "stock.pt")
-    with safe_open(tmp_path / "export" / "model-00003-of-00007.safetensors", "pt") as layer_1:
-        bias = layer_1.get_tensor("model.layers.1.mlp.gate.e_score_correction_bias")
-    assert torch.equal(bias, torch.linspace(-0.1, 0.1, 8))
     bf16 = "bf16" in sizes
-    assert name == "Glm4MoeForCausalLM"
+    assert name == architecture
     assert dtype == (torch.bfloat16 if bf16 else torch.float32)
     tolerance = {"rtol": 0.05, "atol": 0.05} if bf16 else {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(stock_logits, engine_logits, **tolerance)
+
+    exported, experts = SafetensorsFolder(tmp_path / "export"), torch.load(tmp_path / "export.experts.pt")
+    assert len(experts) == 3 * 8 * 3  # MoE layers, experts, matrices
+    assert {n for n in exported.names if ".experts." in n} == set(experts)
+    for tensor, values in experts.items():
+        assert torch.equal(exported(tensor), values), tensor
+    bias = "model.layers.1.mlp.gate.e_score_correction_bias"
+    if architecture == "Glm4MoeForCausalLM":
+        assert torch.equal(exported(bias), torch.linspace(-0.1, 0.1, 8))
+    else:
+        assert bias not in exported.names
+    check_configs(tmp_path / "export", bf16)
+
+
+def write_model(folder, changes):
+    """The tiny model with other values."""
+    values = {**load_json(TINY / "config.json"), **changes}
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text(json.dumps(values))
+    return folder / "model"
+
+
+def check_configs(folder, bf16):
+    """What transformers before 5 and other programs read, beside what transformers 5 does."""
+    config, eos = load_json(folder / "config.json"), load_json(folder / "generation_config.json")
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 10_000.0
+    assert config["torch_dtype"] == config["dtype"] == ("bfloat16" if bf16 else "float32")
+    assert config["max_position_embeddings"] == load_json(folder / "tokenizer_config.json")["model_max_length"] == 32
+    assert eos == {"eos_token_id": config["eos_token_id"], "pad_token_id": config["pad_token_id"]}
+    assert {path.name for path in folder.iterdir()} == {
+        *(f"model-{number:05d}-of-00007.safetensors" for number in range(1, 8)),
+        *("model.safetensors.index.json", "config.json", "generation_config.json"),
+        *("tokenizer.json", "tokenizer_config.json"),
+    }
 
 
 @pytest.mark.slow
@@ -132,7 +173,7 @@ def test_the_run_and_its_export_have_the_same_held_out_loss(trained, exported, p
     for mistaken, said in (
         (["--model", tmp_path], "holds no config.json"),
         (["--model", exported], "needs --tokens"),
-        ([*words, "--seq-length", 4096], "exceeds the model's max_position_embeddings 2048"),
+        ([*words, "--seq-length", 4096], "exceeds the model's max_position_embeddings 32"),
         ([*words, "--seq-length", 0], "must be at least 1, not 0"),
         ([*words, "--batch-size", "many"], "'many' is not a whole number"),
         ([*words, "--checkpoint", "step_1"], "--checkpoint goes with --run"),

@@ -14,9 +14,8 @@ from recipe import train
 from recipe.base.errors import UserError
 from recipe.base.settings import load_run_config
 from recipe.data.token_folder import TokenFolder
-from recipe.model import RecipeMoeConfig
 from recipe.run import prometheus
-from recipe.run.export import check_exportable
+from recipe.run.export import check_export_folder
 from recipe.run.prometheus import check_prometheus
 from recipe.run.startup import _check_held_out, _check_outputs, check_launch
 from tests.conftest import ROOT, free_port
@@ -163,8 +162,7 @@ def test_a_port_that_needs_privileges_is_refused(monkeypatch):
 
 
 def test_an_export_goes_where_it_can_be_written(tmp_path):
-    config = RecipeMoeConfig()
-    check_exportable(config, tmp_path / "new" / "export")
+    check_export_folder(tmp_path / "new" / "export")
     file = tmp_path / "file"
     file.touch()
     for output, message in (
@@ -174,4 +172,4 @@ def test_an_export_goes_where_it_can_be_written(tmp_path):
         (tmp_path, "exists"),
     ):
         with pytest.raises(UserError, match=message):
-            check_exportable(config, output)
+            check_export_folder(output)
