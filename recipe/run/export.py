@@ -11,12 +11,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
 from torch import nn
 
 from recipe.base.errors import UserError
@@ -29,6 +31,7 @@ from recipe.huggingface.safetensors_writer import Declared, SafetensorsWriter
 from recipe.huggingface.tokenizer_folder import check_tokenizer_export, special_ids, write_tokenizer
 from recipe.run.agree import any_rank, from_first_rank
 from recipe.run.autoep import AutoEPMoELayer, moe_layers
+from recipe.run.fingerprints import Fingerprints, described, engine_fingerprints, folder_fingerprints
 
 # AutoEP's names of an expert's matrices: w2(silu(w1(x)) * w3(x))
 MATRICES = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
@@ -116,14 +119,18 @@ def _no_place_for_bias(architecture: Architecture, reason: str) -> UserError:
 def export_hf(engine: deepspeed.DeepSpeedEngine, export: Export) -> None:
     """Write `export.output`, which appears only when complete. Called by all ranks together, after `check_exportable`.
 
+    What was written is read again, and has to be what the engine holds, expert by expert.
+
     Raises:
-        UserError: on all ranks: the disk is full, or the biases have no place; nothing is left behind.
+        UserError: on all ranks: the disk is full, the biases have no place, or a file does not hold the engine's weights;
+            nothing is left behind.
     """
     architecture = export_architecture(export.shape)
     check_bias(engine, architecture)
+    expected = engine_fingerprints(engine)
     from_first_rank(lambda: _begin(export.partial))
     try:
-        file_of, total_bytes = _write_weights(engine.module, architecture, export)
+        file_of, total_bytes = _write_weights(engine, architecture, export, expected)
         dtype = next(engine.module.parameters()).dtype
         from_first_rank(lambda: _finish(export, file_of, total_bytes, str(dtype).removeprefix("torch.")))
     except Exception:
@@ -132,31 +139,38 @@ def export_hf(engine: deepspeed.DeepSpeedEngine, export: Export) -> None:
         raise
 
 
-def _begin(partial: Path) -> None:
-    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
-    partial.mkdir(parents=True)
+def _begin(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # of an export that was killed
+    folder.mkdir(parents=True)
 
 
-def _write_weights(model: Any, architecture: Architecture, export: Export) -> tuple[dict[str, str], int]:
+def _write_weights(
+    engine: deepspeed.DeepSpeedEngine, architecture: Architecture, export: Export, expected: Fingerprints
+) -> tuple[dict[str, str], int]:
     """Write a file for each part of the model.
 
     Returns:
         the file of each tensor, and the bytes of all.
     """
-    parts = list(_parts(model))
+    parts = list(_parts(engine.module))
     file_of: dict[str, str] = {}
-    total_bytes = 0
+    total_bytes, written = 0, set()
     for number, (prefix, module) in enumerate(parts, start=1):
         file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
         pieces = list(_pieces(module, prefix, architecture, export.shape))
-        declared = [tensor for piece in pieces for tensor in piece.declared(architecture)]
-        _write_file(export.partial / file, declared, pieces)
-        file_of.update((tensor.name, file) for tensor in declared)
-        total_bytes += sum(tensor.nbytes for tensor in declared)
+        declared = {name: tensor for piece in pieces for name, tensor in piece.declared(architecture)}
+        check = partial(_check_file, export.partial / file, declared, expected, engine)
+        _write_file(export.partial / file, list(declared.values()), pieces, check)
+        file_of.update((tensor.name, file) for tensor in declared.values())
+        total_bytes += sum(tensor.nbytes for tensor in declared.values())
+        written |= declared.keys()
+    # A bias that the architecture has no place for is zero.
+    missing = {name for name in expected.keys() - written if architecture.correction_bias or not name.endswith(BIAS)}
+    assert not missing, f"the export lacks {sorted(missing)}"
     return file_of, total_bytes
 
 
-def _write_file(path: Path, declared: list[Declared], pieces: list[Piece]) -> None:
+def _write_file(path: Path, declared: list[Declared], pieces: list[Piece], check: Callable[[], None]) -> None:
     """Gather by all ranks together, write on rank 0; where it cannot, it takes part until the end, and then all ranks learn of it."""
     writer: SafetensorsWriter | None = None
     failure: Exception | None = None
@@ -176,8 +190,27 @@ def _write_file(path: Path, declared: list[Declared], pieces: list[Piece]) -> No
             raise failure
         assert writer is not None
         writer.close()
+        check()
 
     from_first_rank(conclude)
+
+
+def _check_file(
+    path: Path, declared: dict[str, Declared], expected: Fingerprints, engine: deepspeed.DeepSpeedEngine
+) -> None:
+    """Compare a written file with the engine's weights.
+
+    Raises:
+        UserError: it does not hold them.
+    """
+    with safe_open(path, "pt") as file:
+        names = [name for name, tensor in declared.items() if tensor.nbytes]  # empty ones are no weights of the engine
+        read = lambda name: file.get_tensor(declared[name].name).to(engine.device)  # noqa: E731
+        written = folder_fingerprints(read, names, next(engine.module.parameters()).dtype)
+    if wrong := [name for name in names if written[name] != expected.get(name)]:
+        raise UserError(
+            f"{path.name} does not hold the engine's {described(wrong)}; run the export again, and report it if it stays"
+        )
 
 
 def _parts(model: Any) -> Iterator[tuple[str, nn.Module]]:
@@ -204,8 +237,9 @@ class Piece:
     shape: tuple[int, ...]
     gather: Callable[[], Iterator[torch.Tensor | None]]
 
-    def declared(self, architecture: Architecture) -> list[Declared]:
-        return [Declared(architecture.export_name(name), self.dtype, self.shape) for name in self.names]
+    def declared(self, architecture: Architecture) -> list[tuple[str, Declared]]:
+        """The tensors as they are written, with their names in the interchange layout."""
+        return [(name, Declared(architecture.export_name(name), self.dtype, self.shape)) for name in self.names]
 
 
 def _pieces(module: nn.Module, prefix: str, architecture: Architecture, shape: ModelShape) -> Iterator[Piece]:

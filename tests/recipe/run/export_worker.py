@@ -6,16 +6,22 @@ architecture has them, and go through a checkpoint first; where it has none, the
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import deepspeed
 import torch
 import torch.distributed as dist
 
+import recipe.run.export
 from recipe.base.checkpoint_files import complete
 from recipe.base.errors import UserError
 from recipe.base.settings import Checkpoint
+from recipe.huggingface import safetensors_writer
 from recipe.huggingface.architectures import export_architecture
 from recipe.run.agree import gathered
 from recipe.run.autoep import moe_layers
@@ -38,13 +44,34 @@ def own_experts(engine) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def refused(engine, export: Export) -> bool:
+def refuses(engine, export: Export, message: str) -> None:
+    """The export ends on every rank with this message, and leaves nothing behind."""
     try:
         export_hf(engine, export)
     except UserError as error:
-        assert not export.partial.exists()
-        return "has no e_score_correction_bias, but in the checkpoint it is not zero (model.layers.1.mlp)" in str(error)
-    return False
+        assert message in str(error), error
+    else:
+        raise AssertionError(f"no '{message}'")
+    dist.barrier()
+    assert not export.partial.exists()
+    assert not export.output.exists()
+
+
+class FullDisk(io.BytesIO):
+    def write(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def check_refusals(engine, export: Export) -> None:
+    """What goes wrong on rank 0 alone in the middle ends all ranks."""
+    swapped = {"w1": "up_proj", "w3": "gate_proj", "w2": "down_proj"}
+    with patch.object(recipe.run.export, "MATRICES", swapped):
+        refuses(
+            engine, export, "model-00003-of-00007.safetensors does not hold the engine's expert 0 of layer 1, expert"
+        )
+    opened = lambda path, mode: FullDisk() if "00003" in path.name else open(path, mode)  # noqa: E731
+    with patch.object(safetensors_writer, "open", opened, create=True):
+        refuses(engine, export, "model-00003-of-00007.safetensors: No space left on device; free or permit it")
 
 
 def main() -> None:
@@ -64,9 +91,12 @@ def main() -> None:
         assert store.load(engine, path) == state
         export = Export(output, source.shape, source.run.tokenizer, max_position_embeddings=32)
         if not export_architecture(source.shape).correction_bias:
-            assert refused(engine, export)
+            refuses(
+                engine, export, "no e_score_correction_bias, but in the checkpoint it is not zero (model.layers.1.mlp)"
+            )
             for bias in biases:
                 bias.zero_()
+        check_refusals(engine, export)
         tokens = torch.randint(0, 1000, (2, 24), generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             logits = engine(tokens).logits

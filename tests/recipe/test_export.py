@@ -1,0 +1,88 @@
+"""What recipe/export.py decides before an engine is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer
+
+from recipe.base.errors import UserError
+from recipe.base.routing_settings import Routing
+from recipe.export import CHAT_TEMPLATE, max_positions
+from recipe.huggingface.architectures import GLM4_MOE, MIXTRAL, QWEN3_MOE
+from recipe.huggingface.tokenizer_folder import write_tokenizer, write_tokenizer_config
+from recipe.reading.origin import Origin
+from recipe.run.export import check_bias_has_place
+
+MESSAGES = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": " Who sails? "},
+    {"role": "assistant", "content": "The captain."},
+    {"role": "user", "content": "水手？"},
+]
+
+
+@pytest.fixture
+def tokenizer(tmp_path) -> Path:
+    """Every byte is a token, and </s> ends documents."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE({token: number for number, token in enumerate(alphabet)}, []))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(False, use_regex=False), decoders.ByteLevel()
+    made.add_special_tokens(["</s>"])
+    (tmp_path / "source").mkdir()
+    made.save(str(tmp_path / "source" / "tokenizer.json"))
+    write_tokenizer_config(tmp_path / "source", {"eos_token": "</s>"})
+    return tmp_path / "source"
+
+
+def loaded(tokenizer, tmp_path, chat_template):
+    (tmp_path / "export").mkdir()
+    write_tokenizer(tokenizer, tmp_path / "export", model_max_length=64, chat_template=chat_template)
+    return AutoTokenizer.from_pretrained(tmp_path / "export")
+
+
+def test_the_chat_template_needs_no_token_but_the_end_of_documents(tokenizer, tmp_path):
+    chat = loaded(tokenizer, tmp_path, CHAT_TEMPLATE)
+    text = chat.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
+    assert text == "System: Be brief.\n\nUser: Who sails?\n\nAssistant: The captain.</s>User: 水手？\n\nAssistant:"
+    ids = chat.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False)
+    assert ids == chat(text, add_special_tokens=False)["input_ids"]
+    assert ids.count(chat.eos_token_id) == 1
+    assert chat.decode(ids) == text
+    assert chat.apply_chat_template(MESSAGES[:3], tokenize=False).endswith("Assistant: The captain.</s>")
+
+
+def test_without_being_asked_for_there_is_no_chat_template(tokenizer, tmp_path):
+    assert loaded(tokenizer, tmp_path, None).chat_template is None
+
+
+@pytest.mark.parametrize(("asked", "stated"), [(None, 4096), (4096, 4096), (32768, 32768)])
+def test_an_export_states_the_context_that_was_trained_or_what_is_asked_for(asked, stated, capsys):
+    assert max_positions(Origin(4096), asked) == stated
+    assert capsys.readouterr().out == ""
+
+
+def test_less_than_was_trained_is_not_stated():
+    with pytest.raises(UserError, match="--max-positions 2,048 is less than the 4,096 tokens"):
+        max_positions(Origin(4096), 2048)
+
+
+def test_a_run_whose_beginning_is_gone_says_what_it_states(capsys):
+    gone = Origin(4096, "base", missing=Path("models/base"))
+    assert max_positions(gone, None) == 4096
+    assert "note: models/base, which the run began from, is not there any more" in capsys.readouterr().out
+    assert max_positions(gone, 8192) == 8192
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("architecture", [QWEN3_MOE, MIXTRAL], ids=lambda a: a.model_type)
+def test_biases_that_were_trained_need_an_architecture_that_has_them(architecture):
+    trained = Routing(bias_update_rate=0.001)
+    with pytest.raises(UserError, match=f"as {architecture.model_type}, which has no e_score_correction_bias"):
+        check_bias_has_place(architecture, trained, steps=1)
+    check_bias_has_place(architecture, trained, steps=0)  # imported, and not yet trained
+    check_bias_has_place(architecture, Routing(bias_update_rate=0), steps=1)
+    check_bias_has_place(architecture, Routing(bias_freeze_share=1), steps=1)
+    check_bias_has_place(GLM4_MOE, trained, steps=1)
