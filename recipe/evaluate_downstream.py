@@ -15,6 +15,7 @@ from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import write_json
 from recipe.base.ranks import is_first_rank, leave
 from recipe.data.token_folder import check_vocabulary, vocabulary_end
+from recipe.reading.origin import origin_of
 
 EXAMPLE = """examples:
   python recipe/evaluate_downstream.py --save-data work/downstream             (once, where there is a network)
@@ -95,7 +96,7 @@ def evaluate_run(args: argparse.Namespace, tasks: dict[str, Any]) -> None:
             ),
             load_tokenizer(restorable.run.tokenizer),
             engine.device,
-            max_length=restorable.shape.max_position_embeddings,
+            max_length=origin_of(args.run).context,  # as its export states, and so is evaluated
             batch_size=args.batch_size,
         )
         found = evaluate(lm, args, tasks)

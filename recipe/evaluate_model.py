@@ -25,7 +25,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add_subject(parser)
     parser.add_argument("--tokens", type=Path, help="output of tokenize_corpus.py (default with --run: the run's own)")
     parser.add_argument(
-        "--seq-length", type=positive_int, help="tokens per window (default: the run's, or the model's maximum)"
+        "--seq-length",
+        type=positive_int,
+        help="tokens per window (default: the run's, or the maximum that the model's config.json states)",
     )
     parser.add_argument(
         "--batch-size", type=positive_int, default=8, help="windows per rank at a time (default: %(default)s)"

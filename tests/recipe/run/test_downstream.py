@@ -28,7 +28,7 @@ def tasks(prepared, tmp_path_factory):
         rows = [
             {
                 "start": text[:80],
-                "endings": [text[80:], other[80:]][:: 1 if i % 2 else -1],
+                "endings": [text[80:100], other[80:100]][:: 1 if i % 2 else -1],
                 "own": 0 if i % 2 else 1,
                 "text": text,
             }
