@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
+DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32"}  # those that models are trained in
 ALIGNMENT = 8  # of the tensors' bytes, to which the header is filled up with blanks, as the library does
 
 
