@@ -154,7 +154,8 @@ def _write_weights(
     """
     parts = list(_parts(engine.module))
     file_of: dict[str, str] = {}
-    total_bytes, written = 0, set()
+    written: set[str] = set()
+    total_bytes = 0
     for number, (prefix, module) in enumerate(parts, start=1):
         file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
         pieces = list(_pieces(module, prefix, architecture, export.shape))
@@ -274,8 +275,8 @@ def _empty_shared_experts(name: str, shape: ModelShape, dtype: torch.dtype) -> I
     """transformers 4.57 and 5 build shared experts of width 0 where `glm4_moe` has none, and want their weights."""
     hidden = shape.hidden_size
     for matrix, size in (("gate_proj", (0, hidden)), ("up_proj", (0, hidden)), ("down_proj", (hidden, 0))):
-        make = _values_of(lambda size=size: torch.empty(size, dtype=dtype))
-        yield Piece([f"{name}.shared_experts.{matrix}.weight"], dtype, size, make)
+        gather = _values_of(partial(torch.empty, size, dtype=dtype))
+        yield Piece([f"{name}.shared_experts.{matrix}.weight"], dtype, size, gather)
 
 
 def _values_of(make: Callable[[], torch.Tensor]) -> Callable[[], Iterator[torch.Tensor | None]]:
@@ -307,7 +308,10 @@ def _experts_of(layer: AutoEPMoELayer, weight: nn.Parameter) -> Callable[[], Ite
                 if layer.ep_size > 1 and takes_part:
                     parts = [torch.empty_like(local) for _ in range(layer.ep_size)] if first else None
                     dist.gather(local.contiguous(), parts, dst=0, group=layer.ep_group)
-                yield from parts if parts is not None else [None] * layer.ep_size
+                if parts is None:
+                    yield from [None] * layer.ep_size
+                else:
+                    yield from parts
 
     return gather
 
