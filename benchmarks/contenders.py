@@ -20,6 +20,7 @@ from torch import nn
 from recipe.base.model_shape import ModelShape
 from recipe.base.routing_settings import Routing
 from recipe.base.settings import Compute, Optimizer
+from recipe.huggingface.architectures import export_config
 from recipe.planner.ds_writer import ds_config_for
 
 CUDA = torch.cuda.is_available()
@@ -94,9 +95,10 @@ def glm4_moe(shape: ModelShape) -> nn.Module:
     """transformers' model, in fp32, with its grouped matmul for experts and PyTorch's fused attention."""
     from transformers import Glm4MoeConfig, Glm4MoeForCausalLM
 
-    from recipe.model import RecipeMoeConfig
-
-    config = Glm4MoeConfig(**RecipeMoeConfig.from_shape(shape).to_glm4_moe(), use_cache=False)
+    positions = shape.max_position_embeddings
+    config = Glm4MoeConfig(
+        **export_config(shape, dtype="float32", max_position_embeddings=positions) | {"use_cache": False}
+    )
     config._attn_implementation, config._experts_implementation = "sdpa", "grouped_mm"
     with DEVICE:
         return Glm4MoeForCausalLM(config).train()

@@ -35,10 +35,12 @@ from torch import nn  # noqa: E402
 from launch.hosts import free_port  # noqa: E402
 from recipe.base.arguments import output_file, positive_int  # noqa: E402
 from recipe.base.errors import exit_on_user_error  # noqa: E402
+from recipe.base.model_shape import ModelShape  # noqa: E402
 from recipe.base.routing_settings import Routing  # noqa: E402
 from recipe.base.settings import Compute, Optimizer  # noqa: E402
 from recipe.base.strict import load_json  # noqa: E402
 from recipe.base.tables import markdown_table  # noqa: E402
+from recipe.huggingface.architectures import export_config  # noqa: E402
 
 CUDA = torch.cuda.is_available()
 SHAPES = {  # tokens, hidden, expert width, experts, top-k
@@ -50,10 +52,7 @@ REROUTE = {"capacity": {"mode": "reroute", "factor": 1.0}}
 SKEWS = (0.0, 0.5, 1.0)
 
 
-def config_of(shape: dict[str, int]) -> Any:
-    from recipe.base.model_shape import ModelShape
-    from recipe.model import RecipeMoeConfig
-
+def model_shape(shape: dict[str, int]) -> ModelShape:
     sizes = {
         "vocab_size": 8, "hidden_size": shape["hidden"], "intermediate_size": 8,
         "moe_intermediate_size": shape["width"], "num_hidden_layers": 1, "first_k_dense_replace": 0,
@@ -61,7 +60,13 @@ def config_of(shape: dict[str, int]) -> Any:
         "n_routed_experts": shape["experts"], "num_experts_per_tok": shape["top_k"],
         "max_position_embeddings": shape["tokens"],
     }  # fmt: skip
-    return RecipeMoeConfig.from_shape(ModelShape(model_type="recipe_moe", **sizes))
+    return ModelShape(model_type="recipe_moe", **sizes)
+
+
+def config_of(shape: dict[str, int]) -> Any:
+    from recipe.model import RecipeMoeConfig
+
+    return RecipeMoeConfig.from_shape(model_shape(shape))
 
 
 def ds_config_of(world: int, stage: int, accumulation: int = 1, micro_batch: int = 1) -> dict[str, Any]:
@@ -106,7 +111,9 @@ def glm4_layer(shape: dict[str, int], device: torch.device, dtype: torch.dtype) 
     from transformers import Glm4MoeConfig
     from transformers.models.glm4_moe.modeling_glm4_moe import Glm4MoeMoE
 
-    config = Glm4MoeConfig(**config_of(shape).to_glm4_moe())
+    config = Glm4MoeConfig(
+        **export_config(model_shape(shape), dtype="float32", max_position_embeddings=shape["tokens"])
+    )
     config._experts_implementation = "grouped_mm"
     layer = Glm4MoeMoE(config)
     for parameter in layer.parameters():

@@ -12,6 +12,7 @@ from recipe.base.checkpoint_files import digest, find, read_manifest
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.ranks import is_first_rank, leave, required_world_size
 from recipe.base.settings import RunConfig
+from recipe.reading.origin import origin_of, record_of
 from recipe.run.identity import check_identity, differences
 from recipe.run.startup import Launch, check_launch
 
@@ -113,6 +114,7 @@ def main(argv: list[str] | None = None) -> None:
         "checkpoint": checkpoint.name,
         "manifest_sha256": digest(checkpoint),
         "weights_only": args.weights_only,
+        **record_of(origin_of(args.source)),
     }
 
     def begin() -> int:

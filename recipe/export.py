@@ -76,10 +76,10 @@ def max_positions(origin: Origin, asked: int | None) -> int:
         raise UserError(
             f"--max-positions {asked:,} is less than the {origin.context:,} tokens that the model was trained on; leave it out"
         )
-    if origin.missing is not None and asked is None and is_first_rank():
+    if origin.unrecorded is not None and asked is None and is_first_rank():
         print(
-            f"note: {origin.missing}, which the run began from, is not there any more; config.json states this run's own "
-            f"{origin.context:,} positions, or give --max-positions",
+            f"note: how long sequences {origin.unrecorded}, from which the run began, was trained on was not recorded; config.json "
+            f"states this run's own {origin.context:,} positions, or give --max-positions",
             flush=True,
         )
     return asked or origin.context

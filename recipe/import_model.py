@@ -11,6 +11,7 @@ from recipe.base.files import write_json
 from recipe.base.model_shape import ModelShape
 from recipe.base.ranks import is_first_rank, leave, required_world_size
 from recipe.base.strict import strict_model
+from recipe.reading.origin import imported, record_of
 from recipe.run.startup import check_launch
 
 EXAMPLE = """examples:
@@ -78,6 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     from recipe.run.agree import from_first_rank
     from recipe.run.checkpoint import CheckpointStore, TrainState
     from recipe.run.engine import build_engine, check_compute
+    from recipe.run.fingerprints import check_engine_equals, one_by_one
     from recipe.run.run_folder import RunFolder, check_run_folder, lock_run_folder, provenance, record_start
     from recipe.run.session import session
 
@@ -96,13 +98,16 @@ def main(argv: list[str] | None = None) -> None:
 
     def begin() -> int:
         lock_run_folder(run.run_dir)
-        return record_start(launch, began_from={"from": str(args.model.absolute()), "upcycled": args.upcycle})
+        origin = record_of(imported(args.model, weights.context))
+        began_from = {"from": str(args.model.absolute()), "upcycled": args.upcycle, **origin}
+        return record_start(launch, began_from=began_from)
 
     with session(run.watch):
         folder = RunFolder(run.run_dir, from_first_rank(begin))
         engine = build_engine(
             config, launch.ds_raw, seed=run.seed, optimizer=run.optimizer, compute=run.compute, weights=weights
         )
+        check_engine_equals(engine, one_by_one(weights), str(args.model))
         store = CheckpointStore(run.run_dir / "checkpoints", run.checkpoint, provenance(launch))
         store.save_now(engine, TrainState(), keep="what the run began from")
         if is_first_rank():

@@ -109,9 +109,9 @@ def export_config(
     *,
     dtype: str,
     max_position_embeddings: int,
-    bos_token_id: int | None,
-    eos_token_id: int | list[int] | None,
-    pad_token_id: int | None,
+    bos_token_id: int | None = None,
+    eos_token_id: int | list[int] | None = None,
+    pad_token_id: int | None = None,
 ) -> dict[str, Any]:
     """Content of the config.json of an exported model, which transformers 4.57 and 5 read alike.
 

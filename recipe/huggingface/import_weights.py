@@ -53,6 +53,7 @@ class ImportedWeights:
     Args:
         parameters: of the run's model, by their names.
         notes: what the user should know, a sentence each.
+        context: the longest sequences that the source says it takes, tokens.
 
     Raises:
         UserError: tensors that are missing, that have another shape or precision, or that nothing would read.
@@ -61,6 +62,7 @@ class ImportedWeights:
     def __init__(self, tensors: SafetensorsFolder, source: SourceConfig, parameters: dict[str, Parameter]):
         self._tensors, self._parameters = tensors, parameters
         self.notes: list[str] = []
+        self.context: int = source.values["max_position_embeddings"]
         self._check_read()
         self._check_unread(source)
         if source.tied:

@@ -12,7 +12,6 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from recipe.base.errors import UserError
 from recipe.base.model_shape import MODEL_TYPE, ModelShape, RopeParameters, load_model_shape
 from recipe.base.strict import strict_model
 
@@ -79,22 +78,6 @@ class RecipeMoeConfig(PreTrainedConfig):
     def from_folder(cls, folder: str | Path) -> RecipeMoeConfig:
         """Read `folder/config.json` strictly; raises `ConfigError` on unknown keys or a shape that cannot work."""
         return cls.from_shape(load_model_shape(folder))
-
-    def to_glm4_moe(self, **overrides: Any) -> dict[str, Any]:
-        """This shape as keyword arguments of `Glm4MoeConfig`; only sigmoid routing has an equal there.
-
-        Raises:
-            UserError: softmax routing, which `glm4_moe` cannot express.
-        """
-        if self.scoring_func != "sigmoid":
-            raise UserError(
-                f"scoring_func '{self.scoring_func}' has no equal in glm4_moe; train with 'sigmoid' to export"
-            )
-        names = set(ModelShape.model_fields) - {"model_type", "scoring_func"}
-        special = {name: getattr(self, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        values = {name: getattr(self, name) for name in sorted(names)}
-        # Our checkpoints carry no multi-token-prediction layer.
-        return {**values, **special, "num_nextn_predict_layers": 0, **overrides}
 
 
 AutoConfig.register(MODEL_TYPE, RecipeMoeConfig)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from recipe.base.run_records import read_starts
-from recipe.base.strict import load_json
 
 HUB_CACHE = "models--"  # huggingface_hub's folder of a model: models--OWNER--NAME/snapshots/COMMIT
 
@@ -19,16 +18,16 @@ class Origin:
     Args:
         context: the longest sequences that the weights were trained on, tokens.
         base_model: name of the imported model; None where the weights began at random.
-        missing: a run or a model on the way that is not where it was, so that its context is unknown.
+        unrecorded: what the run began from, where an earlier version did not record these two of it.
     """
 
     context: int
     base_model: str | None = None
-    missing: Path | None = None
+    unrecorded: str | None = None
 
 
 def origin_of(run_dir: Path) -> Origin:
-    """Read the records of a run, and of those before it.
+    """Read the records of a run.
 
     Raises:
         UserError: `run_dir` holds no run.
@@ -38,21 +37,24 @@ def origin_of(run_dir: Path) -> Origin:
     began_from = starts[0].get("began_from")
     if began_from is None:
         return Origin(own)
-    before = _branched(began_from) if "checkpoint" in began_from else _imported(began_from)
+    if "origin" not in began_from:
+        return Origin(own, unrecorded=began_from["from"])
+    before = Origin(**began_from["origin"])
     return replace(before, context=max(own, before.context))
 
 
-def _branched(began_from: dict[str, Any]) -> Origin:
-    source = Path(began_from["from"])
-    return origin_of(source) if (source / "incarnations.jsonl").exists() else Origin(0, missing=source)
+def record_of(origin: Origin) -> dict[str, Any]:
+    """What the first start of a run records of what it began from, so that its export needs none of it."""
+    return {"origin": asdict(origin)}
 
 
-def _imported(began_from: dict[str, Any]) -> Origin:
-    folder = Path(began_from["from"])
-    name = model_name(folder)
-    if not (folder / "config.json").exists():
-        return Origin(0, name, missing=folder)
-    return Origin(int(load_json(folder / "config.json").get("max_position_embeddings", 0)), name)
+def imported(model: Path, context: int) -> Origin:
+    """The origin of a run that begins from a model's folder.
+
+    Args:
+        context: the longest sequences that the model says it takes, tokens.
+    """
+    return Origin(context, model_name(model.absolute()))
 
 
 def model_name(folder: Path) -> str:

@@ -229,7 +229,7 @@ def check_engine_equals(engine: deepspeed.DeepSpeedEngine, weights: Callable[[st
 def one_by_one(weights: Callable[[str], torch.Tensor]) -> Callable[[str], torch.Tensor]:
     """Weights by the names of the interchange layout, of weights by the model's own names, whose experts are stacked."""
 
-    @lru_cache(1)
+    @lru_cache(2)  # gate_proj and up_proj, which come from one, are asked for with down_proj between them
     def stacked(name: str) -> torch.Tensor:
         return weights(name)
 

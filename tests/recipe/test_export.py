@@ -69,11 +69,14 @@ def test_less_than_was_trained_is_not_stated():
         max_positions(Origin(4096), 2048)
 
 
-def test_a_run_whose_beginning_is_gone_says_what_it_states(capsys):
-    gone = Origin(4096, "base", missing=Path("models/base"))
-    assert max_positions(gone, None) == 4096
-    assert "note: models/base, which the run began from, is not there any more" in capsys.readouterr().out
-    assert max_positions(gone, 8192) == 8192
+def test_a_run_whose_beginning_was_not_recorded_says_what_it_states(capsys):
+    unknown = Origin(4096, unrecorded="models/base")
+    assert max_positions(unknown, None) == 4096
+    assert (
+        "note: how long sequences models/base, from which the run began, was trained on was not recorded"
+        in capsys.readouterr().out
+    )
+    assert max_positions(unknown, 8192) == 8192
     assert capsys.readouterr().out == ""
 
 

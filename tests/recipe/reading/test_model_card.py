@@ -10,7 +10,7 @@ import yaml
 from recipe.base.model_shape import load_model_shape
 from recipe.base.settings import RunConfig
 from recipe.reading.model_card import SINCE, ExportFacts, model_card
-from recipe.reading.origin import Origin, origin_of
+from recipe.reading.origin import Origin, imported, origin_of, record_of
 from tests.conftest import ROOT
 
 
@@ -116,11 +116,6 @@ def start_of(folder, seq_length, **began_from):
     (folder / "incarnations.jsonl").write_text(json.dumps(start) + "\n" + json.dumps(later) + "\n")
 
 
-def model_of(folder, positions):
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": positions}))
-
-
 def test_a_run_from_nothing_has_trained_its_own_context(tmp_path):
     start_of(tmp_path / "run", 4096)
     assert origin_of(tmp_path / "run") == Origin(4096)
@@ -129,21 +124,17 @@ def test_a_run_from_nothing_has_trained_its_own_context(tmp_path):
 @pytest.mark.parametrize(("positions", "context"), [(40960, 40960), (512, 4096)])
 def test_an_imported_run_has_the_longer_context(positions, context, tmp_path):
     model = tmp_path / "models--Qwen--Qwen3-30B-A3B" / "snapshots" / "abc"
-    model_of(model, positions)
-    start_of(tmp_path / "run", 4096, **{"from": str(model), "upcycled": False})
+    start_of(tmp_path / "run", 4096, **{"from": str(model), **record_of(imported(model, positions))})
     assert origin_of(tmp_path / "run") == Origin(context, "Qwen/Qwen3-30B-A3B")
 
 
 def test_a_branch_of_a_branch_of_an_imported_run_has_what_all_trained(tmp_path):
-    model_of(tmp_path / "base", 1024)
-    start_of(tmp_path / "1", 4096, **{"from": str(tmp_path / "base"), "upcycled": True})
-    start_of(tmp_path / "2", 512, **{"from": str(tmp_path / "1"), "checkpoint": "step_00000004"})
-    start_of(tmp_path / "3", 2048, **{"from": str(tmp_path / "2"), "checkpoint": "step_00000008"})
+    start_of(tmp_path / "1", 4096, **{"from": "base", **record_of(imported(tmp_path / "base", 1024))})
+    start_of(tmp_path / "2", 512, **{"from": "1", **record_of(origin_of(tmp_path / "1"))})
+    start_of(tmp_path / "3", 2048, **{"from": "2", **record_of(origin_of(tmp_path / "2"))})
     assert origin_of(tmp_path / "3") == Origin(4096, "base")
 
 
-@pytest.mark.parametrize("more", [{"checkpoint": "step_00000004"}, {"upcycled": False}])
-def test_what_a_run_began_from_may_be_gone(more, tmp_path):
-    start_of(tmp_path / "run", 4096, **{"from": str(tmp_path / "gone"), **more})
-    origin = origin_of(tmp_path / "run")
-    assert (origin.context, origin.missing) == (4096, tmp_path / "gone")
+def test_a_run_of_a_version_that_did_not_record_it_has_its_own_context(tmp_path):
+    start_of(tmp_path / "run", 4096, **{"from": "exports/a", "upcycled": False})
+    assert origin_of(tmp_path / "run") == Origin(4096, unrecorded="exports/a")
