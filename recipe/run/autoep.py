@@ -31,6 +31,9 @@ from recipe.model.routing.choice import jitter, router_logits, score_shares, sco
 from recipe.model.routing.movement import from_experts, grouped_places, sorted_places, to_experts
 from recipe.run.routing_control import RoutingControl
 
+# AutoEP's names of an expert's matrices, w2(silu(w1(x)) * w3(x)), and those of the interchange layout.
+MATRICES = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
+
 
 class Fp32Gate(nn.Linear):
     """The gate's matmul in fp32 whatever the model's precision; a module of its own so that ZeRO-3 gathers its weight."""
@@ -153,3 +156,13 @@ def connect(module: nn.Module, control: RoutingControl) -> None:
     for number, (name, layer) in enumerate(moe_layers(module)):
         assert isinstance(layer.router, RecipeRouter), f"AutoEP built {name} with its own router"
         layer.router.control, layer.router.number, layer.router.ep_group = control, number, layer.ep_group
+
+
+def interchange_name(name: str) -> str:
+    """The name in the interchange layout of what is not an expert's: AutoEP puts the router's weights a level deeper."""
+    return name.replace(".mlp.router.gate.", ".mlp.gate.").replace(".mlp.router.e_score", ".mlp.gate.e_score")
+
+
+def is_partitioned(parameter: nn.Parameter) -> bool:
+    """Whether ZeRO-3 has given each rank a part of it."""
+    return hasattr(parameter, "ds_id")

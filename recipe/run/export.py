@@ -30,11 +30,9 @@ from recipe.huggingface.architectures import Architecture, export_architecture, 
 from recipe.huggingface.safetensors_writer import Declared, SafetensorsWriter
 from recipe.huggingface.tokenizer_folder import check_tokenizer_export, special_ids, write_tokenizer
 from recipe.run.agree import any_rank, from_first_rank
-from recipe.run.autoep import AutoEPMoELayer, moe_layers
+from recipe.run.autoep import MATRICES, AutoEPMoELayer, interchange_name, is_partitioned, moe_layers
 from recipe.run.fingerprints import Fingerprints, described, engine_fingerprints, folder_fingerprints
 
-# AutoEP's names of an expert's matrices: w2(silu(w1(x)) * w3(x))
-MATRICES = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 BIAS = "e_score_correction_bias"
 
 
@@ -247,12 +245,10 @@ def _pieces(module: nn.Module, prefix: str, architecture: Architecture, shape: M
     """All of a module that the architecture has."""
     for name, parameter in module.named_parameters(prefix=prefix):
         if ".mlp.experts." not in name:
-            yield Piece([_interchange_name(name)], parameter.dtype, _full_shape(parameter), _gather_of(parameter))
+            yield Piece([interchange_name(name)], parameter.dtype, _full_shape(parameter), _gather_of(parameter))
     for name, buffer in module.named_buffers(prefix=prefix):
         if name.endswith(BIAS) and architecture.correction_bias:
-            yield Piece(
-                [_interchange_name(name)], torch.float32, tuple(buffer.shape), _values_of(buffer.detach().float)
-            )
+            yield Piece([interchange_name(name)], torch.float32, tuple(buffer.shape), _values_of(buffer.detach().float))
     for name, layer in module.named_modules(prefix=prefix):
         if isinstance(layer, AutoEPMoELayer):
             yield from _expert_pieces(layer, name)
@@ -290,7 +286,7 @@ def _values_of(make: Callable[[], torch.Tensor]) -> Callable[[], Iterator[torch.
 
 def _gather_of(parameter: nn.Parameter) -> Callable[[], Iterator[torch.Tensor | None]]:
     def gather() -> Iterator[torch.Tensor | None]:
-        with deepspeed.zero.GatheredParameters([parameter], enabled=_partitioned(parameter)):
+        with deepspeed.zero.GatheredParameters([parameter], enabled=is_partitioned(parameter)):
             yield parameter.detach() if dist.get_rank() == 0 else None
 
     return gather
@@ -302,7 +298,7 @@ def _experts_of(layer: AutoEPMoELayer, weight: nn.Parameter) -> Callable[[], Ite
     def gather() -> Iterator[torch.Tensor | None]:
         first = dist.get_rank() == 0
         takes_part = layer.ep_size == 1 or 0 in dist.get_process_group_ranks(layer.ep_group)
-        with deepspeed.zero.GatheredParameters([weight], enabled=_partitioned(weight)):
+        with deepspeed.zero.GatheredParameters([weight], enabled=is_partitioned(weight)):
             for local in weight.detach():
                 parts: list[torch.Tensor] | None = [local] if first else None
                 if layer.ep_size > 1 and takes_part:
@@ -314,14 +310,6 @@ def _experts_of(layer: AutoEPMoELayer, weight: nn.Parameter) -> Callable[[], Ite
                     yield from parts
 
     return gather
-
-
-def _interchange_name(name: str) -> str:
-    return name.replace(".mlp.router.gate.", ".mlp.gate.").replace(".mlp.router.e_score", ".mlp.gate.e_score")
-
-
-def _partitioned(parameter: nn.Parameter) -> bool:
-    return hasattr(parameter, "ds_id")
 
 
 def _full_shape(parameter: nn.Parameter) -> tuple[int, ...]:

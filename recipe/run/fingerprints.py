@@ -25,7 +25,7 @@ from torch import nn
 
 from recipe.base.errors import UserError
 from recipe.run.agree import from_first_rank
-from recipe.run.autoep import AutoEPMoELayer
+from recipe.run.autoep import MATRICES, AutoEPMoELayer, interchange_name, is_partitioned
 
 Fingerprints = dict[str, int]  # by the names of the interchange layout
 BLOCK = 1 << 16  # elements that share one table of weights; as int64 they fit into a core's cache
@@ -34,7 +34,6 @@ _MODULO = 1 << 64
 # Both precisions of a model, as integers of their size; what is added makes the smallest of them 1.
 _BITS = {torch.bfloat16: (torch.int16, (1 << 15) + 1), torch.float32: (torch.int32, (1 << 31) + 1)}
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _BITS}
-_MATRIX_OF = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}  # of AutoEP's experts
 _EXPERT = re.compile(r"(?P<layer>.*\.mlp\.experts)\.(?P<expert>\d+)\.(?P<matrix>\w+)\.weight")
 
 
@@ -304,10 +303,10 @@ def _of_model(engine: deepspeed.DeepSpeedEngine) -> _Tensors:
     """The model's weights and its expert biases."""
     first_rank = dist.get_rank() == 0
     for name, parameter in engine.module.named_parameters():
-        yield _tensors_of(engine, name, parameter, *_held(parameter), shared_out=_is_partitioned(parameter))
+        yield _tensors_of(engine, name, parameter, *_held(parameter), shared_out=is_partitioned(parameter))
     for name, buffer in engine.module.named_buffers():
         if _is_bias(name):
-            name = _interchange_name(name)
+            name = interchange_name(name)
             # Copied, since a step moves them before the optimizer's update.
             yield [name], [Piece(name, buffer.detach().clone(), 0, True, first_rank)]
 
@@ -347,9 +346,9 @@ def _tensors_of(
     owner, _, kind = prefix.rpartition(".")
     layer = engine.module.get_submodule(owner) if kind == "experts" else None
     if not isinstance(layer, AutoEPMoELayer):
-        name, whole = _interchange_name(name), values.numel() == _size(parameter)
+        name, whole = interchange_name(name), values.numel() == _size(parameter)
         return [name], [Piece(name, values, begin, whole, shared_out or dist.get_rank() == 0)] if values.numel() else []
-    names = [f"{prefix}.{expert}.{_MATRIX_OF[last]}.weight" for expert in range(layer.num_experts)]
+    names = [f"{prefix}.{expert}.{MATRICES[last]}.weight" for expert in range(layer.num_experts)]
     counts = shared_out or groups._get_expert_data_parallel_rank(layer.ep_group_name) == 0
     return names, list(_experts(layer, _size(parameter), names, values, begin, counts)) if values.numel() else []
 
@@ -368,7 +367,7 @@ def _experts(
 
 def _held(parameter: Any) -> tuple[torch.Tensor, int]:
     """What this rank holds of a parameter, flat and without padding, and the number of its first element."""
-    if not _is_partitioned(parameter):
+    if not is_partitioned(parameter):
         return parameter.detach().reshape(-1), 0
     partition = parameter.ds_tensor
     begin = dist.get_rank(group=parameter.ds_process_group) * partition.ds_numel
@@ -376,12 +375,4 @@ def _held(parameter: Any) -> tuple[torch.Tensor, int]:
 
 
 def _size(parameter: Any) -> int:
-    return parameter.ds_numel if _is_partitioned(parameter) else parameter.numel()
-
-
-def _is_partitioned(parameter: nn.Parameter) -> bool:
-    return hasattr(parameter, "ds_id")
-
-
-def _interchange_name(name: str) -> str:
-    return name.replace(".mlp.router.gate.", ".mlp.gate.").replace(".mlp.router.e_score", ".mlp.gate.e_score")
+    return parameter.ds_numel if is_partitioned(parameter) else parameter.numel()
