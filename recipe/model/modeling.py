@@ -43,6 +43,11 @@ ATTENTION_ARGUMENTS = frozenset(
 RECORDED = ("hidden_states", "attentions", "router_logits")  # by `capture_outputs`, where output_... asks for them
 
 
+def named(cache: Cache | None) -> dict[str, Any]:
+    """A cache as a keyword argument, by the name that this transformers has for it."""
+    return {CACHE: cache}
+
+
 @fusible()
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x / rms(x) * weight, with the mean square in fp32 (arXiv 1910.07467)."""
@@ -333,13 +338,13 @@ class RecipeMoeModel(RecipeMoePreTrainedModel):
             inputs_embeds=x_BSD,
             attention_mask=attention_mask,
             position_ids=documents,
-            **{CACHE: history},
+            **named(history),
         )
         cos_sin = rotary_cos_sin(self.config, position_ids, x_BSD.dtype)
         for layer in self.layers:
             # for flash attention, which finds documents in their positions where it is not given their lengths
             x_BSD = layer(x_BSD, cos_sin, mask, cache, position_ids=documents, **attention_kwargs)
-        return MoeModelOutputWithPast(last_hidden_state=self.norm(x_BSD), **{CACHE: cache})
+        return MoeModelOutputWithPast(last_hidden_state=self.norm(x_BSD), **named(cache))
 
     def _attention_kwargs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Those of a forward pass's further arguments that attention gets; what nothing here reads is refused."""
