@@ -1,4 +1,4 @@
-# make quickstart | test | test-slow | soak | lint | install | benchmark-peers.   PYTHON=python3.12 make ... chooses the interpreter.
+# make quickstart | test | test-slow | soak | lint | install | clients | benchmark-peers.   PYTHON=python3.12 make ... chooses the interpreter.
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # DeepSpeed compiles one small op for CPU ranks; it lives and goes with the environment.
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: benchmark-peers quickstart install test test-slow soak lint clean
+.PHONY: benchmark-peers clients quickstart install test test-slow soak lint clean
 
 quickstart: $(INSTALLED)
 	python launch/quickstart.py --work $(WORK) $(if $(CORPUS),--corpus $(CORPUS))
@@ -39,9 +39,13 @@ lint: $(INSTALLED)
 	ruff format --check .
 	mypy
 
+# What others' programs make of exported folders: environments of 10 GB, half an hour; for one, CLIENTS="--client TRL".
+clients: $(INSTALLED)
+	python tests/clients/check.py --envs $(VENV)-clients --output benchmarks/results/clients.json $(CLIENTS)
+
 benchmark-peers: benchmarks/peers/requirements.txt
 	$(PYTHON) -m venv --clear .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 
 clean:
-	rm -rf $(VENV) .venv-peers work build data_prep/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-peers .venv-clients work build data_prep/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache

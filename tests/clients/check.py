@@ -39,7 +39,7 @@ class Client:
     """A program of others, how it is run, and how its answer is judged."""
 
     name: str
-    environment: str  # of --envs, by requirements/ENVIRONMENT.txt
+    environment: str | None  # of --envs, by requirements/ENVIRONMENT.txt; None: this one
     script: str
     judge: str  # one of JUDGES
     done: str  # what was run, for the table
@@ -65,8 +65,11 @@ CLIENTS = (
     ),
     Client("PEFT", "tf5", "peft_client.py", "training", "LoRA on attention and experts, 8 steps; saved, loaded again"),
     Client("TRL", "tf5", "trl_client.py", "training", "`SFTTrainer` over text, 8 steps"),
-    Client("lm-evaluation-harness", "tf5", "lm_eval_client.py", "scores", "`--model hf`, two endings of a text, 40 items"),
-    Client("SGLang", "sglang", "sglang_client.py", "names", "its source: the tensors that its loader looks for"),
+    Client("lm-evaluation-harness", "tf5", "lm_eval_client.py", "scores", "`--model hf`, two endings of a text, 25 items"),
+    Client(
+        "SGLang", "tf5", "sglang_client.py", "names", "not run (it needs a GPU): the names that its loader's source has",
+        overlay=("sglang==0.5.23",),
+    ),
 )  # fmt: skip
 
 
@@ -93,6 +96,7 @@ class Wrong(Exception):
 
 def new_case(folder: Path, work: Path) -> Case:
     import torch
+
     from tests.clients.reference import log_probabilities, reference_model
 
     work.mkdir(parents=True, exist_ok=True)
@@ -125,8 +129,8 @@ def write_task(folder: Path) -> None:
     rows = [
         {"start": f"The {noun}", "endings": [f" {verb} at night", f" {verbs[i - 1]} 的海"], "own": (i + len(noun)) % 2}
         for noun in nouns
-        for i, verb in enumerate(verbs * 2)
-    ][:40]
+        for i, verb in enumerate(verbs)
+    ]
     (folder / "endings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     # JSON is YAML
     task = {
@@ -140,8 +144,9 @@ def write_task(folder: Path) -> None:
 def judge_logits(case: Case, client: Client, facts: dict[str, Any], answer: Path) -> str:
     """The largest difference of a log-probability; all else must be equal."""
     import numpy as np
-    from tests.clients.reference import greedy
     from tokenizers import Tokenizer
+
+    from tests.clients.reference import greedy
 
     scores = np.load(f"{answer}.npy")
     expected = case.reference.numpy()[:, : scores.shape[1]]
@@ -172,6 +177,7 @@ def judge_training(case: Case, client: Client, facts: dict[str, Any], answer: Pa
     from tests.clients.reference import loss_of
 
     own, (first, *_, last) = loss_of(case.model, facts["rows"], facts["labels"]), facts["losses"]
+    own += facts.get("auxiliary", 0.0)
     if abs(first - own) > 1e-3:
         raise Wrong(f"its first loss is {first:.4f} and the model's is {own:.4f}")
     if not last < first - 0.02:
@@ -227,7 +233,18 @@ def llama_cpp(envs: Path) -> Path:
     checkout = envs / "llama.cpp"
     if not checkout.exists():
         pin = (HERE / "requirements" / "llama.txt").read_text().split()[0]
-        words = ["-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "--dest", envs / "source", pin]
+        words = [
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--no-binary",
+            ":all:",
+            "--dest",
+            envs / "source",
+            pin,
+        ]
         subprocess.run([sys.executable, *map(str, words)], check=True)
         (archive,) = (envs / "source").glob("*.tar.gz")
         subprocess.run(["tar", "-xzf", archive, "-C", envs / "source"], check=True)
@@ -249,7 +266,7 @@ def python_of(envs: Path, name: str) -> Path:
 def overlay(folder: Path, packages: Iterable[str], python: Path | str = sys.executable) -> Path:
     """A folder for PYTHONPATH with these packages alone, over what an environment has."""
     if not folder.exists():
-        install(python, "--no-deps", "--target", folder, *packages)
+        install(python, "--no-deps", "--no-compile", "--target", folder, *packages)
     return folder
 
 
@@ -270,10 +287,10 @@ def run(words: Iterable[object], environment: dict[str, str], log: Path) -> None
 
 def ask(client: Client, case: Case, envs: Path) -> tuple[dict[str, Any], Path]:
     """What a client answers."""
-    python = python_of(envs, client.environment)
+    python = python_of(envs, client.environment) if client.environment else Path(sys.executable)
     environment = {}
     if client.overlay:
-        folder = envs / f"overlay-{client.overlay[0].replace('transformers==', '').rpartition('.')[0]}"
+        folder = envs / f"overlay-{client.overlay[0].replace('==', '-')}"
         environment["PYTHONPATH"] = str(overlay(folder, client.overlay, python).absolute())
     if client.prepare:
         PREPARATIONS[client.prepare](case, envs)
@@ -351,7 +368,7 @@ def fused(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 def controls(clients: list[Client], case: Case, envs: Path) -> list[dict[str, Any]]:
-    """Rows of damaged folders, each with what the sound folder should give: every one must be caught."""
+    """Rows of damaged folders, for clients that read the sound one rightly: every one must be caught."""
     rows = []
     for how in ("swapped", "fused"):
         # transformers 5 reads fused experts, and rightly
@@ -364,7 +381,8 @@ def controls(clients: list[Client], case: Case, envs: Path) -> list[dict[str, An
         damaged = Case(folder, work, request, case.reference, case.model, case.eos_token_id)
         for client in asked:
             row = {**result(client, damaged, envs), "control": how}
-            row["caught"] = row["verdict"] != "right"
+            # a client that does not take the sound folder either has caught nothing
+            row["caught"] = row["verdict"] == "wrong" or (how == "fused" and row["verdict"] == "refused")
             rows.append(row)
             report(row)
     return rows
@@ -416,7 +434,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", type=Path, default=[], help="an exported folder; once or more")
     parser.add_argument("--client", action="append", choices=[c.name for c in CLIENTS], help="only this; once or more")
-    parser.add_argument("--envs", type=Path, default=ROOT / "work/clients", help="virtual environments; made if missing")
+    parser.add_argument(
+        "--envs", type=Path, default=ROOT / "work/clients", help="virtual environments; made if missing"
+    )
     parser.add_argument("--work", type=Path, help="a folder for what is made on the way (default: a temporary one)")
     parser.add_argument("--output", type=Path, help="JSON for the results")
     parser.add_argument("--table", type=Path, metavar="RESULT", help="print such a JSON as a table, and stop")
@@ -434,7 +454,8 @@ def check(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         for case in cases:
             rows.append(result(client, case, args.envs))
             report(rows[-1])
-    return {"rows": rows, "controls": controls(clients, cases[0], args.envs)}
+    right = {row["client"] for row in rows if row["verdict"] == "right" and row["model"] == cases[0].folder.name}
+    return {"rows": rows, "controls": controls([c for c in clients if c.name in right], cases[0], args.envs)}
 
 
 def main(argv: list[str] | None = None) -> int:

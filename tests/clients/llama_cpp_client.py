@@ -8,7 +8,9 @@ import numpy as np
 
 
 def main(request, answer):
-    llm = llama_cpp.Llama(request["gguf"], n_ctx=256, logits_all=True, n_threads=2, verbose=False, type_k=0, type_v=0, flash_attn=False)
+    llm = llama_cpp.Llama(
+        request["gguf"], n_ctx=256, logits_all=True, n_threads=2, verbose=False, type_k=0, type_v=0, flash_attn=False
+    )
     rows = []
     for row in request["tokens"]:
         llm.reset()

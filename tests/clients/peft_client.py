@@ -18,7 +18,9 @@ def main(request, answer):
 
     model = base()
     # transformers 5 keeps a layer's experts as two parameters, which PEFT adapts by their name
-    experts = [name for name, _ in model.named_parameters() if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]
+    experts = [
+        name for name, _ in model.named_parameters() if name.endswith(("experts.gate_up_proj", "experts.down_proj"))
+    ]
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=ATTENTION, target_parameters=experts, lora_dropout=0.0)
     model = peft.get_peft_model(model, config)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)

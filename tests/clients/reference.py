@@ -58,7 +58,7 @@ def reference_model(folder: Path) -> RecipeMoeForCausalLM:
     missing = [name for name in missing if shape.scoring_func == "sigmoid" or "e_score_correction_bias" not in name]
     # without shared experts glm4_moe has them with a width of 0
     unexpected = [name for name in unexpected if weights[name].numel()]
-    assert not missing and not unexpected, (missing, unexpected)
+    assert (missing, unexpected) == ([], [])
     return model
 
 

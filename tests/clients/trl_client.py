@@ -37,6 +37,9 @@ def main(request, answer):
         "rows": first["input_ids"].tolist(),
         "labels": first["labels"].tolist(),
         "losses": losses,
+        # which TRL switches on for the architectures of softmax routing
+        "auxiliary": trainer.state.log_history[0].get("aux_loss", 0.0)
+        * getattr(model.config, "router_aux_loss_coef", 0.0),
         "ids": [tokenizer(prompt)["input_ids"] for prompt in request["prompts"]],
     }
 

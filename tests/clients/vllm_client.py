@@ -13,7 +13,12 @@ import vllm
 
 def main(request, answer):
     llm = vllm.LLM(
-        request["model"], dtype=request["dtype"], max_model_len=request["max_length"], max_logprobs=-1, enforce_eager=True, seed=0
+        request["model"],
+        dtype=request["dtype"],
+        max_model_len=request["max_length"],
+        max_logprobs=-1,
+        enforce_eager=True,
+        seed=0,
     )
     rows = llm.generate(
         [vllm.TokensPrompt(prompt_token_ids=row) for row in request["tokens"]],
