@@ -15,6 +15,7 @@ from typing import Any
 
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.output_paths import check_output_file
+from recipe.base.strict import load_json
 from recipe.huggingface.split_patterns import composes, llama_cpp_name
 
 CONVERTER = "convert_hf_to_gguf"
@@ -46,6 +47,10 @@ def check(args: argparse.Namespace) -> str:
     if args.output.exists():
         raise UserError(f"--output {args.output} exists; choose a new file")
     check_output_file("--output", args.output)
+    if problems := unread(load_json(args.model / "config.json")):
+        raise UserError(
+            f"llama.cpp does not read this model as it was trained: {'; '.join(problems)}; serve it with transformers, vLLM or SGLang"
+        )
     name = llama_cpp_name(args.model)
     if name is None:
         raise UserError(
@@ -54,6 +59,18 @@ def check(args: argparse.Namespace) -> str:
             f"{CONVERTER}.py as it is"
         )
     return name
+
+
+def unread(config: dict[str, Any]) -> list[str]:
+    """What llama.cpp takes for something else, or refuses without saying what it is (as of llama-cpp-python 0.3.36, src/models/)."""
+    model_type = config.get("model_type")
+    problems = [
+        # qwen3moe.cpp gives build_moe_ffn `true` whatever the file says: a model converts, loads, and is another one
+        (model_type == "qwen3_moe" and not config.get("norm_topk_prob"), "its qwen3_moe always has norm_topk_prob true"),
+        (model_type == "qwen3_moe" and config.get("mlp_only_layers"), "its qwen3_moe has no dense layers"),
+        (model_type == "glm4_moe" and not config.get("n_shared_experts"), "its glm4_moe always has shared experts"),
+    ]
+    return [sentence for holds, sentence in problems if holds]
 
 
 def teach(text_model: Any, name: str) -> None:

@@ -16,7 +16,7 @@ from tests.conftest import ROOT, run_command, run_python
     [
         "README.md",
         "CONTRIBUTING.md",
-        *(f"docs/{n}.md" for n in ("data", "design", "performance", "reliability", "runbook")),
+        *(f"docs/{n}.md" for n in ("data", "design", "exports", "performance", "reliability", "runbook")),
     ],
 )
 def test_every_path_that_is_named_exists(page):
@@ -111,6 +111,12 @@ def test_the_tables_of_performance_are_what_their_scripts_print(name, words):
     printed = run_python(*words)
     assert printed.returncode == 0, printed.stderr
     assert between((ROOT / "docs" / "performance.md").read_text(encoding="utf-8"), name) == printed.stdout.strip()
+
+
+def test_the_table_of_clients_is_that_of_the_committed_result():
+    printed = run_python("tests/clients/check.py", "--table", "benchmarks/results/clients.json")
+    assert printed.returncode == 0, printed.stderr
+    assert between((ROOT / "docs" / "exports.md").read_text(encoding="utf-8"), "clients") == printed.stdout.strip()
 
 
 def test_the_configuration_is_what_the_schemas_say():

@@ -62,11 +62,14 @@ def export(folder: Path, name: str, changes: dict[str, Any], prepared: Prepared)
     ds = run_folder / "ds.json"
     ds.write_text(json.dumps(ds_config(2, micro_batch=4, accumulation=1, autoep_size=2)))
     tokens = STEPS * 8 * SEQ_LENGTH
+    # the architectures of softmax routing have no place for a bias that balances
+    softmax = changes.get("scoring_func") == "softmax"
+    sections: dict[str, Any] = {"routing": {"bias_update_rate": 0, "aux_loss_coef": 0.01}} if softmax else {}
     run = write_run(
         run_folder, "run", prepared, model=str(run_folder / "model"),
         data={"tokens": str(prepared.tokens), "seq_length": SEQ_LENGTH},
         schedule={"total_tokens": tokens, "peak_lr": 3e-3, "min_lr": 3e-4, "warmup_tokens": tokens // 10},
-        checkpoint={"every_steps": STEPS},
+        checkpoint={"every_steps": STEPS}, **sections,
     )  # fmt: skip
     output = folder / name
     for script, words in (

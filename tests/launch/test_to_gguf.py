@@ -89,6 +89,26 @@ def test_what_llama_cpp_would_split_otherwise_is_refused_before_anything_is_made
     assert not (tmp_path / "new").exists()
 
 
+QWEN3 = {"model_type": "qwen3_moe", "norm_topk_prob": True, "mlp_only_layers": []}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({**QWEN3, "norm_topk_prob": False}, "its qwen3_moe always has norm_topk_prob true"),
+        ({**QWEN3, "mlp_only_layers": [0]}, "its qwen3_moe has no dense layers"),
+        ({"model_type": "glm4_moe", "n_shared_experts": 0}, "its glm4_moe always has shared experts"),
+        (QWEN3, None),
+        ({"model_type": "glm4_moe", "n_shared_experts": 1, "norm_topk_prob": False}, None),
+        ({"model_type": "mixtral"}, None),
+    ],
+)
+def test_a_model_that_llama_cpp_takes_for_another_is_refused(config, message, asked, tmp_path, capsys):
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    assert main(asked) == (2 if message else 0)
+    assert (message or "splits text as qwen2") in "".join(capsys.readouterr())
+
+
 def test_a_folder_that_is_none_of_the_right_kind_is_named(asked, tmp_path, capsys):
     (tmp_path / "model" / "config.json").unlink()
     assert main(asked) == 2
