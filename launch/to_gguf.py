@@ -66,7 +66,10 @@ def unread(config: dict[str, Any]) -> list[str]:
     model_type = config.get("model_type")
     problems = [
         # qwen3moe.cpp gives build_moe_ffn `true` whatever the file says: a model converts, loads, and is another one
-        (model_type == "qwen3_moe" and not config.get("norm_topk_prob"), "its qwen3_moe always has norm_topk_prob true"),
+        (
+            model_type == "qwen3_moe" and not config.get("norm_topk_prob"),
+            "its qwen3_moe always has norm_topk_prob true",
+        ),
         (model_type == "qwen3_moe" and config.get("mlp_only_layers"), "its qwen3_moe has no dense layers"),
         (model_type == "glm4_moe" and not config.get("n_shared_experts"), "its glm4_moe always has shared experts"),
     ]

@@ -13,6 +13,7 @@ import argparse
 import datetime
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -307,7 +308,9 @@ def last_words(folder: Path) -> str:
     """The last line with an error of the newest log."""
     log = max(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if "Error" in line.split(":")[0] or line.startswith("error:")]
+    errors = [
+        line for line in lines if line.split(":")[0].split(".")[-1].endswith("Error") or line.startswith("error:")
+    ]
     return (errors or lines or ["it said nothing"])[-1].replace(str(folder), "...")[:200]
 
 
@@ -320,8 +323,9 @@ def result(client: Client, case: Case, envs: Path) -> dict[str, Any]:
         row.update(verdict="right", result=JUDGES[client.judge](case, client, facts, answer))
     except Wrong as error:
         row.update(verdict="wrong", result=str(error))
-    except subprocess.CalledProcessError:
-        row.update(verdict="refused", result=last_words(case.work))
+    except subprocess.CalledProcessError as error:
+        ended = last_words(case.work) if error.returncode > 0 else f"ended by {signal.Signals(-error.returncode).name}"
+        row.update(verdict="refused", result=ended)
     return {**row, "version": facts.get("version", ""), **({"chat": facts["chat"]} if "chat" in facts else {})}
 
 
