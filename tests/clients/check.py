@@ -397,6 +397,19 @@ def report(row: dict[str, Any]) -> None:
     print(f"{row['client']:<22} {row['version']:<10} {row['model']:<26} {row['verdict']}: {row['result']}", flush=True)
 
 
+def merged(output: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """What `output` has, with these rows in the place of those of the same client and model."""
+    if not output.exists():
+        return found
+    old = json.loads(output.read_text(encoding="utf-8"))
+    together = {}
+    for key in ("rows", "controls"):
+        rows = {(row["client"], row["model"]): row for row in [*old[key], *found[key]]}
+        names = [client.name for client in CLIENTS]
+        together[key] = sorted(rows.values(), key=lambda row: names.index(row["client"]))
+    return together
+
+
 def failures(found: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows that must not be: wrong ones, refusals that are not known, and damage that was not caught."""
     known = {client.name: client.refuses for client in CLIENTS}
@@ -443,7 +456,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--envs", type=Path, default=ROOT / "work/clients", help="virtual environments; made if missing"
     )
     parser.add_argument("--work", type=Path, help="a folder for what is made on the way (default: a temporary one)")
-    parser.add_argument("--output", type=Path, help="JSON for the results")
+    parser.add_argument("--output", type=Path, help="JSON for the results; rows of other clients and models in it stay")
     parser.add_argument("--table", type=Path, metavar="RESULT", help="print such a JSON as a table, and stop")
     return parser.parse_args(argv)
 
@@ -472,6 +485,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         found = check(args, (args.work or Path(temporary)).absolute())
     if args.output:
+        found = merged(args.output, found)
         args.output.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return 1 if failures(found) else 0
 
