@@ -21,7 +21,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
         "n_shared_experts": 2,
     },
-    "glm4_moe, groups": {"n_group": 2, "topk_group": 1, "routed_scaling_factor": 2.5, "attention_bias": True},
+    "glm4_moe-groups": {"n_group": 2, "topk_group": 1, "routed_scaling_factor": 2.5, "attention_bias": True},
     "qwen3_moe": SOFTMAX,
     "mixtral": {**SOFTMAX, "use_qk_norm": False},
 }
