@@ -66,7 +66,7 @@ CLIENTS = (
     ),
     Client("PEFT", "tf5", "peft_client.py", "training", "LoRA on attention and experts, 8 steps; saved, loaded again"),
     Client("TRL", "tf5", "trl_client.py", "training", "`SFTTrainer` over text, 8 steps"),
-    Client("lm-evaluation-harness", "tf5", "lm_eval_client.py", "scores", "`--model hf`, two endings of a text, 25 items"),
+    Client("lm-evaluation-harness", "tf5", "lm_eval_client.py", "scores", "`--model hf`, bits per byte of six texts"),
     Client(
         "SGLang", "tf5", "sglang_client.py", "names", "not run (it needs a GPU): the names that its loader's source has",
         overlay=("sglang==0.5.23",),
@@ -115,7 +115,7 @@ def new_case(folder: Path, work: Path) -> Case:
         "prompts": PROMPTS,
         "new_tokens": NEW_TOKENS,
         "texts": [f"{prompt}: {word} and the keeper of the light" for prompt in PROMPTS for word in ("one", "二")],
-        "task": "endings",
+        "task": "texts",
         "task_folder": str((work / "task").absolute()),
     }
     write_task(work / "task")
@@ -124,22 +124,17 @@ def new_case(folder: Path, work: Path) -> Case:
 
 
 def write_task(folder: Path) -> None:
-    """Which of two endings a sentence has; data and task as lm-evaluation-harness reads them."""
+    """The bits a byte of a few texts, a figure that no two models share; data and task as lm-evaluation-harness reads them."""
     folder.mkdir(exist_ok=True)
-    nouns, verbs = ("ship", "lamp", "river", "clerk", "星星"), ("sinks", "waits", "turns", "sleeps", "描述")
-    rows = [
-        {"start": f"The {noun}", "endings": [f" {verb} at night", f" {verbs[i - 1]} 的海"], "own": (i + len(noun)) % 2}
-        for noun in nouns
-        for i, verb in enumerate(verbs)
-    ]
-    (folder / "endings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"text": f"{prompt}, {word} and the keeper of the light"} for prompt in PROMPTS for word in ("one", "描述")]
+    (folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     # JSON is YAML
     task = {
-        "task": "endings", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(folder / "endings.jsonl")}},
-        "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{start}}", "doc_to_choice": "endings",
-        "doc_to_target": "own", "target_delimiter": "", "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+        "task": "texts", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(folder / "texts.jsonl")}},
+        "test_split": "test", "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}",
+        "metric_list": [{"metric": "bits_per_byte"}],
     }  # fmt: skip
-    (folder / "endings.yaml").write_text(json.dumps(task))
+    (folder / "texts.yaml").write_text(json.dumps(task))
 
 
 def judge_logits(case: Case, client: Client, facts: dict[str, Any], answer: Path) -> str:
@@ -193,16 +188,16 @@ def judge_scores(case: Case, client: Client, facts: dict[str, Any], answer: Path
     output = case.work / "scores.json"
     run(
         [
-            sys.executable, ROOT / "recipe/evaluate_downstream.py", "--model", case.folder, "--tasks", "endings",
+            sys.executable, ROOT / "recipe/evaluate_downstream.py", "--model", case.folder, "--tasks", "texts",
             "--tasks-path", case.request["task_folder"], "--output", output,
         ],
         {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}, case.work / "scores.log",
     )  # fmt: skip
-    own = {name: score["value"] for name, score in json.loads(output.read_text())["tasks"]["endings"].items()}
-    theirs = {name.split(",")[0]: value for name, value in facts["scores"].items() if "stderr" not in name}
-    if theirs != own:
-        raise Wrong(f"scores {theirs}, and evaluate_downstream.py gives {own}")
-    return f"acc {theirs['acc']:.3f}, same scores"
+    own = json.loads(output.read_text())["tasks"]["texts"]["bits_per_byte"]["value"]
+    theirs = facts["scores"]["bits_per_byte,none"]
+    if abs(theirs - own) > 1e-5 * own:
+        raise Wrong(f"{theirs:.6f} bits per byte, and evaluate_downstream.py gives {own:.6f}")
+    return f"{theirs:.4f} bits per byte, same score"
 
 
 def judge_names(case: Case, client: Client, facts: dict[str, Any], answer: Path) -> str:
