@@ -48,7 +48,7 @@ class SafetensorsWriter:
         declared = self._left.pop()
         assert declared == (name, tensor.dtype, tuple(tensor.shape)), (declared, name, tensor.dtype, tensor.shape)
         if tensor.numel():
-            self._write(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+            self._write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
     def close(self) -> None:
         """All is written: have it on the disk, readable by whom the umask lets read."""
