@@ -60,7 +60,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--chat-template",
         action="store_true",
-        help="give the tokenizer a neutral chat template, roles as plain text, so that chat tools take the base model",
+        help="give the tokenizer a neutral chat template, roles as plain text, so that chat tools take the base model (default: none, "
+        "also where the run's tokenizer has one)",
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     return parser.parse_args(argv)

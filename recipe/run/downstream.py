@@ -63,6 +63,12 @@ class EngineLM(TemplateLM):
         return self.tokenizer.encode(string, **more)
 
     def _loglikelihood_tokens(self, requests: list[Request], **kwargs: Any) -> list[tuple[float, bool]]:
+        longest = max((len(continuation) for _, _, continuation in requests), default=0)
+        if longest > self.max_length:
+            raise UserError(
+                f"a task has an answer of {longest:,} tokens, and the model was trained on sequences of {self.max_length:,}; "
+                "leave that task out"
+            )
         longest_first = sorted(range(len(requests)), key=lambda i: -len(requests[i][1]) - len(requests[i][2]))
         batches = [longest_first[i : i + self.batch_size] for i in range(0, len(requests), self.batch_size)]
         rank, ranks = dist.get_rank(), dist.get_world_size()

@@ -6,11 +6,13 @@ import json
 from itertools import pairwise
 
 import pytest
+import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from recipe.base.errors import UserError
 from recipe.base.strict import load_json
-from recipe.run.downstream import known_tasks
+from recipe.run.downstream import EngineLM, known_tasks
 from tests.conftest import ROOT, documents_in, launch, run_python
 
 SCRIPT = "recipe/evaluate_downstream.py"
@@ -50,6 +52,14 @@ def tasks(prepared, tmp_path_factory):
         for name, task in (("endings", endings), ("texts", texts_task), ("small", group)):
             (folder / f"{name}_{lang}.yaml").write_text(yaml.safe_dump(task, allow_unicode=True), encoding="utf-8")
     return folder
+
+
+def test_an_answer_longer_than_the_context_is_refused():
+    model = EngineLM(lambda tokens, targets: targets, None, torch.device("cpu"), max_length=4, batch_size=1)
+    with pytest.raises(
+        UserError, match="an answer of 5 tokens, and the model was trained on sequences of 4; leave that task out"
+    ):
+        model._loglikelihood_tokens([(None, [1], [2] * 4), (None, [1], [2] * 5)])
 
 
 def test_the_engine_and_its_export_score_the_same(trained, exported, tasks, tmp_path):
