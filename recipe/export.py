@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
 
     source = RestorableRun(args.run, args.checkpoint, args.deepspeed_config)
     architecture = check_exportable(source.shape, source.run.tokenizer, args.output)
-    check_bias_has_place(architecture, source.run.routing, source.train_state.step)
+    check_bias_has_place(architecture, source.routing, source.train_state.step)
     origin = origin_of(args.run)
     export = Export(
         args.output,

@@ -64,6 +64,8 @@ def write_tokenizer_config(
         **named,
         "additional_special_tokens": [t for t in dict.fromkeys(more) if t not in named.values()],
         "clean_up_tokenization_spaces": False,
+        # 4.57 would add token_type_ids, which a decoder's `generate` refuses.
+        "model_input_names": ["input_ids", "attention_mask"],
     }
     if model_max_length is not None:
         config["model_max_length"] = model_max_length

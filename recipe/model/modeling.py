@@ -514,4 +514,6 @@ def initialize_parameter(
 AutoModelForCausalLM.register(RecipeMoeConfig, RecipeMoeForCausalLM)
 AutoModel.register(RecipeMoeConfig, RecipeMoeModel)
 # Files hold one tensor per expert and matrix, as those of glm4_moe do; the model holds experts together.
-register_checkpoint_conversion_mapping(MODEL_TYPE, get_checkpoint_conversion_mapping("glm4_moe"), overwrite=True)
+_LAYOUT = get_checkpoint_conversion_mapping("glm4_moe")
+assert _LAYOUT, "transformers has no mapping of glm4_moe's files any more"
+register_checkpoint_conversion_mapping(MODEL_TYPE, _LAYOUT, overwrite=True)

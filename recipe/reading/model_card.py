@@ -17,9 +17,8 @@ from recipe.base.tables import markdown_table, ratio
 from recipe.reading.origin import Origin
 
 UNKNOWN = "not stated"
-# The first version of transformers with the architecture; what else reads it is in the recipe's docs/exports.md.
-SINCE = {"glm4_moe": "4.54", "qwen3_moe": "4.51", "mixtral": "4.36"}
-_HUB_NAME = re.compile(r"([\w.-]+/)?[\w.-]+")
+TESTED = "4.57"  # the oldest version of transformers that reads exports in the tests
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _LANGUAGE = re.compile(r"[a-z]{2,3}")  # ISO 639, as hubs list them
 
 
@@ -136,8 +135,8 @@ def _use(facts: ExportFacts) -> str:
         else "There is no chat template, since this is a base model."
     )
     return (
-        f"The weights are safetensors with one tensor per expert and matrix, under the names of `{facts.model_type}`, which "
-        f"transformers reads from {SINCE[facts.model_type]} on; `docs/exports.md` of deepspeed-moe-recipe lists what other programs "
+        f"The weights are safetensors with one tensor per expert and matrix, under the names of `{facts.model_type}`; tested with "
+        f"transformers from {TESTED} on. `docs/exports.md` of deepspeed-moe-recipe lists what other programs "
         f"read them. {context}. Documents end with `{facts.eos_token}` (id {facts.eos_token_id:,}). {template}"
     )
 

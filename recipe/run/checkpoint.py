@@ -133,7 +133,7 @@ class CheckpointStore:
             on_disk.remove_leftovers(self.folder)
         if self._snapshot is None:
             self._snapshot = Snapshot(self.settings.asynchronous)
-        share = EngineShare(engine)
+        share = EngineShare(engine, replicas=False)
         self._snapshot.beside = share.compute
         engine.checkpoint_engine = self._snapshot
         engine.save_checkpoint(str(self.folder), tag=partial.name, save_latest=False)

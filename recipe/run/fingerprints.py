@@ -118,15 +118,23 @@ class EngineShare:
     Args:
         dtype: of the fingerprints; the engine's, or one that its weights can be rounded to.
         masters: of the optimizer's fp32 weights instead of the model's and its buffers.
+        replicas: also of what another rank adds up, to compare it.
     """
 
-    def __init__(self, engine: deepspeed.DeepSpeedEngine, dtype: torch.dtype | None = None, *, masters: bool = False):
+    def __init__(
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        dtype: torch.dtype | None = None,
+        *,
+        masters: bool = False,
+        replicas: bool = True,
+    ):
         self.dtype = dtype or _dtype(engine)
         self.names: list[str] = []
         self._pieces: list[Piece] = []
         for names, pieces in _of_masters(engine) if masters else _of_model(engine):
             self.names += names
-            self._pieces += pieces
+            self._pieces += [piece for piece in pieces if piece.counts or replicas]
         self._device = engine.device
         tables(self._device)
         self._sums: list[torch.Tensor] | None = None
@@ -220,7 +228,9 @@ def check_engine_equals(engine: deepspeed.DeepSpeedEngine, weights: Callable[[st
         UserError: some are not equal; on all ranks alike.
     """
     share = EngineShare(engine)
-    expected = from_first_rank(lambda: folder_fingerprints(weights, share.names, share.dtype))
+    expected = from_first_rank(
+        lambda: folder_fingerprints(lambda name: weights(name).to(engine.device), share.names, share.dtype)
+    )
     if wrong := share.differing_from(expected):
         raise UserError(f"the engine has other weights than {source} in {described(wrong)}; run the same command again")
 

@@ -52,6 +52,7 @@ class RestorableRun:
         manifest = read_manifest(path)
         self._name, self._identity, self.ds_raw = path.name, manifest["identity"], manifest["ds_config"]
         self.train_state = TrainState(**manifest["train_state"])
+        self.routing = RunConfig.model_validate(manifest["run_config"]).routing  # that the checkpoint was saved with
         # As it was trained, whatever has become of the files that the run was started with.
         self.shape = strict_model(ModelShape, self._identity["model"], path)
         tokenizer = tokenizer_identity(self.run.tokenizer)

@@ -44,11 +44,13 @@ class Snapshot(TorchCheckpointEngine):
         # What else reads the tensors as they are saved, such as fingerprints: done beside the copies.
         self.beside: Callable[[], None] = lambda: None
         self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None  # of the thread
         self._event: torch.cuda.Event | None = None
+        self._stream: torch.cuda.Stream | None = None  # one for all saves: torch keeps memory for each
 
     def create(self, info: CheckpointCommitInfo) -> None:
         assert self._thread is None, "the copies of the last save are still being made"
-        self.files, self.bytes, self._used = [], 0, 0
+        self.files, self.bytes, self._used, self._error = [], 0, 0, None
 
     def save(self, state_dict: Any, path: str) -> None:
         self.files.append((Path(path), self._taken(state_dict)))
@@ -61,7 +63,7 @@ class Snapshot(TorchCheckpointEngine):
             self.beside()
             return True
         if later[0][1].is_cuda:
-            stream = torch.cuda.Stream()
+            stream = self._stream = self._stream or torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 _copy(later)
@@ -87,16 +89,25 @@ class Snapshot(TorchCheckpointEngine):
             self._thread = None
 
     def wait(self) -> None:
-        """Return when the copies can be read."""
+        """Return when the copies can be read.
+
+        Raises:
+            what went wrong while they were made.
+        """
         if self._event is not None:
             self._event.synchronize()
             self._sources = []
         if (thread := self._thread) is not None:
             thread.join()
+        if self._error is not None:
+            raise self._error
 
     def _copy_beside(self, later: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        _copy(later)
-        self.beside()
+        try:
+            _copy(later)
+            self.beside()
+        except BaseException as error:
+            self._error = error
 
     def _taken(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):

@@ -133,6 +133,7 @@ def test_the_configuration_says_what_both_versions_of_transformers_know_and_no_m
             "unk_token": None,
             "additional_special_tokens": more,  # 4.57 stops at a list of extra_special_tokens
             "clean_up_tokenization_spaces": False,
+            "model_input_names": ["input_ids", "attention_mask"],
         }
         assert sorted(path.name for path in output.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
 

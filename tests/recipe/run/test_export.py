@@ -33,7 +33,7 @@ tokens, _ = torch.load(batch)
 with torch.no_grad():
     torch.save((type(model).__name__, model.dtype, model(tokens).logits), output)
 tokenizer = AutoTokenizer.from_pretrained(folder)
-inputs = tokenizer("The old ship", return_tensors="pt", return_token_type_ids=False)
+inputs = tokenizer("The old ship", return_tensors="pt")
 text = tokenizer.decode(model.generate(**inputs, max_new_tokens=12, do_sample=False)[0])
 assert text.startswith("The old ship") and len(text) > len("The old ship"), text
 assert sys.modules["recipe"] is None

@@ -218,3 +218,21 @@ def test_enumerations_are_saved_as_what_they_stand_for():
     ((_, state),) = snapshot.files
     assert type(state["optimizer"][0]["zero_stage"]) is int
     assert state["optimizer"][0]["zero_stage"] == 3
+
+
+def test_what_goes_wrong_beside_the_copies_is_told_when_they_are_read():
+    def fails() -> None:
+        raise MemoryError("no room")
+
+    snapshot = Snapshot(copies=True)
+    snapshot.beside = fails
+    saved(snapshot, torch.ones(LARGE))
+    snapshot.commit(INFO)
+    with pytest.raises(MemoryError, match="no room"):
+        snapshot.wait()
+    snapshot.before_update()
+    snapshot.beside = lambda: None
+    saved(snapshot, torch.ones(LARGE))
+    snapshot.commit(INFO)
+    snapshot.wait()
+    snapshot.before_update()
