@@ -32,7 +32,7 @@ BLOCK_SEQUENCES = 1 << 20  # of an index that are checked together
 _HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, document boundaries
 
 
-class Piece(NamedTuple):
+class ShardRange(NamedTuple):
     """Some documents of a shard, and their bytes in the .bin."""
 
     first: int
@@ -98,25 +98,41 @@ class ForeignShard:
             UserError: names the first contradiction.
         """
         self._check_boundaries()
-        place, empty = 0, 0
+        offset_bytes, empty = 0, 0
         for first in range(0, self.sequences, BLOCK_SEQUENCES):
             end = min(self.sequences, first + BLOCK_SEQUENCES)
             lengths = self.lengths(first, end)
             if (lengths < 0).any():
                 at = int(np.argmax(lengths < 0))
                 raise UserError(f"{self.index} gives sequence {first + at:,} {lengths[at]} tokens; {_FETCH}")
-            ends = place + np.cumsum(lengths, dtype=np.int64) * self.dtype.itemsize
-            expected = np.concatenate(([place], ends[:-1]))
+            ends = offset_bytes + np.cumsum(lengths, dtype=np.int64) * self.dtype.itemsize
+            expected = np.concatenate(([offset_bytes], ends[:-1]))
             if (different := self.pointers(first, end) != expected).any():
                 at = int(np.argmax(different))
                 raise UserError(
                     f"{self.index} has sequence {first + at:,} begin at byte {self.pointers(first, end)[at]:,}, not at "
                     f"{expected[at]:,}, where the one before it ends; {_FETCH}"
                 )
-            place, empty = int(ends[-1]), empty + int((lengths == 0).sum())
-        if place != self.bin_bytes:
-            raise UserError(f"{self.bin} has {self.bin_bytes:,} bytes, not the {place:,} that its .idx lists; {_FETCH}")
+            offset_bytes, empty = int(ends[-1]), empty + int((lengths == 0).sum())
+        if offset_bytes != self.bin_bytes:
+            raise UserError(
+                f"{self.bin} has {self.bin_bytes:,} bytes, not the {offset_bytes:,} that its .idx lists; {_FETCH}"
+            )
         return empty
+
+    def check_size(self) -> None:
+        """Refuse a .bin that the index's last sequence does not end with, without reading the others.
+
+        Raises:
+            UserError: the first contradiction, as `check` finds it.
+        """
+        last = max(0, self.sequences - 1)
+        ends = self.pointers(last, self.sequences) + self.lengths(last, self.sequences) * np.int64(self.dtype.itemsize)
+        if ends.sum() != self.bin_bytes:
+            self.check()
+
+    def whole(self) -> ShardRange:
+        return ShardRange(0, self.documents, 0, self.bin_bytes)
 
     def _check_boundaries(self) -> None:
         last = 0
@@ -133,17 +149,19 @@ class ForeignShard:
                 "versions of Megatron; import the shards from before the merge, or write it again"
             )
 
-    def pieces(self) -> list[Piece]:
+    def pieces(self) -> list[ShardRange]:
         """Its documents in pieces of about `PIECE_BYTES`; empty documents at its end are in none."""
         pieces, first, start = [], 0, 0
         for block in range(0, self.documents, BLOCK_DOCUMENTS):
             offsets = self.offsets(block, min(self.documents, block + BLOCK_DOCUMENTS))
             while (at := int(np.searchsorted(offsets, start + PIECE_BYTES))) < len(offsets):
-                pieces.append(Piece(first, block + at, start, int(offsets[at])))
+                pieces.append(ShardRange(first, block + at, start, int(offsets[at])))
                 first, start = block + at, int(offsets[at])
-        return pieces if start == self.bin_bytes else [*pieces, Piece(first, self.documents, start, self.bin_bytes)]
+        return (
+            pieces if start == self.bin_bytes else [*pieces, ShardRange(first, self.documents, start, self.bin_bytes)]
+        )
 
-    def blocks(self, piece: Piece, longest: int) -> Iterator[Block]:
+    def blocks(self, piece: ShardRange, longest: int) -> Iterator[Block]:
         """The documents of a piece; one of more than `longest` tokens comes alone and is not read."""
         for first in range(piece.first, piece.end, BLOCK_DOCUMENTS):
             offsets = self.offsets(first, min(piece.end, first + BLOCK_DOCUMENTS)) // self.dtype.itemsize

@@ -11,7 +11,7 @@ import os
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from data_prep.bad_records import BadRecords
 from data_prep.command import job_parser
 from data_prep.documents import BadRecord, Part
-from data_prep.encoder import ReferenceEncoder
 from data_prep.exchange import Exchange
-from data_prep.foreign_shards import Block, ForeignShard, Piece, open_shard, prefixes_below
+from data_prep.foreign_shards import Block, ForeignShard, ShardRange, open_shard, prefixes_below
 from data_prep.json_lines import MAX_RECORD_BYTES
 from data_prep.stage import Stage
 from data_prep.tally import merged
+from data_prep.token_checks import check_tokens, load_reference, notes, tokens_compared
 from data_prep.tokenize_corpus import (
     SHUFFLE_SEED,
     Rows,
@@ -43,9 +43,6 @@ from recipe.base.strict import load_json, load_yaml, strict_model
 from recipe.data.token_folder import check_named_tokens, tokenizer_facts
 
 LONGEST_TOKENS = MAX_RECORD_BYTES  # of a document: one of tokenize_corpus.py has no more, of a byte each
-COMPARED_SEQUENCES, COMPARED_TOKENS = 32, 2048  # of each piece, decoded and encoded again
-CUT_TOKENS = 64  # at the end of a cut sequence, which may come back otherwise
-MOST = 0.5  # of the documents or sequences: no chance
 
 
 class ImportConfig(BaseModel):
@@ -54,13 +51,20 @@ class ImportConfig(BaseModel):
     sources: dict[str, list[str]] = {}
     held_out: float = Field(0.005, ge=0, lt=1)
     max_shard_tokens: int = Field(75_000_000, gt=0)
+    check_tokenizer: bool = True
 
     def problems(self) -> list[str]:
-        return [
+        names = [
             f"sources.{name}: the name becomes a folder's; write it as '{_folder_name(name)}'"
             for name in self.sources
             if name != _folder_name(name)
         ]
+        paths = [
+            f"sources.{name} names no shard{' in one of its lines' if paths else ''}; give paths or remove it"
+            for name, paths in self.sources.items()
+            if not paths or not all(paths)
+        ]
+        return names + paths
 
 
 def _folder_name(name: str) -> str:
@@ -85,14 +89,14 @@ def sources_of(inputs: Sequence[Path], config: ImportConfig) -> dict[str, list[s
     sources: dict[str, list[str]] = {}
     for name, prefix in named:
         sources.setdefault(name, []).append(prefix)
+    twice = [prefix for prefix, count in Counter(prefix for _, prefix in named).items() if count > 1]
+    if twice:
+        raise UserError(f"{twice[0]} is named twice; keep one")
     for name, prefixes in sources.items():
         if inputs and len(prefixes) > 1:
             raise UserError(
                 f"{prefixes[0]} and {prefixes[1]} would both be the source '{name}'; name them by sources in the --config"
             )
-    twice = [prefix for prefix, count in Counter(prefix for _, prefix in named).items() if count > 1]
-    if twice:
-        raise UserError(f"{twice[0]} is named twice; keep one")
     return dict(sorted(sources.items()))
 
 
@@ -119,10 +123,11 @@ def import_piece(
     part: Part,
     number: int,
     *,
-    tasks: Sequence[tuple[str, Piece]],
+    tasks: Sequence[tuple[str, ShardRange]],
     held_out: float,
     facts: dict[str, Any],
     tokenizer: Path,
+    check_tokenizer: bool,
     exchange: Path,
     output: Path,
     max_bad: int,
@@ -130,6 +135,8 @@ def import_piece(
     """The documents of a piece of a shard, by split, under keys that will shuffle them."""
     source, piece = tasks[number]
     shard = open_shard(str(part.path.with_suffix("")))
+    if check_tokenizer:  # a shard may be put together of several
+        check_tokens(shard, piece, facts, tokenizer)
     reference = load_reference(tokenizer)
     documents = PieceDocuments(shard, facts, BadRecords(part.path, number, output, max_bad))
     rows: dict[str, TokenRows] = {}
@@ -142,15 +149,8 @@ def import_piece(
         rows[split].add_tokens(tokens, size, facts["eod_id"])
     documents.bad.write()
     series = {f"{split}-{source}": {"split": split, "source": source, **rows[split].close()} for split in sorted(rows)}
-    compared = compare(reference, _first_sequences(shard, piece), facts["eod_id"])
-    counts = {source: {**documents.counts, **compared}}
+    counts = {source: {**documents.counts, **tokens_compared(shard, piece, facts, tokenizer)}}
     return {"series": series, "counts": counts, "last": documents.last(source), "bad_records": len(documents.bad)}
-
-
-@cache
-def load_reference(tokenizer: Path) -> ReferenceEncoder:
-    """Loaded once per process."""
-    return ReferenceEncoder(tokenizer)
 
 
 class PieceDocuments:
@@ -162,7 +162,7 @@ class PieceDocuments:
         self.counts = {"ended": 0, "appended": 0, "ends_in_text": 0}
         self._last: Counter[int] = Counter()
 
-    def read(self, piece: Piece) -> Iterator[np.ndarray]:
+    def read(self, piece: ShardRange) -> Iterator[np.ndarray]:
         """Tokens of each document, uint32.
 
         Raises:
@@ -223,76 +223,6 @@ class TokenRows(Rows):
         self.flush_if_full()
 
 
-def _first_sequences(shard: ForeignShard, piece: Piece) -> Iterator[np.ndarray]:
-    """The beginning of the first sequences of a piece, which writers have encoded one by one."""
-    first = int(shard.boundaries(piece.first, piece.first + 1)[0])
-    lengths = shard.lengths(first, min(shard.sequences, first + COMPARED_SEQUENCES)).tolist()
-    start = piece.start // shard.dtype.itemsize
-    for length in lengths:
-        yield shard.tokens(start, min(length, COMPARED_TOKENS + CUT_TOKENS)).astype(np.uint32)
-        start += length
-
-
-def compare(reference: ReferenceEncoder, sequences: Iterable[np.ndarray], eod: int) -> dict[str, int]:
-    """How many sequences were decoded, and of how many the text gives other tokens: those of another tokenizer do.
-
-    Special tokens, which a text does not give, are left out with what comes after the first one inside.
-    """
-    special = {eod, *(reference.vocabulary[token] for token in reference.special_tokens)}
-    counts = {"compared": 0, "changed": 0}
-    for ids in sequences:
-        plain = _plain(ids, np.array(sorted(special)))
-        if plain.size:
-            again = reference.encode([reference.decode(plain)])[0]
-            size = min(plain.size, COMPARED_TOKENS) if ids.size > COMPARED_TOKENS else plain.size
-            same = np.array_equal(again[:size], plain[:size]) and (ids.size > COMPARED_TOKENS or again.size == size)
-            counts["compared"] += 1
-            counts["changed"] += not same
-    return counts
-
-
-def _plain(ids: np.ndarray, special: np.ndarray) -> np.ndarray:
-    """The first tokens that are not special."""
-    is_special = np.isin(ids, special)
-    start = int(np.argmin(is_special)) if not is_special.all() else ids.size
-    rest = is_special[start:]
-    return ids[start : start + int(np.argmax(rest))] if rest.any() else ids[start:]
-
-
-def notes(results: dict[str, Any], held_out: float, special: dict[int, str], tokenizer: Path) -> Iterator[str]:
-    """A sentence for each thing about the tokens that a user should know and may not expect."""
-    for source, count in results["documents"].items():
-        documents = count["ended"] + count["appended"]
-        if count["appended"]:
-            how_many = "none" if not count["ended"] else f"{count['ended']:,}"
-            yield (
-                f"{how_many} of {documents:,} documents of {source} ended in the eos_token of the tokenizer; "
-                f"{count['appended']:,} got it"
-            )
-        for token, ends in results["last_tokens"].get(source, {}).items():
-            if ends > MOST * documents and int(token) in special:
-                yield (
-                    f"{ends:,} documents of {source} end in {special[int(token)]!r} ({token}), which is not the eos_token of "
-                    "the tokenizer and now stands before it; if it ends documents, name it as eos_token in "
-                    "tokenizer_config.json and import again"
-                )
-        if count["ends_in_text"]:
-            yield (
-                f"{count['ends_in_text']:,} end-of-document tokens of {source} come from inside its documents and end them "
-                "early; where the shard's documents are packed sequences, that is as it should be"
-            )
-        if count["changed"] > MOST * count["compared"]:
-            yield (
-                f"{count['changed']:,} of {count['compared']:,} sequences of {source} that were decoded by {tokenizer} encode "
-                "to other tokens; make sure that the shards were made with this tokenizer"
-            )
-    for source, found in results["held_out_far_off"].items():
-        yield (
-            f"{found['held_out']:,} of {found['documents']:,} documents of {source} are held out, {held_out:.2%} were asked "
-            "for: equal documents are held out together; many of these are equal"
-        )
-
-
 def _check_output(output: Path, inputs: Iterable[str | Path]) -> None:
     for path in inputs:
         folder = os.path.realpath(path)
@@ -302,10 +232,12 @@ def _check_output(output: Path, inputs: Iterable[str | Path]) -> None:
             )
 
 
-def _tasks(prefixes: Sequence[tuple[str, str]], indices: Sequence[dict[str, Any]]) -> list[tuple[str, Path, Piece]]:
+def _tasks(
+    prefixes: Sequence[tuple[str, str]], indices: Sequence[dict[str, Any]]
+) -> list[tuple[str, Path, ShardRange]]:
     """Source, .bin and piece of each task."""
     return [
-        (source, Path(f"{prefix}.bin"), Piece(*piece))
+        (source, Path(f"{prefix}.bin"), ShardRange(*piece))
         for (source, prefix), index in zip(prefixes, indices, strict=True)
         for piece in index["pieces"]
     ]
@@ -321,7 +253,7 @@ def run(
     exchange = stage.exchange("tokens").folder
     read = partial(
         import_piece, tasks=[(source, piece) for source, _, piece in tasks], held_out=config.held_out, facts=facts,
-        tokenizer=args.tokenizer, exchange=exchange, output=stage.output, max_bad=stage.max_bad,
+        tokenizer=args.tokenizer, check_tokenizer=config.check_tokenizer, exchange=exchange, output=stage.output, max_bad=stage.max_bad,
     )  # fmt: skip
     pieces = stage.run_tasks("documents", read, [Part(path, piece.start, piece.stop) for _, path, piece in tasks])
     series = merged({name: {"tokens": e["tokens"]} for name, e in result["series"].items()} for result in pieces)
@@ -388,8 +320,12 @@ def main(argv: list[str] | None = None) -> None:
     files = [
         Path(prefix + suffix) for prefixes in sources.values() for prefix in prefixes for suffix in (".idx", ".bin")
     ]
+    begun = (args.output / "stage.json").exists()  # after these checks, by the same shards and tokenizer
     for prefix in (prefix for prefixes in sources.values() for prefix in prefixes):
-        open_shard(prefix)
+        shard = open_shard(prefix)
+        shard.check_size()
+        if config.check_tokenizer and not begun:
+            check_tokens(shard, shard.whole(), facts, args.tokenizer)
     root = Path(os.path.commonpath([file.parent for file in files]))
     relative = {name: [os.path.relpath(prefix, root) for prefix in prefixes] for name, prefixes in sources.items()}
     parameters = {**config.model_dump(mode="json"), "sources": relative, "tokenizer": facts}

@@ -236,8 +236,19 @@ class Stage:
             files = "1 file of --input is" if number == 1 else f"{number:,} files of --input are"
             print(f"{files} not read: {shortened(self.unread)}")
 
+    def _refuse_other_files(self) -> None:
+        """Before the lock is made, which would be one more file in a folder of something else."""
+        # A kill may have come before the first file had its name.
+        others = self.output.is_dir() and any(
+            path.name not in (".lock", "stage.json.partial") for path in self.output.iterdir()
+        )
+        # Looked for last: a stage that another process begins has this file before all others.
+        if others and not (self.output / "stage.json").exists():
+            raise UserError(f"--output {self.output} holds files of something else; choose an empty folder")
+
     def _claim(self) -> None:
         try:
+            self._refuse_other_files()
             self.output.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.output / ".lock", "w")
         except OSError as error:
@@ -262,9 +273,6 @@ class Stage:
         if path.exists():
             self._must_be_the_same(identity, load_json(path))
             return
-        # A kill may have come before the first file had its name.
-        if any(p.name not in (".lock", "stage.json.partial") for p in self.output.iterdir()):
-            raise UserError(f"--output {self.output} holds files of something else; choose an empty folder")
         write_json(path, identity)
 
     def _must_be_the_same(self, identity: dict[str, Any], recorded: dict[str, Any]) -> None:

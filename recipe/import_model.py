@@ -9,6 +9,7 @@ from pathlib import Path
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import write_json
 from recipe.base.model_shape import ModelShape
+from recipe.base.output_paths import check_output_folder
 from recipe.base.ranks import is_first_rank, leave, required_world_size
 from recipe.base.strict import strict_model
 from recipe.reading.origin import imported, record_of
@@ -48,6 +49,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def write_shape(model: Path, folder: Path, upcycle: bool) -> None:
     from recipe.huggingface.import_weights import shape_values
 
+    check_output_folder("--write-shape", folder)
     values, path = shape_values(model, upcycle), folder / "config.json"
     shape = strict_model(ModelShape, values, model / "config.json")
     if path.exists():
@@ -111,9 +113,9 @@ def main(argv: list[str] | None = None) -> None:
         store = CheckpointStore(run.run_dir / "checkpoints", run.checkpoint, provenance(launch))
         store.save_now(engine, TrainState(), keep="what the run began from")
         if is_first_rank():
-            said = f"began from the weights of {args.model}{', upcycled' if args.upcycle else ''}"
-            folder.event(event="imported", step=0, said=said)
-            print(f"{said}; train with --resume auto", flush=True)
+            message = f"began from the weights of {args.model}{', upcycled' if args.upcycle else ''}"
+            folder.event(event="imported", step=0, said=message)
+            print(f"{message}; train with --resume auto", flush=True)
 
 
 if __name__ == "__main__":

@@ -144,7 +144,8 @@ def same_model(folder: Path, shape: ModelShape) -> ImportedWeights:
         )
     _check_equal(source, shape, set(_SAME))
     tensors = SafetensorsFolder(folder)
-    architecture = {found.model_type: found for found in (GLM4_MOE, QWEN3_MOE, MIXTRAL)}[source.model_type]
+    architectures = {architecture.model_type: architecture for architecture in (GLM4_MOE, QWEN3_MOE, MIXTRAL)}
+    architecture = architectures[source.model_type]
     parameters = {}
     for name, size in _run_parameters(shape):
         if name.endswith("e_score_correction_bias") and not architecture.correction_bias:
@@ -163,11 +164,11 @@ def _of_single_experts(name: str, size: Size, architecture: Architecture) -> Par
     """A parameter of all experts, [E, 2F, D] or [E, D, F], from one tensor per expert and matrix."""
     prefix, kind = name.rsplit(".", 1)
     halves = _HALVES if kind == "gate_up_proj" else ("down_proj",)
-    each = (size[1] // len(halves), size[2])
-    names = [f"{prefix}.{expert}.{half}.weight" for expert in range(size[0]) for half in halves]
+    matrix_size = (size[1] // len(halves), size[2])
+    matrices = [f"{prefix}.{expert}.{half}.weight" for expert in range(size[0]) for half in halves]
     return Parameter(
-        {architecture.export_name(one): each for one in names},
-        lambda *matrices: torch.cat(matrices).view(size),
+        {architecture.export_name(matrix): matrix_size for matrix in matrices},
+        lambda *values: torch.cat(values).view(size),
     )
 
 

@@ -58,8 +58,9 @@ class SafetensorsFolder:
         if first.shape != second.shape:
             return False
         with safe_open(self.folder / first.file, "pt") as a, safe_open(self.folder / second.file, "pt") as b:
-            one, two = a.get_slice(name), b.get_slice(other)
-            return all(torch.equal(one[at : at + rows], two[at : at + rows]) for at in range(0, first.shape[0], rows))
+            first_rows, second_rows = a.get_slice(name), b.get_slice(other)
+            starts = range(0, first.shape[0], rows)
+            return all(torch.equal(first_rows[at : at + rows], second_rows[at : at + rows]) for at in starts)
 
     def _listed(self) -> dict[str, str]:
         """Each tensor's file by the index, which a folder of one file may lack."""

@@ -66,7 +66,7 @@ def bring_in(prepared, tmp_path):
 
     def run(*shards: Path, output: str = "out", tokenizer: Path | None = None, more: Sequence[object] = (), **config):
         path = tmp_path / f"{output}.yaml"
-        path.write_text(json.dumps(config))
+        path.write_text(json.dumps({"check_tokenizer": False, **config}))  # few ids here are those of a text
         words = [*(word for shard in shards for word in ("--input", shard)), "--output", tmp_path / output]
         words += ["--tokenizer", tokenizer or prepared.tokenizer, "--config", path, "--workers", 1, *more]
         return main([str(word) for word in words]), tmp_path / output
@@ -98,10 +98,21 @@ def encoded(prepared) -> dict[str, list[int]]:
     return {text: hf.encode(text, add_special_tokens=False, split_special_tokens=True) for text in texts}
 
 
+@pytest.fixture(scope="module")
+def of_megatron(tmp_path_factory):
+    """The folder of shards that Megatron's own writer has made; importing it costs ten seconds."""
+    folder = tmp_path_factory.mktemp("megatron")
+    for dtype in ("uint16", "int32", "int64"):
+        (folder / dtype).mkdir()
+        write_megatron(folder / dtype / "text_sentence", SMALL, dtype)
+    write_megatron(folder / "images", SMALL, multimodal=True)
+    return folder
+
+
+@pytest.mark.xdist_group("of_megatron")
 @pytest.mark.parametrize("dtype", ["uint16", "int32", "int64"])
-def test_documents_of_several_sequences_come_from_megatrons_own_writer(dtype, bring_in, prepared, tmp_path):
-    write_megatron(tmp_path / "text_sentence", SMALL, dtype)
-    code, output = bring_in(tmp_path / "text_sentence", held_out=0)
+def test_documents_of_several_sequences_come_from_megatrons_own_writer(dtype, bring_in, of_megatron):
+    code, output = bring_in(of_megatron / dtype / "text_sentence", held_out=0)
     assert code == 0
     eod = TokenFolder(output).tokenizer["eod_id"]
     assert read_back(output) == {"text_sentence": sorted([*d, eod] for d in JOINED)}
@@ -121,8 +132,9 @@ def test_every_dtype_of_ids_is_read(dtype, bring_in, tmp_path):
     assert results_of(output)["dtypes"] == {dtype: 1}
 
 
-def test_a_multimodal_dataset_is_refused_as_such(bring_in, tmp_path, capsys):
-    code, output = bring_in(write_megatron(tmp_path / "images", SMALL, multimodal=True))
+@pytest.mark.xdist_group("of_megatron")
+def test_a_multimodal_dataset_is_refused_as_such(bring_in, of_megatron, capsys):
+    code, output = bring_in(of_megatron / "images")
     assert (code, output.exists()) == (2, False)
     assert "images.idx is of a multimodal dataset" in capsys.readouterr().err
 
@@ -163,7 +175,7 @@ def test_held_out_documents_have_the_bytes_of_their_text_and_no_note_of_another_
     bring_in, encoded, prepared, tmp_path, capsys
 ):
     write_neox(tmp_path / "web", [[ids] for ids in encoded.values()], "int32")
-    code, output = bring_in(tmp_path / "web", held_out=0.1)
+    code, output = bring_in(tmp_path / "web", held_out=0.1, check_tokenizer=True)
     assert code == 0
     texts = {tuple(ids): text for text, ids in encoded.items()}
     held = read_back(output, "held_out")["web"]
@@ -176,9 +188,37 @@ def test_held_out_documents_have_the_bytes_of_their_text_and_no_note_of_another_
     assert "make sure" not in capsys.readouterr().out
 
 
-def test_shards_of_another_tokenizer_are_told(bring_in, tmp_path, capsys):
-    random = np.random.default_rng(0).integers(10, 1000, (40, 3000)).tolist()
-    assert bring_in(write_neox(tmp_path / "a", [[ids] for ids in random]), held_out=0)[0] == 0
+def of_another_tokenizer(sequences: int = 40) -> list[list[list[int]]]:
+    return [[ids] for ids in np.random.default_rng(0).integers(10, 1000, (sequences, 3000)).tolist()]
+
+
+def test_shards_of_another_tokenizer_are_refused_before_anything_is_written(bring_in, encoded, tmp_path, capsys):
+    texts = list(encoded.values())
+    write_neox(tmp_path / "in" / "a", [[ids] for ids in texts])
+    write_neox(tmp_path / "in" / "b", of_another_tokenizer())
+    code, output = bring_in(sources={"web": [str(tmp_path / "in")]}, held_out=0, check_tokenizer=True)
+    error = capsys.readouterr().err
+    assert (code, output.exists(), error.count("\n")) == (2, False, 1)
+    assert f"32 of the first 32 sequences from byte 0 of {tmp_path}/in/b.bin give other tokens" in error
+    few = [[ids[::-1]] for ids in texts[:15]] + [[ids] for ids in texts[15:40]]
+    write_neox(tmp_path / "in" / "b", few)
+    code, output = bring_in(sources={"web": [str(tmp_path / "in")]}, held_out=0, check_tokenizer=True)
+    assert (code, output.exists()) == (0, True)
+    assert 0 < results_of(output)["documents"]["web"]["changed"] <= 15
+
+
+def test_a_later_piece_of_another_tokenizer_is_refused(bring_in, encoded, tmp_path, monkeypatch, capsys):
+    documents = [[ids] for ids in [*encoded.values()][:40]]
+    monkeypatch.setattr(foreign_shards, "PIECE_BYTES", 2 * sum(len(ids) for (ids,) in documents))
+    write_neox(tmp_path / "merged", [*documents, *of_another_tokenizer()])
+    code, output = bring_in(tmp_path / "merged", held_out=0, check_tokenizer=True)
+    assert (code, (output / "manifest.json").exists()) == (2, False)
+    assert "32 of the first 32 sequences from byte " in capsys.readouterr().err
+
+
+def test_ids_of_no_text_come_in_where_the_config_says_so(bring_in, tmp_path, capsys):
+    shard = write_neox(tmp_path / "a", of_another_tokenizer())
+    assert bring_in(shard, held_out=0, check_tokenizer=False)[0] == 0
     assert "32 of 32 sequences of a that were decoded by" in capsys.readouterr().out
 
 
@@ -243,7 +283,7 @@ def test_a_run_accepts_the_folder_and_reads_it(bring_in, encoded, new_run, write
 def test_what_tokenize_corpus_writes_comes_back(bring_in, prepared):
     shards = [prepared.tokens / s["prefix"] for s in load_json(prepared.tokens / "manifest.json")["results"]["shards"]]
     sources = {shard.parent.name + "-" + shard.parent.parent.name: [str(shard)] for shard in shards}
-    code, output = bring_in(sources=sources, held_out=0)
+    code, output = bring_in(sources=sources, held_out=0, check_tokenizer=True)
     assert code == 0
     original = {
         s.parent.name + "-" + s.parent.parent.name: sorted(d.tolist() for d in Shard(s).documents()) for s in shards
@@ -300,6 +340,21 @@ def test_a_damaged_shard_ends_in_one_sentence(damage, message, bring_in, tmp_pat
     assert (code, error.count("\n")) == (2, 1)
     assert message in error
     assert not (output / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("last", [0, 2, 200])
+def test_a_bin_of_another_size_leaves_nothing_and_comes_in_once_it_is_mended(last, bring_in, tmp_path, capsys):
+    shard = write_neox(tmp_path / "a", [*SMALL, [[7] * last]])
+    whole = (tmp_path / "a.bin").read_bytes()
+    for content in (whole[:-2], b"", whole + b"xx"):
+        (tmp_path / "a.bin").write_bytes(content)
+        code, output = bring_in(shard, held_out=0)
+        assert (code, output.exists()) == (2, False)
+        assert (
+            f"a.bin has {len(content):,} bytes, not the {len(whole):,} that its .idx lists" in capsys.readouterr().err
+        )
+    (tmp_path / "a.bin").write_bytes(whole)
+    assert bring_in(shard, held_out=0)[0] == 0
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -375,7 +430,11 @@ def test_a_shard_that_changed_since_it_was_read_is_named(suffix, bring_in, tmp_p
         ({"inputs": ["link"]}, "link.idx is a link to gone, which does not exist"),
         ({"inputs": ["done"]}, "done is the output of a data job already"),
         ({"inputs": ["x/a", "y/a"]}, "would both be the source 'a'; name them by sources"),
-        ({"inputs": ["x/a", "x/a.idx"]}, "would both be the source 'a'"),
+        ({"inputs": ["x/a", "x/a.idx"]}, "x/a is named twice; keep one"),
+        ({"inputs": ["x", "x/a"]}, "x/a is named twice; keep one"),
+        ({"sources": {"web": []}}, "sources.web names no shard; give paths or remove it"),
+        ({"sources": {"a": ["x/a"], "web": []}}, "sources.web names no shard; give paths or remove it"),
+        ({"sources": {"web": ["x/a", ""]}}, "sources.web names no shard in one of its lines"),
         ({"sources": {"a": ["x/a"], "b": ["x"]}}, "x/a is named twice"),
         ({"sources": {"my web": ["x/a"]}}, "sources.my web: the name becomes a folder's; write it as 'my_web'"),
         ({"inputs": ["x"], "output": "x/out"}, "which would read what it wrote"),

@@ -69,6 +69,7 @@ def test_bad_input_ends_in_one_sentence_and_code_2(job, prepared, tmp_path):
         assert done.returncode == 2, (number, done.stderr)
         assert said in done.stderr
         assert "Traceback" not in done.stderr
+    assert [path.name for path in occupied.iterdir()] == ["thesis.tex"]
 
 
 @pytest.mark.parametrize("job", JOBS)
