@@ -11,26 +11,40 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, not '{text}'")
+    return int(text)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, type=Path, help="folder written by recipe/export.py")
     parser.add_argument("--prompt", required=True, action="append", help="text to continue; may be given several times")
-    parser.add_argument("--max-new-tokens", type=int, default=40, help="(default: %(default)s)")
+    parser.add_argument("--max-new-tokens", type=positive, default=40, help="(default: %(default)s)")
     args = parser.parse_args(argv)
     if not (args.model / "config.json").exists():
-        print(
-            f"error: --model {args.model} holds no config.json; give a folder written by recipe/export.py",
-            file=sys.stderr,
-        )
-        return 2
+        return refuse(f"--model {args.model} holds no config.json; give a folder written by recipe/export.py")
     disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model = AutoModelForCausalLM.from_pretrained(args.model).eval()
-    for prompt in args.prompt:
-        inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
-        tokens = model.generate(**inputs, max_new_tokens=args.max_new_tokens, do_sample=False)
-        print(f"[{type(model).__name__}] {tokenizer.decode(tokens[0], skip_special_tokens=True)!s}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(args.model)
+        prompts = [tokenizer(prompt, return_tensors="pt", return_token_type_ids=False) for prompt in args.prompt]
+        for prompt, tokens in zip(args.prompt, prompts, strict=True):
+            if not tokens["input_ids"].numel():
+                return refuse(f"--prompt {prompt!r} has no tokens, which nothing continues; give some text")
+        model = AutoModelForCausalLM.from_pretrained(args.model).eval()
+    except Exception as error:  # whatever transformers makes of a file that it cannot use
+        reason = " ".join(str(error).split())
+        return refuse(f"--model {args.model} is not read by transformers: {reason}; export it again")
+    for tokens in prompts:
+        output = model.generate(**tokens, max_new_tokens=args.max_new_tokens, do_sample=False)
+        print(f"[{type(model).__name__}] {tokenizer.decode(output[0], skip_special_tokens=True)!s}")
     return 0
+
+
+def refuse(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

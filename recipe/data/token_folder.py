@@ -193,6 +193,8 @@ def tokenizer_file(folder: Path) -> Path:
     path = folder / "tokenizer.json"
     if path.is_file():
         return path
+    if folder.is_file():
+        raise UserError(f"tokenizer {folder} is a file; give the folder that it is in")
     message = f"tokenizer {folder} holds no tokenizer.json; give the output folder of train_tokenizer.py"
     others = [other.name for pattern in OTHER_VOCABULARIES for other in sorted(folder.glob(pattern))]
     if others:

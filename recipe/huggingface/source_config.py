@@ -6,6 +6,7 @@ of transformers 4 and 5 mean the same.
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,16 @@ MISFITS = {
 _QK_NORM = {"qwen3", "qwen3_moe"}  # of each head, always
 _QKV_BIAS = {"qwen2"}  # always
 _WINDOWS_BY_LAYER = {"qwen2", "qwen3"}  # the others have a window in all layers or in none
+_MOST_LAYERS = 10_000  # lists of them are made, here and in transformers; no model has as many
+_LARGEST = 2**31 - 1  # size of a matrix
+_COUNTS = {  # whole numbers that are computed with before they are those of a shape: the least and the most
+    **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads"), (1, _LARGEST)),
+    **dict.fromkeys(("num_key_value_heads", "head_dim", "max_position_embeddings"), (1, _LARGEST)),
+    "num_hidden_layers": (1, _MOST_LAYERS),
+    "first_k_dense_replace": (0, _MOST_LAYERS),
+    "num_nextn_predict_layers": (0, _MOST_LAYERS),
+    "num_mtp_layers": (0, _MOST_LAYERS),
+}
 _OTHER_NAMES = [
     ("num_experts", "num_local_experts"),
     ("n_routed_experts", "num_local_experts"),
@@ -91,13 +102,15 @@ def read_source_config(folder: Path) -> SourceConfig:
         UserError: with every part of it that our decoder does not compute.
     """
     path = folder / "config.json"
-    raw = load_json(path)
+    raw = load_json(_config_file(folder))
     model_type = raw.get("model_type") if isinstance(raw, dict) else None
+    if not isinstance(model_type, str) or not model_type:
+        raise UserError(f"{path} names no model_type; give a folder that save_pretrained of transformers has written")
     if model_type not in CONFIG_CLASSES:
-        misfit = MISFITS.get(str(model_type))
+        misfit = MISFITS.get(model_type)
         why = f", with {misfit}, which the run's model does not have" if misfit else ""
         raise UserError(f"{folder} is a {model_type}{why}; it cannot be imported: {CAN_BE_READ}")
-    if problems := _contradictions(raw):
+    if problems := [*_count_problems(raw), *_contradictions(raw)]:
         raise ConfigError(path, problems)
     try:
         config = CONFIG_CLASSES[model_type].from_dict(deepcopy(raw))
@@ -112,6 +125,30 @@ def read_source_config(folder: Path) -> SourceConfig:
         bool(config.tie_word_embeddings),
         getattr(config, "num_nextn_predict_layers", None) or 0,
     )
+
+
+def _config_file(folder: Path) -> Path:
+    """The config.json of a folder that the user names.
+
+    Raises:
+        UserError: there is none; says what was named instead.
+    """
+    if folder.is_file():
+        raise UserError(f"--model {folder} is a file; give the folder that it is in")
+    if not folder.is_dir():
+        raise UserError(f"--model {folder} is no folder; download the model first and give its folder")
+    if not (folder / "config.json").exists():
+        raise UserError(f"--model {folder} holds no config.json; give the folder of a HuggingFace model")
+    return folder / "config.json"
+
+
+def _count_problems(raw: dict[str, Any]) -> list[str]:
+    """Numbers that transformers takes as they are, and that no model has; null is what its class takes it for."""
+    return [
+        f"{name} is {json.dumps(raw[name])[:40]}; it must be a whole number from {least:,} to {most:,}"
+        for name, (least, most) in _COUNTS.items()
+        if raw.get(name) is not None and not (type(raw[name]) is int and least <= raw[name] <= most)
+    ]
 
 
 def _contradictions(raw: dict[str, Any]) -> list[str]:
@@ -174,7 +211,7 @@ def _attention_problems(raw: dict[str, Any], config: Any) -> list[str]:
         for kind in sorted(kinds - {"full_attention", "sliding_attention"})
     ]
     windows = "sliding_attention" in kinds if config.model_type in _WINDOWS_BY_LAYER else window is not None
-    if windows and (window is None or window < config.max_position_embeddings):
+    if windows and (type(window) is not int or window < config.max_position_embeddings):
         problems.append(
             f"sliding_window is {window}; the run's model attends to all that came before. To begin from a model with a window, "
             "set max_position_embeddings to at most its size in a copy of that config.json"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from recipe.base.errors import UserError
 from recipe.base.strict import load_json
 
 
@@ -13,7 +13,7 @@ def tokenizer_note(model: Path, tokenizer: Path) -> str | None:
     theirs, ours = model / "tokenizer.json", tokenizer / "tokenizer.json"
     if not theirs.exists() or theirs.read_bytes() == ours.read_bytes():
         return None
-    known, read = _ids(load_json(theirs)), _ids(load_json(ours))
+    known, read = _ids(theirs), _ids(ours)
     other = sum(known.get(token) != number for token, number in read.items())
     if not other:
         return None
@@ -23,9 +23,17 @@ def tokenizer_note(model: Path, tokenizer: Path) -> str | None:
     )
 
 
-def _ids(tokenizer: dict[str, Any]) -> dict[str, int]:
-    """The id of each token, of a vocabulary by names (BPE, WordPiece) or in order (Unigram)."""
-    vocabulary = tokenizer.get("model", {}).get("vocab", {})
-    if isinstance(vocabulary, list):
-        vocabulary = {token: number for number, (token, _) in enumerate(vocabulary)}
-    return {**vocabulary, **{added["content"]: added["id"] for added in tokenizer.get("added_tokens", [])}}
+def _ids(path: Path) -> dict[str, int]:
+    """The id of each token, of a vocabulary by names (BPE, WordPiece) or in order (Unigram).
+
+    Raises:
+        UserError: not a tokenizer.json.
+    """
+    tokenizer = load_json(path)
+    try:
+        vocabulary = tokenizer["model"]["vocab"]
+        if isinstance(vocabulary, list):
+            vocabulary = {token: number for number, (token, _) in enumerate(vocabulary)}
+        return {**vocabulary, **{added["content"]: added["id"] for added in tokenizer.get("added_tokens", [])}}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(f"{path} has no vocabulary as the tokenizers library writes it; fetch it again") from None

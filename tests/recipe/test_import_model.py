@@ -84,15 +84,52 @@ def test_what_could_not_be_exported_again_is_said(imported):
 @pytest.mark.parametrize(
     ("vocabulary", "note"),
     [
-        ({"b": 1, "a": 0, "c": 2}, ""),  # more than the run's
+        ({"b": 1, "a": 0, "c": 2}, None),  # more than the run's
         ({"a": 1, "b": 0}, "note: 2 of 2 tokens of "),
         ([["a", -1.0], ["c", -2.0]], "note: 1 of 2 tokens of "),
     ],
 )
 def test_a_tokenizer_that_is_not_the_models_is_said(vocabulary, note, imported, source):
     write_vocabulary(source, vocabulary)
-    assert imported(bias_update_rate=0.0)[1].startswith(note)
-    assert note or imported(bias_update_rate=0.0) == (0, "")
+    code, printed = imported(bias_update_rate=0.0)
+    assert code == 0
+    if note is None:
+        assert printed == ""
+    else:
+        assert printed.startswith(note)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [[], {}, {"model": None}, {"model": {"vocab": [1]}}, {"model": {"vocab": {}}, "added_tokens": [{"id": 3}]}, {"model": {"vocab": 5}}],
+)  # fmt: skip
+def test_a_damaged_tokenizer_of_the_model_ends_in_one_sentence(content, imported, source):
+    (source / "tokenizer.json").write_text(json.dumps(content))
+    code, message = imported(bias_update_rate=0.0)
+    assert (code, message.count("\n")) == (2, 1)
+    assert "source/tokenizer.json has no vocabulary as the tokenizers library writes it; fetch it again" in message
+
+
+@pytest.mark.parametrize(
+    ("model", "folder", "message"),
+    [
+        ("source", "file", "--write-shape {}/file cannot be written: {}/file is no folder; choose another folder"),
+        ("source", "file/below", "so nothing can be made below it; choose another folder"),
+        ("source", "source", "{}/source/config.json exists; choose another folder"),
+        ("Qwen/Qwen3-30B-A3B", "shape", "--model {}/Qwen/Qwen3-30B-A3B is no folder; download the model first and give its folder"),
+        ("source/config.json", "shape", "--model {}/source/config.json is a file; give the folder that it is in"),
+        ("empty", "shape", "--model {}/empty holds no config.json; give the folder of a HuggingFace model"),
+    ],
+)  # fmt: skip
+def test_folders_that_a_shape_is_not_read_from_or_written_to(model, folder, message, source, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    words = ["--model", str(tmp_path / model), "--write-shape", str(tmp_path / folder)]
+    assert import_model.main(words) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message.replace("{}", str(tmp_path)) in error
+    assert not (tmp_path / "shape").exists()
 
 
 def test_the_shape_of_an_upcycled_model_is_written_with_experts(tmp_path, capsys):

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from recipe.base.errors import UserError
 from recipe.base.model_shape import ModelShape
+from recipe.base.strict import strict_model
 from recipe.huggingface.architectures import export_architecture, export_config
 from recipe.huggingface.import_weights import ImportedWeights, same_model, shape_values, upcycled
 from recipe.huggingface.weights_folder import SafetensorsFolder
@@ -278,6 +279,48 @@ def test_a_config_that_the_decoder_does_not_compute_is_refused(source, change, s
     folder = rewritten(folder, tmp_path / "source", change)
     with pytest.raises(UserError, match=sentence):
         shape_values(folder, *[True] * dense)
+
+
+NO_COUNT = [0, -1, 1.5, "x", "", [], ["a"], {}, {"a": 1}, True, False, float("nan"), float("inf"), 10**30]
+COUNTS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+          "head_dim", "max_position_embeddings")  # fmt: skip
+
+
+@pytest.mark.parametrize("source", ["glm4_moe", "qwen3_moe", "mixtral", "dense llama", "dense mistral", "dense qwen2"])
+def test_a_number_that_is_no_count_ends_in_a_sentence(source, stock, tmp_path):
+    dense = source.startswith("dense ")
+    _, folder = stock(source, DENSE[source[6:]] if dense else SOURCES[source])
+    config = json.loads((folder / "config.json").read_text())
+    for name in COUNTS:
+        for value in NO_COUNT:  # without head_dim, which is else computed of two of them
+            changed = {**without(*{"head_dim"} - {name})(config), name: value}
+            (tmp_path / "config.json").write_text(json.dumps(changed))
+            with pytest.raises(UserError, match=f"{name} is .*; it must be a whole number from 1 to"):
+                shape_values(tmp_path, dense)
+
+
+@pytest.mark.parametrize("source", ["glm4_moe", "qwen3_moe", "mixtral", "dense llama", "dense mistral", "dense qwen2"])
+def test_any_value_of_a_config_gives_a_shape_or_a_sentence(source, stock, tmp_path):
+    dense = source.startswith("dense ")
+    _, folder = stock(source, DENSE[source[6:]] if dense else SOURCES[source])
+    config = json.loads((folder / "config.json").read_text())
+    others = ("sliding_window", "layer_types", "decoder_sparse_step", "mlp_only_layers", "rope_scaling", "scoring_func")
+    for name in {*config, *others} - {"transformers_version"}:
+        for value in (None, 0, -1, 1.5, "x", ["a"], {"a": 1}, 10**12):
+            (tmp_path / "config.json").write_text(json.dumps({**config, name: value}))
+            try:
+                strict_model(ModelShape, shape_values(tmp_path, dense), tmp_path)
+            except UserError as error:
+                assert str(error)
+
+
+@pytest.mark.parametrize(
+    "content", [[], "text", None, {}, *({"model_type": v} for v in (None, "", [], ["a"], {}, 5, True))]
+)
+def test_a_config_without_a_model_type_is_told(content, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="config.json names no model_type; give a folder that save_pretrained"):
+        shape_values(tmp_path)
 
 
 def dropped(name):

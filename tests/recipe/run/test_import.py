@@ -97,7 +97,9 @@ def dense(tmp_path_factory):
     return folder, model
 
 
-def test_an_upcycled_model_computes_what_the_dense_one_did(dense, prepared, new_run, write_ds, tmp_path):
+def test_an_upcycled_model_computes_what_the_dense_one_did_through_the_engine(
+    dense, prepared, new_run, write_ds, tmp_path
+):
     folder, model = dense
     shape = {
         **json.loads((TINY / "config.json").read_text()),
