@@ -25,6 +25,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not (args.model / "config.json").exists():
         return refuse(f"--model {args.model} holds no config.json; give a folder written by recipe/export.py")
+    for prompt in args.prompt:
+        if any("\ud800" <= character <= "\udfff" for character in prompt):  # how Python reads bytes that are no UTF-8
+            return refuse(f"--prompt {prompt!r} is not UTF-8; give it in that encoding")
     disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(args.model)

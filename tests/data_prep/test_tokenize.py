@@ -211,6 +211,9 @@ def test_a_folder_without_a_tokenizer_is_refused(prepared, tmp_path, capsys):
     words = ["--input", prepared.deduped, "--tokenizer", tmp_path, "--output", tmp_path / "out"]
     assert main([str(w) for w in words]) == 2
     assert "holds no tokenizer.json" in capsys.readouterr().err
+    words[words.index("--tokenizer") + 1] = prepared.tokenizer / "tokenizer.json"
+    assert main([str(w) for w in words]) == 2
+    assert "tokenizer.json is a file; give the folder that it is in" in capsys.readouterr().err
 
 
 def test_a_token_folder_that_does_not_match_its_manifest_is_refused(prepared, tmp_path):

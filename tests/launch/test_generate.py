@@ -24,7 +24,9 @@ def exported(prepared, tmp_path_factory):
 def test_prompts_are_continued(exported, capsys):
     words = ["--model", str(exported), "--prompt", "The", "--prompt", "A", "--max-new-tokens", "2"]
     assert generate.main(words) == 0
-    assert [line[:24] for line in capsys.readouterr().out.splitlines()][0].startswith("[Qwen3ForCausalLM] The")
+    continued = capsys.readouterr().out
+    assert continued.startswith("[Qwen3ForCausalLM] The")
+    assert "\n[Qwen3ForCausalLM] A" in continued
 
 
 def test_a_prompt_without_tokens_is_refused(exported, capsys):
@@ -32,6 +34,11 @@ def test_a_prompt_without_tokens_is_refused(exported, capsys):
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err == "error: --prompt '' has no tokens, which nothing continues; give some text\n"
+
+
+def test_a_prompt_that_is_no_text_is_refused(exported, capsys):
+    assert generate.main(["--model", str(exported), "--prompt", "\udcff"]) == 2  # as Python reads a byte of another encoding
+    assert "error: --prompt '\\udcff' is not UTF-8; give it in that encoding\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", ["-3", "0", "x", "1.5", ""])

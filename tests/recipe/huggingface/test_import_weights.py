@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -308,10 +309,8 @@ def test_any_value_of_a_config_gives_a_shape_or_a_sentence(source, stock, tmp_pa
     for name in {*config, *others} - {"transformers_version"}:
         for value in (None, 0, -1, 1.5, "x", ["a"], {"a": 1}, 10**12):
             (tmp_path / "config.json").write_text(json.dumps({**config, name: value}))
-            try:
+            with suppress(UserError):  # another error fails the test
                 strict_model(ModelShape, shape_values(tmp_path, dense), tmp_path)
-            except UserError as error:
-                assert str(error)
 
 
 @pytest.mark.parametrize(
@@ -319,7 +318,7 @@ def test_any_value_of_a_config_gives_a_shape_or_a_sentence(source, stock, tmp_pa
 )
 def test_a_config_without_a_model_type_is_told(content, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="config.json names no model_type; give a folder that save_pretrained"):
+    with pytest.raises(UserError, match=r"config\.json names no model_type; give a folder that save_pretrained"):
         shape_values(tmp_path)
 
 
