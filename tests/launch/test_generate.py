@@ -37,7 +37,7 @@ def test_a_prompt_without_tokens_is_refused(exported, capsys):
 
 
 def test_a_prompt_that_is_no_text_is_refused(exported, capsys):
-    assert generate.main(["--model", str(exported), "--prompt", "\udcff"]) == 2  # as Python reads a byte of another encoding
+    assert generate.main(["--model", str(exported), "--prompt", "\udcff"]) == 2
     assert "error: --prompt '\\udcff' is not UTF-8; give it in that encoding\n" in capsys.readouterr().err
 
 
