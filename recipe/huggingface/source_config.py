@@ -110,7 +110,7 @@ def read_source_config(folder: Path) -> SourceConfig:
         misfit = MISFITS.get(model_type)
         why = f", with {misfit}, which the run's model does not have" if misfit else ""
         raise UserError(f"{folder} is a {model_type}{why}; it cannot be imported: {CAN_BE_READ}")
-    if problems := [*_count_problems(raw), *_contradictions(raw)]:
+    if problems := [*_count_problems(raw), *_contradictions(raw), *_key_problems(raw)]:
         raise ConfigError(path, problems)
     try:
         config = CONFIG_CLASSES[model_type].from_dict(deepcopy(raw))
@@ -173,7 +173,8 @@ def _contradictions(raw: dict[str, Any]) -> list[str]:
     ]
 
 
-def _problems(raw: dict[str, Any], config: Any) -> list[str]:
+def _key_problems(raw: dict[str, Any]) -> list[str]:
+    """Keys that make another model of any architecture."""
     problems = []
     for name in ("quantization_config", "compression_config"):
         if method := raw.get(name):
@@ -183,6 +184,15 @@ def _problems(raw: dict[str, Any], config: Any) -> list[str]:
         problems.append(
             "auto_map says the model has code of its own; give one that transformers' own class computes, without it"
         )
+    if raw.get("is_causal", True) is not True or raw.get("use_bidirectional_attention"):
+        problems.append("its attention is not causal; the run's model attends to what came before alone")
+    if raw.get("per_layer_config"):
+        problems.append("per_layer_config makes layers differ; those of the run's model are alike")
+    return problems
+
+
+def _problems(raw: dict[str, Any], config: Any) -> list[str]:
+    problems = []
     if config.hidden_act != "silu":
         problems.append(f"hidden_act is {config.hidden_act}; the run's model has silu alone")
     if getattr(config, "mlp_bias", False):
