@@ -9,16 +9,23 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from recipe.base.errors import UserError, exit_on_user_error
+from recipe.base.errors import UserError, exit_on_user_error, what_to_do
 from recipe.base.output_paths import check_output_file
 from recipe.base.strict import load_json
 from recipe.huggingface.split_patterns import composes, llama_cpp_name
 
 CONVERTER = "convert_hf_to_gguf"
+# Options of the converter after which there is not one file of the whole model, or not of --model.
+ELSEWHERE = ("--outfile", "--remote", "--split-max-tensors", "--split-max-size")
+NO_MODEL = ("--help", "--print-supported-models", "--dry-run", "--vocab-only", "--mmproj", "--mtp", "--dspark")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -40,25 +47,63 @@ def check(args: argparse.Namespace) -> str:
     Raises:
         UserError: something is missing or in the way, or llama.cpp has no such pattern.
     """
+    check_converter_arguments(args.converter)
     if not (args.model / "config.json").is_file():
         raise UserError(f"--model {args.model} holds no config.json; give a folder written by recipe/export.py")
     if not (args.llama_cpp / f"{CONVERTER}.py").is_file():
         raise UserError(f"--llama-cpp {args.llama_cpp} holds no {CONVERTER}.py; give a checkout of llama.cpp")
     if args.output.exists():
         raise UserError(f"--output {args.output} exists; choose a new file")
-    check_output_file("--output", args.output)
-    if problems := unread(load_json(args.model / "config.json")):
+    for path in (args.output, partial(args.output)):
+        check_output_file("--output", path)
+    config = load_json(args.model / "config.json")
+    if not isinstance(config, dict):
+        raise UserError(f"{args.model / 'config.json'} holds no mapping of settings; export or fetch the model again")
+    if problems := unread(config):
         raise UserError(
             f"llama.cpp does not read this model as it was trained: {'; '.join(problems)}; serve it with transformers, vLLM or SGLang"
         )
-    name = llama_cpp_name(args.model)
+    name = pattern_name(args.model)
     if name is None:
         raise UserError(
             f"llama.cpp does not split text as {args.model / 'tokenizer.json'} does, and would give the model other tokens; serve it "
             "with what reads tokenizer.json (transformers, vLLM, SGLang), or, if it is a model's that llama.cpp knows, run its "
             f"{CONVERTER}.py as it is"
         )
+    check_weights(args.model)
     return name
+
+
+def check_converter_arguments(words: list[str]) -> None:
+    """Raises UserError for an option that leaves no GGUF file of --model at --output; argparse takes unique beginnings too."""
+    for word in words:
+        option = "--help" if word == "-h" else word.partition("=")[0]
+        if len(option) < 3 or not option.startswith("--"):
+            continue
+        for refused in (*ELSEWHERE, *NO_MODEL):
+            if refused.startswith(option):
+                raise UserError(
+                    f"{word} among the converter's arguments: {refused} does not leave the whole model in --output; remove it, or run "
+                    f"llama.cpp's {CONVERTER}.py itself"
+                )
+
+
+def pattern_name(model: Path) -> str | None:
+    try:
+        return llama_cpp_name(model)
+    except (AttributeError, LookupError, TypeError) as error:
+        raise UserError(
+            f"{model / 'tokenizer.json'} is not laid out as a tokenizer is ({type(error).__name__}: {error}); export or fetch the model "
+            "again"
+        ) from None
+
+
+def check_weights(model: Path) -> None:
+    """Raises UserError if tensors are missing that the folder says it has, or a file of them is cut."""
+    from recipe.huggingface.weights_folder import SafetensorsFolder  # it needs torch
+
+    if not SafetensorsFolder(model).names:
+        raise UserError(f"--model {model} holds no tensors; export or fetch the model again")
 
 
 def unread(config: dict[str, Any]) -> list[str]:
@@ -85,17 +130,109 @@ def teach(text_model: Any, name: str) -> None:
     text_model._set_vocab_glm = text_model._set_vocab_sentencepiece = text_model._set_vocab_gpt2
 
 
+def load_converter(checkout: Path, name: str) -> Any:
+    """The converter's module, told how text is split.
+
+    Raises:
+        UserError: a package is missing, or the checkout is not as those that we know.
+    """
+    sys.path.insert(0, str(checkout.absolute()))
+    with converter_errors(checkout):
+        converter = importlib.import_module(CONVERTER)
+    # The class is in a package since 2026, and was in the script itself.
+    text_model = getattr(sys.modules.get("conversion", converter), "TextModel", None)
+    if text_model is None or not callable(getattr(converter, "main", None)):
+        raise UserError(
+            f"{checkout / CONVERTER}.py has no class TextModel or no main(), as llama.cpp's has since 2025; give another checkout"
+        )
+    teach(text_model, name)
+    return converter
+
+
+@contextmanager
+def converter_errors(checkout: Path) -> Iterator[None]:
+    """What the converter ends with, as one sentence: it is not ours, and what it says is about what it was given.
+
+    Raises:
+        UserError: it ended otherwise than by returning.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        if error.code:
+            raise UserError(f"llama.cpp's converter ended with {error.code}; what it said stands above") from None
+    except ImportError as error:
+        raise UserError(missing_package(error, checkout)) from None
+    except Exception as error:
+        if what_to_do(error) is not None:  # such as a full disk
+            raise
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"llama.cpp's converter ended with {type(error).__name__}: {' '.join(str(error).split())} ({Path(where.filename).name}, "
+            f"line {where.lineno}); change the arguments after --, or take another checkout of llama.cpp"
+        ) from None
+
+
+def missing_package(error: ImportError, checkout: Path) -> str:
+    package = (error.name or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or not package:
+        return f"llama.cpp's converter cannot be loaded: {' '.join(str(error).split())}; install what it names, or take another checkout"
+    if package == "conversion":
+        return f"--llama-cpp {checkout} lacks the folder conversion, of which its {CONVERTER}.py is made; fetch the whole checkout"
+    listed = checkout / "requirements" / f"requirements-{CONVERTER}.txt"
+    more = f"; {listed} lists all that it needs" if listed.is_file() else ""
+    return (
+        f"llama.cpp's converter needs the Python package {package}, which is not installed: pip install {package}{more}"
+    )
+
+
+def partial(output: Path) -> Path:
+    return output.with_name(f"{output.name}.partial")
+
+
+@contextmanager
+def new_file(output: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `output` at the end; on an error nothing of it stays, nor a folder made for it."""
+    folders = [folder for folder in output.absolute().parents if not folder.exists()]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial(output)
+        os.replace(partial(output), output)
+    except BaseException:
+        partial(output).unlink(missing_ok=True)
+        for folder in folders:  # innermost first; one that holds something else by now stays
+            try:
+                folder.rmdir()
+            except OSError:
+                break
+        raise
+
+
+def check_gguf(path: Path) -> None:
+    """Raises UserError if it is no GGUF file with tensors: magic, version (4 bytes each), their number (8), in docs/gguf.md of ggml."""
+    if not path.is_file():
+        raise UserError(
+            "llama.cpp's converter ended without writing the model; what it said stands above, and the arguments after -- say what it "
+            "writes"
+        )
+    with path.open("rb") as file:
+        head = file.read(16)
+    if head[:4] != b"GGUF" or not any(head[8:]):
+        raise UserError("llama.cpp's converter wrote a file without tensors; what it said stands above")
+
+
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     name = check(args)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    sys.path.insert(0, str(args.llama_cpp.absolute()))
-    converter = importlib.import_module(CONVERTER)
-    # The class is in a package since 2026, and was in the script itself.
-    teach(sys.modules.get("conversion", converter).TextModel, name)
-    sys.argv = [f"{CONVERTER}.py", str(args.model), "--outfile", str(args.output), *args.converter]
-    converter.main()
+    converter = load_converter(args.llama_cpp, name)
+    with new_file(args.output) as path:
+        # it fills in what stands in braces in the name of a file
+        outfile = path.with_name(path.name.replace("{", "{{").replace("}", "}}"))
+        sys.argv = [f"{CONVERTER}.py", str(args.model), "--outfile", str(outfile), *args.converter]
+        with converter_errors(args.llama_cpp):
+            converter.main()
+        check_gguf(path)
     print(f"{args.output} splits text as {name}, as {args.model / 'tokenizer.json'} does")
     if composes(args.model):
         print("note: llama.cpp does not compose Unicode (NFC), and gives other tokens for text that is not composed")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from launch.to_gguf import main
 from recipe.base.strict import load_json
@@ -33,9 +36,15 @@ class MixtralModel(TextModel):
         return self._set_vocab_sentencepiece()
 def main():
     names = [Glm4MoeModel().set_vocab(), MixtralModel().set_vocab()]
-    with open(sys.argv[sys.argv.index("--outfile") + 1], "w") as file:
-        json.dump({"argv": sys.argv, "names": names}, file)
+    with open(sys.argv[sys.argv.index("--outfile") + 1].format(ftype="f32"), "wb") as file:
+        file.write(b"GGUF" + (3).to_bytes(4, "little") + (1).to_bytes(8, "little"))
+        file.write(json.dumps({"argv": sys.argv, "names": names}).encode())
 """
+
+
+def written(path: Path) -> dict:
+    """What the converter of these tests was told; a GGUF file begins with 16 bytes."""
+    return json.loads(path.read_bytes()[16:])
 
 
 @pytest.fixture
@@ -47,6 +56,7 @@ def asked(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["to_gguf.py"])
     write_tokenizer(prepared.tokenizer, tmp_path / "model", model_max_length=128)
     (tmp_path / "model" / "config.json").write_text("{}")
+    save_file({"lm_head.weight": torch.zeros(2, 2)}, tmp_path / "model" / "model.safetensors")
     (tmp_path / "llama.cpp" / "conversion").mkdir(parents=True)
     (tmp_path / "llama.cpp" / "conversion" / "__init__.py").write_text(TEXT_MODEL)
     (tmp_path / "llama.cpp" / "convert_hf_to_gguf.py").write_text("from conversion import TextModel\n" + MAIN)
@@ -70,8 +80,9 @@ def test_the_converter_is_told_the_name_and_given_its_arguments(older, asked, tm
         (tmp_path / "llama.cpp" / "convert_hf_to_gguf.py").write_text(TEXT_MODEL + MAIN)
     assert main(asked) == 0
     model, output = str(tmp_path / "model"), str(tmp_path / "new" / "a.gguf")
-    assert load_json(tmp_path / "new" / "a.gguf") == {
-        "argv": ["convert_hf_to_gguf.py", model, "--outfile", output, "--outtype", "bf16"],
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.gguf"]
+    assert written(tmp_path / "new" / "a.gguf") == {
+        "argv": ["convert_hf_to_gguf.py", model, "--outfile", f"{output}.partial", "--outtype", "bf16"],
         "names": ["qwen2", "qwen2"],
     }
     printed = capsys.readouterr().out
@@ -122,3 +133,118 @@ def test_a_folder_that_is_none_of_the_right_kind_is_named(asked, tmp_path, capsy
     (tmp_path / "new" / "a.gguf").touch()
     assert main(asked) == 2
     assert "a.gguf exists; choose a new file" in capsys.readouterr().err
+
+
+def test_braces_in_the_name_of_the_output_stay(asked, tmp_path):
+    words = [word.replace("a.gguf", "a{ftype}.gguf") for word in asked]
+    assert main(words) == 0
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a{ftype}.gguf"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--outfile", "x.gguf"],
+        ["--outfile=x.gguf"],
+        ["--outf", "x.gguf"],
+        ["--print-supported-models"],
+        ["--print"],
+        ["-h"],
+        ["--dry-run"],
+        ["--vocab-only"],
+        ["--split-max-size", "2G"],
+        ["--remote"],
+    ],
+)
+def test_arguments_that_leave_no_model_at_the_output_are_refused(words, asked, tmp_path, capsys):
+    (tmp_path / "llama.cpp" / "convert_hf_to_gguf.py").write_text("raise AssertionError('it is not loaded')")
+    assert main([*asked, *words]) == 2
+    assert f"error: {words[0]} among the converter's arguments" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def _without(model):
+    (model / "model.safetensors").unlink()
+
+
+def _empty(model):
+    save_file({}, model / "model.safetensors")
+
+
+def _cut(model):
+    path = model / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+def _file(name, text):
+    return lambda model: (model / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_without, "holds no model.safetensors"),
+        (_empty, "holds no tensors"),
+        (_cut, "model.safetensors cannot be read"),
+        (_file("config.json", "{"), "config.json is not valid"),
+        (_file("config.json", "[1]"), "config.json holds no mapping of settings"),
+        (_file("tokenizer.json", "[1]"), "tokenizer.json is not laid out as a tokenizer is"),
+        (
+            _file(
+                "tokenizer.json",
+                '{"model": {"type": "BPE"}, "pre_tokenizer": {"pretokenizers": [{"type": "Split"}, {"type": "ByteLevel"}]}}',
+            ),
+            "tokenizer.json is not laid out as a tokenizer is",
+        ),
+    ],
+)
+def test_a_folder_that_holds_no_whole_model_is_refused_before_anything_is_made(
+    damage, message, asked, tmp_path, capsys
+):
+    damage(tmp_path / "model")
+    assert main(asked) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (
+            "import package_that_is_missing.part",
+            "needs the Python package package_that_is_missing, which is not installed",
+        ),
+        ("from json import a_name_that_is_missing", "converter cannot be loaded: cannot import name"),
+        ("import conversion.no_such_part", "lacks the folder conversion"),
+        ("", "has no class TextModel or no main()"),
+        ("def main(): import package_that_is_missing", "needs the Python package package_that_is_missing"),
+        ("def main(): raise SystemExit(1)", "converter ended with 1"),
+        ("def main(): raise SystemExit(0)", "ended without writing the model"),
+        ("def main(): pass", "ended without writing the model"),
+        (
+            "def main(): raise ValueError('Invalid split size: x')",
+            "ended with ValueError: Invalid split size: x (convert_",
+        ),
+        ("def main(): open('no such file')", "ended with FileNotFoundError"),
+        ("def main(): open(sys.argv[3], 'wb').write(b'GGUF' + bytes([3]) + bytes(40))", "wrote a file without tensors"),
+        ("def main(): open(sys.argv[3], 'wb').write(b'GGUF')", "wrote a file without tensors"),
+        ("def main(): open(sys.argv[3], 'wb').write(b'GGUF'); raise SystemExit('no')", "converter ended with no"),
+    ],
+)
+def test_a_converter_that_ends_without_a_model_leaves_nothing(script, message, asked, tmp_path, capsys):
+    begin = "import sys\nfrom conversion import TextModel\n" if "main" in script else ""
+    (tmp_path / "llama.cpp" / "convert_hf_to_gguf.py").write_text(f"{begin}{script}\n")
+    assert main(asked) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_interruption_leaves_nothing_of_its_own(asked, tmp_path):
+    script = "def main():\n open(sys.argv[3], 'wb').close()\n raise KeyboardInterrupt\n"
+    (tmp_path / "llama.cpp" / "convert_hf_to_gguf.py").write_text(
+        f"import sys\nfrom conversion import TextModel\n{script}"
+    )
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "other").touch()
+    assert main(asked) == 130
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["other"]
