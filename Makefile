@@ -41,7 +41,7 @@ lint: $(INSTALLED)
 
 # What others' programs make of exported folders: environments of 10 GB, half an hour; for one, CLIENTS="--client TRL".
 clients: $(INSTALLED)
-	python tests/clients/check.py --envs $(VENV)-clients --output benchmarks/results/clients.json $(CLIENTS)
+	python tests/clients/check.py --output benchmarks/results/clients.json $(CLIENTS)
 
 benchmark-peers: benchmarks/peers/requirements.txt
 	$(PYTHON) -m venv --clear .venv-peers

@@ -13,11 +13,13 @@ import argparse
 import datetime
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,9 @@ HERE = Path(__file__).resolve().parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from recipe.base.errors import UserError, exit_on_user_error  # noqa: E402
+from recipe.base.output_paths import check_output_file, check_output_folder  # noqa: E402
+from recipe.base.strict import load_json  # noqa: E402
 from recipe.base.tables import markdown_table  # noqa: E402
 
 PROMPTS = ["The old ship", "清晨的海", "   def f(x):\n\treturn 1234567"]
@@ -230,23 +235,22 @@ def llama_cpp(envs: Path) -> Path:
     checkout = envs / "llama.cpp"
     if not checkout.exists():
         pin = (HERE / "requirements" / "llama.txt").read_text().split()[0]
-        words = [
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--no-binary",
-            ":all:",
-            "--dest",
-            envs / "source",
-            pin,
-        ]
-        subprocess.run([sys.executable, *map(str, words)], check=True)
-        (archive,) = (envs / "source").glob("*.tar.gz")
-        subprocess.run(["tar", "-xzf", archive, "-C", envs / "source"], check=True)
-        (source,) = (envs / "source").glob("*/vendor/llama.cpp")
-        checkout.symlink_to(source.relative_to(envs))
+        with made(envs / "source"):
+            words = [
+                "download",
+                "--no-deps",
+                "--no-binary",
+                ":all:",
+                "--dest",
+                envs / "source",
+                pin,
+            ]
+            pip(sys.executable, *words)
+            (archive,) = (envs / "source").glob("*.tar.gz")
+            subprocess.run(["tar", "-xzf", archive, "-C", envs / "source"], check=True)
+            (source,) = (envs / "source").glob("*/vendor/llama.cpp")
+            checkout.unlink(missing_ok=True)  # a link whose folder is gone
+            checkout.symlink_to(source.relative_to(envs))
     return checkout
 
 
@@ -255,21 +259,45 @@ def python_of(envs: Path, name: str) -> Path:
     python = (envs / name / "bin" / "python").absolute()
     if not python.exists():
         print(f"making the environment {name}", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", str(envs / name)], check=True)
-        install(python, "--requirement", HERE / "requirements" / f"{name}.txt")
+        with made(envs / name):
+            subprocess.run([sys.executable, "-m", "venv", str(envs / name)], check=True)
+            pip(python, "install", "--requirement", HERE / "requirements" / f"{name}.txt")
+            without = HERE / "requirements" / f"{name}.without.txt"
+            if without.exists():
+                pip(python, "uninstall", "--yes", "--requirement", without)
     return python
 
 
 def overlay(folder: Path, packages: Iterable[str], python: Path | str = sys.executable) -> Path:
     """A folder for PYTHONPATH with these packages alone, over what an environment has."""
     if not folder.exists():
-        install(python, "--no-deps", "--no-compile", "--target", folder, *packages)
+        with made(folder):
+            pip(python, "install", "--no-deps", "--no-compile", "--target", folder, *packages)
     return folder
 
 
-def install(python: Path | str, *words: object) -> None:
-    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *words]
-    subprocess.run([str(word) for word in command], check=True, stdout=sys.stderr)
+@contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """A new folder of packages, there whole or not at all: a half one would be used as it is the next time.
+
+    Raises:
+        UserError: a command that makes it failed, which says nothing about the client.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, subprocess.CalledProcessError):
+            raise UserError(
+                f"{folder} could not be made, by {Path(error.cmd[0]).name} {' '.join(error.cmd[1:4])}; what it said stands above"
+            ) from None
+        raise
+
+
+def pip(python: Path | str, command: str, *words: object) -> None:
+    everything = [python, "-m", "pip", command, "--quiet", "--disable-pip-version-check", *words]
+    subprocess.run([str(word) for word in everything], check=True, stdout=sys.stderr)
 
 
 def run(words: Iterable[object], environment: dict[str, str], log: Path) -> None:
@@ -392,11 +420,34 @@ def report(row: dict[str, Any]) -> None:
     print(f"{row['client']:<22} {row['version']:<10} {row['model']:<26} {row['verdict']}: {row['result']}", flush=True)
 
 
+def results_of(path: Path) -> dict[str, Any]:
+    """The results in a file that --output has written.
+
+    Raises:
+        UserError: it is none of them.
+    """
+    content = load_json(path)
+    needed = {
+        "rows": {"client", "version", "model", "done", "when", "verdict", "result"},
+        "controls": {"client", "model", "control", "caught", "result"},
+    }
+    names = {client.name for client in CLIENTS}
+    for key, keys in needed.items():
+        rows = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(rows, list) or not all(isinstance(row, dict) and keys <= row.keys() for row in rows):
+            raise UserError(f"{path} is no result of this check (its '{key}'); give a file that --output has written")
+        if other := sorted({str(row["client"]) for row in rows} - names):
+            raise UserError(
+                f"{path} has rows of '{other[0]}', which is no client of this check; remove them, or choose another file"
+            )
+    return content
+
+
 def merged(output: Path, found: dict[str, Any]) -> dict[str, Any]:
     """What `output` has, with these rows in the place of those of the same client and model."""
     if not output.exists():
         return found
-    old = json.loads(output.read_text(encoding="utf-8"))
+    old = results_of(output)
     together = {}
     for key in ("rows", "controls"):
         rows = {(row["client"], row["model"]): row for row in [*old[key], *found[key]]}
@@ -434,8 +485,19 @@ def table(found: dict[str, Any]) -> str:
     parts = [markdown_table(head, lines, left=len(head))]
     if found["controls"]:
         parts.append(f"{len(caught)} of {len(found['controls'])} damaged copies caught:")
-        rows = [[row["control"], row["client"], row["result"]] for row in found["controls"]]
-        parts.append(markdown_table(["damage", "client", "caught by"], rows, left=3))
+        rows = [
+            [
+                row["control"],
+                row["model"].removesuffix(f", {row['control']}"),
+                row["client"],
+                row["result"] if row["caught"] else "not caught",
+            ]
+            for row in found["controls"]
+        ]
+        parts.append(markdown_table(["damage", "model", "client", "caught by"], rows, left=4))
+    without = [row[0] for row in lines if row[0] not in {control["client"] for control in found["controls"]}]
+    if without:
+        parts.append(f"Clients that were given no damaged copy: {', '.join(without)}.")
     return "\n\n".join(parts)
 
 
@@ -448,8 +510,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", action="append", type=Path, default=[], help="an exported folder; once or more")
     parser.add_argument("--client", action="append", choices=[c.name for c in CLIENTS], help="only this; once or more")
     parser.add_argument(
-        "--envs", type=Path, default=ROOT / "work/clients", help="virtual environments; made if missing"
-    )
+        "--envs", type=Path, default=ROOT / ".venv-clients", metavar="DIR",
+        help="virtual environments, made if missing, 10 GB in all (default: .venv-clients of the checkout)",
+    )  # fmt: skip
     parser.add_argument("--work", type=Path, help="a folder for what is made on the way (default: a temporary one)")
     parser.add_argument("--output", type=Path, help="JSON for the results; rows of other clients and models in it stay")
     parser.add_argument("--table", type=Path, metavar="RESULT", help="print such a JSON as a table, and stop")
@@ -471,16 +534,49 @@ def check(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     return {"rows": rows, "controls": controls([c for c in clients if c.name in right], cases[0], args.envs)}
 
 
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raises UserError for what would fail after minutes, or with a traceback."""
+    check_output_folder("--envs", args.envs)
+    if args.work:
+        check_output_folder("--work", args.work)
+    if args.output:
+        check_output_file("--output", args.output)
+        merged(args.output, {"rows": [], "controls": []})
+    for folder in args.model:
+        check_export(folder)
+    names = [folder.absolute().name for folder in args.model]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"--model: two folders are called {twice[0]}, which is their name in the results; rename one")
+
+
+def check_export(folder: Path) -> None:
+    """Raises UserError if it is no folder that recipe/export.py writes, of a model that the reference knows."""
+    from recipe.data.token_folder import tokenizer_file
+    from recipe.huggingface.weights_folder import SafetensorsFolder
+
+    config = load_json(folder / "config.json")
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind not in ("glm4_moe", "qwen3_moe", "mixtral"):
+        raise UserError(
+            f"--model {folder}: config.json has the model_type {kind}; give a folder written by recipe/export.py"
+        )
+    tokenizer_file(folder)
+    SafetensorsFolder(folder)
+
+
+@exit_on_user_error
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     if args.table:
-        print(table(json.loads(args.table.read_text(encoding="utf-8"))))
+        print(table(results_of(args.table)))
         return 0
+    check_arguments(args)
     args.envs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         found = check(args, (args.work or Path(temporary)).absolute())
     if args.output:
         found = merged(args.output, found)
+        args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return 1 if failures(found) else 0
 
