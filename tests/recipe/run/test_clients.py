@@ -25,7 +25,8 @@ def test_transformers_4_reads_an_export_as_the_model_that_was_trained(exported, 
     row = result(client, case, tmp_path)
     assert (row["version"], row["verdict"]) == ("4.57.6", "right"), row["result"]
 
-    # The layout in memory of transformers 5, which 4.57 loads with experts that it makes up.
+    # The layout in memory of transformers 5, which 4.57 loads with randomly initialised experts. Log-probabilities tell: no text.
+    case.request["prompts"] = []
     case.request["model"] = str(damage(exported, tmp_path / "fused", "fused"))
     row = result(client, case, tmp_path)
     assert (row["verdict"], "log-probabilities differ" in row["result"]) == ("wrong", True), row
