@@ -45,9 +45,7 @@ class ModelShape(Section):
     num_experts_per_tok: int = Field(gt=0)
     n_group: int = Field(1, gt=0)
     topk_group: int = Field(1, gt=0)
-    scoring_func: Literal["sigmoid", "softmax"] = (
-        "sigmoid"  # softmax is exported without bias updates and shared experts
-    )
+    scoring_func: Literal["sigmoid", "softmax"] = "sigmoid"  # softmax: no bias updates or shared experts, to export
     norm_topk_prob: bool = True
     routed_scaling_factor: float = Field(1.0, gt=0)
     hidden_act: Literal["silu"] = "silu"
