@@ -17,7 +17,7 @@ from transformers import Glm4MoeConfig, Glm4MoeForCausalLM
 from recipe import evaluate_downstream, evaluate_model
 from recipe.base.errors import UserError
 from recipe.base.model_shape import load_model_shape
-from recipe.base.settings import Compute
+from recipe.base.settings import Compute, load_run_config
 from recipe.data.token_folder import Source, tokenizer_identity
 from recipe.run import restore
 from recipe.run.evaluation import evaluate_source, stock_loss
@@ -112,8 +112,10 @@ def test_a_run_of_a_model_too_small_for_its_tokenizer_is_refused_before_its_engi
     run = SimpleNamespace(run_dir=tmp_path, tokenizer=prepared.tokenizer, compute=Compute(), checkpoint=None)
     shape = load_model_shape(ROOT / "recipe/configs/models/tiny").model_copy(update={"vocab_size": 1000})
     identity = {"model": shape.model_dump(mode="json"), "tokenizer": tokenizer_identity(prepared.tokenizer)}
+    settings = load_run_config(ROOT / "recipe/configs/runs/quickstart.yaml").model_dump(mode="json")
+    manifest = {"identity": identity, "ds_config": {}, "train_state": {}, "run_config": settings}
     monkeypatch.setattr(restore, "load_run_folder", lambda folder: (run, None))
     monkeypatch.setattr(restore, "find", lambda folder, name: tmp_path)
-    monkeypatch.setattr(restore, "read_manifest", lambda path: {"identity": identity, "ds_config": {}})
+    monkeypatch.setattr(restore, "read_manifest", lambda path: manifest)
     with pytest.raises(UserError, match=BEYOND):
         restore.RestorableRun(tmp_path, None)

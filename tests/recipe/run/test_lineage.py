@@ -198,7 +198,7 @@ def test_a_state_that_makes_spikes_is_no_checkpoint_to_go_back_to(finished, new_
     numerics = {"max_nonfinite_in_a_row": 3, "spikes": {"window": 8, "sustained": 3}}
     run = copied(finished, new_run, "spiky", numerics=numerics)
     words = ("--resume", "auto", "--set", f"schedule.total_tokens={30 * 8 * 32}")
-    ruin = ("--set", "schedule.peak_lr=0.3", "--set", "checkpoint.every_steps=1", "--set", "checkpoint.keep_last=1")
+    ruin = ("--set", "schedule.peak_lr=0.6", "--set", "checkpoint.every_steps=1", "--set", "checkpoint.keep_last=1")
     printed = train(run, ds_path, *words, *ruin, code=75)
     assert "going back to the last checkpoint before step 14: 3 steps in a row up to 16 were spikes" in printed
     assert "no checkpoint of step 14: the step was skipped, and the weights may be ruined" in printed
