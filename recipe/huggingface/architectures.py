@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 from recipe.base.errors import UserError
@@ -147,6 +148,8 @@ def export_config(
         "use_cache": True,
         "torch_dtype": dtype,
         "dtype": dtype,
+        # As save_pretrained writes it: without it 4.57 warns of the tokenizers of some other models.
+        "transformers_version": version("transformers"),
     }
 
 
