@@ -37,9 +37,8 @@ from recipe.model.routing.choice import router_logits, scores_and_choice, weight
 
 # transformers 5.24 renamed its caches' argument and output `past_key_values`; both names are taken here, by all versions.
 CACHE = "cache" if "cache" in MoeModelOutputWithPast.__dataclass_fields__ else "past_key_values"
-ATTENTION_ARGUMENTS = frozenset(
-    FlashAttentionKwargs.__annotations__
-)  # lengths of packed documents, for flash attention
+# Lengths of packed documents, for flash attention.
+ATTENTION_ARGUMENTS = frozenset(FlashAttentionKwargs.__annotations__)
 RECORDED = ("hidden_states", "attentions", "router_logits")  # by `capture_outputs`, where output_... asks for them
 
 
@@ -469,7 +468,7 @@ class RecipeMoeForCausalLM(RecipeMoePreTrainedModel, GenerationMixin):
         if targets is not None:
             loss = self.lm_head(hidden_BSD, targets, loss_chunk_tokens, per_token)
             return MoeCausalLMOutputWithPast(loss=loss, **recorded)
-        logits_BSV = self.lm_head(kept(hidden_BSD, logits_to_keep))
+        logits_BSV = self.lm_head(positions_with_logits(hidden_BSD, logits_to_keep))
         loss = None
         if labelled:
             loss = self.loss_function(
@@ -479,7 +478,7 @@ class RecipeMoeForCausalLM(RecipeMoePreTrainedModel, GenerationMixin):
         return MoeCausalLMOutputWithPast(loss=loss, logits=logits_BSV, **recorded)
 
 
-def kept(hidden_BSD: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+def positions_with_logits(hidden_BSD: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
     """The last positions by number, or those of a 1-D tensor; all for 0."""
     if isinstance(logits_to_keep, torch.Tensor):
         if logits_to_keep.dim() != 1:
