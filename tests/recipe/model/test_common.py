@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-import tarfile
 
 import pytest
 import transformers
@@ -35,8 +35,7 @@ def test_the_common_tests_of_transformers_pass(tmp_path):
     download = ("pip", "download", "--quiet", "--no-deps", "--no-binary", "transformers", "--no-build-isolation",
                 f"transformers=={version}", "--dest", str(tmp_path))  # fmt: skip
     subprocess.run([sys.executable, "-m", *download], check=True, timeout=300)
-    with tarfile.open(tmp_path / f"transformers-{version}.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
+    shutil.unpack_archive(tmp_path / f"transformers-{version}.tar.gz", tmp_path)
     tests, results = tmp_path / f"transformers-{version}/tests", tmp_path / "results.json"
     done = run_python("tests/recipe/model/common_tests.py", tests, results, env=SEARCH, timeout=600)
     assert results.exists(), done.stderr[-5000:]
