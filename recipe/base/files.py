@@ -78,6 +78,12 @@ def parsed_lines(lines: Iterable[bytes]) -> Iterator[Any]:
                 continue
 
 
+def flush_file(path: Path) -> None:
+    """Have on the disk what was written to a file."""
+    with open(path, "rb") as handle:
+        os.fsync(handle.fileno())
+
+
 def flush_folder(folder: Path) -> None:
     """Make a folder's names (what was created and renamed in it) survive a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch import nn
 
 from recipe.base.errors import UserError
-from recipe.base.files import flush_folder, write_json, write_text
+from recipe.base.files import flush_file, flush_folder, write_json, write_text
 from recipe.base.model_shape import ModelShape
 from recipe.base.output_paths import check_output_folder
 from recipe.base.routing_settings import Routing
@@ -333,14 +333,9 @@ def _finish(export: Export, file_of: dict[str, str], total_bytes: int, dtype: st
     if export.card is not None:
         write_text(folder / "README.md", export.card)
     for path in folder.iterdir():
-        _flush(path)
+        flush_file(path)
     flush_folder(folder)
     if export.output.exists():
         raise UserError(f"--output {export.output} was made by another meanwhile; choose a new folder")
     os.rename(folder, export.output)
     flush_folder(export.output.absolute().parent)
-
-
-def _flush(path: Path) -> None:
-    with open(path, "rb") as handle:
-        os.fsync(handle.fileno())

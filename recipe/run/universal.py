@@ -20,7 +20,7 @@ from deepspeed.checkpoint import ds_to_universal
 
 from recipe.base import checkpoint_files as on_disk
 from recipe.base.errors import UserError
-from recipe.base.files import flush_folder, sha256, write_json
+from recipe.base.files import flush_file, flush_folder, sha256, write_json
 from recipe.run.engine import own_hyperparameters, torch_optimizer
 from recipe.run.unpickling import only_known_classes
 
@@ -63,8 +63,7 @@ def make_universal(checkpoint: Path, workers: int) -> Path:
     (checkpoint.parent / "latest_universal").unlink(missing_ok=True)  # DeepSpeed's, of the partial name
     files = {}
     for path in sorted(p for p in partial.rglob("*") if p.is_file()):
-        with open(path, "rb") as handle:
-            os.fsync(handle.fileno())
+        flush_file(path)
         files[str(path.relative_to(partial))] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     made_from = on_disk.digest(checkpoint)
     write_json(partial / on_disk.MANIFEST, {**manifest, "files": files, "made_from": made_from})
