@@ -22,7 +22,7 @@ $(INSTALLED): setup.cfg setup.py pyproject.toml constraints.txt $(wildcard data_
 	@command -v c++ >/dev/null || { echo "error: no C++ compiler (c++); install g++ or clang" >&2; exit 2; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
-	$(VENV)/bin/python -m recipe.run.cpu_op
+	$(VENV)/bin/python -m recipe.engine.cpu_op
 	@touch $@
 
 test: $(INSTALLED)

@@ -28,15 +28,15 @@ from recipe.base.ranks import leave
 from recipe.base.routing_settings import Routing
 from recipe.base.settings import Checkpoint, Compute, Numerics, Optimizer
 from recipe.base.tables import markdown_table
+from recipe.checkpoints.store import CheckpointStore, TrainState
+from recipe.engine.agree import any_rank
+from recipe.engine.build import build_engine, control_routing
+from recipe.engine.rehearsal import random_batch
+from recipe.engine.session import session
+from recipe.engine.step import run_step
+from recipe.engine.step_guard import StepGuard
 from recipe.model import RecipeMoeConfig
-from recipe.planner.ds_writer import ds_config_for
-from recipe.run.agree import any_rank
-from recipe.run.checkpoint import CheckpointStore, TrainState
-from recipe.run.engine import build_engine, control_routing
-from recipe.run.rehearsal import random_batch
-from recipe.run.session import session
-from recipe.run.step import run_step
-from recipe.run.step_guard import StepGuard
+from recipe.planner.search.ds_writer import ds_config_for
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = {

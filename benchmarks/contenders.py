@@ -21,14 +21,14 @@ from recipe.base.model_shape import ModelShape
 from recipe.base.routing_settings import Routing
 from recipe.base.settings import Compute, Optimizer
 from recipe.huggingface.architectures import export_config
-from recipe.planner.ds_writer import ds_config_for
+from recipe.planner.search.ds_writer import ds_config_for
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 DTYPE = torch.bfloat16 if CUDA else torch.float32
 LEARNING_RATE, CLIP, ADAMW = 1e-4, 1.0, {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 
-Enter = Callable[[str], None]  # told of the phases of `recipe.run.phases` as they begin
+Enter = Callable[[str], None]  # told of the phases of `recipe.telemetry.phases` as they begin
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class Ours:
 
     def __call__(self, case: Case) -> Contender:
         from recipe.data.batch import Batch
+        from recipe.engine.build import build_engine, control_routing
+        from recipe.engine.step import run_step
         from recipe.model import RecipeMoeConfig
-        from recipe.run.engine import build_engine, control_routing
-        from recipe.run.step import run_step
 
         compute = Compute(compile=self.compile)
         config = RecipeMoeConfig.from_shape(case.shape)

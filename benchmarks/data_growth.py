@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # not this folder, whose data_prep.py would hide the package
 
 from benchmarks.data_prep import Contender, machine, write_items  # noqa: E402
-from data_prep.documents import Document, write_documents  # noqa: E402
+from data_prep.documents.reading import Document, write_documents  # noqa: E402
 from data_prep.synthetic_corpus import GRAMMARS  # noqa: E402
 from recipe.base.arguments import positive_int  # noqa: E402
 from recipe.base.errors import UserError, exit_on_user_error  # noqa: E402
@@ -37,10 +37,10 @@ PARTS = (300, 1000, 3000, 16000)
 SMALL_VOCABULARY = "vocab_size: 2048\nreserved_tokens: 2\nsample_bytes: 2000000\n"
 RANGE_BYTES = 32 * 1024  # a dozen parts' rows; of real parts' band keys, 40 MB each, two or three
 # Run as a file, which worker processes import again.
-JOB_WITH_SMALL_RANGES = """import data_prep.exchange
+JOB_WITH_SMALL_RANGES = """import data_prep.core.shuffle
 from data_prep.{job} import main
 
-data_prep.exchange.PARTITION_BYTES = {range_bytes}
+data_prep.core.shuffle.PARTITION_BYTES = {range_bytes}
 if __name__ == "__main__":
     raise SystemExit(main())
 """

@@ -24,7 +24,9 @@ SIGNATURE_BYTES = 600  # of one document: 256 of its signature, 256 of its bands
 BAND_BYTES = 32 * 24  # of one document while candidates are looked for: band key, document, exact hash
 # Pairs of an assumed 3 in 10 documents that have a near copy: met in 20 bands, 24 bytes each, then 1.5 with a signature.
 PAIR_BYTES = round(0.3 * (20 * 24 + 1.5 * 280))
-TIMES_WRITTEN = 2  # rows on their way: many producers' files are merged before they are read (data_prep/exchange.py)
+TIMES_WRITTEN = (
+    2  # rows on their way: many producers' files are merged before they are read (data_prep/core/shuffle.py)
+)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # not this folder, whose data_prep.py would hide the package
 
-from data_prep.documents import document_files, read_documents  # noqa: E402
+from data_prep.documents.reading import document_files, read_documents  # noqa: E402
 from recipe.base.arguments import positive_int  # noqa: E402
 from recipe.base.errors import UserError, exit_on_user_error  # noqa: E402
 from recipe.base.strict import load_json  # noqa: E402

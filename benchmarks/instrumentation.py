@@ -28,16 +28,16 @@ import torch.distributed as dist
 from recipe.base.errors import exit_on_user_error
 from recipe.base.ranks import leave, required_world_size
 from recipe.base.settings import Logging, RunConfig, Watch
+from recipe.checkpoints.store import CheckpointStore, TrainState
+from recipe.engine.agree import from_first_rank
+from recipe.engine.build import build_engine
+from recipe.engine.session import session
 from recipe.model import RecipeMoeConfig
-from recipe.run.agree import from_first_rank
-from recipe.run.checkpoint import CheckpointStore, TrainState
-from recipe.run.engine import build_engine
-from recipe.run.loop import Training
-from recipe.run.phases import PhaseClock
-from recipe.run.run_folder import RunFolder
-from recipe.run.session import session
-from recipe.run.startup import Launch, check_launch
-from recipe.run.watchdog import Watchdog
+from recipe.run.folder import RunFolder
+from recipe.run.job import Launch, check_launch
+from recipe.safety.watchdog import Watchdog
+from recipe.telemetry.phases import PhaseClock
+from recipe.training.loop import Training
 
 NEVER = 10**9
 

@@ -32,7 +32,7 @@ CLASSES = (("short", 60), ("medium", 800), ("long", sys.maxsize))  # up to so ma
 
 
 def ours() -> Callable[[str], str]:
-    from data_prep.language import identify_language
+    from data_prep.curation.language import identify_language
 
     return lambda text: identify_language(text)[0]
 

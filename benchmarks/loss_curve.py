@@ -27,12 +27,11 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from benchmarks.moe_layer import machine, place_of_rank, report  # noqa: E402
-from launch.hosts import free_port  # noqa: E402
+from launch.cluster.hosts import free_port  # noqa: E402
 from recipe.base.arguments import output_file, positive_int  # noqa: E402
 from recipe.base.errors import UserError, exit_on_user_error  # noqa: E402
 from recipe.base.model_shape import load_model_shape  # noqa: E402
 from recipe.base.routing_settings import Routing  # noqa: E402
-from recipe.base.schedule import learning_rate  # noqa: E402
 from recipe.base.settings import Compute, Optimizer, Schedule  # noqa: E402
 from recipe.base.strict import load_json  # noqa: E402
 from recipe.base.tables import markdown_table  # noqa: E402
@@ -40,7 +39,8 @@ from recipe.data.batch import Batch, make_batch  # noqa: E402
 from recipe.data.loader import BatchOrder  # noqa: E402
 from recipe.data.mixture import Phase  # noqa: E402
 from recipe.data.token_folder import TokenFolder  # noqa: E402
-from recipe.planner.ds_writer import ds_config_for  # noqa: E402
+from recipe.planner.search.ds_writer import ds_config_for  # noqa: E402
+from recipe.training.schedule import learning_rate  # noqa: E402
 
 SEQ_LENGTH, MICRO_BATCH, CLIP = 128, 8, 1.0
 TAIL = 50  # last steps, whose mean loss is compared
@@ -58,10 +58,10 @@ def batches(folder: TokenFolder, steps: int) -> Iterator[Batch]:
 
 def plain(shape: Any, seed: int) -> Callable[[int, Batch, float], float]:
     """A training step of the reference: learning rate and batch to loss."""
+    from recipe.engine.build import parameter_groups
     from recipe.model import RecipeMoeConfig, RecipeMoeForCausalLM
     from recipe.model.loss import next_token_loss
     from recipe.model.modeling import initialize_parameter
-    from recipe.run.engine import parameter_groups
 
     config = RecipeMoeConfig.from_shape(shape)
     config._attn_implementation = "sdpa"
@@ -89,9 +89,9 @@ def plain(shape: Any, seed: int) -> Callable[[int, Batch, float], float]:
 
 
 def ours(shape: Any, *, stage: int, bf16: bool, compiled: bool) -> Callable[[int, Batch, float], float]:
+    from recipe.engine.build import build_engine, control_routing
+    from recipe.engine.step import run_step
     from recipe.model import RecipeMoeConfig
-    from recipe.run.engine import build_engine, control_routing
-    from recipe.run.step import run_step
 
     compute = Compute(compile=compiled)
     ds = ds_config_for(shape, 1, stage=stage, ep_size=1, micro_batch=MICRO_BATCH, accumulation=1, bf16=bf16)
@@ -163,7 +163,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(
             f"{args.tokens} has {folder.tokenizer['vocab_size']:,} kinds of tokens, the model {shape.vocab_size:,}"
         )
-    from recipe.run.session import session
+    from recipe.engine.session import session
 
     os.environ.update(place_of_rank(0, 1, free_port()))
     if not torch.cuda.is_available():

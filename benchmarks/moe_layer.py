@@ -32,7 +32,7 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from torch import nn  # noqa: E402
 
-from launch.hosts import free_port  # noqa: E402
+from launch.cluster.hosts import free_port  # noqa: E402
 from recipe.base.arguments import output_file, positive_int  # noqa: E402
 from recipe.base.errors import exit_on_user_error  # noqa: E402
 from recipe.base.model_shape import ModelShape  # noqa: E402
@@ -82,9 +82,9 @@ def ds_config_of(world: int, stage: int, accumulation: int = 1, micro_batch: int
 
 def autoep_layer(shape: dict[str, int], routing: dict[str, Any] | None) -> tuple[nn.Module, Any]:
     """An expert-parallel layer built by the engine: ours with its control, or AutoEP's as it comes for `routing` None."""
-    from recipe.run import engine as engine_module
-    from recipe.run.engine import build_engine, control_routing
-    from recipe.run.routing_control import MicroBatch
+    from recipe.engine import build as engine_module
+    from recipe.engine.build import build_engine, control_routing
+    from recipe.engine.routing_control import MicroBatch
 
     ours = engine_module.recipe_layers
     if routing is None:
@@ -233,8 +233,8 @@ def skew_part(repeats: int) -> dict[str, Any]:
 
 def tiny_run(seq_length: int, micro_batch: int, sources: list[str]) -> tuple[Any, Any]:
     """The tiny model's engine and the control of its routers, ready to train in this one process."""
+    from recipe.engine.build import build_engine, control_routing
     from recipe.model import RecipeMoeConfig
-    from recipe.run.engine import build_engine, control_routing
 
     config = RecipeMoeConfig.from_folder(ROOT / "recipe/configs/models/tiny")
     ds_raw = ds_config_of(1, 3, micro_batch=micro_batch)
@@ -249,8 +249,8 @@ def tiny_run(seq_length: int, micro_batch: int, sources: list[str]) -> tuple[Any
 def metrics_part(repeats: int) -> dict[str, Any]:
     """Steps of the tiny model, observed and not in turn, and whether the losses are the same."""
     from recipe.data.batch import make_batch
-    from recipe.run.routing_metrics import routing_metrics
-    from recipe.run.step import run_step
+    from recipe.engine.step import run_step
+    from recipe.telemetry.routing_metrics import routing_metrics
 
     seq_length, micro_batch = 128, 8  # of the quickstart
     losses: dict[bool, list[float]] = {}
@@ -354,7 +354,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--skew", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.worker:
-        from recipe.run.session import session
+        from recipe.engine.session import session
 
         with session():
             torch.set_num_threads(1)

@@ -34,8 +34,8 @@ SEQ_LENGTH, MICRO_BATCH, WARMUP = 512, 4, 5
 
 def compare(tokens: TokenFolder, steps: int) -> dict[str, Any]:
     from recipe.data.batch import make_batch
-    from recipe.run.evaluation import evaluate_source
-    from recipe.run.step import run_step, summed_loss_of
+    from recipe.engine.step import run_step, summed_loss_of
+    from recipe.evaluation.held_out import evaluate_source
 
     train, eod_id = tokens.sources("train"), tokens.tokenizer["eod_id"]
     order = BatchOrder(train, [Phase(0, {s.name: float(s.num_tokens) for s in train})], SEQ_LENGTH, seed=0)
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.steps <= WARMUP:
         parser.error(f"--steps must exceed the {WARMUP} that are not timed")
     tokens = TokenFolder(args.tokens)
-    from recipe.run.session import session
+    from recipe.engine.session import session
 
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     torch.set_num_threads(1)

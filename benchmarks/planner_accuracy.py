@@ -2,7 +2,7 @@
 """How far the planner is from runs that others published: every row with its prediction, or why it has none.
 
 Constants of the planner are physical and shared by all rows. `--rows` takes any CSV with the columns of
-`recipe/planner/published.py`; `--json` ends with one JSON object of `median_error`, `rows_predicted`, `rows_excluded`.
+`recipe/planner/tables/published.py`; `--json` ends with one JSON object of `median_error`, `rows_predicted`, `rows_excluded`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.tables import markdown_table
-from recipe.planner.published import Excluded, Prediction, predict, read_rows
+from recipe.planner.tables.published import Excluded, Prediction, predict, read_rows
 
 UNITS = {"tok_s_gpu": "tokens/s/GPU", "tflops_gpu": "TFLOP/s/GPU", "mfu_pct": "MFU, %"}
 

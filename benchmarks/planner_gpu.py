@@ -36,11 +36,11 @@ from recipe.planner.workload import RunFacts, Workload
 
 def measure(work: Workload, ds_raw: dict, steps: int) -> dict[str, float]:
     """Median seconds of a step and the largest GiB in use, after warm-up."""
+    from recipe.engine.build import build_engine, control_routing
+    from recipe.engine.rehearsal import random_batch
+    from recipe.engine.session import session
+    from recipe.engine.step import run_step
     from recipe.model import RecipeMoeConfig
-    from recipe.run.engine import build_engine, control_routing
-    from recipe.run.rehearsal import random_batch
-    from recipe.run.session import session
-    from recipe.run.step import run_step
 
     compute = Compute(recompute=work.run.recompute, compile=work.run.compile)
     with session():

@@ -33,15 +33,15 @@ import torch  # noqa: E402
 
 from benchmarks.contenders import CONTENDERS, CUDA, DEVICE, DTYPE, Case, Ours  # noqa: E402
 from benchmarks.moe_layer import machine, place_of_rank  # noqa: E402
-from launch.hosts import free_port  # noqa: E402
+from launch.cluster.hosts import free_port  # noqa: E402
 from recipe.base.arguments import output_file, positive_int  # noqa: E402
 from recipe.base.errors import UserError, exit_on_user_error  # noqa: E402
 from recipe.base.hardware import GIB, accelerator_of, cluster_of  # noqa: E402
 from recipe.base.model_shape import load_model_shape  # noqa: E402
 from recipe.base.strict import load_json  # noqa: E402
 from recipe.base.tables import markdown_table  # noqa: E402
-from recipe.planner.ds_writer import parsed  # noqa: E402
 from recipe.planner.plan import Plan  # noqa: E402
+from recipe.planner.search.ds_writer import parsed  # noqa: E402
 from recipe.planner.workload import RunFacts, Workload  # noqa: E402
 
 MODELS = ROOT / "recipe/configs/models"
@@ -82,7 +82,7 @@ def peak_gib() -> float:
 def measure(name: str, case: Case, steps: int) -> dict[str, Any]:
     """Median seconds of a step, memory, and where the time goes; in this process, which must have a process group."""
     from recipe.reading.breakdown import breakdown, read_trace
-    from recipe.run.profiling import traced
+    from recipe.telemetry.profiling import traced
 
     begun = time.perf_counter()
     contender = CONTENDERS[name](case)
@@ -119,7 +119,7 @@ def measure(name: str, case: Case, steps: int) -> dict[str, Any]:
 
 
 def worker(name: str, case: Case, steps: int) -> None:
-    from recipe.run.session import session
+    from recipe.engine.session import session
 
     with redirect_stdout(sys.stderr), session():
         found = measure(name, case, steps)

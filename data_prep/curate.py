@@ -12,18 +12,18 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_prep.blocked_urls import BlockedUrls, is_entry
-from data_prep.characters import native
-from data_prep.cleaning import Phrases, normalize
-from data_prep.command import job_parser
-from data_prep.documents import Document, Part, write_documents, write_part
-from data_prep.fields import Fields
-from data_prep.language import LANGUAGES, identify_language
-from data_prep.notices import is_prominent, remove_notices
-from data_prep.personal import Masks, mask_personal
-from data_prep.rules import Judge, LanguageRules
-from data_prep.stage import Stage, document_task
-from data_prep.tally import Tally, merged, with_totals
+from data_prep.core.command import job_parser
+from data_prep.core.stage import Stage, document_task
+from data_prep.core.tally import Tally, merged, with_totals
+from data_prep.curation.blocked_urls import BlockedUrls, is_entry
+from data_prep.curation.characters import native
+from data_prep.curation.cleaning import Phrases, normalize
+from data_prep.curation.language import LANGUAGES, identify_language
+from data_prep.curation.notices import is_prominent, remove_notices
+from data_prep.curation.personal import Masks, mask_personal
+from data_prep.curation.rules import Judge, LanguageRules
+from data_prep.documents.fields import Fields
+from data_prep.documents.reading import Document, Part, write_documents, write_part
 from recipe.base.errors import ConfigError, UserError, exit_on_user_error
 from recipe.base.strict import load_yaml, strict_model
 

@@ -21,15 +21,15 @@ import orjson
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_prep.characters import native
-from data_prep.command import job_parser
-from data_prep.compression import damage_named, unpacked
-from data_prep.documents import Document, Part, parts_of, records, write_documents, write_part
-from data_prep.exchange import KEY, Exchange, column, grouped, read_table, write_table
-from data_prep.json_lines import BOM, layout
-from data_prep.listing import KNOWN, every_file, is_named_as_documents, is_parquet
-from data_prep.stage import Stage, for_documents
-from data_prep.tally import Tally, merged, with_totals
+from data_prep.core.command import job_parser
+from data_prep.core.shuffle import KEY, Exchange, column, grouped, read_table, write_table
+from data_prep.core.stage import Stage, for_documents
+from data_prep.core.tally import Tally, merged, with_totals
+from data_prep.curation.characters import native
+from data_prep.documents.compression import damage_named, unpacked
+from data_prep.documents.json_lines import BOM, layout
+from data_prep.documents.listing import KNOWN, every_file, is_named_as_documents, is_parquet
+from data_prep.documents.reading import Document, Part, parts_of, records, write_documents, write_part
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import sha256
 from recipe.base.strict import load_yaml, strict_model

@@ -27,16 +27,16 @@ import pyarrow as pa
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_prep.command import job_parser
-from data_prep.components import find_components
-from data_prep.documents import Document, Part, records, write_part
-from data_prep.duplicate_clusters import REASONS, choose, members, rank
-from data_prep.duplicate_links import candidates, compare, sign_left, spread_bands
-from data_prep.exchange import Exchange, column, grouped
-from data_prep.repeated_lines import LineFilter, RepeatedLines, count_lines, find_repeated, join_repeated
-from data_prep.signatures import DROPS_FILES, Catalog, Ranking, sign_part
-from data_prep.stage import Stage, for_documents
-from data_prep.tally import Tally, merged, with_totals
+from data_prep.core.command import job_parser
+from data_prep.core.shuffle import Exchange, column, grouped
+from data_prep.core.stage import Stage, for_documents
+from data_prep.core.tally import Tally, merged, with_totals
+from data_prep.curation.repeated_lines import LineFilter, RepeatedLines, count_lines, find_repeated, join_repeated
+from data_prep.deduplication.clusters import REASONS, choose, members, rank
+from data_prep.deduplication.components import find_components
+from data_prep.deduplication.links import candidates, compare, sign_left, spread_bands
+from data_prep.deduplication.signatures import DROPS_FILES, Catalog, Ranking, sign_part
+from data_prep.documents.reading import Document, Part, records, write_part
 from recipe.base.errors import UserError, exit_on_user_error, nearest
 from recipe.base.strict import load_json, load_yaml, strict_model
 

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.characters import native
-from data_prep.command import job_parser
-from data_prep.documents import Document
-from data_prep.encoder import Encoder, ReferenceEncoder, load_encoder
-from data_prep.partial_files import partial_path
-from data_prep.stage import Stage, for_documents
-from data_prep.tally import merged
+from data_prep.core.command import job_parser
+from data_prep.core.partial_files import partial_path
+from data_prep.core.stage import Stage, for_documents
+from data_prep.core.tally import merged
+from data_prep.curation.characters import native
+from data_prep.documents.reading import Document
+from data_prep.tokenization.encoder import Encoder, ReferenceEncoder, load_encoder
 from data_prep.tokenize_corpus import batches
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import sha256, write_text

@@ -19,15 +19,15 @@ import numpy as np
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_prep.bad_records import BadRecords
-from data_prep.command import job_parser
-from data_prep.documents import BadRecord, Part
-from data_prep.exchange import Exchange
-from data_prep.foreign_shards import Block, ForeignShard, ShardRange, open_shard, prefixes_below
-from data_prep.json_lines import MAX_RECORD_BYTES
-from data_prep.stage import Stage
-from data_prep.tally import merged
-from data_prep.token_checks import check_tokens, load_reference, notes, tokens_compared
+from data_prep.core.bad_records import BadRecords
+from data_prep.core.command import job_parser
+from data_prep.core.shuffle import Exchange
+from data_prep.core.stage import Stage
+from data_prep.core.tally import merged
+from data_prep.documents.json_lines import MAX_RECORD_BYTES
+from data_prep.documents.reading import BadRecord, Part
+from data_prep.tokenization.checks import check_tokens, load_reference, notes, tokens_compared
+from data_prep.tokenization.foreign_shards import Block, ForeignShard, ShardRange, open_shard, prefixes_below
 from data_prep.tokenize_corpus import (
     SHUFFLE_SEED,
     Rows,

@@ -15,14 +15,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_prep.bad_records import BadRecords
-from data_prep.command import job_parser
-from data_prep.distinct import DistinctIds
-from data_prep.documents import BadRecord, Part, document_files, read_documents, unread_files, write_part
-from data_prep.fields import DOCUMENT_FIELDS, Document, Fields, Renames, defect
-from data_prep.listing import KNOWN, Files, list_files, matching, names_of
-from data_prep.stage import Stage
-from data_prep.tally import Tally, merged, with_totals
+from data_prep.core.bad_records import BadRecords
+from data_prep.core.command import job_parser
+from data_prep.core.stage import Stage
+from data_prep.core.tally import Tally, merged, with_totals
+from data_prep.deduplication.distinct import DistinctIds
+from data_prep.documents.fields import DOCUMENT_FIELDS, Document, Fields, Renames, defect
+from data_prep.documents.listing import KNOWN, Files, list_files, matching, names_of
+from data_prep.documents.reading import BadRecord, Part, document_files, read_documents, unread_files, write_part
 from recipe.base.arguments import positive_int
 from recipe.base.errors import UserError, exit_on_user_error, nearest
 from recipe.base.strict import load_json, load_yaml, strict_model

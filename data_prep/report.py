@@ -11,8 +11,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from data_prep.documents import document_files, read_documents
-from data_prep.tally import by, merged
+from data_prep.core.tally import by, merged
+from data_prep.documents.reading import document_files, read_documents
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import write_text
 from recipe.base.strict import load_json

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_prep.documents import Document, write_documents
+from data_prep.documents.reading import Document, write_documents
 from recipe.base.arguments import positive_int
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import write_json

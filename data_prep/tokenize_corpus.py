@@ -19,13 +19,19 @@ import pyarrow as pa
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_prep.command import job_parser
-from data_prep.distinct import DistinctIds
-from data_prep.documents import Document, Part
-from data_prep.encoder import CHECKED_CHARACTERS, EncoderMismatch, FastEncoder, ReferenceEncoder, load_encoder
-from data_prep.exchange import Exchange, list_value, producer
-from data_prep.stage import Stage, document_task
-from data_prep.tally import merged
+from data_prep.core.command import job_parser
+from data_prep.core.shuffle import Exchange, list_value, producer
+from data_prep.core.stage import Stage, document_task
+from data_prep.core.tally import merged
+from data_prep.deduplication.distinct import DistinctIds
+from data_prep.documents.reading import Document, Part
+from data_prep.tokenization.encoder import (
+    CHECKED_CHARACTERS,
+    EncoderMismatch,
+    FastEncoder,
+    ReferenceEncoder,
+    load_encoder,
+)
 from recipe.base.errors import exit_on_user_error
 from recipe.base.files import sha256
 from recipe.base.strict import load_json, load_yaml, strict_model

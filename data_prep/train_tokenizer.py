@@ -17,11 +17,11 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from data_prep.command import job_parser
-from data_prep.documents import Document
-from data_prep.partial_files import partial_path
-from data_prep.stage import Stage, for_documents
-from data_prep.tally import merged
+from data_prep.core.command import job_parser
+from data_prep.core.partial_files import partial_path
+from data_prep.core.stage import Stage, for_documents
+from data_prep.core.tally import merged
+from data_prep.documents.reading import Document
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import write_text
 from recipe.base.strict import load_yaml, strict_model

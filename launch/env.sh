@@ -1,7 +1,7 @@
 # Environment of every launch; sourced by train.sh, train.slurm and data_prep.slurm, or by hand before `deepspeed`:
 #   source launch/env.sh
 # What is set already wins. Slurm's srun carries all of it to every node. The deepspeed launcher carries PYTHON*, and on
-# GPUs NCCL*, LD_LIBRARY* and PATH*; launch/train.sh carries the others listed in launch/environment.py. For a bare
+# GPUs NCCL*, LD_LIBRARY* and PATH*; launch/train.sh carries the others listed in launch/cluster/environment.py. For a bare
 # `deepspeed --hostfile` put them into ~/.deepspeed_env, as launch/deepspeed_env.example does. What it is given passes the
 # shells of the other hosts once more, where $, backticks, quotes, ; and the like are code, or empty a value in silence, and a
 # path with a space is two words; launch/train.sh quotes arguments and values so that they arrive as they were typed.

@@ -16,12 +16,20 @@ from recipe.base.ds_config import load_ds_config
 from recipe.base.errors import ConfigError, UserError, exit_on_user_error
 from recipe.base.hardware import ACCELERATORS, Cluster, cluster_of
 from recipe.base.model_shape import ModelShape, load_model_shape
-from recipe.planner import shipped
-from recipe.planner.design_tables import TABLES
-from recipe.planner.ds_writer import write
 from recipe.planner.plan import Budget, Plan
-from recipe.planner.report import clusters_table, describe_plan, describe_search
-from recipe.planner.search import EP_SIZES, RECOMPUTES, STAGES, Candidate, global_batch_sequences, on_paper, search
+from recipe.planner.search import shipped
+from recipe.planner.search.ds_writer import write
+from recipe.planner.search.search import (
+    EP_SIZES,
+    RECOMPUTES,
+    STAGES,
+    Candidate,
+    global_batch_sequences,
+    on_paper,
+    search,
+)
+from recipe.planner.tables.design_tables import TABLES
+from recipe.planner.tables.report import clusters_table, describe_plan, describe_search
 from recipe.planner.workload import RunFacts, Workload
 
 EXAMPLE = """examples:

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launch.hosts import write_hostfile
-from launch.places import Place, add_place_arguments, place_of, run
+from launch.cluster.allocation import Place, add_place_arguments, place_of, run
+from launch.cluster.hosts import write_hostfile
 from recipe.base.arguments import positive_int
 from recipe.base.ds_config import load_ds_config
 from recipe.base.errors import UserError, exit_on_user_error
@@ -85,7 +85,7 @@ def ask(place: Place, folder: Path, mib: int) -> tuple[dict[str, dict[str, Any]]
     def one(host: str) -> tuple[str, dict[str, Any] | str]:
         words = [
             sys.executable,
-            str(ROOT / "launch/host_facts.py"),
+            str(ROOT / "launch/cluster/host_facts.py"),
             "--folder",
             str(folder),
             "--mib",

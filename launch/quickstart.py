@@ -16,15 +16,15 @@ from typing import Any
 
 import yaml
 
-from data_prep.documents import read_documents
-from launch.hosts import deepspeed_launcher, free_port
+from data_prep.documents.reading import read_documents
+from launch.cluster.hosts import deepspeed_launcher, free_port
 from recipe.base.errors import UserError, exit_on_user_error
-from recipe.base.run_records import read_metrics
 from recipe.base.strict import load_json
 from recipe.data.mixture import CYCLE, plan_mixture
 from recipe.data.token_folder import TokenFolder
 from recipe.data.unigram import unigram_entropy
-from recipe.run.run_folder import load_run_folder
+from recipe.run.folder import load_run_folder
+from recipe.run.records import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN_CONFIG, DS_CONFIG, RANKS = "recipe/configs/runs/quickstart.yaml", "ds_configs/cpu_2.json", 2

@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     work = Workload(cut, cluster, ds, RunFacts(args.seq, args.recompute, sources=SOURCES))
 
     # Imported late: refusing a configuration needs neither torch nor DeepSpeed.
-    from recipe.run.rehearsal import fake_ranks, rehearse
+    from recipe.engine.rehearsal import fake_ranks, rehearse
 
     with redirect_stdout(sys.stderr), fake_ranks(ds.world_size):
         done = rehearse(cut, ds_raw, seq_length=args.seq, recompute=args.recompute, sources=SOURCES)

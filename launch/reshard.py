@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from recipe.base.arguments import positive_int
-from recipe.base.checkpoint_files import find
 from recipe.base.errors import exit_on_user_error
+from recipe.run.checkpoint_files import find
 
 
 @exit_on_user_error
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     checkpoint = find(args.run / "checkpoints", args.checkpoint)
     # Imported late: refusing needs neither torch nor DeepSpeed.
-    from recipe.run.universal import make_universal
+    from recipe.checkpoints.universal import make_universal
 
     print(f"universal checkpoint {make_universal(checkpoint, args.workers)}")
 

@@ -15,10 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from launch.incidents import Incident, incident_of, last_step
-from launch.places import add_place_arguments, place_of
+from launch.cluster.allocation import add_place_arguments, place_of
+from launch.cluster.incidents import Incident, incident_of, last_step
 from recipe.base.arguments import natural_int, natural_seconds, positive_seconds
-from recipe.base.checkpoint_files import (
+from recipe.base.errors import UserError, exit_on_user_error
+from recipe.base.files import append_json, read_json_lines, write_json
+from recipe.base.ranks import RESTART, STOP_SIGNALS
+from recipe.run.checkpoint_files import (
     check_convertible,
     complete,
     read_manifest,
@@ -26,14 +29,11 @@ from recipe.base.checkpoint_files import (
     topology_of,
     universal_state,
 )
-from recipe.base.errors import UserError, exit_on_user_error
-from recipe.base.files import append_json, read_json_lines, write_json
-from recipe.base.heartbeats import read_heartbeats
-from recipe.base.locks import in_use, lock_file, lock_holder
-from recipe.base.ranks import RESTART, STOP_SIGNALS
 from recipe.run.early_stop import asked_by_file
-from recipe.run.run_folder import LOCK, LOCK_PATIENCE_S, STOP, SUPERVISOR_LOCK, check_run_folder, read_orders
-from recipe.run.startup import Launch, check_launch
+from recipe.run.folder import LOCK, LOCK_PATIENCE_S, STOP, SUPERVISOR_LOCK, check_run_folder, read_orders
+from recipe.run.heartbeats import read_heartbeats
+from recipe.run.job import Launch, check_launch
+from recipe.run.locks import in_use, lock_file, lock_holder
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = """examples:

@@ -8,13 +8,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from recipe.base.checkpoint_files import digest, find, read_manifest
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.ranks import is_first_rank, leave, required_world_size
 from recipe.base.settings import RunConfig
 from recipe.reading.origin import origin_of, record_of
+from recipe.run.checkpoint_files import digest, find, read_manifest
 from recipe.run.identity import check_identity, differences
-from recipe.run.startup import Launch, check_launch
+from recipe.run.job import Launch, check_launch
 
 EXAMPLE = """examples:
   deepspeed --num_gpus 8 recipe/branch.py --from runs/a --checkpoint step_20000 --config decay.yaml \\
@@ -99,12 +99,12 @@ def main(argv: list[str] | None = None) -> None:
     manifest = read_manifest(checkpoint)
     anew = check_branch(manifest, checkpoint, launch, weights_only=args.weights_only)
 
+    from recipe.checkpoints.store import CheckpointStore, TrainState
+    from recipe.engine.agree import from_first_rank
+    from recipe.engine.build import build_engine, check_compute, forget_moments, own_hyperparameters
+    from recipe.engine.session import session
     from recipe.model import RecipeMoeConfig
-    from recipe.run.agree import from_first_rank
-    from recipe.run.checkpoint import CheckpointStore, TrainState
-    from recipe.run.engine import build_engine, check_compute, forget_moments, own_hyperparameters
-    from recipe.run.run_folder import RunFolder, check_run_folder, lock_run_folder, provenance, record_start
-    from recipe.run.session import session
+    from recipe.run.folder import RunFolder, check_run_folder, lock_run_folder, provenance, record_start
 
     run = launch.run
     check_compute(run.compute)

@@ -50,7 +50,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def tasks_of(args: argparse.Namespace, manager: Any) -> dict[str, Any]:
     """The tasks that are asked for, with their datasets."""
-    from recipe.run.downstream import Datasets, load_tasks
+    from recipe.evaluation.downstream import Datasets, load_tasks
 
     with Datasets(args.data).used() if args.data else nullcontext():
         tasks = load_tasks(manager, args.tasks.split(","))
@@ -65,7 +65,7 @@ def evaluate(lm: Any, args: argparse.Namespace, tasks: dict[str, Any]) -> dict[s
     """The scores of a language model of the harness; the same on every rank."""
     from lm_eval.evaluator import evaluate as run_tasks
 
-    from recipe.run.downstream import scores
+    from recipe.evaluation.downstream import scores
 
     return scores(run_tasks(lm, tasks, limit=args.limit, bootstrap_iters=0, log_samples=False))
 
@@ -77,10 +77,10 @@ def _leaves(tasks: dict[str, Any]) -> list[Any]:
 def evaluate_run(args: argparse.Namespace, tasks: dict[str, Any]) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
+    from recipe.checkpoints.restore import RestorableRun
+    from recipe.engine.session import session
+    from recipe.evaluation.downstream import EngineLM
     from recipe.huggingface.tokenizer_folder import load_tokenizer
-    from recipe.run.downstream import EngineLM
-    from recipe.run.restore import RestorableRun
-    from recipe.run.session import session
 
     restorable = RestorableRun(args.run, args.checkpoint, args.deepspeed_config)
     with session(restorable.run.watch):
@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> None:
         check_exported(args.model)
     if args.data is not None:
         os.environ["HF_HUB_OFFLINE"] = "1"
-    from recipe.run.downstream import Datasets, known_tasks, load_tasks
+    from recipe.evaluation.downstream import Datasets, known_tasks, load_tasks
 
     manager = known_tasks(args.tasks.split(","), [TASKS, *args.tasks_path])
     if args.save_data is not None:

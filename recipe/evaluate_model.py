@@ -56,10 +56,10 @@ def evaluate_run(args: argparse.Namespace) -> None:
     import torch.distributed as dist
     from torch.utils.tensorboard import SummaryWriter
 
-    from recipe.run.evaluation import evaluate_engine
-    from recipe.run.restore import RestorableRun
-    from recipe.run.session import session
-    from recipe.run.tags import tagged_evaluation
+    from recipe.checkpoints.restore import RestorableRun
+    from recipe.engine.session import session
+    from recipe.evaluation.held_out import evaluate_engine
+    from recipe.telemetry.tags import tagged_evaluation
 
     restorable = RestorableRun(args.run, args.checkpoint, args.deepspeed_config)
     run = restorable.run
@@ -84,7 +84,7 @@ def evaluate_export(args: argparse.Namespace) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from recipe.base.settings import Compute
-    from recipe.run.evaluation import evaluate_source, stock_loss
+    from recipe.evaluation.held_out import evaluate_source, stock_loss
 
     check_exported(args.model)
     if args.tokens is None:

@@ -16,9 +16,9 @@ from recipe.reading.model_card import ExportFacts, model_card
 from recipe.reading.origin import Origin, origin_of
 
 if TYPE_CHECKING:
+    from recipe.checkpoints.export import Export
+    from recipe.checkpoints.restore import RestorableRun
     from recipe.huggingface.architectures import Architecture
-    from recipe.run.export import Export
-    from recipe.run.restore import RestorableRun
 
 # Plain text and the token that ends documents, which every tokenizer here has; a marker such as <|im_start|> would be cut into
 # pieces that no model was trained on.
@@ -89,9 +89,9 @@ def max_positions(origin: Origin, asked: int | None) -> int:
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    from recipe.run.export import Export, check_bias_has_place, check_exportable, export_hf
-    from recipe.run.restore import RestorableRun
-    from recipe.run.session import session
+    from recipe.checkpoints.export import Export, check_bias_has_place, check_exportable, export_hf
+    from recipe.checkpoints.restore import RestorableRun
+    from recipe.engine.session import session
 
     source = RestorableRun(args.run, args.checkpoint, args.deepspeed_config)
     architecture = check_exportable(source.shape, source.run.tokenizer, args.output)
@@ -120,7 +120,7 @@ def card_of(source: RestorableRun, export: Export, architecture: Architecture, o
     Raises:
         UserError: the run's tokens, of which it tells, are not there.
     """
-    from recipe.run.startup import batch_order
+    from recipe.run.job import batch_order
 
     run, state = source.run, source.train_state
     tokens = source.tokens("restore them, or export with --no-card")

@@ -13,7 +13,7 @@ from recipe.base.output_paths import check_output_folder
 from recipe.base.ranks import is_first_rank, leave, required_world_size
 from recipe.base.strict import strict_model
 from recipe.reading.origin import imported, record_of
-from recipe.run.startup import check_launch
+from recipe.run.job import check_launch
 
 EXAMPLE = """examples:
   python recipe/import_model.py --model exports/a --write-shape models/a       (config.json for the run config's `model`)
@@ -73,17 +73,17 @@ def main(argv: list[str] | None = None) -> None:
     launch = check_launch(args.config, args.set, args.deepspeed_config, required_world_size())
     run = launch.run
 
+    from recipe.checkpoints.fingerprints import check_engine_equals, one_by_one
+    from recipe.checkpoints.store import CheckpointStore, TrainState
+    from recipe.engine.agree import from_first_rank
+    from recipe.engine.build import build_engine, check_compute
+    from recipe.engine.session import session
     from recipe.huggingface.architectures import export_note
     from recipe.huggingface.import_weights import same_model, upcycled
     from recipe.huggingface.source_tokenizer import tokenizer_note
     from recipe.model import RecipeMoeConfig
     from recipe.model.modeling import initialize_parameter
-    from recipe.run.agree import from_first_rank
-    from recipe.run.checkpoint import CheckpointStore, TrainState
-    from recipe.run.engine import build_engine, check_compute
-    from recipe.run.fingerprints import check_engine_equals, one_by_one
-    from recipe.run.run_folder import RunFolder, check_run_folder, lock_run_folder, provenance, record_start
-    from recipe.run.session import session
+    from recipe.run.folder import RunFolder, check_run_folder, lock_run_folder, provenance, record_start
 
     check_run_folder(launch, resumes=False)
     check_compute(run.compute)

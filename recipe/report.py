@@ -16,7 +16,6 @@ import numpy as np
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import read_json_lines, write_text
 from recipe.base.output_paths import check_output_file
-from recipe.base.run_records import read_events, read_starts
 from recipe.base.strict import load_json
 from recipe.base.tables import duration, ratio
 from recipe.reading import charts
@@ -25,6 +24,7 @@ from recipe.reading.events import Happened, faults, state_of
 from recipe.reading.goodput import goodput
 from recipe.reading.history import DRAWABLE, History, read_history
 from recipe.reading.planned import planned_and_measured
+from recipe.run.records import read_events, read_starts
 
 MOST_HAPPENED, MOST_STARTS = 60, 20  # rows of the tables; the newest
 STYLES = ("c0", "c1", "c2", "c3", "c4", "c5")

@@ -8,13 +8,13 @@ import re
 from pathlib import Path
 
 from recipe.base.arguments import positive_seconds
-from recipe.base.checkpoint_files import checkpoint_name
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.ranks import is_first_rank, launched_world_size, leave, required_world_size
 from recipe.reading.breakdown import as_text, breakdown, read_trace
+from recipe.run.checkpoint_files import checkpoint_name
 from recipe.run.early_stop import answer_early_stops
-from recipe.run.run_folder import check_resume, check_run_folder
-from recipe.run.startup import ProfiledSteps, check_launch, describe
+from recipe.run.folder import check_resume, check_run_folder
+from recipe.run.job import ProfiledSteps, check_launch, describe
 
 EXAMPLE = """example:
   deepspeed --num_gpus 2 recipe/train.py --config recipe/configs/runs/quickstart.yaml \\
@@ -97,14 +97,14 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
     # Imported late: refusing a configuration or a dry run needs neither torch nor DeepSpeed.
-    from recipe.out_of_memory import memory_report
-    from recipe.run.agree import from_first_rank
-    from recipe.run.engine import check_compute
-    from recipe.run.failures import recorded_failures
-    from recipe.run.incarnation import train_on
-    from recipe.run.run_folder import RunFolder, lock_run_folder, record_start
-    from recipe.run.session import session
-    from recipe.run.watchdog import Watchdog
+    from recipe.engine.agree import from_first_rank
+    from recipe.engine.build import check_compute
+    from recipe.engine.session import session
+    from recipe.run.folder import RunFolder, lock_run_folder, record_start
+    from recipe.safety.failures import recorded_failures
+    from recipe.safety.out_of_memory import memory_report
+    from recipe.safety.watchdog import Watchdog
+    from recipe.training.start import train_on
 
     run = launch.run
     check_compute(run.compute)

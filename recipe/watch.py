@@ -17,11 +17,11 @@ from rich.text import Text
 from recipe.base.arguments import positive_seconds
 from recipe.base.errors import exit_on_user_error
 from recipe.base.files import read_json_lines
-from recipe.base.heartbeats import read_heartbeats
-from recipe.base.run_records import last_metrics, read_events, read_starts
 from recipe.base.tables import duration, ratio
 from recipe.reading.alarms import alarms, heartbeat_ages
 from recipe.reading.events import state_of
+from recipe.run.heartbeats import read_heartbeats
+from recipe.run.records import last_metrics, read_events, read_starts
 
 EVENTS = 8  # the newest
 

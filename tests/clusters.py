@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch.hosts import free_port
+from launch.cluster.hosts import free_port
 from tests.conftest import CPU
 
 SLURM_CONF = """

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from launch import hosts
+from launch.cluster import hosts
 from tests.rank_server import RankServer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,7 +111,7 @@ def ds_config(
 
 def documents_in(stage: Path) -> list[dict[str, Any]]:
     """All documents that a data job wrote, in order."""
-    from data_prep.documents import read_documents
+    from data_prep.documents.reading import read_documents
 
     def refuse(bad: object) -> None:
         raise AssertionError(bad)

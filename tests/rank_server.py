@@ -93,8 +93,12 @@ def main() -> None:
     import torch.utils.tensorboard  # noqa: F401
     import transformers  # noqa: F401
 
+    from recipe.checkpoints import export, restore  # noqa: F401
+    from recipe.engine import session  # noqa: F401
+    from recipe.evaluation import downstream  # noqa: F401
     from recipe.huggingface import import_weights  # noqa: F401
-    from recipe.run import downstream, export, incarnation, prometheus, restore, session  # noqa: F401
+    from recipe.telemetry import prometheus  # noqa: F401
+    from recipe.training import start as incarnation  # noqa: F401
 
     print("ready", flush=True)
     for line in sys.stdin:

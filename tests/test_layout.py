@@ -11,30 +11,30 @@ import pytest
 from tests.conftest import ROOT
 
 FILES = sorted(p for folder in ("recipe", "data_prep", "launch") for p in (ROOT / folder).rglob("*.py"))
-# floor -> the parts of this project that it may import
-MAY_IMPORT = {
-    "recipe.base": {"recipe.base"},
-    "recipe.model": {"recipe.base", "recipe.model"},
-    "recipe.data": {"recipe.base", "recipe.data"},
-    "recipe.huggingface": {"recipe.base", "recipe.model", "recipe.data", "recipe.huggingface"},
-    "recipe.planner": {"recipe.base", "recipe.planner"},
-    "recipe.reading": {"recipe.base", "recipe.planner", "recipe.reading"},
-    "recipe.run": {"recipe.base", "recipe.model", "recipe.data", "recipe.huggingface", "recipe.run"},
-    "data_prep": {
-        "data_prep",
-        "recipe.base.arguments",
-        "recipe.base.errors",
-        "recipe.base.files",
-        "recipe.base.output_paths",
-        "recipe.base.settings",
-        "recipe.base.strict",
-        "recipe.data.indexed",
-        "recipe.data.mixture",
-        "recipe.data.token_folder",
-        "recipe.huggingface.split_patterns",
-        "recipe.huggingface.tokenizer_folder",
-    },
+# Rooms of recipe/ by floors: one imports rooms of the floors above its own line, never one beside it.
+FLOORS = (
+    ("base",),
+    ("model", "data", "planner"),
+    ("huggingface",),
+    ("run",),
+    ("reading",),
+    ("engine",),
+    ("telemetry", "checkpoints"),
+    ("safety", "evaluation"),
+    ("training",),
+)
+ROOMS = [room for floor in FLOORS for room in floor]
+WITHOUT_TORCH = {"recipe.base", "recipe.planner", "recipe.reading", "recipe.run"}
+DATA_JOBS_MAY_IMPORT = {
+    "data_prep",
+    "recipe.base",
+    "recipe.data.indexed",
+    "recipe.data.mixture",
+    "recipe.data.token_folder",
+    "recipe.huggingface.split_patterns",
+    "recipe.huggingface.tokenizer_folder",
 }
+MOST_MODULES = {"recipe": 12, "launch": 20, "data_prep": 20}  # of a folder
 
 
 def module_name(path: Path) -> str:
@@ -61,26 +61,49 @@ def test_there_are_files_to_look_at():
     assert len(FILES) > 30
 
 
-@pytest.mark.parametrize("floor", MAY_IMPORT)
-def test_a_floor_imports_only_floors_below(floor):
-    ours = {"recipe", "data_prep", "launch"}
-    for path in FILES:
-        if below(module_name(path), {floor}):
-            foreign = {i for i in imports(path) if i.split(".")[0] in ours and not below(i, MAY_IMPORT[floor])}
-            # `import recipe` alone is the version
-            assert not foreign - {"recipe"}, f"{path.relative_to(ROOT)} imports {foreign}"
+def ours(path: Path) -> set[str]:
+    """What a file imports of this project; `import recipe` alone is the version."""
+    return {i for i in imports(path) if i.split(".")[0] in MOST_MODULES} - {"recipe"}
 
 
-def test_only_the_run_floor_imports_deepspeed():
+def below_the_floor_of(room: str) -> set[str]:
+    floor = next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+    return {f"recipe.{other}" for rooms in FLOORS[:floor] for other in rooms} | {f"recipe.{room}"}
+
+
+def test_every_room_has_a_floor():
+    assert sorted(p.parent.name for p in (ROOT / "recipe").glob("*/__init__.py")) == sorted(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_rooms_below(room):
+    for path in (ROOT / "recipe" / room).rglob("*.py"):
+        assert {i for i in ours(path) if not below(i, below_the_floor_of(room))} == set(), path
+
+
+def test_data_jobs_need_little_of_the_recipe():
+    for path in (ROOT / "data_prep").rglob("*.py"):
+        assert {i for i in ours(path) if not below(i, DATA_JOBS_MAY_IMPORT)} == set(), path
+
+
+def test_deepspeed_is_imported_from_the_engine_on():
+    floor = next(number for number, rooms in enumerate(FLOORS) if "engine" in rooms)
+    upper = {f"recipe.{room}" for rooms in FLOORS[floor:] for room in rooms}
     users = {module_name(p) for p in FILES if below("deepspeed", {i.split(".")[0] for i in imports(p)})}
     assert users
-    assert all(below(user, {"recipe.run"}) for user in users), users
+    assert {user for user in users if not below(user, upper)} == set()
 
 
-def test_the_ground_floor_and_the_planner_do_not_import_torch():
+def test_what_is_checked_and_planned_before_a_run_needs_no_torch():
     for path in FILES:
-        if below(module_name(path), {"recipe.base", "recipe.planner", "recipe.reading"}):
+        if below(module_name(path), WITHOUT_TORCH):
             assert not {i.split(".")[0] for i in imports(path)} & {"torch", "transformers", "deepspeed"}, path
+
+
+def test_no_folder_is_crowded():
+    for folder in {path.parent for path in FILES}:
+        modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+        assert len(modules) <= MOST_MODULES[folder.relative_to(ROOT).parts[0]], folder
 
 
 def test_no_module_hides_one_of_the_standard_library():
@@ -91,7 +114,7 @@ def test_no_module_hides_one_of_the_standard_library():
 
 def test_the_native_scans_are_used_with_their_character_table():
     users = {module_name(p) for p in FILES if "data_prep._native" in imported_names(p)}
-    assert users == {"data_prep.characters"}
+    assert users == {"data_prep.curation.characters"}
 
 
 def imported_names(path: Path) -> set[str]:

@@ -1,4 +1,4 @@
-// Code points of UTF-8 text and their classes. The table comes from data_prep/characters.py, once per process.
+// Code points of UTF-8 text and their classes. The table comes from data_prep/curation/characters.py, once per process.
 #pragma once
 
 #include <cstddef>

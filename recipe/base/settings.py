@@ -22,6 +22,9 @@ def _problems_of_weights(name: str, weights: Mapping[Any, float]) -> list[str]:
     return [f"{name}: {key} has a negative weight" for key, weight in weights.items() if weight < 0]
 
 
+LOCAL_HOST = "127.0.0.1"  # metrics are for this host unless a run says otherwise
+
+
 class Anneal(Section):
     """The last part of training, with more of the better sources (as Llama 3, arXiv 2407.21783, section 3.1.3)."""
 
@@ -162,7 +165,7 @@ class Evaluation(Section):
 class Logging(Section):
     every_steps: int = Field(10, gt=0)
     prometheus_port: int | None = Field(None, gt=0, lt=65536)  # of rank 0's host, where /metrics has the newest values
-    prometheus_host: str = "127.0.0.1"  # address that it listens on; 0.0.0.0: all of the host's, for a server elsewhere
+    prometheus_host: str = LOCAL_HOST  # address that it listens on; 0.0.0.0: all of the host's, for a server elsewhere
 
 
 class RunConfig(Section):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from recipe.base.model_shape import IGNORED
 from recipe.model.fusion import fusible
-from recipe.model.wide import add_wide_matmul
+from recipe.model.matmul import add_wide_matmul
 
 
 def next_token_loss(logits_BSV: torch.Tensor, targets_BS: torch.Tensor, reduction: str = "mean") -> torch.Tensor:

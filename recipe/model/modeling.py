@@ -33,7 +33,7 @@ from recipe.base.model_shape import MODEL_TYPE
 from recipe.model.configuration import RecipeMoeConfig
 from recipe.model.fusion import fusible
 from recipe.model.loss import summed_loss, token_scores
-from recipe.model.routing.choice import router_logits, scores_and_choice, weights_of
+from recipe.model.routing.router import router_logits, scores_and_choice, weights_of
 
 # transformers 5.24 renamed its caches' argument and output `past_key_values`; both names are taken here, by all versions.
 CACHE = "cache" if "cache" in MoeModelOutputWithPast.__dataclass_fields__ else "past_key_values"

@@ -18,7 +18,7 @@ from recipe.planner.zero3 import BACKWARD, FORWARD, RECOMPUTE, micro_batch_fetch
 
 ON_DEMAND = ", on demand"  # a module waits for it
 STEP = "step"  # between the last backward pass and the next forward pass
-ROUTER_SCALARS = 7  # per layer, see recipe/run/routing_metrics.py
+ROUTER_SCALARS = 7  # per layer, see recipe/telemetry/routing_metrics.py
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipe.base.heartbeats import Heartbeat
 from recipe.base.tables import duration
 from recipe.reading.events import faults, state_of
+from recipe.run.heartbeats import Heartbeat
 
 RECENT_S = 3600.0
 OVERLOAD = 4.0  # busiest expert over the mean of its layer

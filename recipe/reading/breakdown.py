@@ -20,7 +20,7 @@ import orjson
 
 from recipe.base.tables import markdown_table, ratio
 
-PART, PHASE = "part:", "phase:"  # prefixes of the annotations that `recipe.run.profiling` makes
+PART, PHASE = "part:", "phase:"  # prefixes of the annotations that `recipe.telemetry.profiling` makes
 OTHER = "other"
 ON_GPU = {"kernel", "gpu_memcpy", "gpu_memset"}
 LAUNCHES = {"cuda_runtime", "cuda_driver"}

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from recipe.base.run_records import iterate_metrics
 from recipe.base.tables import as_float
+from recipe.run.records import iterate_metrics
 
 SCALARS = (
     "time",

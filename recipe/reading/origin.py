@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from recipe.base.run_records import read_starts
+from recipe.run.records import read_starts
 
 HUB_CACHE = "models--"  # huggingface_hub's folder of a model: models--OWNER--NAME/snapshots/COMMIT
 

@@ -1,1 +1,1 @@
-"""Training under DeepSpeed: engine, loop, checkpoints, metrics, evaluation, export. The only floor that imports it."""
+"""A run as it is asked for and as it lies on disk; no torch."""

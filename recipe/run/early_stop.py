@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from recipe.base.locks import lock_holder
 from recipe.base.ranks import RESTART, STOP_SIGNALS, is_first_rank, remove_shared_memory
-from recipe.run.run_folder import STOP, SUPERVISOR_LOCK
+from recipe.run.folder import STOP, SUPERVISOR_LOCK
+from recipe.run.locks import lock_holder
 
 POLL_S = 0.5
 _TRAINING = 0  # no signal has this number

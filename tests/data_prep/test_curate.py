@@ -8,14 +8,14 @@ import unicodedata
 import pytest
 import yaml
 
-from data_prep.blocked_urls import BlockedUrls
-from data_prep.cleaning import Phrases, normalize
-from data_prep.command import CONFIGS
+from data_prep.core.command import CONFIGS
 from data_prep.curate import CurateConfig, Curator, load_curate_config
-from data_prep.documents import read_documents, write_documents
-from data_prep.language import identify_language
-from data_prep.notices import is_prominent, remove_notices, without_notices
-from data_prep.rules import Judge
+from data_prep.curation.blocked_urls import BlockedUrls
+from data_prep.curation.cleaning import Phrases, normalize
+from data_prep.curation.language import identify_language
+from data_prep.curation.notices import is_prominent, remove_notices, without_notices
+from data_prep.curation.rules import Judge
+from data_prep.documents.reading import read_documents, write_documents
 from recipe.base.errors import ConfigError, UserError
 from recipe.base.strict import load_json
 from tests.conftest import SHARED, needs_shared, run_python

@@ -9,7 +9,8 @@ import random
 import pytest
 
 from data_prep import decontaminate
-from data_prep.characters import native
+from data_prep.core.shuffle import read_table
+from data_prep.curation.characters import native
 from data_prep.decontaminate import (
     DecontaminateConfig,
     EvaluationPart,
@@ -19,8 +20,7 @@ from data_prep.decontaminate import (
     read_items,
     texts_of,
 )
-from data_prep.documents import parts_of, read_documents, write_documents
-from data_prep.exchange import read_table
+from data_prep.documents.reading import parts_of, read_documents, write_documents
 from recipe.base.strict import load_json
 from tests.conftest import documents_in
 
@@ -165,7 +165,7 @@ def test_ngrams_are_the_same_however_the_sets_are_cut(part_bytes, tmp_path, monk
     ]
     config = DecontaminateConfig(ngram_words=4, ngram_characters=4, template_items=5)
     monkeypatch.setattr(decontaminate, "PENDING_NGRAMS", 20)
-    monkeypatch.setattr("data_prep.exchange.PARTITION_BYTES", 4096 if part_bytes == 2000 else 10**9)
+    monkeypatch.setattr("data_prep.core.shuffle.PARTITION_BYTES", 4096 if part_bytes == 2000 else 10**9)
     tasks = []
     for number, items in enumerate(sets):
         write_documents(tmp_path / f"{number}.jsonl", items)

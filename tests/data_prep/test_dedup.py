@@ -11,15 +11,18 @@ import pytest
 import xxhash
 import zstandard
 
-from data_prep import dedup, exchange, repeated_lines, signatures
-from data_prep.components import find_components
+from data_prep import dedup
+from data_prep.core import shuffle as exchange
+from data_prep.core.shuffle import Exchange, column
+from data_prep.curation import repeated_lines
 from data_prep.dedup import DedupConfig, main, notes_on_ranking, repeated_ids
-from data_prep.documents import Part, write_documents
-from data_prep.exchange import Exchange, column
-from data_prep.minhash import MinHash, pack, similarity
+from data_prep.deduplication import signatures
+from data_prep.deduplication.components import find_components
+from data_prep.deduplication.minhash import MinHash, pack, similarity
+from data_prep.documents.reading import Part, write_documents
 from recipe.base.strict import load_json
 from tests.conftest import SHARED, documents_in, needs_shared, run_python
-from tests.data_prep import reference
+from tests.data_prep.curation import reference
 
 
 def run(tmp_path, documents, name="out", files=1, config=None, against=()):

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from data_prep import foreign_shards, import_shards, report
+from data_prep import import_shards, report
 from data_prep.import_shards import main
+from data_prep.tokenization import foreign_shards
 from recipe import train
 from recipe.base.errors import UserError
 from recipe.base.strict import load_json

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from data_prep.command import CONFIGS
-from data_prep.documents import write_documents
+from data_prep.core.command import CONFIGS
+from data_prep.documents.reading import write_documents
 from data_prep.ingest import load_sources, main
 from recipe.base.errors import ConfigError
 from recipe.base.strict import load_json

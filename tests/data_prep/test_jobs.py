@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.documents import write_documents
-from data_prep.stage import Stage
+from data_prep.core.stage import Stage
+from data_prep.documents.reading import write_documents
 from recipe.base.errors import UserError
 from recipe.base.strict import load_json
 from tests.conftest import ROOT, Prepared, documents_in, run_python

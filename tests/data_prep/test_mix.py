@@ -7,7 +7,7 @@ import re
 import pytest
 import yaml
 
-from data_prep.command import CONFIGS
+from data_prep.core.command import CONFIGS
 from data_prep.mix import main
 from recipe.base.settings import Mixture
 from recipe.data.loader import BatchOrder

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from data_prep.documents import write_documents
+from data_prep.documents.reading import write_documents
 from data_prep.report import main
 from recipe.base.strict import load_json
 from tests.conftest import run_python

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from data_prep.documents import write_documents
+from data_prep.documents.reading import write_documents
 from data_prep.tokenize_corpus import few_held_out, is_far_off, is_held_out, main, notes, source_name
 from data_prep.train_tokenizer import TokenizerConfig, train, write_folder
 from recipe.base.errors import UserError

@@ -13,10 +13,10 @@ import pytest
 import xxhash
 from tokenizers import Tokenizer
 
-from data_prep.documents import write_documents
-from data_prep.encoder import ReferenceEncoder
+from data_prep.core.stage import Stage
+from data_prep.documents.reading import write_documents
 from data_prep.evaluate_tokenizer import main, measure_part
-from data_prep.stage import Stage
+from data_prep.tokenization.encoder import ReferenceEncoder
 from data_prep.train_tokenizer import TokenizerConfig, draw_sample, language_budgets, read_texts, threads
 from recipe.base.errors import UserError
 from recipe.base.strict import load_json

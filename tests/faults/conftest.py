@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from recipe.base.files import append_json, read_json_lines
-from recipe.base.run_records import read_metrics
+from recipe.run.records import read_metrics
 from tests.conftest import CPU, ROOT, RunFiles, ds_config, launch, schedule_of, write_run
 
 STEPS = 12

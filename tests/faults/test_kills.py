@@ -9,10 +9,10 @@ import time
 
 import pytest
 
-from recipe.base.checkpoint_files import complete
-from recipe.base.heartbeats import read_heartbeats
-from recipe.base.run_records import read_metrics
-from recipe.run.checkpoint import COMMIT_POINTS
+from recipe.checkpoints.store import COMMIT_POINTS
+from recipe.run.checkpoint_files import complete
+from recipe.run.heartbeats import read_heartbeats
+from recipe.run.records import read_metrics
 from tests.conftest import launch, run_python, schedule_of
 from tests.faults.conftest import SECTIONS, report, seconds_to_notice
 from tests.recipe.reading.test_report import screenshot

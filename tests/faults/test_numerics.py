@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from recipe.base.checkpoint_files import complete
+from recipe.run.checkpoint_files import complete
 from tests.conftest import schedule_of
 from tests.faults.conftest import STEPS, report
 

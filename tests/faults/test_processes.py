@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from recipe.base.heartbeats import read_heartbeats
+from recipe.run.heartbeats import read_heartbeats
 from tests.faults.conftest import STEPS, report, seconds_to_notice
 
 pytestmark = [pytest.mark.distributed, pytest.mark.faults, pytest.mark.slow]

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from recipe.base.checkpoint_files import complete, step_of
+from recipe.run.checkpoint_files import complete, step_of
 from tests.faults.conftest import SCHEDULE, STEPS, report
 
 pytestmark = [pytest.mark.distributed, pytest.mark.faults, pytest.mark.slow]

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from recipe.base.files import read_json_lines
-from recipe.base.run_records import read_metrics
+from recipe.run.records import read_metrics
 from tests.clusters import loopback_hosts, slurm_says, wait_for
 from tests.conftest import ROOT, launch, run_command, run_python, schedule_of
 from tests.faults.conftest import report

@@ -8,8 +8,8 @@ import pytest
 
 from recipe.base.ds_config import load_ds_config
 from recipe.base.settings import load_run_config
-from recipe.planner import shipped
-from recipe.planner.ds_writer import text_of
+from recipe.planner.search import shipped
+from recipe.planner.search.ds_writer import text_of
 from tests.conftest import ROOT, run_python
 from tests.test_docs import between
 

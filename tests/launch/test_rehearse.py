@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from recipe.planner import shipped
+from recipe.planner.search import shipped
 from tests.conftest import ROOT, run_python
 
 MODELS = ROOT / "recipe/configs/models"

@@ -19,21 +19,22 @@ import pytest
 
 from launch import supervise as module
 from launch.supervise import Supervisor, end_group, signal_group
-from recipe.base.checkpoint_files import SCHEMA, VERSION, topology
 from recipe.base.errors import UserError
 from recipe.base.files import write_json
-from recipe.base.heartbeats import Heartbeat, write_heartbeat
 from recipe.base.ranks import RESTART, STOP_SIGNALS
-from recipe.run.stopping import StopRequest
+from recipe.run.checkpoint_files import SCHEMA, VERSION, topology
+from recipe.run.heartbeats import Heartbeat, write_heartbeat
+from recipe.training.stopping import StopRequest
 from tests.conftest import ROOT
-from tests.recipe.base.test_locks import HOLD
+from tests.recipe.run.test_locks import HOLD
 
 # The supervisor with a launch that needs no data, and a launcher of which each test says what it does.
 SUPERVISOR = """
 import sys, time
 from pathlib import Path
 from types import SimpleNamespace
-from launch import places, supervise
+from launch.cluster import allocation as places
+from launch import supervise
 
 run_dir, launcher, checks_s = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 def check_launch(*_, **__):

@@ -10,11 +10,11 @@ from transformers import AutoTokenizer
 
 from recipe.base.errors import UserError
 from recipe.base.routing_settings import Routing
+from recipe.checkpoints.export import check_bias_has_place
 from recipe.export import CHAT_TEMPLATE, max_positions
 from recipe.huggingface.architectures import GLM4_MOE, MIXTRAL, QWEN3_MOE
 from recipe.huggingface.tokenizer_folder import write_tokenizer, write_tokenizer_config
 from recipe.reading.origin import Origin
-from recipe.run.export import check_bias_has_place
 
 MESSAGES = [
     {"role": "system", "content": "Be brief."},

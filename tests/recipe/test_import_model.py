@@ -13,7 +13,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3Moe
 from recipe import import_model
 from recipe.base.model_shape import load_model_shape
 from recipe.base.routing_settings import Routing
-from recipe.run import engine, run_folder, session
+from recipe.engine import build as engine
+from recipe.engine import session
+from recipe.run import folder as run_folder
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}  # fmt: skip
 EXPERTS = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}

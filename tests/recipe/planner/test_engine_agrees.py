@@ -73,7 +73,7 @@ REAL = [(2, 2, 3, False), (4, 2, 3, True), pytest.param(4, 4, 2, True, marks=pyt
 def test_real_processes_send_what_is_planned(tmp_path, ranks, ep, stage, bf16):
     path = write(tmp_path / "ds.json", ranks, bf16=bf16, zero=TIGHT, autoep_size=ep, stage=stage, accumulation=2)
     output = tmp_path / "found.json"
-    worker = ROOT / "tests/recipe/run/collectives_worker.py"
+    worker = ROOT / "tests/recipe/engine/collectives_worker.py"
     done = launch(ranks, worker, path, TINY, 32, "non_reentrant", output, env={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     found = json.loads(output.read_text())

@@ -8,9 +8,9 @@ import pytest
 
 from recipe.base.hardware import cluster_of
 from recipe.base.model_shape import ModelShape, load_model_shape
-from recipe.planner.ds_writer import ds_config_for, parsed
 from recipe.planner.memory import plan_memory, saved_bytes_per_token
 from recipe.planner.plan import Plan
+from recipe.planner.search.ds_writer import ds_config_for, parsed
 from recipe.planner.workload import RunFacts, Workload
 from tests.conftest import ROOT, run_python
 
@@ -29,7 +29,7 @@ def work(
 @pytest.mark.distributed
 @pytest.mark.parametrize("compiled", [False, True])
 def test_saved_activations_are_what_autograd_keeps(compiled):
-    done = run_python("-m", "tests.recipe.run.saved_worker", *(["--compiled"] if compiled else []))
+    done = run_python("-m", "tests.recipe.checkpoints.saved_worker", *(["--compiled"] if compiled else []))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     shape = ModelShape(**found["shape"])

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from recipe import watch
-from recipe.base.heartbeats import Heartbeat, write_heartbeat
-from recipe.base.run_records import last_metrics, read_events, read_starts
 from recipe.reading.alarms import alarms
+from recipe.run.heartbeats import Heartbeat, write_heartbeat
+from recipe.run.records import last_metrics, read_events, read_starts
 from recipe.watch import view
 from tests.conftest import run_python
 

@@ -7,7 +7,7 @@ import torch
 
 from recipe.model import RecipeMoeForCausalLM
 from recipe.reading.breakdown import as_text, breakdown, kind_of, read_trace
-from recipe.run.profiling import traced
+from recipe.telemetry.profiling import traced
 from tests.recipe.model.test_modeling import initialized, small_config
 
 MAIN, AUTOGRAD = 1, 2  # threads of the host

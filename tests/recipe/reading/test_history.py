@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from recipe.base.run_records import last_metrics, read_events, read_metrics, read_starts
 from recipe.reading.charts import short, ticks
 from recipe.reading.goodput import goodput
 from recipe.reading.history import bucketed, read_history
+from recipe.run.records import last_metrics, read_events, read_metrics, read_starts
 
 
 def test_steps_that_were_done_again_count_once_and_are_kept_aside(written):

@@ -12,7 +12,7 @@ import pytest
 
 from recipe.base.ranks import RESTART, STOP_SIGNALS
 from tests.conftest import ROOT
-from tests.recipe.base.test_locks import HOLD
+from tests.recipe.run.test_locks import HOLD
 
 RANK = """
 import sys, threading, time
@@ -20,7 +20,7 @@ from pathlib import Path
 from recipe.run import early_stop
 early_stop.answer_early_stops().watch(Path(sys.argv[1]))
 if sys.argv[2] == "training":
-    from recipe.run.stopping import StopRequest
+    from recipe.training.stopping import StopRequest
     request = StopRequest(Path(sys.argv[1]) / "stop", None)
     threading.Thread(target=lambda: [print(line.strip(), request._signal, flush=True) for line in sys.stdin], daemon=True).start()
 print("ready", flush=True)

@@ -11,7 +11,7 @@ from recipe.model.routing.balance import (
     router_z_terms,
     updated_bias,
 )
-from recipe.model.routing.choice import score_shares
+from recipe.model.routing.router import score_shares
 
 T, E, S = 24, 8, 6
 

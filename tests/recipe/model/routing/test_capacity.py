@@ -9,8 +9,8 @@ import torch
 
 from recipe.base.routing_settings import Capacity
 from recipe.model.routing.capacity import expert_capacity, limited
-from recipe.model.routing.choice import preferences
-from tests.recipe.run.plain_moe import plain_limit
+from recipe.model.routing.router import preferences
+from tests.recipe.engine.plain_moe import plain_limit
 
 T, E, K = 40, 8, 3
 

@@ -1,0 +1,1 @@
+"""What every data job stands on: stages, engines, shuffles, inputs."""

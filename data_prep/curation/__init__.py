@@ -1,0 +1,1 @@
+"""Repair, language, rules and masks."""

@@ -1,0 +1,95 @@
+"""Quality rules: bounds on the statistics of a text; the reason to drop it is the first that it breaks.
+
+A rule is a statistic of native/statistics.hpp with a smallest and a largest value, and where they come from; its
+reasons are the statistic's name with `_low` or `_high`. Each language has its own file of them, since lengths,
+repetition and punctuation are not the same in all; which names there are, `STATISTICS` tells.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from data_prep.curation.characters import native
+from recipe.base.errors import nearest
+
+STATISTICS: tuple[str, ...] = tuple(native.STATISTICS)
+_PLACE = {name: place for place, name in enumerate(STATISTICS)}
+
+
+class Bound(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min: float | None = None
+    max: float | None = None
+    source: str = Field(min_length=1)  # who uses this value, or why it was chosen
+
+
+class LineRules(BaseModel):
+    """Lines and notices that go before the document is judged."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min_words: int = Field(0, ge=0)
+    max_word_length: int = Field(1000, gt=0)
+    phrases: list[str] = []  # of notices, which go, sentence by sentence
+    source: str = ""
+
+
+class LanguageRules(BaseModel):
+    """Everything that curation asks of the documents of one language."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    stop_words: list[str] = []
+    lines: LineRules = LineRules()
+    document_phrases: list[str] = []  # a document goes where they are dense or a sentence says little else
+    blocked_words: str | None = None  # file, relative to this one: a word or phrase a line
+    max_blocked_words: int = Field(0, ge=0)
+    simplify: bool = False  # traditional Chinese characters written as simplified ones, by OpenCC
+    rules: dict[str, Bound]
+
+    def problems(self) -> list[str]:
+        unknown = [name for name in self.rules if name not in _PLACE]
+        empty = [name for name, bound in self.rules.items() if bound.min is None and bound.max is None]
+        long = [word for word in self.stop_words if len(word) > 1 and _is_han(word)]
+        return (
+            [f"rules: unknown statistic '{name}'{nearest(name, STATISTICS)}" for name in unknown]
+            + [f"rules.{name} has neither min nor max; give one or remove it" for name in empty]
+            + [f"stop_words: '{word}' has several Chinese characters, which are words each; give one" for word in long]
+        )
+
+
+class Judge:
+    """Measures texts of one language and says which rule they break."""
+
+    def __init__(self, rules: LanguageRules):
+        stop_words = {native.word_hash(word) for word in rules.stop_words}
+        asks_traditional = "traditional_share" in rules.rules
+        self._meter = native.Meter(stop_words, traditional_characters() if asks_traditional else set())
+        self._bounds = [(_PLACE[name], name, bound.min, bound.max) for name, bound in rules.rules.items()]
+
+    def reason(self, text: str) -> str | None:
+        """Name of the first rule that drops this text, None to keep it."""
+        values = self._meter.measure(text)
+        for place, name, low, high in self._bounds:
+            if low is not None and values[place] < low:
+                return f"{name}_low"
+            if high is not None and values[place] > high:
+                return f"{name}_high"
+        return None
+
+
+@cache
+def traditional_characters() -> frozenset[int]:
+    """Code points that OpenCC writes otherwise in simplified Chinese."""
+    import opencc
+
+    han = [chr(code) for code in (*range(0x3400, 0x4DC0), *range(0x4E00, 0xA000))]
+    simplified = opencc.OpenCC("t2s").convert("\n".join(han)).split("\n")
+    return frozenset(ord(char) for char, other in zip(han, simplified, strict=True) if char != other)
+
+
+def _is_han(word: str) -> bool:
+    return native.script_counts(word)[0] > 0

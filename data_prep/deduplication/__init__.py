@@ -1,0 +1,1 @@
+"""MinHash, pairs, clusters."""

@@ -1,0 +1,1 @@
+"""Hosts: where ranks run and how they are reached."""

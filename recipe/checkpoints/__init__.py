@@ -1,0 +1,1 @@
+"""Saving, loading, resharding and exporting what an engine holds."""

@@ -1,0 +1,575 @@
+"""Saving and loading checkpoints, by all ranks together; `recipe/run/checkpoint_files.py` says what is on disk.
+
+A save is committed in this order, and a kill between any two leaves the checkpoints before it as they were:
+every rank writes and flushes its files into `step_N.partial/`, then `rank_R.files.json` with their checksums; when all
+ranks have, and the next step's loss has shown that the saved weights are sound, rank 0 writes `manifest.json`, renames
+the folder to `step_N/`, moves `latest`, and lets go of old ones.
+Ranks tell each other what they have written in the exchange that every step has anyway, so a save in the background
+needs no collective of its own, and a rank whose disk is full fails the save for all. All ranks must see one file system.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+
+from recipe.base.errors import UserError
+from recipe.base.files import flush_folder, write_json, write_text
+from recipe.base.settings import Checkpoint
+from recipe.base.strict import load_json
+from recipe.checkpoints.fingerprints import EngineShare, added_up, described, not_as_recorded, packed
+from recipe.checkpoints.snapshot import Files, Snapshot, not_finite, write_files
+from recipe.checkpoints.universal import load_universal
+from recipe.checkpoints.unpickling import only_known_classes
+from recipe.engine.agree import all_ranks, any_rank, from_first_rank, gathered
+from recipe.run import checkpoint_files as on_disk
+from recipe.run.folder import NO_ORDERS, SUSPECT, Orders
+from recipe.run.identity import EVALUATION, check_identity
+
+FINGERPRINTS = "fingerprints"  # of a manifest; versions before had none
+COMMIT_POINTS = ("copied", "written", "listed", "manifest", "renamed", "latest")
+SPARE_BYTES = 64 << 20  # left free beside a checkpoint, for logs
+
+
+def reached(point: str) -> None:
+    """Called at each of COMMIT_POINTS, by the ranks that get there; the fault suite puts itself here."""
+
+
+@dataclass
+class TrainState:
+    """All that a resumed run needs besides the engine's own state.
+
+    There is no state of random numbers: order, initial weights and jitter are functions of the seed and the position.
+    """
+
+    step: int = 0  # optimizer steps done, skipped ones included
+    sequences: int = 0  # sequences consumed: the position in the data
+    tokens: int = 0  # tokens trained on: the position in the schedule
+    mitigations: dict[str, Any] = field(default_factory=dict)  # which remedies hold, and until when
+    guard: dict[str, Any] = field(default_factory=dict)  # what the step guard has seen
+    rewinds: int = 0  # how often the run went back before a spike
+    good_probe: int = 0  # the last step after which all ranks computed the same bits
+
+    def advance(self, sequences: int, tokens: int) -> None:
+        self.step, self.sequences, self.tokens = self.step + 1, self.sequences + sequences, self.tokens + tokens
+
+
+def topology(engine: deepspeed.DeepSpeedEngine) -> dict[str, int]:
+    return on_disk.topology(
+        world_size=dist.get_world_size(),
+        autoep_size=engine._config.expert_parallel_config.autoep_size,
+        zero_stage=engine.zero_optimization_stage(),
+    )
+
+
+def _list_of(rank: int | str) -> str:
+    """The file in which a rank says what it has written."""
+    return f"rank_{rank:05d}.files.json" if isinstance(rank, int) else f"rank_{rank}.files.json"
+
+
+@dataclass
+class _Save:
+    """A save that has begun."""
+
+    step: int
+    partial: Path
+    files: Files
+    manifest: dict[str, Any]
+    keep: str | None
+    bytes: int  # over all ranks
+    begun: float  # monotonic
+    share: EngineShare | None = None  # of this rank, in the fingerprints of the weights
+    stall_s: float = 0.0
+    thread: threading.Thread | None = None
+    error: BaseException | None = None
+    unsound: str | None = None  # a tensor of this rank that is not finite
+    committing: bool = False
+    proven: bool = False  # a step with the saved weights was finite
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    Args:
+        folder: where they are.
+        settings: the run config's checkpoint section.
+        provenance: what else the manifest holds (configs, identity, versions).
+    """
+
+    def __init__(self, folder: str | Path, settings: Checkpoint, provenance: dict[str, Any] | None = None):
+        self.folder, self.settings = Path(folder), settings
+        self._events: list[dict[str, Any]] = []  # on rank 0
+        self._provenance = provenance or {}
+        self._snapshot: Snapshot | None = None
+        self._save: _Save | None = None
+        self._sound = True  # whether the last step that shows it was applied
+        self.took_s = 0.0  # the last save, from its begin to its commit; on rank 0
+        self._given_up = ""  # why the last save was, if it was; on rank 0
+
+    def save(self, engine: deepspeed.DeepSpeedEngine, state: TrainState, keep: str | None = None) -> None:
+        """Begin to save; `finish` ends it, or `settle` in a later step. `keep` says why retention must spare it.
+
+        Not to be called after a step that was skipped: the weights may be ruined.
+        """
+        assert self._sound, "the last step was skipped"
+        self.finish()
+        begun = time.monotonic()
+        if self.holds(state.step):
+            return
+        partial = self.folder / f"{on_disk.checkpoint_name(state.step)}.partial"
+        if dist.get_rank() == 0:
+            on_disk.remove_leftovers(self.folder)
+        if self._snapshot is None:
+            self._snapshot = Snapshot(self.settings.asynchronous)
+        share = EngineShare(engine, replicas=False)
+        self._snapshot.beside = share.compute
+        engine.checkpoint_engine = self._snapshot
+        engine.save_checkpoint(str(self.folder), tag=partial.name, save_latest=False)
+        manifest = {
+            "schema": on_disk.SCHEMA,
+            "version": on_disk.VERSION,
+            "topology": topology(engine),
+            "train_state": asdict(state),
+            **self._provenance,
+        }
+        total = torch.tensor(self._snapshot.bytes, device=engine.device)
+        dist.all_reduce(total)
+        self._save = _Save(state.step, partial, self._snapshot.files, manifest, keep, int(total), begun, share)
+        save = self._save
+        if not from_first_rank(lambda: self._has_room(save)):
+            self._drop("there is no room for it")
+            return
+        save.thread = threading.Thread(target=self._write, args=(save, dist.get_rank()), name="checkpoint")
+        save.thread.start()
+        if not self.settings.asynchronous:
+            save.thread.join()
+        save.stall_s = time.monotonic() - begun
+
+    def save_now(self, engine: deepspeed.DeepSpeedEngine, state: TrainState, keep: str) -> None:
+        """Save and wait until it is committed.
+
+        Raises:
+            UserError: it could not be, and why; on all ranks alike.
+        """
+        self.save(engine, state, keep)
+        self.finish()
+        self.check_saved(state.step)
+
+    def holds(self, step: int) -> bool:
+        """Whether the checkpoint of a step is committed; all ranks together."""
+        return from_first_rank(lambda: self._is_committed(step))
+
+    def check_saved(self, step: int) -> None:
+        """Raises UserError, on all ranks alike, if the checkpoint of a step is not committed."""
+
+        def check() -> None:
+            if not self._is_committed(step):
+                raise UserError(
+                    f"the last checkpoint could not be written to {self.folder}; make room and resume: {self._given_up}"
+                )
+
+        from_first_rank(check)
+
+    def _is_committed(self, step: int) -> bool:
+        return (self.folder / on_disk.checkpoint_name(step) / on_disk.MANIFEST).exists()
+
+    def before_update(self) -> None:
+        """Called before the optimizer changes what a save may still be copying."""
+        if self._save is not None and self._snapshot is not None:
+            begun = time.monotonic()
+            self._snapshot.before_update()
+            self._save.stall_s += time.monotonic() - begun
+
+    def votes(self) -> dict[str, float]:
+        """What this rank has to say of its save in the step's exchange."""
+        save = self._save
+        if save is None or save.committing or save.thread is None or save.thread.is_alive():
+            return {"written": 0.0, "unwritten": 0.0, "unsound": 0.0}
+        return {"written": 1.0, "unwritten": float(save.error is not None), "unsound": float(save.unsound is not None)}
+
+    def settle(self, totals: dict[str, float], *, proof: bool | None) -> None:
+        """Go on with the save after a step, by what all ranks have said in it; called by all with the same arguments.
+
+        Args:
+            proof: whether the step shows that the weights it began with are sound; None if it shows nothing. Until one
+                does, what was saved before it waits.
+        """
+        save = self._save
+        if proof is not None:
+            self._sound = proof
+        if save is None or not proof:
+            return
+        save.proven = True
+        if save.committing:
+            assert save.thread is not None
+            if not save.thread.is_alive():
+                self._conclude()
+        elif totals["written"] == dist.get_world_size():
+            if totals["unsound"]:
+                self._drop(f"the state of {totals['unsound']:.0f} ranks is not finite")
+            elif totals["unwritten"]:
+                self._drop(f"{totals['unwritten']:.0f} ranks could not write it")
+            elif dist.get_rank() == 0:
+                save.committing = True
+                save.thread = threading.Thread(target=self._commit, args=(save,), name="commit")
+                save.thread.start()
+            else:
+                self._save = None
+
+    def prove(self, sound: bool) -> None:
+        """Say of the save that has begun whether its weights have been tried and are sound; on all ranks alike."""
+        self._sound = sound
+        if self._save is not None and sound:
+            self._save.proven = True
+
+    def take_events(self) -> list[dict[str, Any]]:
+        """What happened since the last call, on rank 0."""
+        taken, self._events = self._events, []
+        return taken
+
+    def finish(self) -> bool:
+        """Wait until a save that has begun is committed or given up; all ranks together.
+
+        Returns:
+            whether nothing failed.
+        """
+        if self._snapshot is not None:
+            self._snapshot.before_update()
+        waiting = self._save is not None
+        if not any_rank(waiting):
+            return True
+        begun = time.monotonic()
+        save, good = self._save, True
+        if save is not None and save.thread is not None:
+            save.thread.join()
+        if not self._sound and any_rank(save is not None and not save.committing):
+            self._drop("its weights may be ruined")
+            return False
+        written = not (save is not None and not save.committing and save.error is not None)
+        if not all_ranks(written):
+            unsound = any_rank(save is not None and save.unsound is not None)
+            self._drop("the state of a rank is not finite" if unsound else "a rank could not write it")
+            return False
+        if save is not None and dist.get_rank() == 0:
+            if not save.committing:
+                self._commit(save)
+            save.stall_s += time.monotonic() - begun
+            good = self._conclude()
+        self._save = None
+        return all_ranks(good)
+
+    def choose(
+        self,
+        name: str | None = None,
+        *,
+        fall_back: bool,
+        orders: Orders = NO_ORDERS,
+        committed: Sequence[int] = (),
+    ) -> Path | None:
+        """The newest checkpoint (or `name`) whose every file has its checksum; all ranks together, before any engine.
+
+        Args:
+            fall_back: set a damaged one aside and take the one before it, or none where the run has none yet, instead
+                of stopping.
+            orders: of earlier starts, which checkpoints are set aside; a checkpoint that is named is gone on from all the
+                same, unless ranks computed other bits before it.
+            committed: the steps of the checkpoints that the run has committed, as far as is recorded.
+
+        Returns:
+            None where the run is to start from the beginning.
+
+        Raises:
+            UserError: on all ranks alike; a damaged one without `fall_back`, no such checkpoint, none although the run
+                has committed some, none that is left from before the last good probe, or one of other inputs than this run's.
+        """
+        if orders.good_until is not None:
+            from_first_rank(partial(self._set_aside_suspects, orders.good_until))
+        while True:
+            candidates = from_first_rank(lambda: self._candidates(name, orders, fall_back=fall_back))
+            if not candidates:
+                from_first_rank(lambda: self._check_absence(committed, orders))
+                return None
+            path = Path(candidates[-1])
+            problems = self.damage(path)
+            if not problems:
+                self._check_identity(path)
+                return path
+            if not fall_back:
+                raise UserError(f"{problems[0]}; resume with --resume auto to go on from the checkpoint before it")
+            from_first_rank(partial(self._set_aside, path, "damaged", "checkpoint_damaged", problems[0]))
+
+    def _candidates(self, name: str | None, orders: Orders, *, fall_back: bool) -> list[str]:
+        if name is not None:
+            return [str(on_disk.find(self.folder, name))]
+        checkpoints = on_disk.complete(self.folder)
+        for path in list(checkpoints):
+            if (why := self._left_by(path, orders)) is not None:
+                self._set_aside(path, *why)
+                checkpoints.remove(path)
+        if not checkpoints and not fall_back:
+            on_disk.find(self.folder, None)  # says that there is none
+        return [str(path) for path in checkpoints]
+
+    def _left_by(self, path: Path, orders: Orders) -> tuple[str, str, str] | None:
+        """By which order a checkpoint is not gone on from: suffix, event, and what to say."""
+        step, rewind = on_disk.step_of(path), orders.rewind
+        if orders.left_above is not None and step > orders.left_above:
+            return "left", "branch_left", f"{path.name} is of a branch that was left after step {orders.left_above:,}"
+        if rewind is None or step < rewind["before_step"]:
+            return None
+        try:
+            has_seen_it = on_disk.read_manifest(path)["train_state"]["rewinds"] >= rewind["number"]
+        except UserError:
+            return None  # damaged, as will be seen
+        return None if has_seen_it else ("rewound", "checkpoint_rewound", f"{path.name} is of a spike")
+
+    def _set_aside(self, path: Path, why: str, event: str, said: str) -> None:
+        aside = on_disk.set_aside(path, why)
+        said = f"{said}; set aside as {aside.name}"
+        self._events.append({"event": event, "step": on_disk.step_of(path), "said": said})
+
+    def _check_absence(self, committed: Sequence[int], orders: Orders) -> None:
+        """Refuse to start from the beginning where checkpoints should be; a rewind may go back before the first."""
+        gone = [step for step in committed if orders.rewind is None or step < orders.rewind["before_step"]]
+        if gone:
+            raise on_disk.no_checkpoint_left(self.folder, gone[-1])
+
+    def _check_identity(self, path: Path) -> None:
+        if (own := self._provenance.get("identity")) is not None:
+            current = {part: value for part, value in own.items() if part != EVALUATION}
+            recorded = on_disk.read_manifest(path)["identity"]
+            check_identity(recorded, current, path, "restore them, or resume from another checkpoint")
+
+    def leave_younger(self, chosen: Path) -> None:
+        """Set aside the checkpoints that are younger than the one that the run goes on from, by rank 0.
+
+        They are of a branch that ends here: the run will save other states under their steps.
+        """
+        younger = [p for p in on_disk.complete(self.folder) if on_disk.step_of(p) > on_disk.step_of(chosen)]
+        names = [on_disk.set_aside(path, "left").name for path in younger]
+        if names:
+            said = f"going on from {chosen.name}; the younger ones are set aside as {', '.join(names)}"
+            self._events.append({"event": "branch_left", "step": on_disk.step_of(chosen), "said": said})
+
+    def leave_suspect(self, last_update: int) -> str:
+        """Set aside the checkpoints that hold the last update before steps that were skipped; all ranks together.
+
+        Without an older one they stay, since there is nothing better to go on from.
+
+        Args:
+            last_update: the step of that update.
+
+        Returns:
+            what to go on from, in a few words.
+        """
+
+        def leave() -> str:
+            checkpoints = on_disk.complete(self.folder)
+            suspect = [path for path in checkpoints if on_disk.step_of(path) >= last_update]
+            sound = [path for path in checkpoints if on_disk.step_of(path) < last_update]
+            if not sound:
+                return "there is no checkpoint from before them"
+            names = [on_disk.set_aside(path, "suspect").name for path in suspect]
+            aside = f"; {', '.join(names)} may be ruined and is set aside" if names else ""
+            return f"{sound[-1]} is the newest checkpoint from before them, which --resume auto takes{aside}"
+
+        self.finish()  # what is being committed is from before, and what is not proven is given up
+        return from_first_rank(leave)
+
+    def unmark(self, reason: str, holds: Callable[[dict[str, Any]], bool]) -> None:
+        """Let retention have checkpoints that were marked to be kept for a reason that holds no more; all ranks together.
+
+        Args:
+            holds: by a checkpoint's manifest.
+        """
+
+        def unmark() -> None:
+            for path in on_disk.complete(self.folder):
+                if on_disk.kept_for(path) != reason:
+                    continue
+                with suppress(UserError):  # one that cannot be read stays as it is
+                    if not holds(on_disk.read_manifest(path)):
+                        (path / on_disk.KEEP).unlink()
+                        said = f"{path.name} is not {reason} any more, and is kept no longer than others"
+                        event = {"event": "checkpoint_unmarked", "step": on_disk.step_of(path), "said": said}
+                        self._events.append(event)
+
+        from_first_rank(unmark)
+
+    def _set_aside_suspects(self, good_until: int) -> None:
+        checkpoints = on_disk.complete(self.folder)
+        suspects = [path for path in checkpoints if on_disk.step_of(path) > good_until]
+        if suspects and suspects == checkpoints:
+            probe = (
+                f"the last good probe (step {good_until:,})" if good_until else "the first probe, which was not good"
+            )
+            raise UserError(
+                f"{self.folder} has no checkpoint from before {probe}; copy one back, or "
+                f"remove {self.folder.parent / SUSPECT} to go on from one that may be corrupt"
+            )
+        for path in suspects:
+            said = f"{path} was trained while a rank computed other bits"
+            self._set_aside(path, "suspect", "checkpoint_suspect", said)
+
+    def damage(self, path: Path) -> list[str]:
+        """What is wrong with a checkpoint's files, in their order; each rank reads its share of them."""
+        try:
+            files = sorted(on_disk.read_manifest(path)["files"].items())
+            found = on_disk.damage(path, files[dist.get_rank() :: dist.get_world_size()])
+        except UserError as error:
+            found = [str(error)]
+        return sorted({sentence for share in gathered(found) for sentence in share})
+
+    def load(self, engine: deepspeed.DeepSpeedEngine, path: Path) -> TrainState:
+        """Load a checkpoint that `choose` returned.
+
+        Raises:
+            UserError: of another topology, and not in its universal form yet; or the engine does not have the weights that
+                were saved then; on all ranks alike.
+        """
+        manifest, here = on_disk.read_manifest(path), topology(engine)
+        remedy = "resume from another checkpoint"
+        if manifest["topology"] == here:
+            with only_known_classes(path):
+                loaded, _ = engine.load_checkpoint(str(self.folder), tag=path.name, load_lr_scheduler_states=False)
+            assert loaded is not None, f"DeepSpeed found no checkpoint in {path}"
+        else:
+            universal = self.universal_for(path, here)
+            if found := self.damage(universal):
+                raise UserError(f"{found[0]}; remove {universal} and run launch/reshard.py again")
+            load_universal(engine, universal)
+            remedy = f"remove {universal} and run launch/reshard.py again"
+        self._check_weights(engine, path, manifest, remedy)
+        return TrainState(**manifest["train_state"])
+
+    def _check_weights(
+        self, engine: deepspeed.DeepSpeedEngine, path: Path, manifest: dict[str, Any], remedy: str
+    ) -> None:
+        if FINGERPRINTS not in manifest:
+            if dist.get_rank() == 0:
+                print(
+                    f"note: {path} is of a version that recorded no fingerprints; its weights are not compared",
+                    flush=True,
+                )
+        elif wrong := not_as_recorded(engine, manifest[FINGERPRINTS]):
+            raise UserError(f"{path} gives other weights than were saved in {described(wrong)}; {remedy}")
+
+    def universal_for(self, path: Path, here: dict[str, int]) -> Path:
+        """The universal form of a checkpoint of another topology.
+
+        Raises:
+            UserError: it has not been made, or this one cannot be loaded from it.
+        """
+        written = on_disk.read_manifest(path)["topology"]
+        on_disk.check_loadable(path, written, here)
+        return on_disk.universal_of(path)
+
+    # One save, on its way.
+
+    def _has_room(self, save: _Save) -> bool:
+        """Whether the file system has room, after letting go of what is expendable; by rank 0."""
+        needed, good = save.bytes + SPARE_BYTES, save.manifest["train_state"]["good_probe"]
+        for path in on_disk.expendable(self.folder, 1, self.settings.keep_every_steps, good_until=good):
+            if shutil.disk_usage(self.folder).free >= needed:
+                break
+            on_disk.remove(path)
+            self._report("checkpoint_removed", save, f"{path.name} removed early, to make room for step {save.step:,}")
+        return shutil.disk_usage(self.folder).free >= needed
+
+    def _write(self, save: _Save, rank: int) -> None:
+        try:
+            assert self._snapshot is not None
+            self._snapshot.wait()
+            reached("copied")
+            save.unsound = not_finite(save.files)
+            if save.unsound is not None:
+                raise UserError(f"{save.unsound} is not finite")
+            facts = write_files(save.files, save.partial)
+            reached("written")
+            assert save.share is not None
+            write_json(save.partial / _list_of(rank), {"files": facts, "fingerprints": save.share.counted()})
+            flush_folder(save.partial)
+            reached("listed")
+        except BaseException as error:
+            save.error = error
+
+    def _commit(self, save: _Save) -> None:
+        """By rank 0, when all ranks have written."""
+        try:
+            partial, final = save.partial, save.partial.with_name(on_disk.checkpoint_name(save.step))
+            lists = [load_json(path) for path in sorted(partial.glob(_list_of("*")))]
+            assert len(lists) == save.manifest["topology"]["world_size"], f"{partial} lacks the lists of some ranks"
+            assert save.share is not None
+            added = {
+                FINGERPRINTS: packed(
+                    added_up(save.share.names, [of["fingerprints"] for of in lists]), save.share.dtype
+                ),
+                "time": time.time(),
+                "files": {name: facts for of in lists for name, facts in of["files"].items()},
+            }
+            write_json(partial / on_disk.MANIFEST, {**save.manifest, **added})
+            if save.keep is not None:
+                write_text(partial / on_disk.KEEP, save.keep + "\n")
+            flush_folder(partial)
+            reached("manifest")
+            os.rename(partial, final)
+            flush_folder(self.folder)
+            reached("renamed")
+            write_text(self.folder / "latest", final.name)
+            reached("latest")
+            # One that no step has proven yet is not counted among the last: should it be ruined, they are all there.
+            keep_last, keep_every = self.settings.keep_last + (not save.proven), self.settings.keep_every_steps
+            good = save.manifest["train_state"]["good_probe"]
+            for old in on_disk.expendable(self.folder, keep_last, keep_every, good_until=good, spare=final):
+                on_disk.remove(old)
+            for script in ("zero_to_fp32.py", "zero_to_torch.py"):  # of no use under AutoEP; recipe/export.py is
+                (self.folder / script).unlink(missing_ok=True)
+        except BaseException as error:
+            save.error = error
+
+    def _conclude(self) -> bool:
+        """On rank 0, after the commit: say what became of it."""
+        save, self._save = self._save, None
+        assert save is not None
+        if save.error is not None:
+            self._save = save
+            self._drop("it could not be committed")
+            return False
+        self.took_s = took = time.monotonic() - save.begun
+        self._report(
+            "checkpoint",
+            save,
+            f"checkpoint {self.folder / on_disk.checkpoint_name(save.step)}, {save.bytes / 2**20:,.0f} MiB in {took:.1f} s, "
+            f"training waited {save.stall_s:.2f} s",
+            bytes=save.bytes,
+            took_s=took,
+            stall_s=save.stall_s,
+        )
+        return True
+
+    def _drop(self, why: str) -> None:
+        """Give a save up, on all ranks; training goes on with the checkpoints there are."""
+        save, self._save = self._save, None
+        if save is None:
+            return
+        if save.error is not None:
+            why = f"{why}: {save.error}"
+        self._given_up = why
+        if dist.get_rank() == 0:
+            shutil.rmtree(save.partial, ignore_errors=True)
+            self._report("checkpoint_failed", save, f"no checkpoint of step {save.step:,}: {why}")
+
+    def _report(self, event: str, save: _Save, said: str, **more: Any) -> None:
+        self._events.append({"event": event, "step": save.step, "said": said, **more})

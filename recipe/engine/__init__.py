@@ -1,0 +1,1 @@
+"""DeepSpeed: the engine, one optimizer step, AutoEP and the routers."""

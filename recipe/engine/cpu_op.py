@@ -1,0 +1,110 @@
+"""Load DeepSpeed's shared-memory collective for CPU ranks, built once, under a lock that cannot be left behind.
+
+DeepSpeed compiles it at the first CPU start, about a minute, under torch's `lock` file in the extensions
+folder. A process killed meanwhile leaves that file, and every later start waits for it without a word. Here
+ranks load the op under a lock of ours that the kernel frees when its holder dies, before DeepSpeed asks for
+it (which then finds it loaded). A holder that died while loading leaves its mark, and torch's file with it
+is removed at once; one of unknown origin is waited for, aloud.
+
+It is always built by this environment's ninja: another version, such as the system's on the PATH that ssh gives, does not
+read its log and compiles all of it again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shlex
+import shutil
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from deepspeed.accelerator import get_accelerator
+from torch.utils.cpp_extension import _get_build_directory
+
+from recipe.base.errors import UserError
+from recipe.run.locks import no_locks
+
+LOAD_S = 5.0  # longer than it takes to load, shorter than to compile
+FOREIGN_BUILD_S = 180.0  # longer than the op takes to build anywhere
+
+
+def ensure_cpu_op() -> None:
+    """Load the op into this process; does nothing where the accelerator is no CPU."""
+    if torch.cuda.is_available() or get_accelerator().device_name() != "cpu":
+        return
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    folder = Path(_get_build_directory(builder.NAME, verbose=False))
+    with open(folder.parent / f"{builder.NAME}.recipe.lock", "a+") as ours:
+        try:
+            fcntl.flock(ours, fcntl.LOCK_EX)
+        except OSError as error:
+            raise no_locks(Path(ours.name), error) from None
+        ours.seek(0)
+        clear_leftover(folder / "lock", holder_died=bool(ours.read()), patience_s=FOREIGN_BUILD_S)
+        ours.write("loading")
+        ours.flush()
+        use_own_ninja()
+        with saying_that_it_compiles(folder / f"{builder.NAME}.so"):
+            builder.load(verbose=False)
+        ours.truncate(0)
+
+
+def use_own_ninja() -> None:
+    """Have torch find the ninja of this environment, whatever PATH says.
+
+    Raises:
+        UserError: there is none, here or on PATH.
+    """
+    folder, path = str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)
+    if path.split(os.pathsep)[0] != folder:
+        os.environ["PATH"] = os.pathsep.join((folder, path))
+    if shutil.which("ninja") is None:
+        raise UserError(
+            f"there is no ninja on {socket.gethostname()}, which CPU ranks need; pip install ninja into {folder}"
+        )
+
+
+@contextmanager
+def saying_that_it_compiles(library: Path) -> Iterator[None]:
+    """Around the loading of an op: say so if it is compiled first, at once or when it takes as long.
+
+    Raises:
+        UserError: it must be compiled and there is no compiler.
+    """
+    compiler = (shlex.split(os.environ.get("CXX", "")) or ["c++"])[0]  # as torch does
+    if not library.exists() and shutil.which(compiler) is None:
+        raise UserError(
+            f"there is no compiler ({compiler}) on {socket.gethostname()}, which CPU ranks need once for {library}; install g++, "
+            "or start on a host that has one and shares this folder"
+        )
+    said = f"compiling DeepSpeed's collective for CPU ranks into {library.parent}, once; about a minute"
+    timer = threading.Timer(LOAD_S if library.exists() else 0.0, print, (said,), {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def clear_leftover(lock: Path, *, holder_died: bool, patience_s: float) -> None:
+    """Remove torch's lock file if its owner is gone; wait for one that somebody else may hold."""
+    deadline = time.monotonic() + patience_s
+    if lock.exists() and not holder_died:
+        print(f"waiting for {lock}, another process builds; delete it if none does", file=sys.stderr, flush=True)
+        while lock.exists() and time.monotonic() < deadline:
+            time.sleep(0.2)
+    if lock.exists():
+        print(f"removing {lock}, left by a process that was killed", file=sys.stderr, flush=True)
+        lock.unlink()
+
+
+if __name__ == "__main__":
+    ensure_cpu_op()

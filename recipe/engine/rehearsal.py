@@ -1,0 +1,140 @@
+"""The real engine with the real ds_config in one process, under a process group that only pretends its other ranks.
+
+torch's fake process group returns at once from every collective. So a laptop builds rank 0 of any cluster and runs a
+whole step: all shards, groups and collectives are those of the cluster, only what travels is not.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import numpy as np
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from recipe.base.hardware import GPUS_PER_NODE
+from recipe.base.model_shape import ModelShape
+from recipe.base.ranks import remove_shared_memory
+from recipe.base.routing_settings import Routing
+from recipe.base.settings import Compute, Optimizer
+from recipe.data.batch import Batch
+from recipe.engine.autoep import moe_layers
+from recipe.engine.build import build_engine, control_routing
+from recipe.engine.collectives import CollectiveCounter
+from recipe.engine.cpu_op import ensure_cpu_op
+from recipe.engine.step import run_step
+from recipe.model import RecipeMoeConfig
+
+WARM_UP_MICRO_BATCHES = 2  # in which ZeRO-3 records its trace
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What the engine did in one steady step, and what it holds."""
+
+    counted: CollectiveCounter
+    state_bytes: dict[str, int]  # by the names of `recipe.planner.memory.StateBytes`
+    groups: dict[str, int]  # sizes of the engine's process groups
+
+
+@contextmanager
+def fake_ranks(world_size: int) -> Iterator[None]:
+    """This process as rank 0 of `world_size`, none of which exist."""
+    # Not LOCAL_SIZE: DeepSpeed would wait in shared memory for the ranks of this host.
+    local = min(world_size, GPUS_PER_NODE)
+    environment = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": local}
+    before = dict(os.environ)
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", DS_ACCELERATOR="cpu")
+    deepspeed.utils.logger.setLevel(logging.ERROR)  # it writes to standard output
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
+    try:
+        with redirect_stdout(sys.stderr):
+            ensure_cpu_op()
+            deepspeed.init_distributed(dist_backend="gloo")
+        yield
+    finally:
+        dist.destroy_process_group()
+        remove_shared_memory()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def rehearse(
+    shape: ModelShape, ds_raw: dict[str, Any], *, seq_length: int, recompute: str, sources: int, seed: int = 0
+) -> Rehearsal:
+    """Build the engine of this process's rank and run one observed optimizer step after the trace is recorded."""
+    compute = Compute(recompute=recompute)
+    config = RecipeMoeConfig.from_shape(shape)
+    engine = build_engine(config, ds_raw, seed=seed, optimizer=Optimizer(), compute=compute)
+    names = [str(number) for number in range(sources)]
+    control = control_routing(engine, Routing(), seq_length=seq_length, sources=names, seed=seed)
+    random = np.random.default_rng(seed)
+    micro_batch, accumulation = engine.train_micro_batch_size_per_gpu(), engine.gradient_accumulation_steps()
+    warm_up_steps = -(-WARM_UP_MICRO_BATCHES // accumulation)
+    for step in range(warm_up_steps + 1):
+        counted = CollectiveCounter()
+        batches = [random_batch(random, micro_batch, seq_length, shape.vocab_size) for _ in range(accumulation)]
+        with counted:
+            run_step(engine, control, compute, batches, step=step + 1, observing=True, update_bias=True)
+    return Rehearsal(counted, held_bytes(engine), group_sizes(engine))
+
+
+def random_batch(random: np.random.Generator, rows: int, seq_length: int, vocab: int) -> Batch:
+    """A micro-batch of random tokens, all of which count."""
+    tokens = random.integers(0, vocab, (rows, seq_length + 1))
+    valid = np.ones((rows, seq_length), dtype=bool)
+    return Batch(tokens[:, :-1], tokens[:, 1:], None, valid, np.zeros(rows, dtype=np.int64))
+
+
+def held_bytes(engine: deepspeed.DeepSpeedEngine) -> dict[str, int]:
+    """Bytes of the tensors that the engine keeps for a rank between steps, by the names of the plan."""
+    optimizer = engine.optimizer
+    if engine.zero_optimization_stage() == 3:
+        parameters = list(engine.module.parameters())
+        return {
+            "parameters": sum(_size(p.ds_tensor) for p in parameters),
+            "persistent_parameters": sum(p.ds_numel * p.element_size() for p in parameters if p.ds_persist),
+            "master_weights": sum(_size(t) for t in optimizer.fp32_partitioned_groups_flat),
+            "moments": _moments(optimizer),
+            "gradients": _size(optimizer.grad_partitions_flat_buffer),
+            "reduce_buckets": sum(_size(b.buffer) for b in optimizer.ipg_buckets.values() if b.buffer is not None),
+        }
+    if isinstance(optimizer, BF16_Optimizer):
+        return {
+            "parameters": sum(_size(t) for t in optimizer.bf16_groups_flat),
+            "master_weights": sum(_size(t) for t in optimizer.fp32_groups_flat_partition),
+            "moments": _moments(optimizer),
+            "gradients": sum(_size(t) for t in optimizer.fp32_groups_gradients_flat),
+        }
+    return {  # gradients and buckets live between the first backward pass and the step
+        "parameters": sum(_size(t) for t in optimizer.bit16_groups_flat),
+        "master_weights": sum(_size(t) for t in optimizer.single_partition_of_fp32_groups),
+        "moments": _moments(optimizer),
+    }
+
+
+def _moments(optimizer: Any) -> int:
+    states = optimizer.optimizer.state.values()
+    return sum(_size(t) for state in states for name, t in state.items() if name != "step")
+
+
+def _size(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def group_sizes(engine: deepspeed.DeepSpeedEngine) -> dict[str, int]:
+    """Ranks of the groups that the engine communicates in."""
+    layer = moe_layers(engine.module)[0][1]
+    found = {"world": dist.get_world_size(), "expert_parallel": layer.ep_size}
+    found["expert_data_parallel"] = found["world"] // layer.ep_size
+    return found

@@ -1,0 +1,86 @@
+"""One DeepSpeed session: environment of the launcher, process group, and an orderly end on every path."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from datetime import timedelta
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
+from torch.distributed.rendezvous import rendezvous
+
+from recipe.base.ranks import remove_shared_memory
+from recipe.base.settings import Watch
+from recipe.engine.cpu_op import ensure_cpu_op
+from recipe.run.timeouts import NCCL_MONITOR, group_timeout_s, rendezvous_timeout_s
+
+
+@contextmanager
+def session(watch: Watch | None = None) -> Iterator[None]:
+    """Process group up, and down again whatever happens; DeepSpeed's chatter kept to warnings.
+
+    Args:
+        watch: of the run; every process group waits longer than its watchdog.
+
+    Raises:
+        UserError: the environment ends a hung job before the watchdog does.
+    """
+    timeout_s = group_timeout_s(watch or Watch())
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    with default_timeout(timedelta(seconds=timeout_s)) as timeout:
+        with redirect_stdout(sys.stderr):  # the op builder and init print to standard output
+            ensure_cpu_op()
+            store = _meet()
+            deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", timeout=timeout)
+        del store  # the process group has its own
+        try:
+            yield
+            dist.barrier()
+        finally:
+            dist.destroy_process_group()
+            remove_shared_memory()
+
+
+def _meet() -> dist.Store:
+    """Wait until all ranks are there. What follows, the rendezvous of the process group, has the long timeout of the groups.
+
+    torch shares the store's server with the process group, at the same address and port, as long as this one is held.
+
+    Raises:
+        DistStoreError: on rank 0, some are not; on the others, rank 0 is not.
+    """
+    store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=rendezvous_timeout_s())))
+    return store
+
+
+@contextmanager
+def default_timeout(timeout: timedelta) -> Iterator[timedelta]:
+    """Every process group made meanwhile has this timeout unless it is given its own.
+
+    Groups do not inherit it: DeepSpeed 0.19.8 makes each of its groups (data, expert, sequence, tensor parallel) by
+    `torch.distributed.new_group(ranks)`, and torch 2.13 takes a default by backend there, 10 minutes for NCCL. NCCL's
+    monitor waits as long, unless the environment says otherwise.
+    """
+    names = ("default_pg_timeout", "default_pg_nccl_timeout")  # read by distributed_c10d._get_default_timeout
+    before = [getattr(distributed_c10d, name) for name in names]
+    for name in names:
+        setattr(distributed_c10d, name, timeout)
+    monitor_is_set = NCCL_MONITOR.name in os.environ
+    os.environ.setdefault(NCCL_MONITOR.name, f"{timeout.total_seconds():.0f}")
+    try:
+        yield timeout
+    finally:
+        if not monitor_is_set:
+            os.environ.pop(NCCL_MONITOR.name, None)
+        for name, value in zip(names, before, strict=True):
+            setattr(distributed_c10d, name, value)

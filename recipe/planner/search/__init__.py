@@ -1,0 +1,1 @@
+"""Which ds_config is the fastest that fits."""

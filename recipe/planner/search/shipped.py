@@ -1,0 +1,78 @@
+"""The ds_configs that the repository ships: for which model and cluster each is, and how its JSON is chosen.
+
+`launch/plan.py --write-shipped` writes them all; a test regenerates them and compares.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from recipe.base.hardware import cluster_of
+from recipe.base.model_shape import load_model_shape
+from recipe.planner.plan import Budget, Plan
+from recipe.planner.search.ds_writer import ds_config_for
+from recipe.planner.search.search import Candidate, search
+from recipe.planner.workload import RunFacts
+
+ROOT = Path(__file__).resolve().parents[3]
+MODELS = ROOT / "recipe" / "configs" / "models"
+DS_CONFIGS = ROOT / "ds_configs"
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """One file of ds_configs/. ZeRO-3 with experts inside a node is kept; the search chooses the rest."""
+
+    name: str
+    model: str
+    gpu: str
+    gpus: int
+    interconnect: str
+    sequences: int  # of a step
+    why: str  # what it is for, and how it differs from its neighbour
+    ep: int = 8
+
+    @property
+    def path(self) -> Path:
+        return DS_CONFIGS / f"{self.name}.json"
+
+
+# 2,048 sequences * 4,096 tokens = 8.4M tokens a step
+SHIPPED = (
+    Shipped("h200_1", "1b-a0.3b", "h200", 1, "8x400g", 128, "one GPU: no collectives; for measuring kernels and small studies", ep=1),
+    Shipped("a100_8", "7b-a1b", "a100-80gb", 8, "400g", 512, "one node: everything on NVLink; a smaller model, for finding hyperparameters"),
+    Shipped("a100_64", "30b-a3b", "a100-80gb", 64, "400g", 2048, "the batch of a100_256 by accumulation, so weights are gathered twice a step; ZeRO-1 would be faster on paper, but its checkpoints could not move to a100_256"),
+    Shipped("a100_256", "30b-a3b", "a100-80gb", 256, "400g", 2048, "the design point: one micro-batch a step pays for each gather"),
+    Shipped("a100_256_8x200g", "30b-a3b", "a100-80gb", 256, "8x200g", 2048, "for a NIC per GPU: micro-batches so small that no layer is recomputed, since weights gathered for each cost little"),
+    Shipped("a100_512", "30b-a3b", "a100-80gb", 512, "400g", 4096, "the micro-batch of a100_256, twice its batch"),
+    Shipped("a100_1024", "30b-a3b", "a100-80gb", 1024, "400g", 8192, "the micro-batch of a100_256, four times its batch, reached by a ramp: gathers still hide behind it"),
+)  # fmt: skip
+
+
+@cache
+def chosen(shipped: Shipped) -> Candidate:
+    """The fastest choice that fits, within what is kept."""
+    shape = load_model_shape(MODELS / shipped.model)
+    cluster = cluster_of(shipped.gpu, shipped.gpus, shipped.interconnect)
+    ranked = search(shape, cluster, RunFacts(), Budget(), shipped.sequences, stages=(3,), ep_sizes=(shipped.ep,))
+    assert ranked[0].fits, f"nothing fits {shipped.name}"
+    return ranked[0]
+
+
+def cpu_2() -> dict[str, Any]:
+    """The quickstart's: two CPU processes, fp32."""
+    shape = load_model_shape(MODELS / "tiny")
+    return ds_config_for(shape, 2, stage=3, ep_size=2, micro_batch=8, accumulation=1, bf16=False)
+
+
+def files() -> dict[Path, dict[str, Any]]:
+    """Path and content of every shipped ds_config."""
+    return {DS_CONFIGS / "cpu_2.json": cpu_2(), **{s.path: chosen(s).config for s in SHIPPED}}
+
+
+def plans() -> dict[str, tuple[str, Plan]]:
+    """Of the GPU configs, by name: the model and the plan."""
+    return {s.name: (s.model, chosen(s).plan) for s in SHIPPED}

@@ -1,0 +1,1 @@
+"""The planner in text: reports, tables of the docs, published runs."""

@@ -1,0 +1,317 @@
+"""The folder of a run: what it was started with, whether it may be started or resumed here, and what happened in it.
+
+incarnations.jsonl  each start: command, code, packages, configs
+metrics.jsonl       each logged step
+evaluations.jsonl   held-out loss of each source, every so many steps
+events.jsonl        what happened: checkpoints, skipped steps, rewinds, mitigations, failures
+failures/           what a rank knew of its own end, for whoever starts the run again
+heartbeats/ stacks/ where each rank is, and was when it hung
+lock                held by rank 0 of the incarnation that runs
+supervisor.lock     held by the launch/train.sh that keeps the run going
+stop                made by a person or the supervisor: save and end
+rewind.json         the order to go back before a spike
+left.json           the order to go on from an older checkpoint than the newest
+suspect.json        the order to set aside what was trained since the last good probe
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+import recipe
+from recipe.base.errors import UserError
+from recipe.base.files import append_json, read_json_lines, write_json
+from recipe.base.ranks import rank
+from recipe.base.settings import RunConfig, absolute
+from recipe.run.checkpoint_files import check_loadable, complete, find, no_checkpoint_left, read_manifest, topology_of
+from recipe.run.identity import EVALUATION, Identity, check_identity, differences
+from recipe.run.job import Launch
+from recipe.run.locks import lock_file
+from recipe.run.records import read_starts, saved_checkpoints
+from recipe.run.reports import Reports
+
+REWIND, SUSPECT, LEFT = "rewind.json", "suspect.json", "left.json"
+LOCK, SUPERVISOR_LOCK, STOP = "lock", "supervisor.lock", "stop"  # files of a run folder
+LOCK_PATIENCE_S = 15.0  # that a killed incarnation's rank 0 may take to be gone
+# What a resumed run may not change and still be the same run. The optimizer's settings are among them, since the
+# checkpoint's would silently win. Model, tokenizer and tokens are compared by content, wherever they lie.
+_FIXED = ("seed", "data", "optimizer")
+_PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy", "pydantic")
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What earlier starts have left for the next one to do.
+
+    Args:
+        rewind: number, before_step, sequences: go back before a spike, and past its data.
+        good_until: step of the last good probe; one of the checkpoints since then may be corrupt.
+        left_above: step of the checkpoint that was asked for by its name; younger ones are of another branch.
+    """
+
+    rewind: dict[str, Any] | None = None
+    good_until: int | None = None
+    left_above: int | None = None
+
+
+NO_ORDERS = Orders()
+
+
+class RunFolder:
+    """Paths and records of one run.
+
+    Args:
+        incarnation: number of this start, from 1.
+    """
+
+    def __init__(self, path: Path, incarnation: int):
+        self.path, self.incarnation = path, incarnation
+        self.reports = Reports()
+
+    @property
+    def heartbeats(self) -> Path:
+        return self.path / "heartbeats"
+
+    def stacks(self, of_rank: int) -> Path:
+        return self.path / "stacks" / f"incarnation_{self.incarnation:04d}_rank_{of_rank:05d}.txt"
+
+    @property
+    def stop_request(self) -> Path:
+        return self.path / STOP
+
+    def event(self, **facts: Any) -> None:
+        """Append to events.jsonl."""
+        self._report("events.jsonl", facts)
+
+    def evaluation(self, **facts: Any) -> None:
+        """Append to evaluations.jsonl: held-out results of a step."""
+        self._report("evaluations.jsonl", facts)
+
+    def _report(self, name: str, facts: dict[str, Any]) -> None:
+        path, line = self.path / name, {"time": time.time(), "incarnation": self.incarnation, **facts}
+        self.reports.write(path, lambda: append_json(path, line))
+
+    def record_failure(
+        self, kind: str, said: str, *, rank: int, host: str, step: int | None = None, witness: bool = False
+    ) -> None:
+        """Leave word of a rank's failure for the supervisor; the first of a rank in an incarnation is the one that stays.
+
+        Args:
+            witness: the rank tells of what others did, or did not do; its host is not to blame.
+        """
+        path = self.path / "failures" / f"incarnation_{self.incarnation:04d}_rank_{rank:05d}.json"
+        if path.exists():  # what a rank knew of its own end explains more than what others say of it later
+            return
+        facts = {"kind": kind, "rank": rank, "host": host, "step": step, "said": said, "witness": witness}
+        write_json(path, {"time": time.time(), **facts})
+
+    def record_own_failure(self, kind: str, said: str, *, witness: bool = False) -> None:
+        self.record_failure(kind, said, rank=rank(), host=socket.gethostname(), witness=witness)
+
+    def order_rewind(self, number: int, before_step: int, sequences: int, said: str) -> None:
+        """Have the next incarnation go back to the last checkpoint before a step, and past the data up to `sequences`."""
+        order = {"number": number, "before_step": before_step, "sequences": sequences, "said": said}
+        write_json(self.path / REWIND, order)
+
+    def order_suspects(self, good_until: int, said: str) -> None:
+        """Have the next incarnation set aside all checkpoints since the last good probe and go on from the one before."""
+        write_json(self.path / SUSPECT, {"good_until": good_until, "said": said})
+
+    def order_left(self, above: int) -> None:
+        """Have this and later incarnations go on from the checkpoint of a step, and from no younger one of today.
+
+        A rewind that was ordered on the branch that is left is off.
+        """
+        write_json(self.path / LEFT, {"above": above})
+        (self.path / REWIND).unlink(missing_ok=True)
+
+    def checkpoints_are_set_aside(self) -> None:
+        """The orders to do so are carried out."""
+        for name in (SUSPECT, LEFT):
+            (self.path / name).unlink(missing_ok=True)
+
+
+def read_orders(run_dir: Path) -> Orders:
+    def read(name: str) -> dict[str, Any]:
+        path = run_dir / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    return Orders(read(REWIND) or None, read(SUSPECT).get("good_until"), read(LEFT).get("above"))
+
+
+def check_run_folder(launch: Launch, *, resumes: bool) -> list[str]:
+    """Refuse to mix two runs in one folder.
+
+    Returns:
+        what differs from the run's last start and may, a sentence each: settings, ranks and batch, the folder itself.
+
+    Raises:
+        UserError: the folder holds a run and is not to be resumed, or what may not change differs.
+    """
+    run = launch.run
+    if not (starts := read_json_lines(_starts(run.run_dir))):
+        if checkpoints := complete(run.run_dir / "checkpoints"):
+            raise UserError(
+                f"{run.run_dir} holds {checkpoints[-1].name} but no record of the run that saved it (incarnations.jsonl); "
+                "copy the whole run folder, or choose another run_dir"
+            )
+        return []
+    origin = starts[0].get("began_from")
+    if origin is not None and not complete(run.run_dir / "checkpoints") and not saved_checkpoints(run.run_dir):
+        raise UserError(
+            f"{run.run_dir} was to begin from {origin['from']}, and that ended before its first checkpoint; remove "
+            f"{run.run_dir} and begin it from there again"
+        )
+    if not resumes:
+        raise UserError(
+            f"{run.run_dir} already holds a run; add --resume auto to continue it or choose another run_dir"
+        )
+    start = last_start(run.run_dir)
+    last = RunConfig.model_validate(start["run_config"])
+    if problems := differences(_fixed(last), _fixed(run)):
+        raise UserError(
+            f"{run.run_dir} holds a run with other settings: {'; '.join(problems)}; restore them or choose another run_dir"
+        )
+    check_identity(
+        start["identity"],
+        _trained_on(launch),
+        run.run_dir,
+        "restore them, or branch into another run_dir (recipe/branch.py)",
+    )
+    mixture, planned = run.data.mixture, last.schedule.total_tokens
+    if planned != run.schedule.total_tokens and (mixture.max_epochs is not None or mixture.anneal is not None):
+        raise UserError(
+            f"schedule.total_tokens changes from {planned:,} to {run.schedule.total_tokens:,}, and with it which data "
+            "come next, since data.mixture has max_epochs or anneal; restore it or choose another run_dir"
+        )
+    changes = differences(_without_paths(last), _without_paths(run))
+    changes += differences(*({EVALUATION: found.get(EVALUATION)} for found in (start["identity"], launch.identity)))
+    changes += [f"ds_config {change}" for change in differences(start["ds_config"], launch.ds_raw)]
+    if last.run_dir != run.run_dir.absolute():
+        changes.append(f"the run folder is {run.run_dir.absolute()}, was {last.run_dir}: moved, or a copy of that run")
+    return changes
+
+
+def check_resume(launch: Launch, resume: str) -> None:
+    """Refuse a resume that could not load its checkpoint, before anything starts.
+
+    What an order of an earlier start, or damage, will set aside is left to `CheckpointStore.choose`.
+
+    Raises:
+        UserError: no such checkpoint, or one of other inputs, or of ranks and sizes that it must be resharded for.
+    """
+    run_dir = launch.run.run_dir
+    folder = run_dir / "checkpoints"
+    if resume == "auto":
+        checkpoints = complete(folder)
+        if read_orders(run_dir) != NO_ORDERS:
+            return
+        if not checkpoints:
+            if saved := saved_checkpoints(run_dir):
+                raise no_checkpoint_left(folder, saved[-1]["step"])
+            return
+        path = checkpoints[-1]
+    else:
+        path = find(folder, None if resume == "latest" else resume)
+    try:
+        manifest = read_manifest(path)
+    except UserError:
+        if resume == "auto":
+            return
+        raise
+    check_identity(manifest["identity"], _trained_on(launch), path, "restore them, or resume from another checkpoint")
+    check_loadable(path, manifest["topology"], topology_of(launch.ds))
+
+
+def _trained_on(launch: Launch) -> Identity:
+    """What may not change; what a run is evaluated on may, and is said."""
+    return {part: value for part, value in launch.identity.items() if part != EVALUATION}
+
+
+def _fixed(run: RunConfig) -> dict[str, Any]:
+    """What may not change of a run config. What is done with damaged data is decided when there are some."""
+    values = {key: value for key, value in _without_paths(run).items() if key in _FIXED}
+    for key in ("on_damage", "max_damaged_share"):
+        del values["data"][key]
+    return values
+
+
+def _without_paths(run: RunConfig) -> dict[str, Any]:
+    """A run config as JSON, without the paths of what is compared by content."""
+    paths: Any = {"run_dir": True, "model": True, "tokenizer": True, "data": {"tokens"}, "evaluation": {"tokens"}}
+    return run.model_dump(mode="json", exclude=paths)
+
+
+def versions() -> dict[str, Any]:
+    return {"code_version": recipe.__version__, "packages": {name: version(name) for name in _PACKAGES}}
+
+
+def provenance(launch: Launch) -> dict[str, Any]:
+    """What a checkpoint's manifest says of the run that saved it."""
+    return {
+        "run_config": absolute(launch.run).model_dump(mode="json"),
+        "ds_config": launch.ds_raw,
+        "identity": launch.identity,
+        **versions(),
+    }
+
+
+_lock: IO[str] | None = None  # held until this process ends
+
+
+def lock_run_folder(folder: Path) -> None:
+    """Hold the folder until this process ends, so that no two incarnations write to it; by rank 0.
+
+    Raises:
+        UserError: another process holds it, or its file system has no locks.
+    """
+    global _lock
+    _lock = lock_file(folder / LOCK, subject=folder, patience_s=LOCK_PATIENCE_S)
+
+
+def record_start(launch: Launch, **more: Any) -> int:
+    """Append this start to incarnations.jsonl: when, where, by which command, code, packages, configs and inputs.
+
+    Returns:
+        its number, from 1.
+    """
+    path = _starts(launch.run.run_dir)
+    append_json(path, {"time": time.time(), "command": sys.argv, "folder": os.getcwd(), **provenance(launch), **more})
+    return len(read_json_lines(path))
+
+
+def last_start(folder: str | Path) -> dict[str, Any]:
+    """What `record_start` wrote last.
+
+    Raises:
+        UserError: not a run folder, or one of an older version.
+    """
+    start = read_starts(folder)[-1]
+    if "identity" not in start:
+        raise UserError(
+            f"{folder} was last started by an older version of the recipe, which did not record what the run is made of; "
+            "go on with that version, or export there and begin a new run from the export (recipe/import_model.py)"
+        )
+    return start
+
+
+def load_run_folder(folder: str | Path) -> tuple[RunConfig, dict[str, Any]]:
+    """The run config and ds_config JSON that a run folder was last started with.
+
+    Raises:
+        UserError: not a run folder, or one of an older version.
+    """
+    start = last_start(folder)
+    return RunConfig.model_validate(start["run_config"]), start["ds_config"]
+
+
+def _starts(folder: Path) -> Path:
+    return folder / "incarnations.jsonl"

@@ -1,0 +1,236 @@
+"""Everything that is checked before a process group exists, and what a run would do."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from recipe.base.ds_config import DsConfig, load_ds_config
+from recipe.base.errors import ConfigError, UserError, read_all
+from recipe.base.model_shape import ModelShape, load_model_shape
+from recipe.base.output_paths import check_output_folder, glob_problem
+from recipe.base.routing_settings import Routing
+from recipe.base.settings import LOCAL_HOST, RunConfig, load_run_config
+from recipe.data.loader import BatchOrder
+from recipe.data.mixture import CYCLE, plan_mixture
+from recipe.data.token_folder import Source, TokenFolder, check_tokenizer, check_vocabulary, held_out_sources
+from recipe.huggingface.architectures import export_note
+from recipe.run.identity import Identity, identity_of
+from recipe.run.timeouts import group_timeout_s
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A run config, ds_config, model and data that fit together."""
+
+    run: RunConfig
+    ds: DsConfig
+    ds_raw: dict[str, Any]
+    shape: ModelShape
+    order: BatchOrder
+    tokenizer: dict[str, Any]  # facts of the shards' tokenizer
+    held_out: list[Source]  # that are evaluated during training; none where that is off
+    never_held_out: list[str]  # sources that are trained on and have no held-out tokens
+    identity: Identity
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.ds.train_batch_size * self.run.data.seq_length
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of a run that begins with this batch; the last one may go beyond schedule.total_tokens."""
+        return self.last_step(0, 0)
+
+    def last_step(self, step: int, tokens: int) -> int:
+        """The step that reaches schedule.total_tokens, from `tokens` seen after `step`, maybe in other batches."""
+        return step + max(0, -(-(self.run.schedule.total_tokens - tokens) // self.tokens_per_step))
+
+
+@dataclass(frozen=True)
+class ProfiledSteps:
+    """Which steps of a run are profiled.
+
+    Args:
+        first, last: both included.
+        describe: from the trace's path and the number of steps to what is printed.
+    """
+
+    first: int
+    last: int
+    describe: Callable[[Path, int], str]
+
+    def problem(self, total_steps: int) -> str | None:
+        """Why no run of so many steps comes through them."""
+        if self.last > total_steps:
+            return f"--profile goes to step {self.last:,}, but the run ends with step {total_steps:,}"
+        return None
+
+
+def check_launch(
+    config_path: Path, overrides: list[str], ds_path: Path, world_size: int | None, *, port_may_be_in_use: bool = False
+) -> Launch:
+    """Read and cross-check all inputs of a run.
+
+    Args:
+        config_path, overrides: the run config and the `key=value` changes to it.
+        ds_path: the ds_config.
+        world_size: ranks launched; None in a dry run, where the ds_config's own number is taken.
+        port_may_be_in_use: on this host, since ranks are yet to be launched, maybe on others.
+
+    Raises:
+        UserError: with every problem of both configs; or of their fit with the model and the ranks; or the
+            first of the data.
+    """
+    run, (ds, ds_raw) = read_all(lambda: load_run_config(config_path, overrides), lambda: load_ds_config(ds_path))
+    group_timeout_s(run.watch)  # refuses an environment that ends a hung job before the watchdog
+    shape = load_model_shape(run.model)
+    found = ds.problems_with(shape, ds.world_size if world_size is None else world_size)
+    if run.data.seq_length > shape.max_position_embeddings:
+        found.append(
+            f"data.seq_length {run.data.seq_length} exceeds the model's max_position_embeddings "
+            f"{shape.max_position_embeddings}; lower it or choose another model"
+        )
+    if found:
+        raise ConfigError(f"{ds_path} with {run.model}", found)
+    _check_outputs(run, starts=world_size is not None or port_may_be_in_use)
+    tokens = TokenFolder(run.data.tokens)
+    facts = check_tokenizer(tokens, run.tokenizer)
+    check_vocabulary(facts["vocab_size"], shape.vocab_size)
+    order = batch_order(run, tokens)
+    held_out: list[Source] = []
+    if run.evaluation.every_steps is not None:
+        held_out, _ = held_out_sources(run.evaluation.tokens or run.data.tokens, run.tokenizer)
+        _check_held_out(held_out)
+    evaluated = None if run.evaluation.tokens is None else TokenFolder(run.evaluation.tokens)
+    return Launch(
+        run,
+        ds,
+        ds_raw,
+        shape,
+        order,
+        tokens.tokenizer,
+        held_out,
+        never_held_out=sorted(set(order.names) - (evaluated or tokens).sizes("held_out").keys()),
+        identity=identity_of(shape, tokens, run.tokenizer, evaluated),
+    )
+
+
+def _check_outputs(run: RunConfig, starts: bool) -> None:
+    """What a run will write to, so that it is known now and not after hours.
+
+    A start leaves a port that is in use to the exporter: the ranks that it takes over from may still be ending.
+    """
+    if (problem := glob_problem(run.run_dir)) is not None:
+        raise UserError(f"run_dir {run.run_dir}: {problem}")
+    for folder in (".", "checkpoints", "heartbeats", "tensorboard"):
+        check_output_folder("run_dir", run.run_dir / folder)
+    check_prometheus(run.logging.prometheus_port, run.logging.prometheus_host, may_be_in_use=starts)
+
+
+def check_prometheus(port: int | None, host: str = LOCAL_HOST, may_be_in_use: bool = True) -> None:
+    """Refuse a port that cannot be served, before anything runs.
+
+    Args:
+        host: address to listen on, of rank 0's host; looked at where it is this host's own.
+        may_be_in_use: it is another's now, and free once the run begins.
+
+    Raises:
+        UserError: prometheus-client is not installed, or this user may not listen at the port.
+    """
+    if port is None:
+        return
+    if importlib.util.find_spec("prometheus_client") is None:
+        raise UserError(
+            "logging.prometheus_port needs prometheus-client; install it with pip install -e '.[prometheus]'"
+        )
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the exporter's server does
+        try:
+            listener.bind((LOCAL_HOST if host == LOCAL_HOST else "", port))
+        except OSError as error:
+            if not (may_be_in_use and error.errno == errno.EADDRINUSE):
+                raise UserError(f"logging.prometheus_port {port}: {error.strerror}; choose another one") from None
+
+
+def _check_held_out(sources: list[Source]) -> None:
+    for source in sources:
+        if source.text_bytes == 0 or all(shard.num_tokens < 2 for shard in source.shards):
+            raise UserError(
+                f"evaluation: the held-out shards of source '{source.name}' have no text to evaluate; tokenize "
+                "with a larger held_out, or set evaluation.every_steps null"
+            )
+
+
+def batch_order(run: RunConfig, tokens: TokenFolder) -> BatchOrder:
+    """Which tokens of its folder a run sees when.
+
+    Raises:
+        UserError: no training shards, or damaged ones.
+    """
+    sizes = {name: float(size) for name, size in tokens.sizes("train").items()}
+    if not sizes:
+        raise UserError(f"{run.data.tokens} has no training shards; tokenize more documents")
+    phases = plan_mixture(sizes, run.data.mixture, run.schedule.total_tokens, CYCLE * run.data.seq_length)
+    # In the order of the sizes, the same on all ranks.
+    read = [name for name in sizes if any(phase.weights[name] for phase in phases)]
+    phases = [replace(phase, weights={name: phase.weights[name] for name in read}) for phase in phases]
+    sources = tokens.sources("train", read)
+    return BatchOrder(sources, phases, run.data.seq_length, run.seed, run.data.on_damage == "skip")
+
+
+def describe(launch: Launch) -> str:
+    """What would run, for --dry-run and the head of the log."""
+    run, ds, shape = launch.run, launch.ds, launch.shape
+    total, active = sum(shape.parameters().values()), sum(shape.active_parameters().values())
+    sequences = launch.total_steps * ds.train_batch_size
+    epochs = launch.order.epochs(sequences)
+    lines = [
+        f"model       {total:,} parameters, {active:,} active; {shape.num_moe_layers} MoE layers of "
+        f"{shape.n_routed_experts} experts, top {shape.num_experts_per_tok}, {shape.n_shared_experts} shared",
+        f"parallel    {ds.world_size} ranks, ZeRO-{ds.zero_optimization.stage}, expert parallel size "
+        f"{ds.expert_parallel.autoep_size}, {'bf16' if ds.bf16_enabled else 'fp32'}",
+        f"batch       {ds.train_batch_size:,} sequences of {run.data.seq_length:,} = {launch.tokens_per_step:,} tokens a step",
+        f"schedule    {launch.total_steps:,} steps, {launch.total_steps * launch.tokens_per_step:,} tokens, {run.schedule.kind}, "
+        f"peak lr {run.schedule.peak_lr:g}",
+    ]
+    for name, count in launch.order.read(sequences).items():
+        lines.append(
+            f"mixture     {name:<12} {count / sequences:6.1%} of the sequences, "
+            f"{count * run.data.seq_length:,.0f} tokens, {epochs[name]:.2f} epochs"
+        )
+    for first, _ in launch.order.phases[1:]:
+        lines.append(f"mixture     anneals from step {first * CYCLE // ds.train_batch_size + 1:,}")
+    lines.append(f"routing     {_describe_routing(run.routing)}")
+    lines.append(
+        f"compute     recompute {run.compute.recompute}, {run.compute.attention} attention "
+        f"{'inside each document' if run.data.document_attention else 'over the whole sequence'}, "
+        f"loss in chunks of {run.compute.loss_chunk_tokens:,} tokens"
+        f"{', compiled' if run.compute.compile else ''}{', deterministic' if run.compute.deterministic else ''}"
+    )
+    if launch.held_out:
+        counts = ", ".join(
+            f"{sum(s.num_tokens for s in source.shards):,} of {source.name}" for source in launch.held_out
+        )
+        lines.append(f"evaluation  every {run.evaluation.every_steps:,} steps, held-out tokens: {counts}")
+    if launch.never_held_out:
+        lines.append(f"evaluation  no held-out tokens of {', '.join(launch.never_held_out)}: never evaluated")
+    if (note := export_note(shape, run.routing)) is not None:
+        lines.append(f"export      {note}")
+    lines.append(f"run folder  {run.run_dir}, a checkpoint every {run.checkpoint.every_steps:,} steps")
+    return "\n".join(lines)
+
+
+def _describe_routing(routing: Routing) -> str:
+    capacity, mitigations = routing.capacity, routing.mitigations
+    watched = [name for name, found in mitigations if found is not None]
+    limit = "" if capacity.mode == "dropless" else f" at {capacity.factor:g} per {capacity.scope.replace('_', ' ')}"
+    return (
+        f"{routing.aux_loss_scope.replace('_', ' ')} aux loss {routing.aux_loss_coef:g}, z-loss {routing.z_loss_coef:g}, "
+        f"bias rate {routing.bias_update_rate:g}, {capacity.mode}{limit}; watched: {', '.join(watched) or 'nothing'}"
+    )

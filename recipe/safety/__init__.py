@@ -1,0 +1,1 @@
+"""What watches a run and acts: watchdog, stragglers, corruption, failures, mitigations."""

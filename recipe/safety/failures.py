@@ -1,0 +1,93 @@
+"""What a rank knows of its own end, left in the run folder for whoever starts the run again."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import torch
+
+from recipe.base.errors import what_to_do
+from recipe.base.files import write_text
+from recipe.base.ranks import RESTART, rank
+from recipe.engine.agree import FirstRankFailed
+from recipe.run.folder import RunFolder
+
+# In the order in which they explain an error: a message may hold the words of several. Each rank's own GPU and memory
+# come first, since NCCL reports them too ("NCCL error ... unhandled cuda error") and what happens to the others is their
+# consequence. Wordings: c10/cuda/CUDAException.cpp and torch/csrc/distributed/c10d of PyTorch, ncclGetErrorString and
+# src/transport of NCCL, gloo/transport/tcp.
+_OUT_OF_MEMORY = re.compile(r"can't allocate memory|out of memory|not enough memory", re.IGNORECASE)
+_OWN_GPU = re.compile(
+    r"CUDA (driver )?(error|failure)|CUDA_ERROR_|unhandled cuda error|ncclUnhandledCudaError|device-side assert|"
+    r"uncorrectable|(CUBLAS|CUDNN|CUSOLVER|CUSPARSE)_STATUS_|\bXid\b|fallen off the bus",
+    re.IGNORECASE,
+)
+# Each rank that waits says so, and none of them is the one that is waited for.
+_HANG = re.compile(r"Watchdog caught collective operation timeout|monitoredBarrier", re.IGNORECASE)
+# Another rank, or the network to it, is gone; the rank that says so is a witness.
+_PEER_LOST = re.compile(
+    r"Connection (was )?(likely )?(closed|reset|refused|timed out|aborted)|Software caused connection abort|Broken pipe|"
+    r"Socket (closed|timeout)|socket has (timed out|failed to connect)|Connect timeout|No route to host|Network is unreachable|failed to recv, got 0 bytes|"
+    r"remote process exited|ncclRemoteError|NCCL communicator was aborted|Got completion from peer|"
+    r"closed by (remote )?peer|peer (closed|is gone|disconnected)|"
+    r"Timed out (waiting|connecting)|wait timeout after|Application timeout|connectFullMesh failed",
+    re.IGNORECASE,
+)
+WITNESSES = ("hang", "peer_lost")  # kinds that a rank records of itself without being their cause
+
+
+def kind_of(error: BaseException) -> str:
+    """user_error, out_of_memory, hang, peer_lost or error."""
+    of_runtime, message = isinstance(error, RuntimeError), str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or (of_runtime and _OUT_OF_MEMORY.search(message)):
+        return "out_of_memory"
+    if what_to_do(error) is not None:
+        return "user_error"
+    if isinstance(error, FirstRankFailed):
+        return "peer_lost"
+    if not of_runtime or _OWN_GPU.search(message):
+        return "error"
+    if _HANG.search(message):
+        return "hang"
+    return "peer_lost" if _PEER_LOST.search(message) else "error"
+
+
+@contextmanager
+def recorded_failures(folder: RunFolder, memory_report: Callable[[], str]) -> Iterator[None]:
+    """Record an exception that ends the training; of an out-of-memory error say what could be done about it."""
+    try:
+        yield
+    except BaseException as error:
+        kind = kind_of(error)
+        said = what_to_do(error) or f"{type(error).__name__}: {_summary(str(error))}"
+        if kind == "out_of_memory":
+            _tell(f"out of memory: {said}\n{memory_report()}")
+        try:
+            folder.record_own_failure(kind, said, witness=kind in WITNESSES)
+        except OSError as unwritten:  # the error itself is what must be seen
+            _tell(f"rank {rank()} cannot leave word of its failure: {unwritten}")
+        if kind in WITNESSES:  # one rank's end makes a traceback on each of the others: to a file
+            with suppress(OSError):
+                write_text(folder.stacks(rank()), traceback.format_exc())
+            how = "lost another rank" if kind == "peer_lost" else "waited for another rank"
+            _tell(f"error: rank {rank()} {how}: {said[:200]}")
+            raise SystemExit(RESTART) from None
+        raise
+
+
+def _tell(message: str) -> None:
+    """Print; the exit code must not depend on a standard error that is closed, or whose disk is full."""
+    with suppress(OSError, ValueError):
+        print(message, file=sys.stderr, flush=True)
+
+
+def _summary(message: str) -> str:
+    """The first line, and of NCCL's messages the one that says what happened last."""
+    lines = message.strip().splitlines() or [""]
+    last = [after for line, after in itertools.pairwise(lines) if line.strip() == "Last error:"]
+    return ": ".join([lines[0], *last])

@@ -1,0 +1,132 @@
+"""What a run reports: metrics.jsonl, TensorBoard, Prometheus, and one console line per logging interval. Rank 0 only."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from recipe.base.files import append_json
+from recipe.base.settings import LOCAL_HOST
+from recipe.base.tables import as_float, duration
+from recipe.run.folder import RunFolder
+from recipe.run.reports import say
+from recipe.telemetry.board import Board
+from recipe.telemetry.prometheus import Exporter
+from recipe.telemetry.tags import LAYOUT, tagged, tagged_evaluation
+
+
+class MetricsWriter:
+    """Appends to a run folder's metrics.jsonl, evaluations.jsonl, events.jsonl and TensorBoard logs, and prints.
+
+    What cannot be written is told and lost (`recipe.run.reports`); no number is too large or too undefined to report.
+
+    Args:
+        first_step: that this incarnation will do.
+        prometheus_port: where to serve the newest values; None: nowhere.
+        prometheus_host: the address to serve them on.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        total_steps: int,
+        first_step: int,
+        prometheus_port: int | None = None,
+        prometheus_host: str = LOCAL_HOST,
+    ):
+        self._folder = folder
+        self._total_steps = total_steps
+        self._open = ExitStack()
+        self._exporter = None
+        if prometheus_port is not None:
+            self._exporter = Exporter(prometheus_port, folder.path.name, prometheus_host)
+            self._open.callback(self._exporter.close)
+        # TensorBoard then hides what an earlier incarnation logged from this step on.
+        self._board = Board(folder.path / "tensorboard", purge_step=first_step)
+        self._board.add_custom_scalars(LAYOUT)
+        self._open.callback(self._flush)
+        on_terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=total_steps, initial=first_step - 1, unit="step", disable=not on_terminal, leave=False)
+        self._open.callback(self._bar.close)
+
+    def step_is_done(self) -> None:
+        """For the progress bar, which only a terminal has."""
+        self._bar.update()
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Write a step's metrics."""
+        path, line = self._folder.path / "metrics.jsonl", {"step": step, "time": time.time(), **values}
+        self._folder.reports.write(path, lambda: append_json(path, line))
+        load_LE = load_over_mean(values["tokens_per_expert"])
+        self._board.add_image("moe/tokens_per_expert", load_image(load_LE), step, dataformats="HW")
+        self._show(tagged(values), step)
+        self._print(self._console_line(step, values))
+
+    def evaluation(self, step: int, results: dict[str, dict[str, Any]], seconds: float) -> None:
+        """Write held-out results by source."""
+        self._folder.evaluation(step=step, seconds=seconds, sources=results)
+        self._show(tagged_evaluation(results), step)
+        said = "  ".join(
+            f"{name} {found['bits_per_byte']:.4f} bits/byte, loss {found['loss']:.4f}"
+            for name, found in results.items()
+        )
+        self._print(f"step {step:>7,}  held-out  {said}")
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Write something that happened: its step, its kind as `event`, and in `said` what a reader needs to know."""
+        self._folder.event(**event)
+        self._board.add_text("events", event["said"], event["step"])
+        self._flush()
+        self._print(f"step {event['step']:>7,}  {event['said']}")
+
+    def close(self) -> None:
+        """Once or more often."""
+        self._open.close()
+
+    def _show(self, tags: dict[str, float], step: int) -> None:
+        for tag, value in tags.items():
+            self._board.add_scalar(tag, as_fp32(value), step)
+        self._flush()
+        if self._exporter is not None:
+            self._exporter.set(tags, step)
+
+    def _flush(self) -> None:
+        self._folder.reports.write(self._folder.path / "tensorboard", self._board.flush)
+
+    def _print(self, line: str) -> None:
+        self._bar.clear()
+        say(line)
+        self._bar.refresh()
+
+    def _console_line(self, step: int, values: dict[str, Any]) -> str:
+        mfu = f"  mfu {values['mfu']:5.1%}" if "mfu" in values else ""
+        return (
+            f"step {step:>7,}/{self._total_steps:,}  loss {values['loss']:8.5f}  lr {values['lr']:.3e}  "
+            f"grad {values['grad_norm']:7.3f}  {values['tokens_per_s']:>10,.0f} tok/s{mfu}  "
+            f"load max/mean {values['expert_load_max_over_mean']:5.2f}  "
+            f"eta {duration((self._total_steps - step) * values['step_time_s'])}"
+        )
+
+
+def as_fp32(value: float) -> float:
+    """What TensorBoard's event file holds of a number."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(as_float(value)))
+
+
+def load_over_mean(tokens_per_expert: list[list[int]] | torch.Tensor) -> torch.Tensor:
+    """Assignments of each expert over the mean of its layer, float64 [layers, E]; NaN in a layer that has none."""
+    counts_LE = torch.as_tensor(tokens_per_expert, dtype=torch.float64)
+    return counts_LE / counts_LE.mean(dim=1, keepdim=True)
+
+
+def load_image(load_LE: torch.Tensor) -> torch.Tensor:
+    """Grey heatmap, a square per layer (down) and expert (across): black is idle, mid-grey the mean, white twice it."""
+    shade_LE = (load_LE / 2).nan_to_num(nan=0.0).clamp(max=1.0)
+    return shade_LE.repeat_interleave(8, dim=0).repeat_interleave(8, dim=1)

@@ -1,0 +1,111 @@
+"""Downstream tasks through lm-evaluation-harness: the live engine scores as the stock harness does its export."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from recipe.base.errors import UserError
+from recipe.base.strict import load_json
+from recipe.evaluation.downstream import EngineLM, known_tasks
+from tests.conftest import ROOT, documents_in, launch, run_python
+
+SCRIPT = "recipe/evaluate_downstream.py"
+SHIPPED = ROOT / "recipe" / "configs" / "downstream"
+pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.xdist_group("exported")]
+
+
+@pytest.fixture(scope="module")
+def tasks(prepared, tmp_path_factory):
+    """A folder with small tasks in both languages: which of two endings is a document's own, and the perplexity of texts."""
+    folder = tmp_path_factory.mktemp("tasks")
+    documents = documents_in(prepared.deduped)
+    for lang in ("en", "zh"):
+        texts = [d["text"][:160] for d in documents if d["lang"] == lang][:26]
+        rows = [
+            {
+                "start": text[:80],
+                "endings": [text[80:100], other[80:100]][:: 1 if i % 2 else -1],
+                "own": 0 if i % 2 else 1,
+                "text": text,
+            }
+            for i, (text, other) in enumerate(pairwise(texts))
+        ]
+        data = folder / f"{lang}.jsonl"
+        data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        common = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}, "test_split": "test"}
+        endings = {
+            **common, "task": f"endings_{lang}", "output_type": "multiple_choice", "doc_to_text": "{{start}}",
+            "doc_to_choice": "endings", "doc_to_target": "own", "target_delimiter": "",
+            "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+        }  # fmt: skip
+        texts_task = {
+            **common, "task": f"texts_{lang}", "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}",
+            "metric_list": [{"metric": "bits_per_byte"}],
+        }  # fmt: skip
+        group = {"group": f"small_{lang}", "task": [f"endings_{lang}", f"texts_{lang}"]}
+        for name, task in (("endings", endings), ("texts", texts_task), ("small", group)):
+            (folder / f"{name}_{lang}.yaml").write_text(yaml.safe_dump(task, allow_unicode=True), encoding="utf-8")
+    return folder
+
+
+def test_an_answer_longer_than_the_context_is_refused():
+    model = EngineLM(lambda tokens, targets: targets, None, torch.device("cpu"), max_length=4, batch_size=1)
+    with pytest.raises(
+        UserError, match="an answer of 5 tokens, and the model was trained on sequences of 4; leave that task out"
+    ):
+        model._loglikelihood_tokens([(None, [1], [2] * 4), (None, [1], [2] * 5)])
+
+
+def test_the_engine_and_its_export_score_the_same(trained, exported, tasks, tmp_path):
+    words = ["--tasks", "small_en,small_zh", "--tasks-path", tasks]
+    saved = run_python(SCRIPT, "--save-data", tmp_path / "data", *words)
+    assert saved.returncode == 0, saved.stderr[-3000:]
+    for path in tasks.glob("*.jsonl"):
+        path.rename(path.with_suffix(".away"))  # from here on the saved ones are all there is
+    words += ["--data", tmp_path / "data", "--batch-size", 3]
+    done = launch(2, SCRIPT, "--run", trained.run_dir, *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    of_run = load_json(trained.run_dir / "results.json")
+    done = run_python(SCRIPT, "--model", exported, *words, "--output", tmp_path / "stock.json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    of_export = load_json(tmp_path / "stock.json")["tasks"]
+    assert of_run["step"] == 20
+    assert of_run["tasks"].keys() == of_export.keys() == {"endings_en", "endings_zh", "texts_en", "texts_zh"}
+    for task, metrics in of_export.items():
+        for metric, score in metrics.items():
+            found = of_run["tasks"][task][metric]["value"]
+            assert found == (pytest.approx(score["value"], rel=1e-6) if task.startswith("texts") else score["value"])
+    assert of_export["endings_en"]["acc"]["value"] > 0
+    assert "endings_zh" in done.stdout
+    board = EventAccumulator(str(trained.run_dir / "tensorboard"))
+    board.Reload()
+    assert board.Scalars("eval/texts_zh/bits_per_byte")[-1].step == 20
+
+
+def test_the_shipped_groups_are_made_of_tasks_of_the_harness():
+    for path in SHIPPED.glob("*.yaml"):
+        group = yaml.safe_load(path.read_text(encoding="utf-8"))
+        known_tasks([group["group"], *group["task"]], [SHIPPED])
+        assert path.stem == group["group"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--tasks", "hellaswagg"), "unknown task 'hellaswagg'; did you mean 'hellaswag'?"),
+        (("--tasks", "piqa", "--data", "none"), "holds no dataset for task piqa; fetch it with --save-data"),
+        (("--tasks-path", "none"), "--tasks-path none is no folder"),
+    ],
+)
+def test_tasks_that_cannot_be_had_are_told(words, said, tmp_path):
+    (tmp_path / "config.json").write_text("{}")  # which is read after the tasks
+    done = run_python(SCRIPT, "--model", tmp_path, *words)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,50 @@
+"""Locks name their holder, and a file system without locks is told from a lock that is taken."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from recipe.base.errors import UserError
+from recipe.run.folder import lock_run_folder
+from recipe.run.locks import lock_file, lock_holder
+
+HOLD = "import sys, pathlib; from recipe.run.locks import lock_file; \
+h = lock_file(pathlib.Path(sys.argv[1]), subject='x', note='a note'); print('held', flush=True); sys.stdin.read()"
+
+
+def test_a_lock_that_is_taken_names_its_holder_and_is_free_when_the_holder_is_killed(tmp_path):
+    path = tmp_path / "lock"
+    assert lock_holder(path) is None
+    assert not path.exists()
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    assert re.fullmatch(rf"process {holder.pid} on \S+ \(a note\)", lock_holder(path) or "")
+    with pytest.raises(UserError, match=rf"RUN is in use by process {holder.pid} on .*end that run first"):
+        lock_file(path, subject="RUN")
+    holder.kill()
+    holder.communicate()
+    assert lock_holder(path) is None
+    lock_file(path, subject="RUN", patience_s=5.0).close()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EIO])
+def test_a_file_system_without_locks_is_not_said_to_be_in_use(number, tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    monkeypatch.setattr(os, "lockf", refuse)
+    (tmp_path / "lock").write_text("process 7 on a\n")
+    said = rf"lock cannot be locked \({re.escape(os.strerror(number))}\).*mount this file system with locks"
+    for take in (lambda: lock_run_folder(tmp_path), lambda: lock_holder(tmp_path / "lock")):
+        with pytest.raises(UserError, match=said) as refused:
+            take()
+        assert "in use" not in str(refused.value)

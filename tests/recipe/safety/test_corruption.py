@@ -1,0 +1,176 @@
+"""Silent corruption costs its host, and the checkpoints since the last good probe; the data are seen again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from launch.cluster.allocation import Hosts, ThisHost
+from launch.cluster.incidents import incident_of
+from launch.supervise import Supervisor
+from recipe.base.errors import UserError
+from recipe.base.files import write_json
+from recipe.base.ranks import RESTART
+from recipe.base.settings import Checkpoint
+from recipe.checkpoints import store as checkpoint
+from recipe.checkpoints.store import CheckpointStore, TrainState
+from recipe.run import checkpoint_files as on_disk
+from recipe.run.folder import Orders, RunFolder, read_orders
+from recipe.safety import corruption as probe
+from recipe.safety.corruption import Corruption, check_for_corruption
+from recipe.training import start as incarnation
+
+
+def committed(folder: Path, *steps: int) -> list[Path]:
+    paths = [folder / on_disk.checkpoint_name(step) for step in steps]
+    for path in paths:
+        write_json(path / "manifest.json", {"schema": on_disk.SCHEMA, "version": on_disk.VERSION, "files": {}})
+    return paths
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """Of many ranks this is the first, and it need not ask the others."""
+    monkeypatch.setattr(checkpoint, "from_first_rank", lambda make: make())
+    monkeypatch.setattr(CheckpointStore, "damage", lambda self, path: [])
+    monkeypatch.setattr(incarnation, "from_first_rank", lambda make: make())
+    monkeypatch.setattr(incarnation.dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(incarnation.dist, "get_world_size", lambda: 3)
+    monkeypatch.setattr(incarnation.dist, "barrier", lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("bits", "hosts", "known"), [("aba", {1: "h"}, True), ("ab", {0: "h", 1: "h"}, False), ("aaa", None, None)]
+)
+def test_the_rank_with_other_bits_is_named_where_most_agree(bits, hosts, known, monkeypatch):
+    monkeypatch.setattr(probe, "probe", lambda *_: "a")
+    monkeypatch.setattr(probe, "gathered", lambda _: [("h", result) for result in bits])
+    if hosts is None:
+        return check_for_corruption(None, None, None)
+    with pytest.raises(Corruption, match="silent data corruption: rank") as raised:
+        check_for_corruption(None, None, None)
+    assert (raised.value.hosts, raised.value.known) == (hosts, known)
+
+
+def test_checkpoints_since_the_last_good_probe_are_set_aside_with_their_universal_form(alone, tmp_path):
+    committed(tmp_path, 2, 4, 6, 8)
+    write_json(on_disk.universal_of(tmp_path / "step_00000006") / "manifest.json", {})
+    store = CheckpointStore(tmp_path, Checkpoint(every_steps=2))
+    assert store.choose(fall_back=True, orders=Orders(good_until=4)) == tmp_path / "step_00000004"
+    names = ["step_00000002", "step_00000004", "step_00000006.suspect", "step_00000006.suspect.universal"]
+    names.append("step_00000008.suspect")
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert [(e["event"], e["step"]) for e in store.take_events()] == [
+        ("checkpoint_suspect", 6),
+        ("checkpoint_suspect", 8),
+    ]
+    with pytest.raises(UserError, match="has no checkpoint 'step_00000008'"):
+        store.choose("step_00000008", fall_back=False, orders=Orders(good_until=4))
+
+
+def test_a_branch_that_was_left_is_not_gone_on_from_after_a_kill(alone, tmp_path):
+    """The start that had named step 4 ended before it had set the younger ones aside."""
+    committed(tmp_path / "checkpoints", 2, 4, 6, 8)
+    write_json(tmp_path / "rewind.json", {"number": 1, "before_step": 6, "sequences": 64, "said": "a spike"})
+    RunFolder(tmp_path, 1).order_left(4)
+    store = CheckpointStore(tmp_path / "checkpoints", Checkpoint(every_steps=2))
+    assert store.choose(fall_back=True, orders=read_orders(tmp_path)) == store.folder / "step_00000004"
+    assert sorted(p.name for p in store.folder.glob("*.left")) == ["step_00000006.left", "step_00000008.left"]
+    assert read_orders(tmp_path) == Orders(left_above=4)  # the rewind was of that branch
+    RunFolder(tmp_path, 2).checkpoints_are_set_aside()
+    assert read_orders(tmp_path) == Orders()
+
+
+@pytest.mark.parametrize(("committed_steps", "begins_anew"), [((), True), ((6, 8), True), ((2, 6, 8), False)])
+def test_a_rewind_begins_anew_only_before_the_first_checkpoint(committed_steps, begins_anew, alone, tmp_path):
+    store = CheckpointStore(tmp_path, Checkpoint(every_steps=2))
+    orders = Orders(rewind={"number": 1, "before_step": 5, "sequences": 40})
+    if begins_anew:
+        assert store.choose(fall_back=True, orders=orders, committed=committed_steps) is None
+    else:
+        with pytest.raises(UserError, match="the run has saved some, the last after step 2; restore"):
+            store.choose(fall_back=True, orders=orders, committed=committed_steps)
+
+
+def test_a_run_does_not_begin_anew_because_no_good_checkpoint_is_left(alone, tmp_path):
+    committed(tmp_path / "checkpoints", 6, 8)
+    store = CheckpointStore(tmp_path / "checkpoints", Checkpoint(every_steps=2))
+    with pytest.raises(UserError, match=r"no checkpoint from before the last good probe \(step 4\)"):
+        store.choose(fall_back=True, orders=Orders(good_until=4))
+    with pytest.raises(UserError, match="no checkpoint from before the first probe, which was not good; copy one back"):
+        store.choose(fall_back=True, orders=Orders(good_until=0))
+    assert len(on_disk.complete(store.folder)) == 2
+
+
+def test_retention_keeps_the_checkpoint_that_would_be_gone_back_to(tmp_path):
+    two, four, six, _, _ = committed(tmp_path, 2, 4, 6, 8, 10)
+    assert on_disk.expendable(tmp_path, 2, None, good_until=5) == [two, six]
+    assert on_disk.expendable(tmp_path, 2, None) == [two, four, six]
+
+
+def corrupted(folder: RunFolder, corruption: Corruption, monkeypatch) -> int:
+    """An incarnation whose training ends so in step 9, with the last good probe after step 6."""
+
+    class Training:
+        def __init__(self, engine, launch, store, state, *_: object):
+            self.state = state
+
+        def run(self) -> None:
+            self.state.step, self.state.good_probe = 9, 6
+            raise corruption
+
+    monkeypatch.setattr(incarnation, "Training", Training)
+    monkeypatch.setattr(incarnation, "provenance", lambda _: {})
+    monkeypatch.setattr(incarnation, "build_engine", lambda *_, **__: None)
+    monkeypatch.setattr(incarnation.RecipeMoeConfig, "from_shape", lambda _: None)
+    monkeypatch.setattr(CheckpointStore, "load", lambda *_: TrainState(step=4, sequences=32, tokens=64, good_probe=3))
+    monkeypatch.setattr(CheckpointStore, "finish", lambda _: True)
+    run = SimpleNamespace(
+        run_dir=folder.path, seed=1, optimizer=None, compute=None, checkpoint=Checkpoint(every_steps=2)
+    )  # fmt: skip
+    launch = SimpleNamespace(run=run, ds_raw={}, shape=None)
+    watchdog = SimpleNamespace(place=SimpleNamespace(enter=lambda _: None))
+    return incarnation.train_on(launch, folder, watchdog, resume="auto", time_limit_s=None)  # type: ignore[arg-type]
+
+
+def test_the_next_start_goes_back_and_sees_the_same_data(alone, tmp_path, monkeypatch):
+    committed(tmp_path / "checkpoints", 4, 6, 8)
+    first = RunFolder(tmp_path, 1)
+    assert corrupted(first, Corruption({1: "host1"}, known=True), monkeypatch) == RESTART
+    assert read_orders(tmp_path).good_until == 6
+    found = incident_of(tmp_path, 1, RESTART)
+    assert (found.kind, found.rank, found.host, found.ranks) == ("corruption", 1, "host1", (1,))
+    with pytest.raises(UserError, match="start again without that host"):
+        corrupted(RunFolder(tmp_path, 2), Corruption({0: "a", 1: "b"}, known=False), monkeypatch)
+    assert not (tmp_path / "checkpoints" / "step_00000008").exists()
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [e["event"] for e in events] == ["started", "corruption", "checkpoint_suspect", "started", "corruption"]
+    assert "left out" not in events[3]["said"]
+    assert read_orders(tmp_path).good_until == 6
+    assert incident_of(tmp_path, 2, 2).kind == "unknown"  # nobody's host is named
+
+
+def supervisor(place, ranks: int) -> Supervisor:
+    made = object.__new__(Supervisor)
+    made.place, made.launch = place, SimpleNamespace(ds=SimpleNamespace(world_size=ranks))  # type: ignore[assignment]
+    made.args = argparse.Namespace(max_stalls=3, step_down_on_oom=False)
+    place.chosen = dict(list(place.hosts.items())[:ranks])
+    return made
+
+
+def test_its_host_is_left_out_at_once_where_there_is_a_spare(tmp_path):
+    folder = RunFolder(tmp_path, 1)
+    folder.record_failure("corruption", "silent data corruption: rank 1 on b", rank=1, host="b")
+    incident = incident_of(tmp_path, 1, RESTART)
+    spare = supervisor(Hosts({"a": 1, "b": 1, "c": 1}, [], tmp_path), 2)
+    assert spare._end_of(incident, RESTART, 0) is None
+    assert spare.place.excluded == {"b"}
+    for place in (Hosts({"a": 1, "b": 1}, [], tmp_path), ThisHost(2, [], tmp_path)):
+        said = supervisor(place, 2)._end_of(incident, RESTART, 0)
+        assert said is not None
+        assert said.startswith("not restarted: silent data corruption: rank 1 on b; ")
+        assert "goes on from a checkpoint before the last good probe" in said

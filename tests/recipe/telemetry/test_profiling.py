@@ -1,0 +1,80 @@
+"""A profile that cannot be made ends nothing and leaves nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from recipe.run.job import ProfiledSteps
+from recipe.telemetry import profiling
+from recipe.telemetry.profiling import StepProfiler
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return nn.Sequential(nn.Embedding(4, 2), nn.LayerNorm(2))
+
+
+def profiled(
+    model: nn.Module, folder: Path, steps: int, describe: Callable[..., str] = lambda path, steps: "table"
+) -> tuple[StepProfiler, str | None]:
+    profiler = StepProfiler(model, ProfiledSteps(1, 2, describe), folder)
+    said = None
+    for step in range(1, steps + 1):
+        profiler.begin_step(step)
+        profiler.enter("forward")
+        model(torch.zeros(1, dtype=torch.long))
+        said = profiler.end_step(step, stopped=False)
+    return profiler, said
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+def test_a_profile_is_written_after_the_last_of_its_steps(model, tmp_path):
+    profiler, said = profiled(model, tmp_path, 2)
+    assert said is not None
+    assert said.startswith("table\n\nprofile in ")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "steps_00000001_00000002.json.gz",
+        "steps_00000001_00000002.txt",
+    ]
+    profiler.close()
+    assert hooks(model) == 0
+
+
+@pytest.mark.parametrize("fails", ["os.replace", "write_text", "describe"])
+def test_a_disk_without_room_for_it_is_told(model, tmp_path, monkeypatch, fails):
+    def full(*_: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def cut(*_: object) -> str:
+        raise ValueError("the trace ends within a word")
+
+    if fails == "os.replace":
+        monkeypatch.setattr(profiling.os, "replace", full)
+    elif fails == "write_text":
+        monkeypatch.setattr(profiling, "write_text", full)
+    profiler, said = profiled(model, tmp_path, 2, cut if fails == "describe" else lambda path, steps: "table")
+    assert said is not None
+    assert said.startswith("no profile: ")
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert hooks(model) == 0
+    profiler.close()
+
+
+def test_training_that_ends_within_the_profiled_steps_leaves_no_hook_and_no_file(model, tmp_path):
+    profiler, said = profiled(model, tmp_path, 1)
+    assert said is None
+    assert hooks(model) > 0
+    profiler.close()
+    assert hooks(model) == 0
+    assert list(tmp_path.iterdir()) == []
+    profiler.close()
