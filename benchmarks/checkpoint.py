@@ -97,7 +97,7 @@ class Bench:
             update_bias=True,
             guard=self.guard,
         )
-        self.store.settle(self.guard.verdict().totals)
+        self.store.commit(self.guard.verdict().totals)
         return time.monotonic() - begun
 
     def ours(self, name: str) -> dict[str, float]:

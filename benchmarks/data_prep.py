@@ -46,10 +46,10 @@ class Contender:
             pid = subprocess.Popen(
                 words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=_environment()
             )
-            said = pid.stderr.read().decode(errors="replace") if pid.stderr else ""
+            message = pid.stderr.read().decode(errors="replace") if pid.stderr else ""
             _, status, usage = os.wait4(pid.pid, 0)
             if status:
-                return {"failed": said.strip().splitlines()[-1:] or [f"status {status}"]}
+                return {"failed": message.strip().splitlines()[-1:] or [f"status {status}"]}
             seconds.append(usage.ru_utime + usage.ru_stime)
             peak = max(peak, usage.ru_maxrss / 1024)
         return {"cpu_s": round(statistics.median(seconds), 2), "runs": repeats, "peak_mib": round(peak), "work": work}

@@ -34,7 +34,7 @@ from recipe.engine.build import build_engine
 from recipe.engine.session import session
 from recipe.model import RecipeMoeConfig
 from recipe.run.folder import RunFolder
-from recipe.run.job import Launch, check_launch
+from recipe.run.job import Job, check_job
 from recipe.safety.watchdog import Watchdog
 from recipe.telemetry.phases import PhaseClock
 from recipe.training.loop import Training
@@ -58,7 +58,7 @@ def settings_of(run: RunConfig, watched: bool) -> RunConfig:
     return run.model_copy(update={"logging": logging, "watch": watch, "checkpoint": checkpoint, "schedule": schedule})
 
 
-def measure(launch: Launch, folder: Path, blocks: int, steps: int) -> dict[str, list[float]]:
+def measure(launch: Job, folder: Path, blocks: int, steps: int) -> dict[str, list[float]]:
     """Seconds of each block, with and without."""
     run = launch.run
     launches = {name: dataclasses.replace(launch, run=settings_of(run, name == "with")) for name in ("with", "without")}
@@ -110,7 +110,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=10, help="of a block (default: %(default)s)")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    launch = check_launch(args.config, [], args.deepspeed_config, required_world_size())
+    launch = check_job(args.config, [], args.deepspeed_config, required_world_size())
     with session():
         folder = Path(from_first_rank(tempfile.mkdtemp))
         with redirect_stdout(sys.stderr):

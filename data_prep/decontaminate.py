@@ -22,7 +22,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_prep.core.command import job_parser
-from data_prep.core.shuffle import KEY, Exchange, column, grouped, read_table, write_table
+from data_prep.core.shuffle import KEY, Shuffle, column, grouped, read_table, write_table
 from data_prep.core.stage import Stage, for_documents
 from data_prep.core.tally import Tally, merged, with_totals
 from data_prep.curation.characters import native
@@ -212,7 +212,7 @@ def read_items(task: EvaluationPart, number: int, *, config: DecontaminateConfig
     for kind, counts in grams.items():
         hashes, counted = counts.counted()
         columns = {"items": counted, "set": np.full(hashes.size, task.number, np.int32)}
-        Exchange(folder / kind).write(number, hashes, columns)
+        Shuffle(folder / kind).write(number, hashes, columns)
     return {"items": {task.name: items}, "items_without_text": {task.name: short}}
 
 
@@ -220,10 +220,10 @@ def merge_items(sets: list[str], number: int, *, config: DecontaminateConfig, fo
     """The n-grams of all parts that are no templates, sorted, each with the first set that has it, for `Matcher`."""
     templates = {}
     for kind in ngram_lengths(config):
-        exchange = Exchange(folder / kind)
-        partitions, tables, templates[kind] = exchange.partitions(), [], 0
+        shuffle = Shuffle(folder / kind)
+        partitions, tables, templates[kind] = shuffle.partitions(), [], 0
         for partition in range(partitions):
-            table = exchange.read(partition, partitions)
+            table = shuffle.read(partition, partitions)
             hashes = column(table, KEY)
             starts, _ = grouped(hashes)
             kept = _per_group(np.add, column(table, "items"), starts) < config.template_items
@@ -306,7 +306,7 @@ def main(argv: list[str] | None = None) -> None:
             f"note: {len(not_read):,} files of --evaluation are not read, such as {names}: convert those that are sets"
         )
     if not stage.finished:
-        grams = stage.exchange("ngrams").folder
+        grams = stage.shuffle("ngrams").folder
         parts = [
             EvaluationPart(name, number, part)
             for number, (name, path) in enumerate(files.items())

@@ -28,7 +28,7 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_prep.core.command import job_parser
-from data_prep.core.shuffle import Exchange, column, grouped
+from data_prep.core.shuffle import Shuffle, column, grouped
 from data_prep.core.stage import Stage, for_documents
 from data_prep.core.tally import Tally, merged, with_totals
 from data_prep.curation.repeated_lines import LineFilter, RepeatedLines, count_lines, find_repeated, join_repeated
@@ -111,7 +111,7 @@ def _groups(labels: pa.Table, fate: np.ndarray) -> dict[str, Any]:
     return tally.groups()
 
 
-def repeated_ids(partition: int, number: int, *, source: Exchange, partitions: int) -> dict[str, Any]:
+def repeated_ids(partition: int, number: int, *, source: Shuffle, partitions: int) -> dict[str, Any]:
     """How many documents that stay carry an id that another one has, and a few of those ids.
 
     One id may be that of any number of documents: what is carried from table to table is the last one's count.
@@ -137,7 +137,7 @@ def repeated_ids(partition: int, number: int, *, source: Exchange, partitions: i
     return {"repeated": repeated, "examples": sorted(examples)}
 
 
-def spread_ids(number: int, task: int, *, catalog: Catalog, target: Exchange) -> dict[str, Any]:
+def spread_ids(number: int, task: int, *, catalog: Catalog, target: Shuffle) -> dict[str, Any]:
     """The ids of one part's surviving documents."""
     labels, fate = dropped_of(number, catalog)
     ids = labels["id"].filter(pa.array(fate < 0)).combine_chunks()
@@ -163,23 +163,23 @@ def older_runs(folders: list[Path], config: DedupConfig) -> tuple[Path, ...]:
 
 def find_duplicates(stage: Stage, config: DedupConfig, older: tuple[Path, ...]) -> tuple[Catalog, dict[str, Any]]:
     """The phases up to which documents go. Returns the catalog and the clusters by size."""
-    run, exchange = stage.run_tasks, stage.exchange
+    run, shuffle = stage.run_tasks, stage.shuffle
     catalog = Catalog(stage.output, older)
     numbers = catalog.numbers()
-    bands, exact, edges = exchange("bands"), exchange("exact"), exchange("edges")
+    bands, exact, edges = shuffle("bands"), shuffle("exact"), shuffle("edges")
     spread = partial(spread_bands, catalog=catalog, minhash=config.minhash, bands=bands, exact=exact)
     run("bands", spread, numbers)
     bands.merge(run)
     exact.merge(run)
     link_documents(stage, config, catalog, bands, exact, edges)
-    found, parts = find_components(run, edges, exchange)
-    clustered, ranked = exchange("members"), exchange("ranked")
+    found, parts = find_components(run, edges, shuffle)
+    clustered, ranked = shuffle("members"), shuffle("ranked")
     run("members", partial(members, found=found, partitions=parts, target=clustered), list(range(parts)))
     clustered.merge(run)
     parts = clustered.partitions()
     run("ranked", partial(rank, source=clustered, partitions=parts, catalog=catalog, target=ranked), list(range(parts)))
     ranked.merge(run)
-    drops, parts = Exchange(stage.output / "drops"), ranked.partitions()
+    drops, parts = Shuffle(stage.output / "drops"), ranked.partitions()
     choice = partial(choose, source=ranked, partitions=parts, drops=drops, output=stage.output)
     chosen = run("clusters", choice, list(range(parts)))
     drops.merge(run, DROPS_FILES)
@@ -187,10 +187,10 @@ def find_duplicates(stage: Stage, config: DedupConfig, older: tuple[Path, ...]) 
 
 
 def link_documents(
-    stage: Stage, config: DedupConfig, catalog: Catalog, bands: Exchange, exact: Exchange, edges: Exchange
+    stage: Stage, config: DedupConfig, catalog: Catalog, bands: Shuffle, exact: Shuffle, edges: Shuffle
 ) -> None:
     """The phases from documents that meet to edges between duplicates."""
-    run, pairs, signed = stage.run_tasks, stage.exchange("pairs"), stage.exchange("signed")
+    run, pairs, signed = stage.run_tasks, stage.shuffle("pairs"), stage.shuffle("signed")
     ranges = [
         (kind, i, n) for kind, n in (("exact", exact.partitions()), ("bands", bands.partitions())) for i in range(n)
     ]
@@ -210,7 +210,7 @@ def link_documents(
 
 
 def find_repeated_lines(stage: Stage, config: RepeatedLines, catalog: Catalog) -> LineFilter:
-    counted, ranges = stage.exchange("lines"), stage.exchange("repeated").folder
+    counted, ranges = stage.shuffle("lines"), stage.shuffle("repeated").folder
     joined = stage.output / "repeated_lines" / "00000.npy"
     count = partial(count_lines, config=config, target=counted, fate=partial(dropped_of, catalog=catalog))
     stage.run_tasks("lines", count, stage.parts)
@@ -279,7 +279,7 @@ def main(argv: list[str] | None = None) -> None:
         stage.must_have_documents(sum(result["documents"] for result in signed))
         catalog, clusters = find_duplicates(stage, config, older)
         lines = find_repeated_lines(stage, config.repeated_lines, catalog) if config.repeated_lines else None
-        ids = stage.exchange("ids")
+        ids = stage.shuffle("ids")
         stage.run_tasks("ids", partial(spread_ids, catalog=catalog, target=ids), range(len(stage.parts)))
         ids.merge(stage.run_tasks)
         parts = ids.partitions()

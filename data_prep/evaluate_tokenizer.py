@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
     parameters = {"tokenizer": sha256(path), "compare": [str(f) for f in args.compare]}
     stage = Stage.of("evaluate_tokenizer", args, parameters)
     if not stage.finished:
-        used = stage.exchange("used").folder
+        used = stage.shuffle("used").folder
         work = partial(measure_part, folders=folders, used=used)
         results = stage.run_tasks("measure", for_documents(stage, work=work), stage.parts)
         found = merged(result["counts"] for result in results)

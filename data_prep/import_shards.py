@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data_prep.core.bad_records import BadRecords
 from data_prep.core.command import job_parser
-from data_prep.core.shuffle import Exchange
+from data_prep.core.shuffle import Shuffle
 from data_prep.core.stage import Stage
 from data_prep.core.tally import merged
 from data_prep.documents.json_lines import MAX_RECORD_BYTES
@@ -128,7 +128,7 @@ def import_piece(
     facts: dict[str, Any],
     tokenizer: Path,
     check_tokenizer: bool,
-    exchange: Path,
+    shuffle: Path,
     output: Path,
     max_bad: int,
 ) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def import_piece(
         identity = xxhash.xxh3_128_hexdigest(tokens.data)
         split = "held_out" if is_held_out(identity, held_out) else "train"
         if split not in rows:
-            rows[split] = TokenRows(Exchange(exchange / f"{split}-{source}"), number)
+            rows[split] = TokenRows(Shuffle(shuffle / f"{split}-{source}"), number)
         size = len(reference.decode(tokens).encode()) if split == "held_out" else 0
         rows[split].add_tokens(tokens, size, facts["eod_id"])
     documents.bad.write()
@@ -250,20 +250,20 @@ def run(
     prefixes = [(source, prefix) for source, shards in sources.items() for prefix in shards]
     indices = stage.run_tasks("index", check_index, [Part(Path(f"{prefix}.idx")) for _, prefix in prefixes])
     tasks = _tasks(prefixes, indices)
-    exchange = stage.exchange("tokens").folder
+    shuffle = stage.shuffle("tokens").folder
     read = partial(
         import_piece, tasks=[(source, piece) for source, _, piece in tasks], held_out=config.held_out, facts=facts,
-        tokenizer=args.tokenizer, check_tokenizer=config.check_tokenizer, exchange=exchange, output=stage.output, max_bad=stage.max_bad,
+        tokenizer=args.tokenizer, check_tokenizer=config.check_tokenizer, shuffle=shuffle, output=stage.output, max_bad=stage.max_bad,
     )  # fmt: skip
     pieces = stage.run_tasks("documents", read, [Part(path, piece.start, piece.stop) for _, path, piece in tasks])
     series = merged({name: {"tokens": e["tokens"]} for name, e in result["series"].items()} for result in pieces)
     names = {name: entry for result in pieces for name, entry in result["series"].items()}
     stage.must_have_documents(len(series), of="the input")
     for name in sorted(series):
-        Exchange(exchange / name).merge(stage.run_tasks)
+        Shuffle(shuffle / name).merge(stage.run_tasks)
     shards = stage.run_tasks(
         "shards",
-        partial(write_shard, exchange=exchange, output=stage.output, vocab_size=facts["vocab_size"]),
+        partial(write_shard, shuffle=shuffle, output=stage.output, vocab_size=facts["vocab_size"]),
         shard_tasks({name: {**names[name], **series[name]} for name in series}, config.max_shard_tokens),
     )
     _finish(stage, config, facts, indices, pieces, shards)

@@ -20,7 +20,7 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_prep.core.command import job_parser
-from data_prep.core.shuffle import Exchange, list_value, producer
+from data_prep.core.shuffle import Shuffle, list_value, producer
 from data_prep.core.stage import Stage, document_task
 from data_prep.core.tally import merged
 from data_prep.deduplication.distinct import DistinctIds
@@ -82,7 +82,7 @@ def tokenize_part(
     config: TokenizeConfig,
     eod: int,
     tokenizer: Path,
-    exchange: Path,
+    shuffle: Path,
     output: Path,
     max_bad: int,
 ) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def tokenize_part(
     encoder, why = load_encoder(tokenizer)
 
     def encode(documents: Iterable[Document], number: int) -> dict[str, Any]:
-        return encode_documents(documents, number, config, eod, encoder, exchange)
+        return encode_documents(documents, number, config, eod, encoder, shuffle)
 
     try:
         result = document_task(part, number, work=encode, output=output, max_bad=max_bad)
@@ -109,7 +109,7 @@ def encode_documents(
     config: TokenizeConfig,
     eod: int,
     encoder: FastEncoder | ReferenceEncoder,
-    exchange: Path,
+    shuffle: Path,
 ) -> dict[str, Any]:
     rows: dict[tuple[str, str], Rows] = {}
     losses = Losses(encoder.reference, eod)
@@ -123,15 +123,15 @@ def encode_documents(
             split = "held_out" if is_held_out(document["id"], config.held_out) else "train"
             key = (split, source)
             if key not in rows:
-                rows[key] = Rows(Exchange(exchange / "-".join(key)), number)
+                rows[key] = Rows(Shuffle(shuffle / "-".join(key)), number)
             rows[key].add(document, ids[start:end], eod)
             if source not in distinct:
                 distinct[source] = DistinctIds(IDS_SIZE)
             distinct[source].add(document["id"])
     series = {"-".join(key): {"split": key[0], "source": key[1], **rows[key].close()} for key in sorted(rows)}
-    for folder in exchange.glob("*"):  # of sources that an earlier attempt has met, and this one has not
+    for folder in shuffle.glob("*"):  # of sources that an earlier attempt has met, and this one has not
         if folder.name not in series:
-            Exchange(folder).remove_chunks(number, 0)
+            Shuffle(folder).remove_chunks(number, 0)
     dumps = {source: distinct[source].dump() for source in sorted(distinct)}
     return {"series": series, "losses": losses.counts(), "ids": dumps}
 
@@ -197,7 +197,7 @@ def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 class Rows:
     """Token rows of one part for one series of shards, sent in pieces of bounded size."""
 
-    def __init__(self, target: Exchange, number: int):
+    def __init__(self, target: Shuffle, number: int):
         self._target, self._number, self._chunk = target, number, 0
         self._totals: dict[str, Any] = {"documents": 0, "tokens": 0, "text_bytes": 0}
         self._licenses: Counter[str] = Counter()  # tokens by the licence that the document carried
@@ -242,9 +242,9 @@ class Rows:
         self._clear()
 
 
-def write_shard(task: dict[str, Any], number: int, *, exchange: Path, output: Path, vocab_size: int) -> dict[str, Any]:
+def write_shard(task: dict[str, Any], number: int, *, shuffle: Path, output: Path, vocab_size: int) -> dict[str, Any]:
     """One shard: the rows of one range of keys, in their order."""
-    rows = Exchange(exchange / f"{task['split']}-{task['source']}").ordered(task["partition"], task["partitions"])
+    rows = Shuffle(shuffle / f"{task['split']}-{task['source']}").ordered(task["partition"], task["partitions"])
     prefix = Path("shards") / task["split"] / task["source"] / f"{task['partition']:05d}"
     entry = {"prefix": str(prefix), "split": task["split"], "source": task["source"], "documents": 0, "text_bytes": 0}
     writer = ShardWriter(output / prefix, token_dtype(vocab_size), vocab_size)
@@ -391,9 +391,9 @@ def main(argv: list[str] | None = None) -> None:
         )
     stage = Stage.of("tokenize", args, {**config.model_dump(mode="json"), "tokenizer": facts})
     if not stage.finished:
-        exchange = stage.exchange("tokens").folder
+        shuffle = stage.shuffle("tokens").folder
         encode = partial(
-            tokenize_part, config=config, eod=facts["eod_id"], tokenizer=args.tokenizer, exchange=exchange,
+            tokenize_part, config=config, eod=facts["eod_id"], tokenizer=args.tokenizer, shuffle=shuffle,
             output=stage.output, max_bad=stage.max_bad,
         )  # fmt: skip
         encoded = stage.run_tasks("encode", encode, stage.parts)
@@ -401,9 +401,9 @@ def main(argv: list[str] | None = None) -> None:
         sizes = merged({name: {"tokens": e["tokens"]} for name, e in result["series"].items()} for result in encoded)
         stage.must_have_documents(len(series))
         for name in sorted(series):
-            Exchange(exchange / name).merge(stage.run_tasks)
+            Shuffle(shuffle / name).merge(stage.run_tasks)
         tasks = shard_tasks({name: {**series[name], **sizes[name]} for name in series}, config.max_shard_tokens)
-        write = partial(write_shard, exchange=exchange, output=stage.output, vocab_size=facts["vocab_size"])
+        write = partial(write_shard, shuffle=shuffle, output=stage.output, vocab_size=facts["vocab_size"])
         shards = stage.run_tasks("shards", write, tasks)
         documents = sum(shard["documents"] for shard in shards)
         bad = sum(result["bad_records"] for result in encoded)

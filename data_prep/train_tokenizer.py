@@ -176,7 +176,7 @@ def draw_sample(stage: Stage, config: TokenizerConfig) -> tuple[list[Path], dict
     text_bytes = {language: counts["bytes"] for language, counts in totals.items()}
     budgets = language_budgets(text_bytes, config.sample_bytes, config.alpha)
     shares = {language: budgets[language] / size for language, size in text_bytes.items()}
-    folder = stage.exchange("sample").folder
+    folder = stage.shuffle("sample").folder
     drawn = stage.run_tasks(
         "sample", for_documents(stage, work=partial(draw_part, shares=shares, folder=folder)), stage.parts
     )

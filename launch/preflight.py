@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launch.cluster.allocation import Place, add_place_arguments, place_of, run
+from launch.cluster.allocation import Allocation, add_allocation_arguments, allocation_of, run
 from launch.cluster.hosts import write_hostfile
 from recipe.base.arguments import positive_int
 from recipe.base.ds_config import load_ds_config
@@ -59,7 +59,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_place_arguments(parser)
+    add_allocation_arguments(parser)
     parser.add_argument("--folder", required=True, type=Path, help="on the file system that the run will use")
     parser.add_argument("--config", type=Path, help="run config: the room that its checkpoints need is asked for")
     parser.add_argument("--deepspeed_config", type=Path, help="ds_config: its ranks are compared with the hosts'")
@@ -79,7 +79,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def ask(place: Place, folder: Path, mib: int) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
+def ask(place: Allocation, folder: Path, mib: int) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
     """The facts of the hosts that answer, and why others do not."""
 
     def one(host: str) -> tuple[str, dict[str, Any] | str]:
@@ -97,8 +97,8 @@ def ask(place: Place, folder: Path, mib: int) -> tuple[dict[str, dict[str, Any]]
         done = place.run_on(host, words, FACTS_S)
         ended = time.time()
         if done.returncode:
-            said = (done.stderr.strip() or f"code {done.returncode}").splitlines()[-1]
-            return host, f"cannot be asked: {said}"
+            message = (done.stderr.strip() or f"code {done.returncode}").splitlines()[-1]
+            return host, f"cannot be asked: {message}"
         found = json.loads(done.stdout.strip().splitlines()[-1])
         # The host's clock was read in between; what lies outside is a difference of clocks.
         found["clock_s"] = max(0.0, begun - found["time"], found["time"] - ended)
@@ -123,49 +123,51 @@ def judge(facts: Mapping[str, dict[str, Any]], slots: Mapping[str, int], needed_
     speed = {key: _median([f[key] for f in facts.values()]) for key in ("write_mb_per_s", "read_mb_per_s")}
     with_gpus = any(f["gpus"] for f in facts.values())
     for host, f in facts.items():
-        said = [
+        message = [
             f"{name} {f['versions'].get(name, 'missing')}, the others have {value}; install the same environment"
             for name, value in usual.items()
             if f["versions"].get(name, "missing") != value
         ]
         if with_gpus:
-            said += _judge_gpus(f["gpus"], slots[host], names, drivers)
+            message += _judge_gpus(f["gpus"], slots[host], names, drivers)
         if f["clock_s"] > CLOCK_S:
-            said.append(f"clock is off by {f['clock_s']:.1f} s; start chrony or ntpd")
+            message.append(f"clock is off by {f['clock_s']:.1f} s; start chrony or ntpd")
         if not f["seen_here"]:
-            said.append("what it writes to --folder is not seen here; mount the shared file system")
+            message.append("what it writes to --folder is not seen here; mount the shared file system")
         if f["free_gib"] < needed_gib:
-            said.append(f"{f['free_gib']:.0f} GiB free in --folder, the run needs {needed_gib:.0f}; make room")
+            message.append(f"{f['free_gib']:.0f} GiB free in --folder, the run needs {needed_gib:.0f}; make room")
         if f["shm_free_gib"] < (SHM_GPU_GIB if with_gpus else SHM_GIB):
-            said.append(
+            message.append(
                 f"{f['shm_free_gib']:.2f} GiB free in /dev/shm; remove what killed runs left, or mount it larger"
             )
         if f["nofile"] < NOFILE:
-            said.append(f"ulimit -n is {f['nofile']}; raise it to {NOFILE} in limits.conf")
+            message.append(f"ulimit -n is {f['nofile']}; raise it to {NOFILE} in limits.conf")
         if f["infiniband"] and f["memlock"] != -1:
-            said.append("ulimit -l is limited, which RDMA needs unlimited; set memlock in limits.conf")
+            message.append("ulimit -l is limited, which RDMA needs unlimited; set memlock in limits.conf")
         for key, name in (("write_mb_per_s", "writes"), ("read_mb_per_s", "reads")):
             if len(facts) > 2 and f[key] < DISK_SHARE * speed[key]:
-                said.append(f"{name} --folder at {f[key]:.0f} MB/s, the others at {speed[key]:.0f}")
-        if said:
-            bad[host] = said
+                message.append(f"{name} --folder at {f[key]:.0f} MB/s, the others at {speed[key]:.0f}")
+        if message:
+            bad[host] = message
     return bad
 
 
 def _judge_gpus(gpus: list[dict[str, str]], slots: int, name: str, driver: str) -> list[str]:
-    said = []
+    message = []
     if len(gpus) != slots:
-        said.append(f"{len(gpus)} GPUs, the hostfile says {slots}; look for one that fell off the bus (dmesg, Xid 79)")
+        message.append(
+            f"{len(gpus)} GPUs, the hostfile says {slots}; look for one that fell off the bus (dmesg, Xid 79)"
+        )
     for number, gpu in enumerate(gpus):
         if gpu["name"] != name:
-            said.append(f"GPU {number} is a {gpu['name']}, the others are {name}")
+            message.append(f"GPU {number} is a {gpu['name']}, the others are {name}")
         if gpu["driver_version"] != driver:
-            said.append(f"driver {gpu['driver_version']}, the others have {driver}")
+            message.append(f"driver {gpu['driver_version']}, the others have {driver}")
         if float(gpu["memory.used"]) > GPU_USED_MIB:
-            said.append(f"GPU {number} has {gpu['memory.used']} MiB in use; end the process that holds it")
+            message.append(f"GPU {number} has {gpu['memory.used']} MiB in use; end the process that holds it")
         if gpu["ecc.errors.uncorrected.volatile.total"] not in ("0", "[N/A]"):
-            said.append(f"GPU {number} has uncorrected memory errors; reset or replace it")
-    return list(dict.fromkeys(said))
+            message.append(f"GPU {number} has uncorrected memory errors; reset or replace it")
+    return list(dict.fromkeys(message))
 
 
 def judge_links(links: dict[str, Any], slots: Mapping[str, int]) -> dict[str, list[str]]:
@@ -197,7 +199,7 @@ def rates_of(links: dict[str, Any], host: str, op: str) -> list[float]:
     return [values[op] for pair, values in links["between"].items() if host in pair.split(" ")]
 
 
-def measure(place: Place, slots: dict[str, int], folder: Path, seconds: float, mib: int) -> dict[str, Any]:
+def measure(place: Allocation, slots: dict[str, int], folder: Path, seconds: float, mib: int) -> dict[str, Any]:
     """Run launch/preflight_ranks.py on these hosts; raises UserError if it fails."""
     output = folder / "preflight.links.json"
     words = place.command(sum(slots.values()))
@@ -232,7 +234,7 @@ def planned(links: dict[str, Any], slots: Mapping[str, int], interconnect: str |
     return found
 
 
-def needed_gib(args: argparse.Namespace, place: Place) -> float:
+def needed_gib(args: argparse.Namespace, place: Allocation) -> float:
     """GiB of the checkpoints that a run keeps, one of them being written; checks that the ranks are enough.
 
     Raises:
@@ -289,7 +291,7 @@ def main(argv: list[str] | None = None) -> int:
     args.folder.mkdir(parents=True, exist_ok=True)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     folder = args.folder.resolve()
-    place = place_of(args, args.launcher, folder / "preflight")
+    place = allocation_of(args, args.launcher, folder / "preflight")
     needed = needed_gib(args, place)
     facts, bad = ask(place, folder, args.mib)
     for host in place.hosts:

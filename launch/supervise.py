@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from launch.cluster.allocation import add_place_arguments, place_of
+from launch.cluster.allocation import add_allocation_arguments, allocation_of
 from launch.cluster.incidents import Incident, incident_of, last_step
 from recipe.base.arguments import natural_int, natural_seconds, positive_seconds
 from recipe.base.errors import UserError, exit_on_user_error
@@ -32,7 +32,7 @@ from recipe.run.checkpoint_files import (
 from recipe.run.early_stop import asked_by_file
 from recipe.run.folder import LOCK, LOCK_PATIENCE_S, STOP, SUPERVISOR_LOCK, check_run_folder, read_orders
 from recipe.run.heartbeats import read_heartbeats
-from recipe.run.job import Launch, check_launch
+from recipe.run.job import Job, check_job
 from recipe.run.locks import in_use, lock_file, lock_holder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,7 +57,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_place_arguments(parser)
+    add_allocation_arguments(parser)
     parser.add_argument("--config", required=True, type=Path, help="run config, YAML")
     parser.add_argument("--deepspeed_config", required=True, type=Path, help="ds_config, JSON")
     parser.add_argument(
@@ -101,24 +101,24 @@ class Supervisor:
         self.signals = 0
         self.holds_run = False
         self.group: int | None = None  # process group of what runs for us: the launcher, or the resharding
-        self.starts_before = 0  # incarnations there were when the launcher was started
+        self.starts_before = 0  # attempts there were when the launcher was started
         self.start_ended = False  # the launcher was ended before its ranks trained
         for number in STOP_SIGNALS:
             signal.signal(number, self._asked)
         self.args = args
         self.ds_path: Path = args.deepspeed_config
-        self.launch = self._check_launch()
-        self.run_dir = self.launch.run.run_dir
-        self.place = place_of(args, args.launcher, self.run_dir)
-        self.place.check(self.launch.ds.world_size)
-        check_run_folder(self.launch, resumes=True)  # the ranks do so too, after a checkpoint was resharded for them
+        self.job = self._check_launch()
+        self.run_dir = self.job.run.run_dir
+        self.place = allocation_of(args, args.launcher, self.run_dir)
+        self.place.check(self.job.ds.world_size)
+        check_run_folder(self.job, resumes=True)  # the ranks do so too, after a checkpoint was resharded for them
         self.lock = self._take_run()
         self.holds_run = True
         self.stop_file.unlink(missing_ok=True)  # of somebody who asked before; from here on it is ours to keep
 
-    def _check_launch(self) -> Launch:
+    def _check_launch(self) -> Job:
         # A port of this host says nothing of rank 0's, and of ranks that still end.
-        return check_launch(self.args.config, self.args.set, self.ds_path, None, port_may_be_in_use=True)
+        return check_job(self.args.config, self.args.set, self.ds_path, None, port_may_be_in_use=True)
 
     def _take_run(self) -> IO[str]:
         """Hold the run until this process ends, so that no other supervisor starts or stops it.
@@ -161,23 +161,23 @@ class Supervisor:
         stalls = 0
         while True:
             step_before = self._newest_step()
-            self.starts_before, self.start_ended = self._incarnations(), False
-            code = self._incarnation()
-            word = self._last_word() if self._incarnations() > self.starts_before else {}
+            self.starts_before, self.start_ended = self._attempts(), False
+            code = self._attempt()
+            word = self._last_word() if self._attempts() > self.starts_before else {}
             if code == 0 and word.get("event") == "finished":
                 return 0
             stopped = word.get("event") == "stopped"
             if code != 2 and (self._stop_is_asked(word) or (stopped and word["why"] != "signal")):
                 print(f"supervisor: stopped, the newest checkpoint is of step {self._newest_step():,}", flush=True)
                 return RESTART
-            if self._incarnations() == self.starts_before:
-                if code == 2:  # it says why itself, and no incarnation has ended
+            if self._attempts() == self.starts_before:
+                if code == 2:  # it says why itself, and no attempt has ended
                     raise UserError("not restarted: the ranks refused to start; see the error above")
                 incident = Incident("unknown", f"the launcher ended with code {code} before the run began")
             elif word.get("event") in ("stopped", "rewind"):
-                incident = Incident(word["event"], word["said"])
+                incident = Incident(word["event"], word["message"])
             else:
-                incident = incident_of(self.run_dir, self._incarnations(), code)
+                incident = incident_of(self.run_dir, self._attempts(), code)
             advanced = self._newest_step() > step_before or incident.kind == "rewind"
             stalls = 0 if advanced else stalls + 1
             if (end := self._end_of(incident, code, stalls)) is not None:
@@ -204,18 +204,18 @@ class Supervisor:
         return left_s < START_MARGIN_S
 
     def _last_word(self) -> dict[str, Any]:
-        """What the newest incarnation said of its state last: started, finished, stopped or rewind."""
-        number, kinds = self._incarnations(), ("started", "finished", "stopped", "rewind")
+        """What the newest attempt said of its state last: started, finished, stopped or rewind."""
+        number, kinds = self._attempts(), ("started", "finished", "stopped", "rewind")
         events = read_json_lines(self.run_dir / "events.jsonl")
-        ours = [e for e in events if e["incarnation"] == number and e["event"] in kinds]
+        ours = [e for e in events if e["attempt"] == number and e["event"] in kinds]
         return ours[-1] if ours else {}
 
     def _end_of(self, incident: Incident, code: int, stalls: int) -> str | None:
         """Why there is no restart, if there is none; what is changed for the next one otherwise."""
         if code == 2 or incident.kind == "user_error":
-            return f"not restarted: {incident.said}"
+            return f"not restarted: {incident.message}"
         if stalls > self.args.max_stalls:
-            return f"{stalls} starts in a row ended without a new checkpoint, the last: {incident.said}; look at {self.run_dir}"
+            return f"{stalls} starts in a row ended without a new checkpoint, the last: {incident.message}; look at {self.run_dir}"
         if incident.kind == "out_of_memory" and self.args.step_down_on_oom:
             return self._step_down()
         if incident.kind == "corruption":
@@ -229,7 +229,7 @@ class Supervisor:
         hosts = {host for rank in incident.ranks if (host := self.place.host_of(rank)) is not None}
         self.place.leave_out(hosts)
         try:
-            self.place.check(self.launch.ds.world_size)
+            self.place.check(self.job.ds.world_size)
         except UserError as error:
             why = str(error)
         else:
@@ -237,29 +237,29 @@ class Supervisor:
                 return None
             why = "there is no other host to go on with"
         return (
-            f"not restarted: {incident.said}; {why}. Started again without that host, the run goes on from a checkpoint "
+            f"not restarted: {incident.message}; {why}. Started again without that host, the run goes on from a checkpoint "
             "before the last good probe"
         )
 
     def _step_down(self) -> str | None:
         """Half the micro-batch and twice the accumulation from now on."""
-        raw = dict(self.launch.ds_raw)
+        raw = dict(self.job.ds_raw)
         if raw["train_micro_batch_size_per_gpu"] % 2:
             return "out of memory with a micro-batch that cannot be halved; see the ways out in the log"
         raw["train_micro_batch_size_per_gpu"] //= 2
         raw["gradient_accumulation_steps"] *= 2
         self.ds_path = self.run_dir / "ds_config.stepped_down.json"
         write_json(self.ds_path, raw)
-        self.launch = self._check_launch()
+        self.job = self._check_launch()
         return None
 
-    def _incarnation(self) -> int:
+    def _attempt(self) -> int:
         """Run the launcher once, to the end of all its processes on this host; returns its exit code."""
         self._reshard()
         self._refuse_running_ranks(LOCK_PATIENCE_S)
         if self._stop_is_asked({}):
             return RESTART
-        words = self.place.command(self.launch.ds.world_size)
+        words = self.place.command(self.job.ds.world_size)
         script: list[object] = [
             ROOT / "recipe/train.py",
             "--config",
@@ -305,7 +305,7 @@ class Supervisor:
 
     def _is_starting(self) -> bool:
         """Whether the ranks of the newest start have yet to say that they train: by an event, or without room for one by a beat."""
-        if (number := self._incarnations()) == self.starts_before:
+        if (number := self._attempts()) == self.starts_before:
             return True
         beats = read_heartbeats(self.run_dir / "heartbeats", number)
         return not self._last_word() and not any(beat.step > 0 for beat in beats.values())
@@ -327,7 +327,7 @@ class Supervisor:
         found = [p for p in complete(self.run_dir / "checkpoints") if all(step_of(p) <= limit for limit in limits)]
         if not found:
             return
-        written, here = read_manifest(found[-1])["topology"], topology_of(self.launch.ds)
+        written, here = read_manifest(found[-1])["topology"], topology_of(self.job.ds)
         if written == here:
             return
         check_convertible(found[-1], written, here)
@@ -339,17 +339,17 @@ class Supervisor:
                     f"{found[-1]} could not be resharded (see above); give the ds_config that it was written with"
                 )
 
-    def _record(self, incident: Incident, code: int, said: str, backoff_s: float) -> None:
-        """Append the end of an incarnation to events.jsonl."""
-        number, newest = self._incarnations(), self._newest_step()
+    def _record(self, incident: Incident, code: int, message: str, backoff_s: float) -> None:
+        """Append the end of an attempt to events.jsonl."""
+        number, newest = self._attempts(), self._newest_step()
         events = [e for e in read_json_lines(self.run_dir / "events.jsonl") if e["event"] in ("checkpoint", "started")]
         since = events[-1]["time"] if events else time.time()
-        started = [e["time"] for e in events if e["event"] == "started" and e["incarnation"] == number]
+        started = [e["time"] for e in events if e["event"] == "started" and e["attempt"] == number]
         reached = last_step(self.run_dir, number, started[-1] if started else time.time())
         event: dict[str, Any] = {
             "time": time.time(),
-            "incarnation": number,
-            "event": "incarnation_ended",
+            "attempt": number,
+            "event": "attempt_ended",
             "step": newest if reached is None else reached,
             "code": code,
             "kind": incident.kind,
@@ -359,10 +359,10 @@ class Supervisor:
             "lost_s": max(0.0, time.time() - since),
             "backoff_s": backoff_s,
             "excluded_hosts": sorted(self.place.excluded),
-            "said": f"{incident.said}; {said}",
+            "message": f"{incident.message}; {message}",
         }
         append_json(self.run_dir / "events.jsonl", event)
-        print(f"supervisor: incarnation {number} ended with code {code}: {event['said']}", flush=True)
+        print(f"supervisor: attempt {number} ended with code {code}: {event['message']}", flush=True)
 
     def _asked(self, number: int, _: object) -> None:
         self.signals += 1
@@ -402,8 +402,8 @@ class Supervisor:
         while time.monotonic() < deadline and not self._stop_is_asked({}):
             time.sleep(0.1)
 
-    def _incarnations(self) -> int:
-        return len(read_json_lines(self.run_dir / "incarnations.jsonl"))
+    def _attempts(self) -> int:
+        return len(read_json_lines(self.run_dir / "attempts.jsonl"))
 
     def _newest_step(self) -> int:
         found = complete(self.run_dir / "checkpoints")

@@ -14,7 +14,7 @@ from recipe.base.settings import RunConfig
 from recipe.reading.origin import origin_of, record_of
 from recipe.run.checkpoint_files import digest, find, read_manifest
 from recipe.run.identity import check_identity, differences
-from recipe.run.job import Launch, check_launch
+from recipe.run.job import Job, check_job
 
 EXAMPLE = """examples:
   deepspeed --num_gpus 8 recipe/branch.py --from runs/a --checkpoint step_20000 --config decay.yaml \\
@@ -41,7 +41,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def check_branch(manifest: dict[str, Any], checkpoint: Path, launch: Launch, *, weights_only: bool) -> list[str]:
+def check_branch(manifest: dict[str, Any], checkpoint: Path, job: Job, *, weights_only: bool) -> list[str]:
     """Refuse a run that cannot go on from a checkpoint.
 
     Returns:
@@ -52,26 +52,26 @@ def check_branch(manifest: dict[str, Any], checkpoint: Path, launch: Launch, *, 
     """
     recorded, current = (
         {"model": _weights_of(identity["model"]), "tokenizer": identity["tokenizer"]}
-        for identity in (manifest["identity"], launch.identity)
+        for identity in (manifest["identity"], job.identity)
     )
     check_identity(recorded, current, checkpoint, "give the new run the same model and tokenizer")
     if weights_only:
         return []
-    tokens, total = manifest["train_state"]["tokens"], launch.run.schedule.total_tokens
+    tokens, total = manifest["train_state"]["tokens"], job.run.schedule.total_tokens
     if tokens >= total:
         raise UserError(
             f"{checkpoint} is {tokens:,} tokens into the schedule, and schedule.total_tokens is {total:,}; raise it, or "
             "branch with --weights-only"
         )
     before = RunConfig.model_validate(manifest["run_config"])
-    optimizers = (run.optimizer.model_dump(mode="json") for run in (before, launch.run))
+    optimizers = (run.optimizer.model_dump(mode="json") for run in (before, job.run))
     if problems := differences(*optimizers):
         raise UserError(
             f"the optimizer of {checkpoint} has other settings: {'; '.join(problems)}; restore them, or branch with "
             "--weights-only"
         )
     identity_before = {**manifest["identity"]["data"], **_order(before)}
-    return differences(identity_before, {**launch.identity["data"], **_order(launch.run)})
+    return differences(identity_before, {**job.identity["data"], **_order(job.run)})
 
 
 def _weights_of(model: dict[str, Any]) -> dict[str, Any]:
@@ -94,10 +94,10 @@ def _order(run: RunConfig) -> dict[str, Any]:
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    launch = check_launch(args.config, args.set, args.deepspeed_config, required_world_size())
+    job = check_job(args.config, args.set, args.deepspeed_config, required_world_size())
     checkpoint = find(args.source / "checkpoints", args.checkpoint)
     manifest = read_manifest(checkpoint)
-    anew = check_branch(manifest, checkpoint, launch, weights_only=args.weights_only)
+    anew = check_branch(manifest, checkpoint, job, weights_only=args.weights_only)
 
     from recipe.checkpoints.store import CheckpointStore, TrainState
     from recipe.engine.agree import from_first_rank
@@ -106,9 +106,9 @@ def main(argv: list[str] | None = None) -> None:
     from recipe.model import RecipeMoeConfig
     from recipe.run.folder import RunFolder, check_run_folder, lock_run_folder, provenance, record_start
 
-    run = launch.run
+    run = job.run
     check_compute(run.compute)
-    check_run_folder(launch, resumes=False)
+    check_run_folder(job, resumes=False)
     origin = {
         "from": str(args.source.absolute()),
         "checkpoint": checkpoint.name,
@@ -119,15 +119,15 @@ def main(argv: list[str] | None = None) -> None:
 
     def begin() -> int:
         lock_run_folder(run.run_dir)
-        return record_start(launch, began_from=origin)
+        return record_start(job, began_from=origin)
 
     with session(run.watch):
         source = CheckpointStore(checkpoint.parent, run.checkpoint)
         chosen = source.choose(checkpoint.name, fall_back=False)
         assert chosen is not None
         engine = build_engine(
-            RecipeMoeConfig.from_shape(launch.shape),
-            launch.ds_raw,
+            RecipeMoeConfig.from_shape(job.shape),
+            job.ds_raw,
             seed=run.seed,
             optimizer=run.optimizer,
             compute=run.compute,
@@ -141,13 +141,13 @@ def main(argv: list[str] | None = None) -> None:
             sequences = 0 if anew else before.sequences
             state = TrainState(before.step, sequences, before.tokens, good_probe=before.step)
         folder = RunFolder(run.run_dir, from_first_rank(begin))
-        store = CheckpointStore(run.run_dir / "checkpoints", run.checkpoint, provenance(launch))
+        store = CheckpointStore(run.run_dir / "checkpoints", run.checkpoint, provenance(job))
         store.save_now(engine, state, keep="what the run branched from")
         if is_first_rank():
             message = f"branched from {checkpoint}{', its weights only' if args.weights_only else ''}"
             if anew:
                 message += f"; the data begin at their beginning, since {'; '.join(anew)}"
-            folder.event(event="branched", step=state.step, said=message, began_from=origin)
+            folder.event(event="branched", step=state.step, message=message, began_from=origin)
             print(f"{message}; train with --resume auto", flush=True)
 
 

@@ -101,8 +101,8 @@ def comments_of(model: type[BaseModel]) -> dict[str, str]:
 
 def document() -> str:
     parts = [HEAD]
-    for title, root, said in PARTS:
-        parts += [f"## {title}", said]
+    for title, root, message in PARTS:
+        parts += [f"## {title}", message]
         for name, model in sections(root):
             text = inspect.cleandoc(vars(model).get("__doc__") or "").split("\n\nArgs:")[0].replace("\n", " ")
             body = table(model)

@@ -129,8 +129,8 @@ def _device() -> str:
 
 def report(tasks: dict[str, Any], output: Path | None, facts: dict[str, Any]) -> None:
     for task, metrics in tasks.items():
-        said = "  ".join(f"{metric} {score['value']:.4f}" for metric, score in metrics.items())
-        print(f"{task:<28} {said}", flush=True)
+        message = "  ".join(f"{metric} {score['value']:.4f}" for metric, score in metrics.items())
+        print(f"{task:<28} {message}", flush=True)
     if output is not None:
         write_json(output, {**facts, "tasks": tasks})
 

@@ -13,7 +13,7 @@ from recipe.base.output_paths import check_output_folder
 from recipe.base.ranks import is_first_rank, leave, required_world_size
 from recipe.base.strict import strict_model
 from recipe.reading.origin import imported, record_of
-from recipe.run.job import check_launch
+from recipe.run.job import check_job
 
 EXAMPLE = """examples:
   python recipe/import_model.py --model exports/a --write-shape models/a       (config.json for the run config's `model`)
@@ -70,8 +70,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.write_shape is not None:
         write_shape(args.model, args.write_shape, args.upcycle)
         return
-    launch = check_launch(args.config, args.set, args.deepspeed_config, required_world_size())
-    run = launch.run
+    job = check_job(args.config, args.set, args.deepspeed_config, required_world_size())
+    run = job.run
 
     from recipe.checkpoints.fingerprints import check_engine_equals, one_by_one
     from recipe.checkpoints.store import CheckpointStore, TrainState
@@ -85,16 +85,14 @@ def main(argv: list[str] | None = None) -> None:
     from recipe.model.modeling import initialize_parameter
     from recipe.run.folder import RunFolder, check_run_folder, lock_run_folder, provenance, record_start
 
-    check_run_folder(launch, resumes=False)
+    check_run_folder(job, resumes=False)
     check_compute(run.compute)
-    config = RecipeMoeConfig.from_shape(launch.shape)
+    config = RecipeMoeConfig.from_shape(job.shape)
     if args.upcycle:
-        weights = upcycled(
-            args.model, launch.shape, lambda name, rows: initialize_parameter(rows, name, config, run.seed)
-        )
+        weights = upcycled(args.model, job.shape, lambda name, rows: initialize_parameter(rows, name, config, run.seed))
     else:
-        weights = same_model(args.model, launch.shape)
-    for note in [*weights.notes, tokenizer_note(args.model, run.tokenizer), export_note(launch.shape, run.routing)]:
+        weights = same_model(args.model, job.shape)
+    for note in [*weights.notes, tokenizer_note(args.model, run.tokenizer), export_note(job.shape, run.routing)]:
         if note is not None and is_first_rank():
             print(f"note: {note}", flush=True)
 
@@ -102,19 +100,19 @@ def main(argv: list[str] | None = None) -> None:
         lock_run_folder(run.run_dir)
         origin = record_of(imported(args.model, weights.context))
         began_from = {"from": str(args.model.absolute()), "upcycled": args.upcycle, **origin}
-        return record_start(launch, began_from=began_from)
+        return record_start(job, began_from=began_from)
 
     with session(run.watch):
         folder = RunFolder(run.run_dir, from_first_rank(begin))
         engine = build_engine(
-            config, launch.ds_raw, seed=run.seed, optimizer=run.optimizer, compute=run.compute, weights=weights
+            config, job.ds_raw, seed=run.seed, optimizer=run.optimizer, compute=run.compute, weights=weights
         )
         check_engine_equals(engine, one_by_one(weights), str(args.model))
-        store = CheckpointStore(run.run_dir / "checkpoints", run.checkpoint, provenance(launch))
+        store = CheckpointStore(run.run_dir / "checkpoints", run.checkpoint, provenance(job))
         store.save_now(engine, TrainState(), keep="what the run began from")
         if is_first_rank():
             message = f"began from the weights of {args.model}{', upcycled' if args.upcycle else ''}"
-            folder.event(event="imported", step=0, said=message)
+            folder.event(event="imported", step=0, message=message)
             print(f"{message}; train with --resume auto", flush=True)
 
 

@@ -29,7 +29,7 @@ from recipe.run.records import read_events, read_starts
 MOST_HAPPENED, MOST_STARTS = 60, 20  # rows of the tables; the newest
 STYLES = ("c0", "c1", "c2", "c3", "c4", "c5")
 TITLES = {
-    "incarnation_ended": "run ended",
+    "attempt_ended": "run ended",
     "rewind": "went back",
     "step_skipped": "update left out",
     "straggler": "slow rank",
@@ -143,8 +143,8 @@ def _facts(starts: list[Any], events: list[Any], history: History, evaluations: 
 
 
 def _mark(number: int, one: Happened) -> Mark:
-    said = f"{number}: {TITLES.get(one.kind, one.kind)}, {one.first.get('said', '')}"
-    return Mark(one.first["step"], str(number), said, "bad" if one.serious else "warn")
+    message = f"{number}: {TITLES.get(one.kind, one.kind)}, {one.first.get('message', '')}"
+    return Mark(one.first["step"], str(number), message, "bad" if one.serious else "warn")
 
 
 def _row(number: int, one: Happened) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def _row(number: int, one: Happened) -> dict[str, Any]:
         "step": one.first["step"],
         "title": TITLES.get(one.kind, one.kind.replace("_", " ")),
         "count": one.count,
-        "said": one.last.get("said", ""),
+        "message": one.last.get("message", ""),
     }
 
 

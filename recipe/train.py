@@ -14,7 +14,7 @@ from recipe.reading.breakdown import as_text, breakdown, read_trace
 from recipe.run.checkpoint_files import checkpoint_name
 from recipe.run.early_stop import answer_early_stops
 from recipe.run.folder import check_resume, check_run_folder
-from recipe.run.job import ProfiledSteps, check_launch, describe
+from recipe.run.job import ProfiledSteps, check_job, describe
 
 EXAMPLE = """example:
   deepspeed --num_gpus 2 recipe/train.py --config recipe/configs/runs/quickstart.yaml \\
@@ -84,16 +84,16 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     early_stop = None if args.dry_run else answer_early_stops()
     world_size = launched_world_size() if args.dry_run else required_world_size()
-    launch = check_launch(args.config, args.set, args.deepspeed_config, world_size)
+    job = check_job(args.config, args.set, args.deepspeed_config, world_size)
     profiled: ProfiledSteps | None = args.profile
-    if profiled is not None and args.resume == "never" and (said := profiled.problem(launch.total_steps)):
-        raise UserError(said)
-    changes = check_run_folder(launch, resumes=args.resume != "never")
+    if profiled is not None and args.resume == "never" and (message := profiled.problem(job.total_steps)):
+        raise UserError(message)
+    changes = check_run_folder(job, resumes=args.resume != "never")
     if args.resume != "never":
-        check_resume(launch, args.resume)
+        check_resume(job, args.resume)
     if args.dry_run:
         if is_first_rank():
-            print("\n".join([describe(launch), *changes_since_last_start(changes)]))
+            print("\n".join([describe(job), *changes_since_last_start(changes)]))
         return 0
 
     # Imported late: refusing a configuration or a dry run needs neither torch nor DeepSpeed.
@@ -106,22 +106,20 @@ def main(argv: list[str] | None = None) -> int:
     from recipe.safety.watchdog import Watchdog
     from recipe.training.start import train_on
 
-    run = launch.run
+    run = job.run
     check_compute(run.compute)
 
     def begin() -> int:
         lock_run_folder(run.run_dir)
-        print("\n".join([describe(launch), *changes_since_last_start(changes)]), flush=True)
-        return record_start(launch)
+        print("\n".join([describe(job), *changes_since_last_start(changes)]), flush=True)
+        return record_start(job)
 
     with session(run.watch):
         folder = RunFolder(run.run_dir, from_first_rank(begin))
         assert early_stop is not None  # no dry run comes here
         early_stop.watch(run.run_dir)  # from now on the folder is ours, and what asks it to stop
-        with recorded_failures(folder, lambda: memory_report(launch)), Watchdog(folder, run.watch) as watchdog:
-            return train_on(
-                launch, folder, watchdog, resume=args.resume, time_limit_s=args.time_limit, profiled=profiled
-            )
+        with recorded_failures(folder, lambda: memory_report(job)), Watchdog(folder, run.watch) as watchdog:
+            return train_on(job, folder, watchdog, resume=args.resume, time_limit_s=args.time_limit, profiled=profiled)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def view(run_dir: Path) -> Group:
     ages = heartbeat_ages(run_dir / "heartbeats", beats) if beats else {}
     parts: list[Any] = [line(f"{run_dir}  {state_of(events)}, start {len(starts)}", style="bold")]
     found = alarms(starts[-1], events, last, ages, beats)
-    parts += [line(f"! {alarm.said}", style="bold red" if alarm.serious else "yellow") for alarm in found]
+    parts += [line(f"! {alarm.message}", style="bold red" if alarm.serious else "yellow") for alarm in found]
     if not found:
         parts.append(line("no alarms", style="green"))
     if last is None:
@@ -59,7 +59,7 @@ def view(run_dir: Path) -> Group:
         )
     for event in events[-EVENTS:]:
         when = time.strftime("%m-%d %H:%M:%S", time.gmtime(event["time"]))
-        parts.append(line(f"{when}  step {event['step']:>8,}  {event.get('said', event['event'])}", style="dim"))
+        parts.append(line(f"{when}  step {event['step']:>8,}  {event.get('message', event['event'])}", style="dim"))
     return Group(*parts)
 
 

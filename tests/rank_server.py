@@ -98,7 +98,7 @@ def main() -> None:
     from recipe.evaluation import downstream  # noqa: F401
     from recipe.huggingface import import_weights  # noqa: F401
     from recipe.telemetry import prometheus  # noqa: F401
-    from recipe.training import start as incarnation  # noqa: F401
+    from recipe.training import start as attempt  # noqa: F401
 
     print("ready", flush=True)
     for line in sys.stdin:

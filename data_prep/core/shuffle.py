@@ -51,7 +51,7 @@ def producer(task: int, chunk: int) -> int:
     return task * _CHUNKS + chunk
 
 
-class Exchange:
+class Shuffle:
     """One shuffle, as a folder of Arrow files: one per producer, or the newest level of merged ones in merged-N/."""
 
     def __init__(self, folder: Path):

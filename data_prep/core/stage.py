@@ -29,7 +29,7 @@ from data_prep.core.bad_records import WHAT_TO_DO, BadRecords
 from data_prep.core.engines import Engine, LocalEngine, make_engine
 from data_prep.core.inputs import Inputs, input_folder, only_read, parent_of, read_part
 from data_prep.core.partial_files import remove_partial_files
-from data_prep.core.shuffle import Exchange
+from data_prep.core.shuffle import Shuffle
 from data_prep.core.slurm import end_recorded_jobs
 from data_prep.documents.listing import shortened
 from data_prep.documents.reading import Part, numbered_documents, read_documents, unread_files
@@ -104,8 +104,8 @@ class Stage:
         """The input as tasks."""
         return self.inputs.parts
 
-    def exchange(self, name: str) -> Exchange:
-        return Exchange(self.output / "exchange" / name)
+    def shuffle(self, name: str) -> Shuffle:
+        return Shuffle(self.output / "exchange" / name)
 
     @cached_property
     def unread(self) -> list[str]:

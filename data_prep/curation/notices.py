@@ -107,21 +107,21 @@ def _line_without(text: str, start: int, stop: int, spans: Sequence[Span]) -> tu
 
 def is_prominent(text: str, matches: Sequence[Span]) -> bool:
     """Whether the text is of the phrases: they are dense, or a sentence says little else; it may also mention them."""
-    said = _said(text, matches)
-    if not said:
+    message = _said(text, matches)
+    if not message:
         return False
-    different = {text[start:stop].lower() for start, stop in said}
-    words = _WORDS_PER_PHRASE * len(said) * (2 if len(different) >= 3 else 1)
-    return (len(said) >= 3 and _words(text) <= words) or any(
+    different = {text[start:stop].lower() for start, stop in message}
+    words = _WORDS_PER_PHRASE * len(message) * (2 if len(different) >= 3 else 1)
+    return (len(message) >= 3 and _words(text) <= words) or any(
         spans and _words_beside(text, start, stop, spans) <= _WORDS_BESIDE_PHRASES
-        for line, line_stop, inside in _by_line(text, said)
+        for line, line_stop, inside in _by_line(text, message)
         for start, stop, spans in _by_sentence(text, line, line_stop, inside)
     )
 
 
 def _said(text: str, matches: Sequence[Span]) -> list[Span]:
     """The matches in order that overlap no earlier one, are not in quotation marks and no part of a longer word."""
-    said: list[Span] = []
+    message: list[Span] = []
     done = 0
     for line, line_stop, spans in _by_line(text, sorted(matches, key=lambda span: (span[0], -span[1]))):
         quotes = [match.span() for match in _QUOTED.finditer(text, line, line_stop)]
@@ -132,8 +132,8 @@ def _said(text: str, matches: Sequence[Span]) -> list[Span]:
             quote = bisect_right(quotes, (start, start)) - 1
             is_quoted = quote >= 0 and stop <= quotes[quote][1]
             if not is_quoted and not _LONGER_WORD.match(text, stop):
-                said.append((start, stop))
-    return said
+                message.append((start, stop))
+    return message
 
 
 def _by_line(text: str, spans: Sequence[Span]) -> Iterator[tuple[int, int, list[Span]]]:

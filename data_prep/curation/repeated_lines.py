@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_prep.core.partial_files import partial_path
-from data_prep.core.shuffle import Exchange, column, grouped, producer
+from data_prep.core.shuffle import Shuffle, column, grouped, producer
 from data_prep.curation.characters import native
 from data_prep.documents.reading import Document, Part, parse, records
 
@@ -33,7 +33,7 @@ class RepeatedLines(BaseModel):
 
 
 def count_lines(
-    part: Part, number: int, *, config: RepeatedLines, target: Exchange, fate: Callable[[int], tuple[Any, np.ndarray]]
+    part: Part, number: int, *, config: RepeatedLines, target: Shuffle, fate: Callable[[int], tuple[Any, np.ndarray]]
 ) -> dict[str, Any]:
     """How many of one part's surviving documents have each line, by hash."""
     labels, gone = fate(number)
@@ -63,7 +63,7 @@ def count_lines(
 
 
 def find_repeated(
-    partition: int, number: int, *, config: RepeatedLines, source: Exchange, partitions: int, target: Path
+    partition: int, number: int, *, config: RepeatedLines, source: Shuffle, partitions: int, target: Path
 ) -> dict[str, Any]:
     """The hashes of one range that enough documents have, sorted, as NNNNN.npy under `target`."""
     table = source.read(partition, partitions)

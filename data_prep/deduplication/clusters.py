@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_prep.core.shuffle import Exchange, column, grouped, producer, scatter, sort_table
+from data_prep.core.shuffle import Shuffle, column, grouped, producer, scatter, sort_table
 from data_prep.deduplication.signatures import OLD_PARTS, RECORD_BITS, Catalog, part_key
 from data_prep.documents.reading import Document, write_documents
 
@@ -20,7 +20,7 @@ _RANKED = ("id", "lang", "source", "priority", "quality", "characters", "exact")
 _AT_ONCE = 500_000  # documents with what ranks them: 70 MB
 
 
-def members(partition: int, number: int, *, found: Exchange, partitions: int, target: Exchange) -> dict[str, Any]:
+def members(partition: int, number: int, *, found: Shuffle, partitions: int, target: Shuffle) -> dict[str, Any]:
     """One range of clustered documents, sent to their parts."""
     table = found.read(partition, partitions)
     node, other = column(table, "node"), column(table, "other")
@@ -32,7 +32,7 @@ def members(partition: int, number: int, *, found: Exchange, partitions: int, ta
 
 
 def rank(
-    partition: int, number: int, *, source: Exchange, partitions: int, catalog: Catalog, target: Exchange
+    partition: int, number: int, *, source: Shuffle, partitions: int, catalog: Catalog, target: Shuffle
 ) -> dict[str, Any]:
     """The clustered documents of some parts, with what ranks them, sent to their cluster's range.
 
@@ -53,7 +53,7 @@ def rank(
 
 
 def choose(
-    partition: int, number: int, *, source: Exchange, partitions: int, drops: Exchange, output: Path
+    partition: int, number: int, *, source: Shuffle, partitions: int, drops: Shuffle, output: Path
 ) -> dict[str, Any]:
     """Which document of each cluster in one range stays, and a line for each cluster under clusters/.
 

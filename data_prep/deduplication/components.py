@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.core.shuffle import Exchange, column, grouped, scatter
+from data_prep.core.shuffle import Shuffle, column, grouped, scatter
 
 _MAX_ROUNDS = 64  # 2**32 nodes in a path need about as many
 
@@ -57,8 +57,8 @@ def components(node: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def find_components(
-    run_tasks: Callable[..., list[dict[str, Any]]], edges: Exchange, make: Callable[[str], Exchange]
-) -> tuple[Exchange, int]:
+    run_tasks: Callable[..., list[dict[str, Any]]], edges: Shuffle, make: Callable[[str], Shuffle]
+) -> tuple[Shuffle, int]:
     """Components of the edges in an exchange (columns `node`, `other`, in both directions, key scatter(node)).
 
     Args:
@@ -91,7 +91,7 @@ def find_components(
     raise AssertionError("star rounds did not converge")
 
 
-def _all_at_once(task: int, number: int, *, source: Exchange, target: Exchange) -> dict[str, Any]:
+def _all_at_once(task: int, number: int, *, source: Shuffle, target: Shuffle) -> dict[str, Any]:
     table = source.read(0, 1)
     node, other = components(column(table, "node"), column(table, "other"))
     target.write(number, scatter(node), {"node": node, "other": other})
@@ -99,7 +99,7 @@ def _all_at_once(task: int, number: int, *, source: Exchange, target: Exchange) 
 
 
 def _round(
-    partition: int, number: int, *, source: Exchange, target: Exchange, large: bool, partitions: int
+    partition: int, number: int, *, source: Shuffle, target: Shuffle, large: bool, partitions: int
 ) -> dict[str, Any]:
     table = source.read(partition, partitions)
     node, other = star(column(table, "node"), column(table, "other"), large=large)

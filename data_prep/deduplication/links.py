@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_prep.core.shuffle import Exchange, column, grouped, producer, scatter, sort_table
+from data_prep.core.shuffle import Shuffle, column, grouped, producer, scatter, sort_table
 from data_prep.deduplication.components import unique_edges
 from data_prep.deduplication.minhash import MinHash, similarity
 from data_prep.deduplication.signatures import OLD_PARTS, RECORD_BITS, Catalog, part_key
@@ -23,7 +23,7 @@ _SIGNED = 200_000  # pairs with a signature in memory at a time: 56 MB
 
 
 def spread_bands(
-    number: int, task: int, *, catalog: Catalog, minhash: tuple[int, int, int, int], bands: Exchange, exact: Exchange
+    number: int, task: int, *, catalog: Catalog, minhash: tuple[int, int, int, int], bands: Shuffle, exact: Shuffle
 ) -> dict[str, Any]:
     """Rows of one part for the candidates: each document under each of its band keys, and under its exact hash.
 
@@ -86,7 +86,7 @@ def _star(document: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[n
 
 
 def candidates(
-    task: tuple[str, int, int], number: int, *, bands: Exchange, exact: Exchange, pairs: Exchange, edges: Exchange
+    task: tuple[str, int, int], number: int, *, bands: Shuffle, exact: Shuffle, pairs: Shuffle, edges: Shuffle
 ) -> dict[str, Any]:
     """Edges of one range of exact hashes, or pairs to compare of one range of band keys."""
     kind, partition, partitions = task
@@ -98,7 +98,7 @@ def candidates(
 
 
 def sign_left(
-    partition: int, number: int, *, source: Exchange, partitions: int, catalog: Catalog, target: Exchange
+    partition: int, number: int, *, source: Shuffle, partitions: int, catalog: Catalog, target: Shuffle
 ) -> dict[str, Any]:
     """The pairs of some parts' left documents, each once, with those documents' signatures, sent to the right ones."""
     chunks, size = count(), 0
@@ -117,11 +117,11 @@ def compare(
     partition: int,
     number: int,
     *,
-    source: Exchange,
+    source: Shuffle,
     partitions: int,
     catalog: Catalog,
     threshold: float,
-    edges: Exchange,
+    edges: Shuffle,
     first: int,
 ) -> dict[str, Any]:
     """Edges of the pairs whose signatures agree enough, at some parts' right documents.
@@ -138,7 +138,7 @@ def compare(
     return _write_edges(edges, first + number, np.concatenate(left), np.concatenate(right))
 
 
-def _write_edges(edges: Exchange, number: int, left: np.ndarray, right: np.ndarray) -> dict[str, Any]:
+def _write_edges(edges: Shuffle, number: int, left: np.ndarray, right: np.ndarray) -> dict[str, Any]:
     node, other = np.concatenate((left, right)), np.concatenate((right, left))
     edges.write(number, scatter(node), {"node": node, "other": other})
     return {"edges": int(left.size)}

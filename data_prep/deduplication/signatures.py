@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep.core.partial_files import remove_following
-from data_prep.core.shuffle import Exchange, column, grouped, read_table, scatter, to_arrow, write_table
+from data_prep.core.shuffle import Shuffle, column, grouped, read_table, scatter, to_arrow, write_table
 from data_prep.curation.characters import native
 from data_prep.deduplication.minhash import MinHash, pack
 from data_prep.documents.reading import Document
@@ -166,7 +166,7 @@ class Catalog:
     def drops(self, number: int) -> pa.Table:
         """What the run of one part dropped of it: record, exact."""
         folder, number = self._run_of(number)
-        return Exchange(folder / "drops").lookup(part_key(number))
+        return Shuffle(folder / "drops").lookup(part_key(number))
 
     def gather(self, documents: np.ndarray, names: tuple[str, ...]) -> pa.Table:
         """Rows of `names` for these document numbers, in their order; opens each of their parts."""

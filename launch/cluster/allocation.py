@@ -35,7 +35,7 @@ ANSWER_S = 10  # that a host may take to answer over ssh
 LOST_STATES = ("down", "drain", "drng", "fail", "maint", "unk")
 
 
-class Place(ABC):
+class Allocation(ABC):
     """Hosts that can run ranks.
 
     Args:
@@ -105,7 +105,7 @@ class Place(ABC):
         """Hosts that are not used any more."""
 
 
-class ThisHost(Place):
+class ThisHost(Allocation):
     """Ranks on this host alone."""
 
     def __init__(self, slots: int, launcher: list[str], folder: Path):
@@ -139,7 +139,7 @@ class ThisHost(Place):
         return set()
 
 
-class _Pool(Place):
+class _Pool(Allocation):
     def __init__(self, hosts: dict[str, int], launcher: list[str], folder: Path):
         super().__init__(launcher, folder)
         self.pool = HostPool(hosts)
@@ -265,11 +265,11 @@ class SlurmNodes(_Pool):
         return run(["srun", "--nodes=1", "--ntasks=1", f"--nodelist={host}", "--overlap", *words], timeout_s)
 
     def lost(self, hosts: list[str]) -> list[str]:
-        said = _output("sinfo", "--noheader", "--Node", f"--nodes={','.join(hosts)}", "--format=%N %t")
-        return lost_nodes(said, hosts)
+        message = _output("sinfo", "--noheader", "--Node", f"--nodes={','.join(hosts)}", "--format=%N %t")
+        return lost_nodes(message, hosts)
 
 
-def add_place_arguments(parser: argparse.ArgumentParser) -> None:
+def add_allocation_arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--hostfile", type=Path, help="HOST slots=N lines; more hosts than needed are spares")
     where.add_argument("--num_gpus", type=positive_int, help="ranks on this host alone")
@@ -279,7 +279,7 @@ def add_place_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def place_of(args: argparse.Namespace, launcher: list[str], folder: Path) -> Place:
+def allocation_of(args: argparse.Namespace, launcher: list[str], folder: Path) -> Allocation:
     """The place that a command line names.
 
     Raises:
@@ -301,9 +301,9 @@ def place_of(args: argparse.Namespace, launcher: list[str], folder: Path) -> Pla
     return SlurmNodes(dict.fromkeys(nodes, slots), launcher, folder)
 
 
-def lost_nodes(said: str, hosts: list[str]) -> list[str]:
+def lost_nodes(message: str, hosts: list[str]) -> list[str]:
     """The nodes that sinfo's lines of name and state say are down, leaving, or silent; also those it does not know."""
-    states = dict(line.split() for line in said.splitlines())
+    states = dict(line.split() for line in message.splitlines())
     return [host for host in hosts if (state := states.get(host, "unk")).startswith(LOST_STATES) or state.endswith("*")]
 
 

@@ -1,4 +1,4 @@
-"""Why an incarnation of a run ended, from what its ranks left behind and the launcher's exit code."""
+"""Why an attempt of a run ended, from what its ranks left behind and the launcher's exit code."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ CAUSES = ("user_error", "hang", "out_of_memory", "error", "corruption")
 
 @dataclass(frozen=True)
 class Incident:
-    """The end of an incarnation. Rank and host are those to blame; None where nothing tells one from the others."""
+    """The end of an attempt. Rank and host are those to blame; None where nothing tells one from the others."""
 
     kind: str  # one of CAUSES, killed, peer_lost, or unknown
-    said: str
+    message: str
     rank: int | None = None
     host: str | None = None
     ranks: tuple[int, ...] = ()  # of corruption: all that compute other bits
 
 
-def incident_of(run_dir: Path, incarnation: int, code: int) -> Incident:
-    """What is known of an incarnation that ended with a code other than 0: its earliest cause."""
-    records = sorted(_records(run_dir, incarnation), key=lambda r: (r["time"], r["rank"]))
-    beats = read_heartbeats(run_dir / "heartbeats", incarnation)
+def incident_of(run_dir: Path, attempt: int, code: int) -> Incident:
+    """What is known of an attempt that ended with a code other than 0: its earliest cause."""
+    records = sorted(_records(run_dir, attempt), key=lambda r: (r["time"], r["rank"]))
+    beats = read_heartbeats(run_dir / "heartbeats", attempt)
     ranks = beats.keys() | {r["rank"] for r in records}
     causes = [r for r in records if r["kind"] in CAUSES and not r["witness"]]
     if causes:
@@ -43,9 +43,9 @@ def incident_of(run_dir: Path, incarnation: int, code: int) -> Incident:
     if silent and (records or name):
         return _of_silent(silent, ranks, waited, name)
     if waited is not None:
-        return Incident("hang", f"ranks waited for each other: {waited['said']}")
+        return Incident("hang", f"ranks waited for each other: {waited['message']}")
     if records:
-        return Incident("peer_lost", f"connections were lost: {records[0]['said']}")
+        return Incident("peer_lost", f"connections were lost: {records[0]['message']}")
     return Incident("unknown", f"the launcher ended with code {code}")
 
 
@@ -53,17 +53,17 @@ def _of_cause(causes: list[dict[str, Any]], ranks: Set[int]) -> Incident:
     """The earliest, with its rank unless that is no different from the others."""
     first = causes[0]
     if first["kind"] == "user_error":
-        return Incident("user_error", first["said"], first["rank"], first["host"])
+        return Incident("user_error", first["message"], first["rank"], first["host"])
     alike = [r for r in causes if r["kind"] == first["kind"] and _signature(r) == _signature(first)]
     if first["kind"] == "corruption":
-        return Incident("corruption", first["said"], first["rank"], first["host"], tuple(r["rank"] for r in alike))
+        return Incident("corruption", first["message"], first["rank"], first["host"], tuple(r["rank"] for r in alike))
     # All ranks, whatever they have: the program, the data or the file system. Ranks of several hosts of which it is said
     # at once that they hold up the others: what they have in common, such as the network.
     if len(ranks) > 1 and {r["rank"] for r in alike} == ranks:
-        return Incident(first["kind"], f"all {len(ranks)} ranks alike: {first['said']}")
+        return Incident(first["kind"], f"all {len(ranks)} ranks alike: {first['message']}")
     if first["kind"] == "hang" and len({r["host"] for r in alike}) > 1:
-        return Incident("hang", first["said"])
-    return Incident(first["kind"], first["said"], first["rank"], first["host"])
+        return Incident("hang", first["message"])
+    return Incident(first["kind"], first["message"], first["rank"], first["host"])
 
 
 def _of_silent(silent: list[Heartbeat], ranks: Set[int], waited: dict[str, Any] | None, name: str | None) -> Incident:
@@ -72,15 +72,15 @@ def _of_silent(silent: list[Heartbeat], ranks: Set[int], waited: dict[str, Any] 
     how = f"killed by {name}" if name else "gone without a word"
     if len(silent) == len(ranks) > 1:
         return Incident(kind, f"all {len(ranks)} ranks {how}, alike: {_named(silent)}")
-    said = f"{_named(silent)} {how}" + (f"; others say: {waited['said']}" if waited is not None else "")
+    message = f"{_named(silent)} {how}" + (f"; others say: {waited['message']}" if waited is not None else "")
     if len({beat.host for beat in silent}) > 1:
-        return Incident(kind, said)
-    return Incident(kind, said, silent[0].rank, silent[0].host)
+        return Incident(kind, message)
+    return Incident(kind, message, silent[0].rank, silent[0].host)
 
 
 def _signature(record: dict[str, Any]) -> str:
     """What a record says, without the numbers in which ranks differ."""
-    return re.sub(r"\d+", "#", record["said"])
+    return re.sub(r"\d+", "#", record["message"])
 
 
 def signal_of(code: int) -> str | None:
@@ -91,9 +91,9 @@ def signal_of(code: int) -> str | None:
     return None
 
 
-def last_step(run_dir: Path, incarnation: int, since: float) -> int | None:
-    """The last step that is known to be done by an incarnation that began at `since` (seconds of the epoch)."""
-    beats = read_heartbeats(run_dir / "heartbeats", incarnation)
+def last_step(run_dir: Path, attempt: int, since: float) -> int | None:
+    """The last step that is known to be done by an attempt that began at `since` (seconds of the epoch)."""
+    beats = read_heartbeats(run_dir / "heartbeats", attempt)
     steps = [beat.step - 1 for beat in beats.values()]  # the one it works on is not done
     logged = last_metrics(run_dir)
     if logged is not None and logged["time"] >= since:
@@ -101,8 +101,8 @@ def last_step(run_dir: Path, incarnation: int, since: float) -> int | None:
     return max(steps, default=None)
 
 
-def _records(run_dir: Path, incarnation: int) -> list[dict[str, Any]]:
-    files = (run_dir / "failures").glob(f"incarnation_{incarnation:04d}_rank_*.json")
+def _records(run_dir: Path, attempt: int) -> list[dict[str, Any]]:
+    files = (run_dir / "failures").glob(f"attempt_{attempt:04d}_rank_*.json")
     records = (json.loads(path.read_text(encoding="utf-8")) for path in files)
     return [{"witness": record["kind"] == "peer_lost", **record} for record in records]  # of an older start, too
 

@@ -199,7 +199,7 @@ class CheckpointStore:
             return {"written": 0.0, "unwritten": 0.0, "unsound": 0.0}
         return {"written": 1.0, "unwritten": float(save.error is not None), "unsound": float(save.unsound is not None)}
 
-    def settle(self, totals: dict[str, float], *, proof: bool | None) -> None:
+    def commit(self, totals: dict[str, float], *, proof: bool | None) -> None:
         """Go on with the save after a step, by what all ranks have said in it; called by all with the same arguments.
 
         Args:
@@ -335,10 +335,10 @@ class CheckpointStore:
             return None  # damaged, as will be seen
         return None if has_seen_it else ("rewound", "checkpoint_rewound", f"{path.name} is of a spike")
 
-    def _set_aside(self, path: Path, why: str, event: str, said: str) -> None:
+    def _set_aside(self, path: Path, why: str, event: str, message: str) -> None:
         aside = on_disk.set_aside(path, why)
-        said = f"{said}; set aside as {aside.name}"
-        self._events.append({"event": event, "step": on_disk.step_of(path), "said": said})
+        message = f"{message}; set aside as {aside.name}"
+        self._events.append({"event": event, "step": on_disk.step_of(path), "message": message})
 
     def _check_absence(self, committed: Sequence[int], orders: Orders) -> None:
         """Refuse to start from the beginning where checkpoints should be; a rewind may go back before the first."""
@@ -360,8 +360,8 @@ class CheckpointStore:
         younger = [p for p in on_disk.complete(self.folder) if on_disk.step_of(p) > on_disk.step_of(chosen)]
         names = [on_disk.set_aside(path, "left").name for path in younger]
         if names:
-            said = f"going on from {chosen.name}; the younger ones are set aside as {', '.join(names)}"
-            self._events.append({"event": "branch_left", "step": on_disk.step_of(chosen), "said": said})
+            message = f"going on from {chosen.name}; the younger ones are set aside as {', '.join(names)}"
+            self._events.append({"event": "branch_left", "step": on_disk.step_of(chosen), "message": message})
 
     def leave_suspect(self, last_update: int) -> str:
         """Set aside the checkpoints that hold the last update before steps that were skipped; all ranks together.
@@ -402,8 +402,8 @@ class CheckpointStore:
                 with suppress(UserError):  # one that cannot be read stays as it is
                     if not holds(on_disk.read_manifest(path)):
                         (path / on_disk.KEEP).unlink()
-                        said = f"{path.name} is not {reason} any more, and is kept no longer than others"
-                        event = {"event": "checkpoint_unmarked", "step": on_disk.step_of(path), "said": said}
+                        message = f"{path.name} is not {reason} any more, and is kept no longer than others"
+                        event = {"event": "checkpoint_unmarked", "step": on_disk.step_of(path), "message": message}
                         self._events.append(event)
 
         from_first_rank(unmark)
@@ -420,8 +420,8 @@ class CheckpointStore:
                 f"remove {self.folder.parent / SUSPECT} to go on from one that may be corrupt"
             )
         for path in suspects:
-            said = f"{path} was trained while a rank computed other bits"
-            self._set_aside(path, "suspect", "checkpoint_suspect", said)
+            message = f"{path} was trained while a rank computed other bits"
+            self._set_aside(path, "suspect", "checkpoint_suspect", message)
 
     def damage(self, path: Path) -> list[str]:
         """What is wrong with a checkpoint's files, in their order; each rank reads its share of them."""
@@ -571,5 +571,5 @@ class CheckpointStore:
             shutil.rmtree(save.partial, ignore_errors=True)
             self._report("checkpoint_failed", save, f"no checkpoint of step {save.step:,}: {why}")
 
-    def _report(self, event: str, save: _Save, said: str, **more: Any) -> None:
-        self._events.append({"event": event, "step": save.step, "said": said, **more})
+    def _report(self, event: str, save: _Save, message: str, **more: Any) -> None:
+        self._events.append({"event": event, "step": save.step, "message": message, **more})

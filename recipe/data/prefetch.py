@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 Read = TypeVar("Read")
 
 
-class ReadAhead(Generic[Read]):
+class Prefetcher(Generic[Read]):
     """Results of `read(position)`, a pure function of a position, each read in a thread before it is asked for.
 
     An error of `read` is raised where its result is taken; one that nobody takes is nobody's.

@@ -84,8 +84,8 @@ def saying_that_it_compiles(library: Path) -> Iterator[None]:
             f"there is no compiler ({compiler}) on {socket.gethostname()}, which CPU ranks need once for {library}; install g++, "
             "or start on a host that has one and shares this folder"
         )
-    said = f"compiling DeepSpeed's collective for CPU ranks into {library.parent}, once; about a minute"
-    timer = threading.Timer(LOAD_S if library.exists() else 0.0, print, (said,), {"file": sys.stderr, "flush": True})
+    message = f"compiling DeepSpeed's collective for CPU ranks into {library.parent}, once; about a minute"
+    timer = threading.Timer(LOAD_S if library.exists() else 0.0, print, (message,), {"file": sys.stderr, "flush": True})
     timer.daemon = True
     timer.start()
     try:

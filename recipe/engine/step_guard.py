@@ -28,9 +28,9 @@ SMALLEST_SIGMA = 0.002  # of the median: a flat history makes no spike of noise
 class Rewind(Exception):
     """A spike that skipping does not end: go back to the last checkpoint before it, past its data."""
 
-    def __init__(self, before_step: int, said: str):
+    def __init__(self, before_step: int, message: str):
         self.before_step = before_step
-        super().__init__(said)
+        super().__init__(message)
 
 
 class Unsound(UserError):
@@ -42,7 +42,7 @@ class Verdict:
     """What became of a step."""
 
     kind: Literal["applied", "nonfinite", "spike", "empty"]
-    said: str
+    message: str
     loss: float  # nats per token, mean of the global batch
     grad_norm: float
     totals: dict[str, float]  # sums over ranks of what the others asked
@@ -62,7 +62,7 @@ class StepGuard:
 
     Args:
         settings: the run config's numerics section.
-        state: of an earlier incarnation, as `state` gave it.
+        state: of an earlier attempt, as `state` gave it.
         votes: this rank's numbers to be summed over ranks in the step's exchange, whatever they mean.
         before_update: called when the weights are about to change.
     """
@@ -192,12 +192,14 @@ class StepGuard:
         self.skipped += 1
         self._check_nonfinite(step, verdict)
         self._check_spike(step, verdict, rewinds)
-        return [{"event": "step_skipped", "step": step, "kind": verdict.kind, "said": f"step skipped: {verdict.said}"}]
+        return [
+            {"event": "step_skipped", "step": step, "kind": verdict.kind, "message": f"step skipped: {verdict.message}"}
+        ]
 
     def _check_nonfinite(self, step: int, verdict: Verdict) -> None:
         limit = self._settings.max_nonfinite_in_a_row
         if self._skipped_in_a_row["nonfinite"] >= limit:
-            raise Unsound(f"{limit} steps in a row up to {step:,} were not finite, the last since {verdict.said}")
+            raise Unsound(f"{limit} steps in a row up to {step:,} were not finite, the last since {verdict.message}")
 
     def _check_spike(self, step: int, verdict: Verdict, rewinds: int) -> None:
         spikes = self._settings.spikes
@@ -207,10 +209,10 @@ class StepGuard:
             self._spike_since = step
         if self._skipped_in_a_row["spike"] < spikes.sustained:
             return
-        said = f"{spikes.sustained} steps in a row up to {step:,} were spikes: {verdict.said}"
+        message = f"{spikes.sustained} steps in a row up to {step:,} were spikes: {verdict.message}"
         if rewinds:
-            raise Unsound(f"{said}; the run has gone back before a spike once already and stops here")
-        raise Rewind(self._spike_since, said)
+            raise Unsound(f"{message}; the run has gone back before a spike once already and stops here")
+        raise Rewind(self._spike_since, message)
 
 
 def robust_z(value: float, history: list[float]) -> float:

@@ -203,9 +203,9 @@ def load_tasks(manager: TaskManager, names: Sequence[str]) -> dict[str, Any]:
     try:
         return manager.load_task_or_group(list(names))
     except (OSError, ConnectionError, datasets.exceptions.DatasetsError) as error:
-        said = " ".join(str(error).split())[:300]
+        message = " ".join(str(error).split())[:300]
         raise UserError(
-            f"a dataset cannot be had ({said}); fetch all with --save-data where there is a network, and give --data here"
+            f"a dataset cannot be had ({message}); fetch all with --save-data where there is a network, and give --data here"
         ) from None
 
 

@@ -12,7 +12,7 @@ from recipe.planner.workload import Workload
 
 
 @dataclass(frozen=True)
-class WayOut:
+class Suggestion:
     """A change with its plan."""
 
     change: str
@@ -23,14 +23,14 @@ class WayOut:
         return f"{self.change}: {self.peak_gib:.1f} GiB, a step {self.slowdown:+.0%}"
 
 
-def ways_out(plan: Plan) -> list[WayOut]:
+def suggestions(plan: Plan) -> list[Suggestion]:
     """Changes that lower the peak, the cheapest in time first."""
     found = []
     for change, work in _changes(plan.work):
         other = Plan(work, plan.budget)
         if other.memory.peak_gib < plan.memory.peak_gib and not work.ds.problems_with(work.shape, work.ranks):
             slowdown = other.time(EXPECTED).step_s / plan.time(EXPECTED).step_s - 1
-            found.append(WayOut(change, other.memory.peak_gib, slowdown))
+            found.append(Suggestion(change, other.memory.peak_gib, slowdown))
     return sorted(found, key=lambda way: (way.slowdown, way.peak_gib))
 
 
@@ -39,8 +39,8 @@ def _changes(work: Workload) -> Iterator[tuple[str, Workload]]:
     micro_batch, accumulation = ds.train_micro_batch_size_per_gpu, ds.gradient_accumulation_steps
     if micro_batch % 2 == 0:
         sizes = {"train_micro_batch_size_per_gpu": micro_batch // 2, "gradient_accumulation_steps": accumulation * 2}
-        said = ", ".join(f"{name} {value}" for name, value in sizes.items())
-        yield f"in the ds_config {said}", _with_ds(work, sizes)
+        message = ", ".join(f"{name} {value}" for name, value in sizes.items())
+        yield f"in the ds_config {message}", _with_ds(work, sizes)
     if run.recompute == "none":
         recomputed = replace(work, run=replace(run, recompute="non_reentrant"))
         yield "in the run config compute.recompute non_reentrant", recomputed

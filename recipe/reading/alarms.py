@@ -18,7 +18,7 @@ OVERLOAD = 4.0  # busiest expert over the mean of its layer
 @dataclass(frozen=True)
 class Alarm:
     serious: bool
-    said: str
+    message: str
 
 
 def alarms(
@@ -28,7 +28,7 @@ def alarms(
     """Alarms of a run.
 
     Args:
-        start: the last entry of incarnations.jsonl.
+        start: the last entry of attempts.jsonl.
         last: the last line of metrics.jsonl.
         beats_age_s: seconds since each rank's heartbeat was written.
         beats: what they said.
@@ -41,11 +41,11 @@ def alarms(
     if state == "running":
         found += _silence(watch, last, beats_age_s, beats, now)
     for one in faults(events):
-        if now - one.last["time"] < RECENT_S and not (one.kind == "incarnation_ended" and state.startswith("ended")):
+        if now - one.last["time"] < RECENT_S and not (one.kind == "attempt_ended" and state.startswith("ended")):
             times = f" ({one.count:,} times)" if one.count > 1 else ""
             ago = duration(now - one.last["time"])
             found.append(
-                Alarm(one.serious, f"{ago} ago, step {one.last['step']:,}{times}: {one.last.get('said', one.kind)}")
+                Alarm(one.serious, f"{ago} ago, step {one.last['step']:,}{times}: {one.last.get('message', one.kind)}")
             )
     if last is not None:
         if last["expert_load_max_over_mean"] > OVERLOAD:

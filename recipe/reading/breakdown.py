@@ -112,11 +112,11 @@ def _of_gpu(
         e["args"]["correlation"]: e for e in complete if e.get("cat") in LAUNCHES and "correlation" in e["args"]
     }
     for kernel in kernels:
-        launch = launched.get(kernel["args"].get("correlation"))
+        job = launched.get(kernel["args"].get("correlation"))
         phase = part = OTHER
-        if launch is not None:
-            phase = phases.at(launch["ts"])
-            part = threads.part_at(launch["tid"], launch["ts"])
+        if job is not None:
+            phase = phases.at(job["ts"])
+            part = threads.part_at(job["tid"], job["ts"])
         kind = "memory copies" if kernel["cat"] != "kernel" else kind_of(kernel["name"])
         yield Work(kernel["name"], kind, phase, _named(part, phase), kernel["ts"], kernel["dur"])
 

@@ -32,7 +32,7 @@ class Mark:
 
     step: float
     label: str
-    said: str
+    message: str
     style: str = "bad"
 
 
@@ -75,7 +75,7 @@ def line_chart(
     for mark in marks:
         if x_least <= mark.step <= x_most:
             at = across(mark.step)
-            parts.append(f'<g class="mark {mark.style}"><title>{escape(mark.said)}</title><line x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')  # fmt: skip
+            parts.append(f'<g class="mark {mark.style}"><title>{escape(mark.message)}</title><line x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')  # fmt: skip
             parts.append(f'<text text-anchor="middle" x="{at:.1f}" y="{TOP - 6}">{escape(mark.label)}</text></g>')
     parts.append(f'<text class="tick" x="4" y="12">{escape(unit)}</text>')
     legend = "".join(

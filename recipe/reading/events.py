@@ -7,7 +7,7 @@ from typing import Any
 
 # Ordinary in the life of a run.
 ORDINARY = {"started", "finished", "checkpoint", "checkpoint_removed", "stopped", "ended"}
-SERIOUS = {"incarnation_ended", "rewind", "checkpoint_damaged", "checkpoint_failed", "data_skipped", "corruption"}
+SERIOUS = {"attempt_ended", "rewind", "checkpoint_damaged", "checkpoint_failed", "data_skipped", "corruption"}
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ def faults(events: list[dict[str, Any]]) -> list[Happened]:
     found: list[Happened] = []
     for event in events:
         kind = event["event"]
-        asked = kind == "incarnation_ended" and event["kind"] == "stopped" and event["code"] == 0
+        asked = kind == "attempt_ended" and event["kind"] == "stopped" and event["code"] == 0
         if kind in ORDINARY or asked:
             continue
-        same = found and found[-1].kind == kind and kind != "incarnation_ended"
+        same = found and found[-1].kind == kind and kind != "attempt_ended"
         if same:
             found[-1] = Happened(kind, found[-1].first, event, found[-1].count + 1)
         else:
@@ -43,10 +43,10 @@ def faults(events: list[dict[str, Any]]) -> list[Happened]:
 
 def state_of(events: list[dict[str, Any]]) -> str:
     """How a run stands by its last word."""
-    words = [e for e in events if e["event"] in ("started", "finished", "stopped", "incarnation_ended", "rewind")]
+    words = [e for e in events if e["event"] in ("started", "finished", "stopped", "attempt_ended", "rewind")]
     if not words:
         return "starting"
     last = words[-1]
     return {"started": "running", "finished": "finished", "stopped": "stopped"}.get(
-        last["event"], f"ended: {last['said']}"
+        last["event"], f"ended: {last['message']}"
     )

@@ -16,7 +16,7 @@ _OF_PHASES = {"data_wait": "data wait", "checkpoint": "checkpoint", "evaluation"
 def goodput(starts: list[dict[str, Any]], events: list[dict[str, Any]], history: History) -> dict[str, float]:
     """Seconds of each of PARTS; they add up to the whole.
 
-    Starting is from a start to its first step, lost steps are those that a fault undid, down is between two incarnations.
+    Starting is from a start to its first step, lost steps are those that a fault undid, down is between two attempts.
     """
     found = dict.fromkeys(PARTS, 0.0)
     logged = np.sort(np.concatenate([history["time"], *(stretch["time"] for stretch in history.lost)]))
@@ -24,8 +24,8 @@ def goodput(starts: list[dict[str, Any]], events: list[dict[str, Any]], history:
     begins = [start["time"] for start in starts]
     for number, begin in enumerate(begins, start=1):
         until = begins[number] if number < len(begins) else np.inf
-        mine = [e for e in events if e["incarnation"] == number]
-        ended = [e for e in mine if e["event"] == "incarnation_ended"]
+        mine = [e for e in events if e["attempt"] == number]
+        ended = [e for e in mine if e["event"] == "attempt_ended"]
         words = spoken[(spoken >= begin) & (spoken < until)]
         end = ended[-1]["time"] if ended else float(words[-1]) if len(words) else begin
         steps = logged[(logged >= begin) & (logged < until)]

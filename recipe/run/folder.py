@@ -1,12 +1,12 @@
 """The folder of a run: what it was started with, whether it may be started or resumed here, and what happened in it.
 
-incarnations.jsonl  each start: command, code, packages, configs
+attempts.jsonl  each start: command, code, packages, configs
 metrics.jsonl       each logged step
 evaluations.jsonl   held-out loss of each source, every so many steps
 events.jsonl        what happened: checkpoints, skipped steps, rewinds, mitigations, failures
 failures/           what a rank knew of its own end, for whoever starts the run again
 heartbeats/ stacks/ where each rank is, and was when it hung
-lock                held by rank 0 of the incarnation that runs
+lock                held by rank 0 of the attempt that runs
 supervisor.lock     held by the launch/train.sh that keeps the run going
 stop                made by a person or the supervisor: save and end
 rewind.json         the order to go back before a spike
@@ -33,14 +33,14 @@ from recipe.base.ranks import rank
 from recipe.base.settings import RunConfig, absolute
 from recipe.run.checkpoint_files import check_loadable, complete, find, no_checkpoint_left, read_manifest, topology_of
 from recipe.run.identity import EVALUATION, Identity, check_identity, differences
-from recipe.run.job import Launch
+from recipe.run.job import Job
 from recipe.run.locks import lock_file
 from recipe.run.records import read_starts, saved_checkpoints
 from recipe.run.reports import Reports
 
 REWIND, SUSPECT, LEFT = "rewind.json", "suspect.json", "left.json"
 LOCK, SUPERVISOR_LOCK, STOP = "lock", "supervisor.lock", "stop"  # files of a run folder
-LOCK_PATIENCE_S = 15.0  # that a killed incarnation's rank 0 may take to be gone
+LOCK_PATIENCE_S = 15.0  # that a killed attempt's rank 0 may take to be gone
 # What a resumed run may not change and still be the same run. The optimizer's settings are among them, since the
 # checkpoint's would silently win. Model, tokenizer and tokens are compared by content, wherever they lie.
 _FIXED = ("seed", "data", "optimizer")
@@ -69,11 +69,11 @@ class RunFolder:
     """Paths and records of one run.
 
     Args:
-        incarnation: number of this start, from 1.
+        attempt: number of this start, from 1.
     """
 
-    def __init__(self, path: Path, incarnation: int):
-        self.path, self.incarnation = path, incarnation
+    def __init__(self, path: Path, attempt: int):
+        self.path, self.attempt = path, attempt
         self.reports = Reports()
 
     @property
@@ -81,7 +81,7 @@ class RunFolder:
         return self.path / "heartbeats"
 
     def stacks(self, of_rank: int) -> Path:
-        return self.path / "stacks" / f"incarnation_{self.incarnation:04d}_rank_{of_rank:05d}.txt"
+        return self.path / "stacks" / f"attempt_{self.attempt:04d}_rank_{of_rank:05d}.txt"
 
     @property
     def stop_request(self) -> Path:
@@ -96,37 +96,37 @@ class RunFolder:
         self._report("evaluations.jsonl", facts)
 
     def _report(self, name: str, facts: dict[str, Any]) -> None:
-        path, line = self.path / name, {"time": time.time(), "incarnation": self.incarnation, **facts}
+        path, line = self.path / name, {"time": time.time(), "attempt": self.attempt, **facts}
         self.reports.write(path, lambda: append_json(path, line))
 
     def record_failure(
-        self, kind: str, said: str, *, rank: int, host: str, step: int | None = None, witness: bool = False
+        self, kind: str, message: str, *, rank: int, host: str, step: int | None = None, witness: bool = False
     ) -> None:
-        """Leave word of a rank's failure for the supervisor; the first of a rank in an incarnation is the one that stays.
+        """Leave word of a rank's failure for the supervisor; the first of a rank in an attempt is the one that stays.
 
         Args:
             witness: the rank tells of what others did, or did not do; its host is not to blame.
         """
-        path = self.path / "failures" / f"incarnation_{self.incarnation:04d}_rank_{rank:05d}.json"
+        path = self.path / "failures" / f"attempt_{self.attempt:04d}_rank_{rank:05d}.json"
         if path.exists():  # what a rank knew of its own end explains more than what others say of it later
             return
-        facts = {"kind": kind, "rank": rank, "host": host, "step": step, "said": said, "witness": witness}
+        facts = {"kind": kind, "rank": rank, "host": host, "step": step, "message": message, "witness": witness}
         write_json(path, {"time": time.time(), **facts})
 
-    def record_own_failure(self, kind: str, said: str, *, witness: bool = False) -> None:
-        self.record_failure(kind, said, rank=rank(), host=socket.gethostname(), witness=witness)
+    def record_own_failure(self, kind: str, message: str, *, witness: bool = False) -> None:
+        self.record_failure(kind, message, rank=rank(), host=socket.gethostname(), witness=witness)
 
-    def order_rewind(self, number: int, before_step: int, sequences: int, said: str) -> None:
-        """Have the next incarnation go back to the last checkpoint before a step, and past the data up to `sequences`."""
-        order = {"number": number, "before_step": before_step, "sequences": sequences, "said": said}
+    def order_rewind(self, number: int, before_step: int, sequences: int, message: str) -> None:
+        """Have the next attempt go back to the last checkpoint before a step, and past the data up to `sequences`."""
+        order = {"number": number, "before_step": before_step, "sequences": sequences, "message": message}
         write_json(self.path / REWIND, order)
 
-    def order_suspects(self, good_until: int, said: str) -> None:
-        """Have the next incarnation set aside all checkpoints since the last good probe and go on from the one before."""
-        write_json(self.path / SUSPECT, {"good_until": good_until, "said": said})
+    def order_suspects(self, good_until: int, message: str) -> None:
+        """Have the next attempt set aside all checkpoints since the last good probe and go on from the one before."""
+        write_json(self.path / SUSPECT, {"good_until": good_until, "message": message})
 
     def order_left(self, above: int) -> None:
-        """Have this and later incarnations go on from the checkpoint of a step, and from no younger one of today.
+        """Have this and later attempts go on from the checkpoint of a step, and from no younger one of today.
 
         A rewind that was ordered on the branch that is left is off.
         """
@@ -147,7 +147,7 @@ def read_orders(run_dir: Path) -> Orders:
     return Orders(read(REWIND) or None, read(SUSPECT).get("good_until"), read(LEFT).get("above"))
 
 
-def check_run_folder(launch: Launch, *, resumes: bool) -> list[str]:
+def check_run_folder(job: Job, *, resumes: bool) -> list[str]:
     """Refuse to mix two runs in one folder.
 
     Returns:
@@ -156,11 +156,11 @@ def check_run_folder(launch: Launch, *, resumes: bool) -> list[str]:
     Raises:
         UserError: the folder holds a run and is not to be resumed, or what may not change differs.
     """
-    run = launch.run
+    run = job.run
     if not (starts := read_json_lines(_starts(run.run_dir))):
         if checkpoints := complete(run.run_dir / "checkpoints"):
             raise UserError(
-                f"{run.run_dir} holds {checkpoints[-1].name} but no record of the run that saved it (incarnations.jsonl); "
+                f"{run.run_dir} holds {checkpoints[-1].name} but no record of the run that saved it (attempts.jsonl); "
                 "copy the whole run folder, or choose another run_dir"
             )
         return []
@@ -182,7 +182,7 @@ def check_run_folder(launch: Launch, *, resumes: bool) -> list[str]:
         )
     check_identity(
         start["identity"],
-        _trained_on(launch),
+        _trained_on(job),
         run.run_dir,
         "restore them, or branch into another run_dir (recipe/branch.py)",
     )
@@ -193,14 +193,14 @@ def check_run_folder(launch: Launch, *, resumes: bool) -> list[str]:
             "come next, since data.mixture has max_epochs or anneal; restore it or choose another run_dir"
         )
     changes = differences(_without_paths(last), _without_paths(run))
-    changes += differences(*({EVALUATION: found.get(EVALUATION)} for found in (start["identity"], launch.identity)))
-    changes += [f"ds_config {change}" for change in differences(start["ds_config"], launch.ds_raw)]
+    changes += differences(*({EVALUATION: found.get(EVALUATION)} for found in (start["identity"], job.identity)))
+    changes += [f"ds_config {change}" for change in differences(start["ds_config"], job.ds_raw)]
     if last.run_dir != run.run_dir.absolute():
         changes.append(f"the run folder is {run.run_dir.absolute()}, was {last.run_dir}: moved, or a copy of that run")
     return changes
 
 
-def check_resume(launch: Launch, resume: str) -> None:
+def check_resume(job: Job, resume: str) -> None:
     """Refuse a resume that could not load its checkpoint, before anything starts.
 
     What an order of an earlier start, or damage, will set aside is left to `CheckpointStore.choose`.
@@ -208,7 +208,7 @@ def check_resume(launch: Launch, resume: str) -> None:
     Raises:
         UserError: no such checkpoint, or one of other inputs, or of ranks and sizes that it must be resharded for.
     """
-    run_dir = launch.run.run_dir
+    run_dir = job.run.run_dir
     folder = run_dir / "checkpoints"
     if resume == "auto":
         checkpoints = complete(folder)
@@ -227,13 +227,13 @@ def check_resume(launch: Launch, resume: str) -> None:
         if resume == "auto":
             return
         raise
-    check_identity(manifest["identity"], _trained_on(launch), path, "restore them, or resume from another checkpoint")
-    check_loadable(path, manifest["topology"], topology_of(launch.ds))
+    check_identity(manifest["identity"], _trained_on(job), path, "restore them, or resume from another checkpoint")
+    check_loadable(path, manifest["topology"], topology_of(job.ds))
 
 
-def _trained_on(launch: Launch) -> Identity:
+def _trained_on(job: Job) -> Identity:
     """What may not change; what a run is evaluated on may, and is said."""
-    return {part: value for part, value in launch.identity.items() if part != EVALUATION}
+    return {part: value for part, value in job.identity.items() if part != EVALUATION}
 
 
 def _fixed(run: RunConfig) -> dict[str, Any]:
@@ -254,12 +254,12 @@ def versions() -> dict[str, Any]:
     return {"code_version": recipe.__version__, "packages": {name: version(name) for name in _PACKAGES}}
 
 
-def provenance(launch: Launch) -> dict[str, Any]:
+def provenance(job: Job) -> dict[str, Any]:
     """What a checkpoint's manifest says of the run that saved it."""
     return {
-        "run_config": absolute(launch.run).model_dump(mode="json"),
-        "ds_config": launch.ds_raw,
-        "identity": launch.identity,
+        "run_config": absolute(job.run).model_dump(mode="json"),
+        "ds_config": job.ds_raw,
+        "identity": job.identity,
         **versions(),
     }
 
@@ -268,7 +268,7 @@ _lock: IO[str] | None = None  # held until this process ends
 
 
 def lock_run_folder(folder: Path) -> None:
-    """Hold the folder until this process ends, so that no two incarnations write to it; by rank 0.
+    """Hold the folder until this process ends, so that no two attempts write to it; by rank 0.
 
     Raises:
         UserError: another process holds it, or its file system has no locks.
@@ -277,14 +277,14 @@ def lock_run_folder(folder: Path) -> None:
     _lock = lock_file(folder / LOCK, subject=folder, patience_s=LOCK_PATIENCE_S)
 
 
-def record_start(launch: Launch, **more: Any) -> int:
-    """Append this start to incarnations.jsonl: when, where, by which command, code, packages, configs and inputs.
+def record_start(job: Job, **more: Any) -> int:
+    """Append this start to attempts.jsonl: when, where, by which command, code, packages, configs and inputs.
 
     Returns:
         its number, from 1.
     """
-    path = _starts(launch.run.run_dir)
-    append_json(path, {"time": time.time(), "command": sys.argv, "folder": os.getcwd(), **provenance(launch), **more})
+    path = _starts(job.run.run_dir)
+    append_json(path, {"time": time.time(), "command": sys.argv, "folder": os.getcwd(), **provenance(job), **more})
     return len(read_json_lines(path))
 
 
@@ -314,4 +314,4 @@ def load_run_folder(folder: str | Path) -> tuple[RunConfig, dict[str, Any]]:
 
 
 def _starts(folder: Path) -> Path:
-    return folder / "incarnations.jsonl"
+    return folder / "attempts.jsonl"

@@ -20,7 +20,7 @@ class Heartbeat:
     rank: int
     host: str
     pid: int
-    incarnation: int  # the number of the start that it belongs to
+    attempt: int  # the number of the start that it belongs to
     step: int  # that it works on
     phase: str
     place: int  # phases entered since the start; the same on all ranks that are at the same place
@@ -37,15 +37,15 @@ def write_heartbeat(folder: Path, heartbeat: Heartbeat) -> None:
         os.close(descriptor)
 
 
-def read_heartbeats(folder: Path, incarnation: int) -> dict[int, Heartbeat]:
-    """The ranks of one incarnation; one that is being written just now is left out."""
+def read_heartbeats(folder: Path, attempt: int) -> dict[int, Heartbeat]:
+    """The ranks of one attempt; one that is being written just now is left out."""
     found = {}
     for path in folder.glob("rank_*.json"):
         try:
             beat = Heartbeat(**json.loads(path.read_text()))
         except (ValueError, TypeError, OSError):
             continue
-        if beat.incarnation == incarnation:
+        if beat.attempt == attempt:
             found[beat.rank] = beat
     return found
 

@@ -25,7 +25,7 @@ from recipe.run.timeouts import group_timeout_s
 
 
 @dataclass(frozen=True)
-class Launch:
+class Job:
     """A run config, ds_config, model and data that fit together."""
 
     run: RunConfig
@@ -72,9 +72,9 @@ class ProfiledSteps:
         return None
 
 
-def check_launch(
+def check_job(
     config_path: Path, overrides: list[str], ds_path: Path, world_size: int | None, *, port_may_be_in_use: bool = False
-) -> Launch:
+) -> Job:
     """Read and cross-check all inputs of a run.
 
     Args:
@@ -108,7 +108,7 @@ def check_launch(
         held_out, _ = held_out_sources(run.evaluation.tokens or run.data.tokens, run.tokenizer)
         _check_held_out(held_out)
     evaluated = None if run.evaluation.tokens is None else TokenFolder(run.evaluation.tokens)
-    return Launch(
+    return Job(
         run,
         ds,
         ds_raw,
@@ -184,27 +184,27 @@ def batch_order(run: RunConfig, tokens: TokenFolder) -> BatchOrder:
     return BatchOrder(sources, phases, run.data.seq_length, run.seed, run.data.on_damage == "skip")
 
 
-def describe(launch: Launch) -> str:
+def describe(job: Job) -> str:
     """What would run, for --dry-run and the head of the log."""
-    run, ds, shape = launch.run, launch.ds, launch.shape
+    run, ds, shape = job.run, job.ds, job.shape
     total, active = sum(shape.parameters().values()), sum(shape.active_parameters().values())
-    sequences = launch.total_steps * ds.train_batch_size
-    epochs = launch.order.epochs(sequences)
+    sequences = job.total_steps * ds.train_batch_size
+    epochs = job.order.epochs(sequences)
     lines = [
         f"model       {total:,} parameters, {active:,} active; {shape.num_moe_layers} MoE layers of "
         f"{shape.n_routed_experts} experts, top {shape.num_experts_per_tok}, {shape.n_shared_experts} shared",
         f"parallel    {ds.world_size} ranks, ZeRO-{ds.zero_optimization.stage}, expert parallel size "
         f"{ds.expert_parallel.autoep_size}, {'bf16' if ds.bf16_enabled else 'fp32'}",
-        f"batch       {ds.train_batch_size:,} sequences of {run.data.seq_length:,} = {launch.tokens_per_step:,} tokens a step",
-        f"schedule    {launch.total_steps:,} steps, {launch.total_steps * launch.tokens_per_step:,} tokens, {run.schedule.kind}, "
+        f"batch       {ds.train_batch_size:,} sequences of {run.data.seq_length:,} = {job.tokens_per_step:,} tokens a step",
+        f"schedule    {job.total_steps:,} steps, {job.total_steps * job.tokens_per_step:,} tokens, {run.schedule.kind}, "
         f"peak lr {run.schedule.peak_lr:g}",
     ]
-    for name, count in launch.order.read(sequences).items():
+    for name, count in job.order.read(sequences).items():
         lines.append(
             f"mixture     {name:<12} {count / sequences:6.1%} of the sequences, "
             f"{count * run.data.seq_length:,.0f} tokens, {epochs[name]:.2f} epochs"
         )
-    for first, _ in launch.order.phases[1:]:
+    for first, _ in job.order.phases[1:]:
         lines.append(f"mixture     anneals from step {first * CYCLE // ds.train_batch_size + 1:,}")
     lines.append(f"routing     {_describe_routing(run.routing)}")
     lines.append(
@@ -213,13 +213,11 @@ def describe(launch: Launch) -> str:
         f"loss in chunks of {run.compute.loss_chunk_tokens:,} tokens"
         f"{', compiled' if run.compute.compile else ''}{', deterministic' if run.compute.deterministic else ''}"
     )
-    if launch.held_out:
-        counts = ", ".join(
-            f"{sum(s.num_tokens for s in source.shards):,} of {source.name}" for source in launch.held_out
-        )
+    if job.held_out:
+        counts = ", ".join(f"{sum(s.num_tokens for s in source.shards):,} of {source.name}" for source in job.held_out)
         lines.append(f"evaluation  every {run.evaluation.every_steps:,} steps, held-out tokens: {counts}")
-    if launch.never_held_out:
-        lines.append(f"evaluation  no held-out tokens of {', '.join(launch.never_held_out)}: never evaluated")
+    if job.never_held_out:
+        lines.append(f"evaluation  no held-out tokens of {', '.join(job.never_held_out)}: never evaluated")
     if (note := export_note(shape, run.routing)) is not None:
         lines.append(f"export      {note}")
     lines.append(f"run folder  {run.run_dir}, a checkpoint every {run.checkpoint.every_steps:,} steps")

@@ -1,4 +1,4 @@
-"""Reading what a run writes about itself: metrics.jsonl, events.jsonl, incarnations.jsonl. No torch: it is read while runs run.
+"""Reading what a run writes about itself: metrics.jsonl, events.jsonl, attempts.jsonl. No torch: it is read while runs run.
 
 metrics.jsonl has one JSON object per logged step, events.jsonl one per event, both with `time` in seconds of the epoch. They are
 only ever appended to: after a resume the steps that were lost appear again.
@@ -67,7 +67,7 @@ def read_starts(run_dir: str | Path) -> list[dict[str, Any]]:
     Raises:
         UserError: not a run folder.
     """
-    path = Path(run_dir) / "incarnations.jsonl"
+    path = Path(run_dir) / "attempts.jsonl"
     starts = read_json_lines(path)
     if not starts:
         raise UserError(f"{run_dir} holds no run (no {path.name}); give the run_dir of a training run")

@@ -64,18 +64,18 @@ def recorded_failures(folder: RunFolder, memory_report: Callable[[], str]) -> It
         yield
     except BaseException as error:
         kind = kind_of(error)
-        said = what_to_do(error) or f"{type(error).__name__}: {_summary(str(error))}"
+        message = what_to_do(error) or f"{type(error).__name__}: {_summary(str(error))}"
         if kind == "out_of_memory":
-            _tell(f"out of memory: {said}\n{memory_report()}")
+            _tell(f"out of memory: {message}\n{memory_report()}")
         try:
-            folder.record_own_failure(kind, said, witness=kind in WITNESSES)
+            folder.record_own_failure(kind, message, witness=kind in WITNESSES)
         except OSError as unwritten:  # the error itself is what must be seen
             _tell(f"rank {rank()} cannot leave word of its failure: {unwritten}")
         if kind in WITNESSES:  # one rank's end makes a traceback on each of the others: to a file
             with suppress(OSError):
                 write_text(folder.stacks(rank()), traceback.format_exc())
             how = "lost another rank" if kind == "peer_lost" else "waited for another rank"
-            _tell(f"error: rank {rank()} {how}: {said[:200]}")
+            _tell(f"error: rank {rank()} {how}: {message[:200]}")
             raise SystemExit(RESTART) from None
         raise
 

@@ -21,7 +21,7 @@ class Mitigator:
     """The detectors of a run.
 
     Args:
-        state: of an earlier incarnation, as `state` gave it: per detector the step since which its sign
+        state: of an earlier attempt, as `state` gave it: per detector the step since which its sign
             holds, and the step until which its remedy does.
     """
 
@@ -40,12 +40,12 @@ class Mitigator:
         """Look at a logged step.
 
         Returns:
-            what happened, an event each: step, event, detector, and in `said` what a reader needs to know.
+            what happened, an event each: step, event, detector, and in `message` what a reader needs to know.
         """
         events: list[dict[str, Any]] = []
 
-        def happened(kind: str, detector: str, said: str) -> None:
-            events.append({"step": step, "event": kind, "detector": detector, "said": said})
+        def happened(kind: str, detector: str, message: str) -> None:
+            events.append({"step": step, "event": kind, "detector": detector, "message": message})
 
         for name, settings in self._detectors.items():
             state, sign = self.state[name], _sign(settings, metrics)
@@ -106,7 +106,7 @@ def _sign(settings: Collapse | Overload | LogitGrowth, metrics: dict[str, Any]) 
     )
 
 
-def _beyond(values: list[float], limit: float, said: str, sign: int = 1) -> str | None:
+def _beyond(values: list[float], limit: float, message: str, sign: int = 1) -> str | None:
     """The worst layer in words, if it is beyond the limit."""
     worst = max(range(len(values)), key=lambda layer: values[layer])
-    return said.format(sign * values[worst], worst) if values[worst] > limit else None
+    return message.format(sign * values[worst], worst) if values[worst] > limit else None

@@ -8,19 +8,19 @@ import torch
 
 from recipe.base.hardware import GIB, accelerator_of, cluster_of
 from recipe.planner.plan import Plan
-from recipe.planner.suggestions import ways_out
+from recipe.planner.suggestions import suggestions
 from recipe.planner.workload import Workload, facts_of
-from recipe.run.job import Launch
+from recipe.run.job import Job
 
 PLANNED_FOR = "a100-80gb"  # where the GPU is unknown, or there is none
 
 
-def memory_report(launch: Launch) -> str:
+def memory_report(job: Job) -> str:
     """For the log of the rank that ran out of memory."""
-    run, cuda = launch.run, torch.cuda.is_available()
+    run, cuda = job.run, torch.cuda.is_available()
     known = accelerator_of(torch.cuda.get_device_name()) if cuda else None
-    cluster = cluster_of(known.name if known else PLANNED_FOR, launch.ds.world_size, None)
-    plan = Plan(Workload(launch.shape, cluster, launch.ds, facts_of(run, len(launch.order.names))))
+    cluster = cluster_of(known.name if known else PLANNED_FOR, job.ds.world_size, None)
+    plan = Plan(Workload(job.shape, cluster, job.ds, facts_of(run, len(job.order.names))))
     terms = sorted(plan.memory.at(plan.memory.peak_moment).items(), key=lambda term: -term[1])
     if cuda:
         reached = f"{torch.cuda.max_memory_allocated() / GIB:.1f} GiB of tensors, {torch.cuda.max_memory_reserved() / GIB:.1f} GiB reserved"
@@ -30,6 +30,6 @@ def memory_report(launch: Launch) -> str:
         f"planned peak   {plan.memory.peak_gib:.1f} GiB in the {plan.memory.peak_moment}: "
         + ", ".join(f"{name} {size:.1f}" for name, size in terms[:4]),
         f"reached        {reached}",
-        *(f"way out        {way}" for way in ways_out(plan)[:3]),
+        *(f"way out        {way}" for way in suggestions(plan)[:3]),
     ]
     return "\n".join(lines)

@@ -26,7 +26,7 @@ SAYING_S = 30.0  # that the files of a file system that does not answer may take
 
 
 @dataclass
-class Place:
+class Allocation:
     """Where the training of this rank is; the loop says so, the watchdog looks."""
 
     step: int = 0
@@ -45,7 +45,7 @@ class Watchdog(threading.Thread):
 
     def __init__(self, folder: RunFolder, settings: Watch):
         super().__init__(name="watchdog", daemon=True)
-        self.place = Place()
+        self.place = Allocation()
         self._folder, self._settings = folder, settings
         self._stopped = threading.Event()
         self._beat = 0
@@ -106,11 +106,11 @@ class Watchdog(threading.Thread):
     def _name_culprits(self, waited_s: float) -> None:
         """The first of the ranks that still live speaks for all."""
         place, folder = self.place, self._folder
-        before = read_heartbeats(folder.heartbeats, folder.incarnation)
+        before = read_heartbeats(folder.heartbeats, folder.attempt)
         for _ in range(2):  # all have then had the time for a beat
             self._stopped.wait(self._settings.heartbeat_s)
             self._beat_once()
-        after = read_heartbeats(folder.heartbeats, folder.incarnation)
+        after = read_heartbeats(folder.heartbeats, folder.attempt)
         beating = [number for number in after if number in before and after[number].beat > before[number].beat]
         if rank() != min(beating, default=rank()):
             self._stopped.wait(self._settings.heartbeat_s)  # the first speaks before the launcher ends all
@@ -118,25 +118,25 @@ class Watchdog(threading.Thread):
         ended = _ranks_with_a_record(folder)  # they are silent since they have ended, and said why
         unknown = set(range(launched_world_size() or 1)) - before.keys() - after.keys() - ended - {rank()}
         before, after = ({n: beat for n, beat in beats.items() if n not in ended} for beats in (before, after))
-        culprits, said = who_holds_up(before, after, unknown)
+        culprits, message = who_holds_up(before, after, unknown)
         if ended and not culprits:
-            said = f"rank {', '.join(map(str, sorted(ended)[:8]))} had ended before"
-        said = (
-            f"no progress for {waited_s:.0f} s in step {place.step:,} ({place.phase}): {said}; "
+            message = f"rank {', '.join(map(str, sorted(ended)[:8]))} had ended before"
+        message = (
+            f"no progress for {waited_s:.0f} s in step {place.step:,} ({place.phase}): {message}; "
             f"stacks are in {folder.stacks(rank()).parent}"
         )
         with suppress(OSError, ValueError):  # a closed or broken standard error
-            print(f"error: {said}", file=sys.stderr, flush=True)
+            print(f"error: {message}", file=sys.stderr, flush=True)
         for culprit in culprits:
             with suppress(OSError):
-                folder.record_failure("hang", said, rank=culprit.rank, host=culprit.host, step=place.step)
+                folder.record_failure("hang", message, rank=culprit.rank, host=culprit.host, step=place.step)
         if culprits:
             return
         # The others leave without a word, which must not make them those that are waited for.
         hosts = {rank(): socket.gethostname()} | {number: beat.host for number, beat in after.items()}
         for number, host in hosts.items():
             with suppress(OSError):
-                folder.record_failure("hang", said, rank=number, host=host, step=place.step, witness=True)
+                folder.record_failure("hang", message, rank=number, host=host, step=place.step, witness=True)
 
     def _beat_once(self) -> None:
         """A beat that cannot be written is said once: what it is there for is to end the job, which needs no file."""
@@ -157,7 +157,7 @@ class Watchdog(threading.Thread):
                 rank=rank(),
                 host=socket.gethostname(),
                 pid=os.getpid(),
-                incarnation=self._folder.incarnation,
+                attempt=self._folder.attempt,
                 step=place.step,
                 phase=place.phase,
                 place=place.number,
@@ -167,8 +167,8 @@ class Watchdog(threading.Thread):
 
 
 def _ranks_with_a_record(folder: RunFolder) -> set[int]:
-    """Ranks of this incarnation of which is known how they ended."""
-    files = (folder.path / "failures").glob(f"incarnation_{folder.incarnation:04d}_rank_*.json")
+    """Ranks of this attempt of which is known how they ended."""
+    files = (folder.path / "failures").glob(f"attempt_{folder.attempt:04d}_rank_*.json")
     return {int(path.stem.rpartition("_")[2]) for path in files}
 
 

@@ -27,7 +27,7 @@ class MetricsWriter:
     What cannot be written is told and lost (`recipe.run.reports`); no number is too large or too undefined to report.
 
     Args:
-        first_step: that this incarnation will do.
+        first_step: that this attempt will do.
         prometheus_port: where to serve the newest values; None: nowhere.
         prometheus_host: the address to serve them on.
     """
@@ -47,7 +47,7 @@ class MetricsWriter:
         if prometheus_port is not None:
             self._exporter = Exporter(prometheus_port, folder.path.name, prometheus_host)
             self._open.callback(self._exporter.close)
-        # TensorBoard then hides what an earlier incarnation logged from this step on.
+        # TensorBoard then hides what an earlier attempt logged from this step on.
         self._board = Board(folder.path / "tensorboard", purge_step=first_step)
         self._board.add_custom_scalars(LAYOUT)
         self._open.callback(self._flush)
@@ -72,18 +72,18 @@ class MetricsWriter:
         """Write held-out results by source."""
         self._folder.evaluation(step=step, seconds=seconds, sources=results)
         self._show(tagged_evaluation(results), step)
-        said = "  ".join(
+        message = "  ".join(
             f"{name} {found['bits_per_byte']:.4f} bits/byte, loss {found['loss']:.4f}"
             for name, found in results.items()
         )
-        self._print(f"step {step:>7,}  held-out  {said}")
+        self._print(f"step {step:>7,}  held-out  {message}")
 
     def event(self, event: dict[str, Any]) -> None:
         """Write something that happened: its step, its kind as `event`, and in `said` what a reader needs to know."""
         self._folder.event(**event)
-        self._board.add_text("events", event["said"], event["step"])
+        self._board.add_text("events", event["message"], event["step"])
         self._flush()
-        self._print(f"step {event['step']:>7,}  {event['said']}")
+        self._print(f"step {event['step']:>7,}  {event['message']}")
 
     def close(self) -> None:
         """Once or more often."""

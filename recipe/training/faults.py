@@ -1,6 +1,6 @@
 """Faults put into a run by the environment variable RECIPE_FAULTS, for the fault suite and for drills on a cluster.
 
-A JSON list of faults, each `{"kind": ..., "incarnation": 1, "rank": 0, "step": 5, ...}`; it happens in that incarnation
+A JSON list of faults, each `{"kind": ..., "attempt": 1, "rank": 0, "step": 5, ...}`; it happens in that attempt
 alone. `install` is called once, when the variable is set, and puts wrappers where they belong; without it no line of
 training knows of faults.
 """
@@ -23,14 +23,14 @@ import torch.distributed as dist
 from recipe.base.errors import UserError
 from recipe.checkpoints import store as checkpoint
 from recipe.safety import corruption as probe
-from recipe.safety.watchdog import Place
+from recipe.safety.watchdog import Allocation
 from recipe.training import loop
 
 VARIABLE = "RECIPE_FAULTS"
 
 
-def install(engine: deepspeed.DeepSpeedEngine, place: Place, incarnation: int) -> None:
-    """Put the faults of this incarnation and rank in place.
+def install(engine: deepspeed.DeepSpeedEngine, place: Allocation, attempt: int) -> None:
+    """Put the faults of this attempt and rank in place.
 
     Raises:
         UserError: an unknown kind.
@@ -39,7 +39,7 @@ def install(engine: deepspeed.DeepSpeedEngine, place: Place, incarnation: int) -
         if fault["kind"] not in _KINDS:
             raise UserError(f"{VARIABLE} has an unknown kind '{fault['kind']}'; known: {', '.join(sorted(_KINDS))}")
         mine = fault.get("rank") in (None, dist.get_rank())
-        if mine and fault.get("incarnation", 1) == incarnation:
+        if mine and fault.get("attempt", 1) == attempt:
             _KINDS[fault["kind"]](fault, engine, place)
 
 
@@ -47,13 +47,13 @@ def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _due(fault: dict[str, Any], place: Place) -> bool:
+def _due(fault: dict[str, Any], place: Allocation) -> bool:
     """Whether a step is one of the fault's: `step`, and `steps` of them."""
     return fault["step"] <= place.step < fault["step"] + fault.get("steps", 1)
 
 
 def _in_forward(action: Callable[[dict[str, Any]], None]) -> Callable[..., None]:
-    def put(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Place) -> None:
+    def put(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Allocation) -> None:
         def hook(*_: Any) -> None:
             if _due(fault, place):
                 action(fault)
@@ -63,7 +63,7 @@ def _in_forward(action: Callable[[dict[str, Any]], None]) -> Callable[..., None]
     return put
 
 
-def _kill_in_backward(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Place) -> None:
+def _kill_in_backward(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Allocation) -> None:
     def hook(*_: Any) -> None:
         if _due(fault, place):
             _die()
@@ -71,7 +71,7 @@ def _kill_in_backward(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, 
     engine.module.model.layers[1].register_full_backward_pre_hook(hook)
 
 
-def _kill_in_collective(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Place) -> None:
+def _kill_in_collective(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Allocation) -> None:
     """The others are in the all-to-all already, or will be."""
     original = deepspeed.comm.all_to_all_single
 
@@ -84,7 +84,7 @@ def _kill_in_collective(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine
     deepspeed.comm.all_to_all_single = call
 
 
-def _kill_in_save(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Place) -> None:
+def _kill_in_save(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Allocation) -> None:
     """At a point of the commit protocol, in the first save from `step` on."""
 
     def reached(point: str) -> None:
@@ -94,7 +94,7 @@ def _kill_in_save(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, plac
     checkpoint.reached = reached
 
 
-def _fill_disk(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Place) -> None:
+def _fill_disk(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Allocation) -> None:
     """Between the look at the free space and the writing, once."""
     filler = Path(fault["file"])
 
@@ -107,7 +107,7 @@ def _fill_disk(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: 
     checkpoint.reached = reached
 
 
-def _nan_gradient(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Place) -> None:
+def _nan_gradient(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Allocation) -> None:
     def hook(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
         if _due(fault, place) and output.requires_grad:
             output.register_hook(lambda gradient: gradient * float("nan"))
@@ -115,9 +115,9 @@ def _nan_gradient(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, plac
     engine.module.model.layers[1].register_forward_hook(hook)
 
 
-def _bad_data(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Place) -> None:
+def _bad_data(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Allocation) -> None:
     """Logits many times too large, and with them loss and gradient, while the data's position is in [first, last)."""
-    original, bad = loop.ReadAhead.take, [False]
+    original, bad = loop.Prefetcher.take, [False]
 
     def take(self: Any, position: int, following: int) -> Any:
         bad[0] = fault["first"] <= position < fault["last"]
@@ -126,11 +126,11 @@ def _bad_data(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: P
     def hook(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
         return output * 50 if bad[0] else None
 
-    loop.ReadAhead.take = take  # type: ignore[method-assign]
+    loop.Prefetcher.take = take  # type: ignore[method-assign]
     engine.module.model.norm.register_forward_hook(hook)
 
 
-def _collapse(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Place) -> None:
+def _collapse(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Allocation) -> None:
     """Every router prefers the same experts by far, once."""
     done: list[int] = []
 
@@ -143,12 +143,12 @@ def _collapse(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: P
     engine.module.model.layers[0].register_forward_pre_hook(hook)
 
 
-def _clock(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Place) -> None:
+def _clock(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Allocation) -> None:
     original = time.time
     time.time = lambda: original() + (fault["seconds"] if place.step >= fault["step"] else 0.0)
 
 
-def _corrupt_arithmetic(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Place) -> None:
+def _corrupt_arithmetic(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Allocation) -> None:
     original = probe.probe
     probe.probe = lambda *args: original(*args)[::-1] if _due(fault, place) else original(*args)
 

@@ -16,14 +16,14 @@ from recipe.base.errors import UserError
 from recipe.base.settings import Schedule
 from recipe.checkpoints.store import CheckpointStore, TrainState
 from recipe.data.batch import Batch, make_batch
-from recipe.data.prefetch import ReadAhead
+from recipe.data.prefetch import Prefetcher
 from recipe.engine.build import control_routing
 from recipe.engine.routing_control import StepSums
 from recipe.engine.step import run_step
 from recipe.engine.step_guard import Rewind, StepGuard, Unsound, Verdict
 from recipe.evaluation.held_out import evaluate_engine
 from recipe.run.folder import RunFolder
-from recipe.run.job import Launch, ProfiledSteps
+from recipe.run.job import Job, ProfiledSteps
 from recipe.run.reports import say
 from recipe.safety.corruption import check_for_corruption
 from recipe.safety.mitigations import Mitigator
@@ -40,11 +40,11 @@ LAST_BEFORE_DECAY = "the last before the decay"
 STEPS_TO_PROVE = 2  # that a stop waits for one that is applied, to save a state that is known to be sound
 
 
-def read_batches(launch: Launch, sequences: int) -> list[Batch]:
+def read_batches(job: Job, sequences: int) -> list[Batch]:
     """This rank's micro-batches of the step that begins after so many sequences of the run."""
-    ds, facts = launch.ds, launch.tokenizer
+    ds, facts = job.ds, job.tokenizer
     reads = [
-        launch.order.micro_batch(
+        job.order.micro_batch(
             sequences, micro_step, dist.get_rank(), dist.get_world_size(), ds.train_micro_batch_size_per_gpu
         )
         for micro_step in range(ds.gradient_accumulation_steps)
@@ -55,15 +55,15 @@ def read_batches(launch: Launch, sequences: int) -> list[Batch]:
             sources,
             eod_id=facts["eod_id"],
             pad_id=facts.get("pad_id"),
-            document_attention=launch.run.data.document_attention,
+            document_attention=job.run.data.document_attention,
             missing=missing,
         )
         for tokens, sources, missing in reads
     ]
 
 
-def set_learning_rate(engine: deepspeed.DeepSpeedEngine, launch: Launch, state: TrainState) -> float:
-    lr = learning_rate(launch.run.schedule, state.tokens + launch.tokens_per_step)
+def set_learning_rate(engine: deepspeed.DeepSpeedEngine, job: Job, state: TrainState) -> float:
+    lr = learning_rate(job.run.schedule, state.tokens + job.tokens_per_step)
     for group in engine.optimizer.param_groups:
         group["lr"] = lr
     return lr
@@ -80,7 +80,7 @@ def last_before_decay(schedule: Schedule, tokens: int, tokens_per_step: int) -> 
 
 
 class Training:
-    """One incarnation of a run, from `state` to the end of the schedule or until it is asked to stop.
+    """One attempt of a run, from `state` to the end of the schedule or until it is asked to stop.
 
     Args:
         time_limit_s: of this process, from its start; see `StopRequest`.
@@ -93,7 +93,7 @@ class Training:
     def __init__(
         self,
         engine: deepspeed.DeepSpeedEngine,
-        launch: Launch,
+        job: Job,
         store: CheckpointStore,
         state: TrainState,
         folder: RunFolder,
@@ -101,18 +101,18 @@ class Training:
         time_limit_s: float | None = None,
         profiled: ProfiledSteps | None = None,
     ):
-        run = launch.run
-        self.engine, self.launch, self.store, self.state = engine, launch, store, state
+        run = job.run
+        self.engine, self.job, self.store, self.state = engine, job, store, state
         self.watchdog, self.stop = watchdog, StopRequest(folder.stop_request, time_limit_s)
-        self.total_steps = launch.last_step(state.step, state.tokens)
+        self.total_steps = job.last_step(state.step, state.tokens)
         self.control = control_routing(
-            engine, run.routing, seq_length=run.data.seq_length, sources=launch.order.names, seed=run.seed
+            engine, run.routing, seq_length=run.data.seq_length, sources=job.order.names, seed=run.seed
         )
         self.mitigator = Mitigator(self.control, state.mitigations)
         self.guard = StepGuard(engine, run.numerics, state.guard, votes=self._votes, before_update=store.before_update)
-        self.throughput = Throughput(launch.shape, run.data.seq_length, dist.get_world_size(), run.compute)
-        if profiled is not None and (said := profiled.problem(self.total_steps)):
-            raise UserError(said)
+        self.throughput = Throughput(job.shape, run.data.seq_length, dist.get_world_size(), run.compute)
+        if profiled is not None and (message := profiled.problem(self.total_steps)):
+            raise UserError(message)
         self._open = ExitStack()  # what is closed on every way out
         self.writer = None
         if dist.get_rank() == 0:
@@ -126,7 +126,7 @@ class Training:
             self.profiler = StepProfiler(engine.module, profiled, folder.path / "profiles")
             self._open.callback(self.profiler.close)
         self._ranks_compared: dict[str, Any] = {}  # of the last step whose collectives were timed
-        self.batches = ReadAhead(lambda sequences: read_batches(launch, sequences))
+        self.batches = Prefetcher(lambda sequences: read_batches(job, sequences))
         self._begun_at, self._stop_asked = state.step, 0  # step resumed from; steps since a stop was asked for
         self._applied: deque[int] = deque(maxlen=2)  # where the data of the last applied steps begin, in sequences
         self._skipped_here = 0  # sequences left out of this rank's micro-batches
@@ -163,7 +163,7 @@ class Training:
         if not self.guard.in_doubt:
             verdict = self._try_weights()
             if verdict is not None and verdict.proof is False:
-                self._stop_unsound(f"the update of step {self.state.step:,} has ruined the weights: {verdict.said}")
+                self._stop_unsound(f"the update of step {self.state.step:,} has ruined the weights: {verdict.message}")
         self.store.finish()
         self._tell(self.store.take_events())
         if not self.guard.in_doubt:
@@ -187,7 +187,7 @@ class Training:
         run_step(
             self.engine,
             self.control,
-            self.launch.run.compute,
+            self.job.run.compute,
             self.batches.take(self._applied[0], self.state.sequences),
             step=self.state.step + 1,
             observing=False,
@@ -201,22 +201,22 @@ class Training:
 
     def _end(self, finished: bool) -> dict[str, Any]:
         if finished:
-            return {"event": "finished", "step": self.state.step, "said": "training finished"}
+            return {"event": "finished", "step": self.state.step, "message": "training finished"}
         why = self.stop.reason() or "signal"  # to another rank
         saved = ", which was skipped and is not saved" if self.guard.in_doubt else ""
-        said = f"stopped by a {why} after step {self.state.step:,}{saved}; --resume auto goes on"
-        return {"event": "stopped", "step": self.state.step, "why": why, "said": said}
+        message = f"stopped by a {why} after step {self.state.step:,}{saved}; --resume auto goes on"
+        return {"event": "stopped", "step": self.state.step, "why": why, "message": message}
 
     def _step(self) -> bool:
         """One optimizer step and what follows it; returns whether a stop is asked for."""
-        launch, state, run = self.launch, self.state, self.launch.run
+        job, state, run = self.job, self.state, self.job.run
         step, begun = state.step + 1, time.monotonic()
         logged = step in (1, self.total_steps) or every(run.logging.every_steps, step)
-        lr = set_learning_rate(self.engine, launch, state)
+        lr = set_learning_rate(self.engine, job, state)
         if self.profiler is not None:
             self.profiler.begin_step(step)
         self._enter("reading", step)
-        batches = self.batches.take(state.sequences, state.sequences + launch.ds.train_batch_size)
+        batches = self.batches.take(state.sequences, state.sequences + job.ds.train_batch_size)
         self._skipped_here += sum(batch.missing for batch in batches)
         sampled = every(run.watch.stragglers_every_steps, step)
         with timed_collectives() if sampled else nullcontext() as step_time:
@@ -232,14 +232,14 @@ class Training:
                 enter=self._enter,
             )
         self.watchdog.first_step_is_done()
-        state.advance(launch.ds.train_batch_size, launch.tokens_per_step)
+        state.advance(job.ds.train_batch_size, job.tokens_per_step)
         verdict = self.guard.verdict()
         if verdict.applied:
-            self._applied.append(state.sequences - launch.ds.train_batch_size)
+            self._applied.append(state.sequences - job.ds.train_batch_size)
         self._enter("settling")
-        self.store.settle(verdict.totals, proof=verdict.proof)
+        self.store.commit(verdict.totals, proof=verdict.proof)
         self._enter("between steps")
-        self.throughput.count(launch.tokens_per_step)
+        self.throughput.count(job.tokens_per_step)
         if self.writer is not None:
             self.writer.step_is_done()
         self._tell(self._recorded(step))
@@ -250,18 +250,18 @@ class Training:
         if sums is not None:
             self._report(step, lr, verdict, sums)
         if every(run.watch.probe_every_steps, step):
-            dtype = torch.bfloat16 if launch.ds.bf16_enabled else torch.float32
-            check_for_corruption(launch.shape, self.engine.device, dtype)
+            dtype = torch.bfloat16 if job.ds.bf16_enabled else torch.float32
+            check_for_corruption(job.shape, self.engine.device, dtype)
             state.good_probe = step
         self._stop_asked += verdict.totals["stop"] > 0
         stopped = self._stop_asked > (STEPS_TO_PROVE if self.guard.in_doubt else 0)
         ends = step >= self.total_steps and not self.guard.in_doubt
-        if launch.held_out and (ends or every(run.evaluation.every_steps, step)):
+        if job.held_out and (ends or every(run.evaluation.every_steps, step)):
             self._evaluate(step)
         self._save(step, stopped or ends)
         self._tell(self.store.take_events())
-        if self.profiler is not None and (said := self.profiler.end_step(step, stopped=stopped)) is not None:
-            say(said)
+        if self.profiler is not None and (message := self.profiler.end_step(step, stopped=stopped)) is not None:
+            say(message)
         self.stop.needed_s = max(self.stop.needed_s, time.monotonic() - begun + self.store.took_s)
         return stopped
 
@@ -286,14 +286,14 @@ class Training:
             self.profiler.enter(phase)
 
     def _evaluate(self, step: int) -> None:
-        run, begun = self.launch.run, time.monotonic()
+        run, begun = self.job.run, time.monotonic()
         results = evaluate_engine(
             self.engine,
             run.compute,
-            self.launch.held_out,
+            self.job.held_out,
             seq_length=run.data.seq_length,
             batch_size=run.evaluation.batch_size,
-            eod_id=self.launch.tokenizer["eod_id"] if run.data.document_attention else None,
+            eod_id=self.job.tokenizer["eod_id"] if run.data.document_attention else None,
             progress=lambda: self._enter("evaluating"),
         )
         self._enter("between steps")
@@ -310,13 +310,13 @@ class Training:
 
     def _save(self, step: int, ends: bool) -> None:
         """Save what is due after a step, unless it was skipped: what the weights are is not known then."""
-        run = self.launch.run
-        decays_next = last_before_decay(run.schedule, self.state.tokens, self.launch.tokens_per_step)
+        run = self.job.run
+        decays_next = last_before_decay(run.schedule, self.state.tokens, self.job.tokens_per_step)
         if not (ends or decays_next or every(run.checkpoint.every_steps, step)):
             return
         if self.guard.in_doubt:
-            said = f"no checkpoint of step {step:,}: the step was skipped, and the weights may be ruined"
-            self._tell([{"event": "checkpoint_failed", "step": step, "said": said}])
+            message = f"no checkpoint of step {step:,}: the step was skipped, and the weights may be ruined"
+            self._tell([{"event": "checkpoint_failed", "step": step, "message": message}])
         else:
             self._enter("saving")
             self.store.save(self.engine, self.state, keep=LAST_BEFORE_DECAY if decays_next else None)
@@ -325,7 +325,7 @@ class Training:
     def _is_last_before_decay(self, manifest: dict[str, Any]) -> bool:
         """Whether a checkpoint is, in the schedule of now, which may have moved since it was taken."""
         batch_tokens = manifest["ds_config"]["train_batch_size"] * manifest["run_config"]["data"]["seq_length"]
-        return last_before_decay(self.launch.run.schedule, manifest["train_state"]["tokens"], batch_tokens)
+        return last_before_decay(self.job.run.schedule, manifest["train_state"]["tokens"], batch_tokens)
 
     def _report(self, step: int, lr: float, verdict: Verdict, sums: StepSums) -> None:
         values = {
@@ -348,22 +348,22 @@ class Training:
 
     def _data_position(self) -> dict[str, dict[str, float]]:
         """What has been read of each source."""
-        order, sequences = self.launch.order, self.state.sequences
-        read = {name: count * self.launch.run.data.seq_length for name, count in order.read(sequences).items()}
+        order, sequences = self.job.order, self.state.sequences
+        read = {name: count * self.job.run.data.seq_length for name, count in order.read(sequences).items()}
         return {"source_tokens": read, "source_epochs": order.epochs(sequences)}
 
     def _compare_ranks(self, step: int, step_time: StepTime) -> None:
-        self._ranks_compared, said = compare(step_time, self.launch.run.watch.straggler_ratio)
-        if said is not None:
-            self._tell([{"event": "straggler", "step": step, "said": said, **self._ranks_compared}])
+        self._ranks_compared, message = compare(step_time, self.job.run.watch.straggler_ratio)
+        if message is not None:
+            self._tell([{"event": "straggler", "step": step, "message": message, **self._ranks_compared}])
 
     def _tell_of_skipped_data(self, step: int, total: float) -> None:
         if total > self._skipped_sequences:
             self._skipped_sequences = total
-            said = f"{total:.0f} sequences in damaged blocks of shards left out since the start"
-            self._tell([{"event": "data_skipped", "step": step, "said": said}])
-        read, share = self.state.sequences - self._first_sequence, self.launch.run.data.max_damaged_share
-        if total > self.launch.ds.train_batch_size + share * read:
+            message = f"{total:.0f} sequences in damaged blocks of shards left out since the start"
+            self._tell([{"event": "data_skipped", "step": step, "message": message}])
+        read, share = self.state.sequences - self._first_sequence, self.job.run.data.max_damaged_share
+        if total > self.job.ds.train_batch_size + share * read:
             raise UserError(
                 f"{total:,.0f} of the {read:,} sequences read since the start are damaged, more than a batch and "
                 f"data.max_damaged_share {share:g}: look at the file system, restore the shards, and resume"

@@ -18,7 +18,7 @@ from recipe.engine.step_guard import Rewind
 from recipe.model import RecipeMoeConfig
 from recipe.run.checkpoint_files import step_of
 from recipe.run.folder import RunFolder, provenance, read_orders
-from recipe.run.job import Launch, ProfiledSteps
+from recipe.run.job import Job, ProfiledSteps
 from recipe.run.records import saved_checkpoints
 from recipe.safety.corruption import Corruption
 from recipe.safety.watchdog import Watchdog
@@ -29,7 +29,7 @@ GO_ON_WITHOUT = "start again without that host: checkpoints since the last good 
 
 
 def train_on(
-    launch: Launch,
+    job: Job,
     folder: RunFolder,
     watchdog: Watchdog,
     *,
@@ -45,8 +45,8 @@ def train_on(
     Returns:
         the exit code: 0, or RESTART to go back before a spike.
     """
-    run = launch.run
-    store = CheckpointStore(run.run_dir / "checkpoints", run.checkpoint, provenance(launch))
+    run = job.run
+    store = CheckpointStore(run.run_dir / "checkpoints", run.checkpoint, provenance(job))
     orders, saved = from_first_rank(lambda: (read_orders(run.run_dir), saved_checkpoints(run.run_dir)))
     name = resume if resume.startswith("step_") else None
     chosen = None
@@ -60,8 +60,8 @@ def train_on(
             from_first_rank(partial(folder.order_left, step_of(chosen)))
     watchdog.place.enter("building the engine")
     engine = build_engine(
-        RecipeMoeConfig.from_shape(launch.shape),
-        launch.ds_raw,
+        RecipeMoeConfig.from_shape(job.shape),
+        job.ds_raw,
         seed=run.seed,
         optimizer=run.optimizer,
         compute=run.compute,
@@ -76,7 +76,7 @@ def train_on(
         folder.checkpoints_are_set_aside()
 
     from_first_rank(settle_branch)
-    said = (
+    message = (
         "started from the beginning"
         if chosen is None
         else f"resumed after step {state.step:,}, {state.tokens:,} tokens"
@@ -84,22 +84,22 @@ def train_on(
     rewind = None if name is not None else orders.rewind
     if rewind is not None and state.rewinds < rewind["number"]:
         state.sequences, state.rewinds, state.guard = rewind["sequences"], rewind["number"], {}
-        said += f"; the data up to sequence {state.sequences:,} are left out"
+        message += f"; the data up to sequence {state.sequences:,} are left out"
     if dist.get_rank() == 0:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         started = {
             "event": "started",
             "step": state.step,
             "checkpoint": None if chosen is None else chosen.name,
-            "said": said,
+            "message": message,
             "ranks": dist.get_world_size(),
             "device": device,
         }
         _tell(folder, *store.take_events(), started)
     if faults.VARIABLE in os.environ:
-        faults.install(engine, watchdog.place, folder.incarnation)
+        faults.install(engine, watchdog.place, folder.attempt)
     try:
-        Training(engine, launch, store, state, folder, watchdog, time_limit_s, profiled).run()
+        Training(engine, job, store, state, folder, watchdog, time_limit_s, profiled).run()
     except Rewind as spike:
         store.finish()
         from_first_rank(partial(_order_rewind, folder, store, spike, state))
@@ -116,25 +116,27 @@ def train_on(
 def _tell(folder: RunFolder, *events: dict[str, Any]) -> None:
     for event in events:
         folder.event(**event)
-        print(event["said"], flush=True)
+        print(event["message"], flush=True)
 
 
 def _order_rewind(folder: RunFolder, store: CheckpointStore, spike: Rewind, state: TrainState) -> None:
     """Leave word of it for the next start, for the supervisor, and for people."""
     folder.order_rewind(state.rewinds + 1, spike.before_step, state.sequences, str(spike))
-    said = f"going back to the last checkpoint before step {spike.before_step:,}: {spike}"
-    _tell(folder, *store.take_events(), {"event": "rewind", "step": state.step, "said": said})
+    message = f"going back to the last checkpoint before step {spike.before_step:,}: {spike}"
+    _tell(folder, *store.take_events(), {"event": "rewind", "step": state.step, "message": message})
 
 
 def _order_suspects(folder: RunFolder, store: CheckpointStore, corruption: Corruption, state: TrainState) -> None:
     """Leave word of silent corruption for the next start, for the supervisor, and for people."""
-    said = str(corruption)
-    folder.order_suspects(state.good_probe, said)
+    message = str(corruption)
+    folder.order_suspects(state.good_probe, message)
     _tell(folder, *store.take_events())
     if corruption.known:
         for of_rank, host in corruption.hosts.items():
-            folder.record_failure("corruption", said, rank=of_rank, host=host, step=state.step)
-        print(f"{said}; {GO_ON_WITHOUT}", flush=True)
+            folder.record_failure("corruption", message, rank=of_rank, host=host, step=state.step)
+        print(f"{message}; {GO_ON_WITHOUT}", flush=True)
     folder.event(
-        event="corruption", step=state.step, said=f"{said}; the last good probe was after step {state.good_probe:,}"
+        event="corruption",
+        step=state.step,
+        message=f"{message}; the last good probe was after step {state.good_probe:,}",
     )

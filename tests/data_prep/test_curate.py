@@ -108,9 +108,9 @@ EXAMPLES = [
 ]
 
 
-@pytest.mark.parametrize(("said", "language", "text"), EXAMPLES, ids=[f"{r}-{lang}" for r, lang, _ in EXAMPLES])
-def test_each_rule_drops_what_it_is_for(said, language, text):
-    assert Judge(CONFIG.languages[language]).reason(text) == said
+@pytest.mark.parametrize(("message", "language", "text"), EXAMPLES, ids=[f"{r}-{lang}" for r, lang, _ in EXAMPLES])
+def test_each_rule_drops_what_it_is_for(message, language, text):
+    assert Judge(CONFIG.languages[language]).reason(text) == message
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
@@ -130,7 +130,7 @@ def test_every_threshold_has_a_source():
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"text": "Большинство людей у реки видели лодки. " * 10}, "other_language"),
         ({"text": "今日はとても良い天気ですね。みんなで公園に行きましょう。" * 8}, "other_language"),
@@ -146,8 +146,8 @@ def test_every_threshold_has_a_source():
         ({"text": "x" * 5_000_001, "lang": ["en"]}, "too_large"),
     ],
 )
-def test_the_language_is_detected_and_must_agree_with_the_label(fields, said):
-    assert reason(**fields) == said
+def test_the_language_is_detected_and_must_agree_with_the_label(fields, message):
+    assert reason(**fields) == message
 
 
 @needs_shared
@@ -423,7 +423,7 @@ def test_blocked_words_and_urls_come_from_files(tmp_path):
     curator = Curator(load_curate_config(tmp_path / "curate.yaml"))
     assert reason(ENGLISH.replace("baskets", "a basket"), curator) == "blocked_words"
     assert reason(ENGLISH, curator) is None  # baskets is another word
-    for url, said in (
+    for url, message in (
         ("https://www.spam.example/page?x=1", "blocked_url"),
         ("http://spam.example:80/", "blocked_url"),
         ("https://notspam.example/", None),
@@ -431,7 +431,7 @@ def test_blocked_words_and_urls_come_from_files(tmp_path):
         ("https://fine.example/adsorption", None),
         ("https://fine.example/", None),
     ):
-        assert reason(ENGLISH, curator, url=url) == said, url
+        assert reason(ENGLISH, curator, url=url) == message, url
 
 
 @pytest.mark.parametrize(
@@ -503,7 +503,7 @@ def test_traditional_characters_are_simplified_when_asked():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"rules": {"wrods": {"min": 1, "source": "x"}}}, "unknown statistic 'wrods'; did you mean 'words'?"),
         ({"rules": {"words": {"source": "x"}}}, "rules.words has neither min nor max"),
@@ -511,12 +511,12 @@ def test_traditional_characters_are_simplified_when_asked():
         ({"rules": {}, "stop_words": ["因为"]}, "has several Chinese characters"),
     ],
 )
-def test_mistakes_in_the_rules_of_a_language_are_named(tmp_path, change, said):
+def test_mistakes_in_the_rules_of_a_language_are_named(tmp_path, change, message):
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(change, allow_unicode=True), encoding="utf-8")
     (tmp_path / "curate.yaml").write_text("languages: {en: x.yaml}\n")
     with pytest.raises(ConfigError, match=r"x\.yaml") as caught:
         load_curate_config(tmp_path / "curate.yaml")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_counts_and_samples_of_the_dropped_are_kept_for_reading(tmp_path):

@@ -185,7 +185,7 @@ def test_ngrams_are_the_same_however_the_sets_are_cut(part_bytes, tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    ("items", "said"),
+    ("items", "message"),
     [
         ("{" + LINE, "has a line that is not JSON"),
         ("[" * 100_000, "has a line that is not JSON"),
@@ -194,11 +194,11 @@ def test_ngrams_are_the_same_however_the_sets_are_cut(part_bytes, tmp_path, monk
         ("\n", "holds no items"),
     ],
 )
-def test_bad_evaluation_sets_are_refused(tmp_path, capsys, items, said):
+def test_bad_evaluation_sets_are_refused(tmp_path, capsys, items, message):
     write_documents(tmp_path / "in.jsonl", [document("a", FILLER)])
     if items is not None:
         (tmp_path / "eval").mkdir()
         (tmp_path / "eval" / "x.jsonl").write_text(items)
     words = ["--input", tmp_path / "in.jsonl", "--evaluation", tmp_path / "eval", "--output", tmp_path / "out"]
     assert main([str(w) for w in words]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -12,8 +12,8 @@ import xxhash
 import zstandard
 
 from data_prep import dedup
-from data_prep.core import shuffle as exchange
-from data_prep.core.shuffle import Exchange, column
+from data_prep.core import shuffle as shuffle
+from data_prep.core.shuffle import Shuffle, column
 from data_prep.curation import repeated_lines
 from data_prep.dedup import DedupConfig, main, notes_on_ranking, repeated_ids
 from data_prep.deduplication import signatures
@@ -154,12 +154,12 @@ def random_edges(seed: int, nodes: int, number: int) -> np.ndarray:
 @pytest.mark.parametrize("partition_bytes", [None, 2000])
 def test_components_equal_union_find_in_one_partition_and_in_many(edges, partition_bytes, tmp_path, monkeypatch):
     if partition_bytes:
-        monkeypatch.setattr(exchange, "PARTITION_BYTES", partition_bytes)
+        monkeypatch.setattr(shuffle, "PARTITION_BYTES", partition_bytes)
     both = np.concatenate((edges, edges[:, ::-1]))
-    graph = Exchange(tmp_path / "edges")
-    graph.write(0, exchange.scatter(both[:, 0]), {"node": both[:, 0], "other": both[:, 1]})
+    graph = Shuffle(tmp_path / "edges")
+    graph.write(0, shuffle.scatter(both[:, 0]), {"node": both[:, 0], "other": both[:, 1]})
     run = lambda name, function, tasks, workers: [function(task, i) for i, task in enumerate(tasks)]  # noqa: E731
-    found, parts = find_components(run, graph, lambda name: Exchange(tmp_path / name))
+    found, parts = find_components(run, graph, lambda name: Shuffle(tmp_path / name))
     assert (graph.partitions() > 1) == (partition_bytes is not None and len(edges) > 20)
     root = list(range(501))
     for part in range(parts):
@@ -172,8 +172,8 @@ def test_components_equal_union_find_in_one_partition_and_in_many(edges, partiti
 def test_many_partitions_give_what_one_gives(prepared, tmp_path, monkeypatch):
     documents = documents_in(prepared.curated)
     one = {d["id"] for d in run(tmp_path, documents, "one")}
-    monkeypatch.setattr(exchange, "PARTITION_BYTES", 30_000)
-    monkeypatch.setattr(exchange, "FAN_IN", 2)
+    monkeypatch.setattr(shuffle, "PARTITION_BYTES", 30_000)
+    monkeypatch.setattr(shuffle, "FAN_IN", 2)
     monkeypatch.setattr(signatures, "CHUNK_DOCUMENTS", 37)
     many = {d["id"] for d in run(tmp_path, documents, "many", files=3)}
     tasks = tmp_path / "many" / "tasks"
@@ -183,7 +183,7 @@ def test_many_partitions_give_what_one_gives(prepared, tmp_path, monkeypatch):
 
 
 def test_the_signatures_of_a_part_are_opened_a_few_times_however_many_ranges_there_are(tmp_path, monkeypatch):
-    monkeypatch.setattr(exchange, "PARTITION_BYTES", 6_000)
+    monkeypatch.setattr(shuffle, "PARTITION_BYTES", 6_000)
     opened = Counter()
     original = signatures.read_table
     monkeypatch.setattr(signatures, "read_table", lambda path: (opened.update([path.name]), original(path))[1])
@@ -283,7 +283,7 @@ def test_an_old_corpus_stays_and_new_documents_yield(tmp_path):
 
 
 def test_what_went_of_an_older_run_is_read_from_its_merged_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(exchange, "PARTITION_BYTES", 3_000)
+    monkeypatch.setattr(shuffle, "PARTITION_BYTES", 3_000)
     monkeypatch.setattr(dedup, "DROPS_FILES", 1)
     texts = [" ".join(f"{number}-{word}" for word in range(100)) for number in range(30)]
     old = [document(f"{number}{end}", text + end) for end in ("", " tail") for number, text in enumerate(texts)]
@@ -329,7 +329,7 @@ def test_repeated_lines_of_many_ranges_are_in_one_file_and_a_number_that_is_not_
     shared = "\n".join(f"a line that two have {number}" for number in range(60))
     lines = "".join(f'{{"id": "{i}", "text": {json.dumps(f"only {i}" + chr(10) + shared)}, "x": NaN}}\n' for i in "ab")
     (tmp_path / "in.jsonl").write_text(lines)
-    counted, joined = Exchange(tmp_path / "lines"), tmp_path / "joined.npy"
+    counted, joined = Shuffle(tmp_path / "lines"), tmp_path / "joined.npy"
     settings = repeated_lines.RepeatedLines(min_documents=2, min_characters=5)
     labels = pa.table({"record": pa.array([0, 1], pa.uint64())})
     fate = lambda number: (labels, np.full(2, -1, np.int8))  # noqa: E731
@@ -353,10 +353,10 @@ def test_hashes_of_lines_wait_in_bounded_number(tmp_path, monkeypatch):
     text = lambda number: "\n".join(f"line {number} {line}" for line in range(150))  # noqa: E731
     write_documents(tmp_path / "in.jsonl", [document(str(number), text(number)) for number in range(2000)])
     labels = pa.table({"record": pa.array(np.arange(2000), pa.uint64())})
-    target, settings = Exchange(tmp_path / "lines"), repeated_lines.RepeatedLines(min_documents=2, min_characters=1)
+    target, settings = Shuffle(tmp_path / "lines"), repeated_lines.RepeatedLines(min_documents=2, min_characters=1)
     part, fate = Part(tmp_path / "in.jsonl"), lambda number: (labels, np.full(2000, -1, np.int8))
     repeated_lines.count_lines(part, 0, config=settings, target=target, fate=fate)
-    sizes = [exchange.read_table(path).num_rows for path in target.folder.iterdir()]
+    sizes = [shuffle.read_table(path).num_rows for path in target.folder.iterdir()]
     assert max(sizes) <= 1150
     assert sum(sizes) == 300_000
 
@@ -371,13 +371,13 @@ def test_an_id_that_two_kept_documents_share_is_told_and_neither_is_lost(tmp_pat
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 1000])
 def test_ids_that_repeat_are_counted_alike_in_tables_of_any_size(rows, tmp_path, monkeypatch):
     ids = ["hot"] * 40 + [f"one-{i}" for i in range(9)] + ["two"] * 2 + ["three"] * 3
-    source = Exchange(tmp_path / "ids")
+    source = Shuffle(tmp_path / "ids")
     for number in range(3):  # of several files
         part = ids[number::3]
         source.write(
             number, np.array([xxhash.xxh3_64_intdigest(i.encode()) for i in part], np.uint64), {"id": pa.array(part)}
         )
-    monkeypatch.setattr(exchange, "_rows_of", lambda *_: rows)
+    monkeypatch.setattr(shuffle, "_rows_of", lambda *_: rows)
     assert max(table.num_rows for table in source.tables(0, 1)) <= max(rows, 3)
     monkeypatch.setattr(source, "read", None)  # which would hold all documents of an id
     assert repeated_ids(0, 0, source=source, partitions=1) == {"repeated": 45, "examples": ["hot", "three", "two"]}

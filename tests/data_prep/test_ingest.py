@@ -50,10 +50,10 @@ def test_a_path_is_a_path_whatever_characters_it_has(tmp_path):
 def test_messages_name_the_files_of_the_source(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "loop").symlink_to("loop")
-    for files, said in (("empty", "files /"), ("loop", "leads to itself"), ("gone", "match nothing")):
+    for files, message in (("empty", "files /"), ("loop", "leads to itself"), ("gone", "match nothing")):
         assert run(tmp_path, {"files": str(tmp_path / files)}) == 2
         error = capsys.readouterr().err
-        assert said in error
+        assert message in error
         assert "--input" not in error
 
 
@@ -234,7 +234,7 @@ def test_a_limit_is_a_positive_number(tmp_path, capsys, limit):
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         ({"files": "x", "fields": {"txt": "body"}}, "'sources.mine.fields.txt'; did you mean"),
         ({"files": "x", "fields": {"text": None}}, "sources.mine.fields.text"),
@@ -245,9 +245,9 @@ def test_a_limit_is_a_positive_number(tmp_path, capsys, limit):
         ({"hub": {"path": "json", "data_files": "nowhere.jsonl"}}, "cannot be opened"),
     ],
 )
-def test_a_source_that_cannot_work_is_told(tmp_path, capsys, source, said):
+def test_a_source_that_cannot_work_is_told(tmp_path, capsys, source, message):
     assert run(tmp_path, source) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_source_of_another_name_is_told(tmp_path, capsys):

@@ -57,7 +57,7 @@ def test_bad_input_ends_in_one_sentence_and_code_2(job, prepared, tmp_path):
     occupied = tmp_path / "occupied"
     occupied.mkdir()
     (occupied / "thesis.tex").touch()
-    for number, (source, output, said) in enumerate(
+    for number, (source, output, message) in enumerate(
         (
             (tmp_path / "missing", tmp_path / "out0", "does not exist"),
             (empty, tmp_path / "out1", "holds no documents"),
@@ -67,7 +67,7 @@ def test_bad_input_ends_in_one_sentence_and_code_2(job, prepared, tmp_path):
     ):
         done = run_python(*job_words(job, source, output, prepared))
         assert done.returncode == 2, (number, done.stderr)
-        assert said in done.stderr
+        assert message in done.stderr
         assert "Traceback" not in done.stderr
     assert [path.name for path in occupied.iterdir()] == ["thesis.tex"]
 

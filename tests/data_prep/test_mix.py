@@ -77,7 +77,7 @@ def test_sources_that_are_read_more_often_than_costs_little_are_named(more, repe
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (["--set", "alhpa=1"], "unknown key 'alhpa'; did you mean 'alpha'?"),
         (["--set", "alpha"], "--set takes key=value"),
@@ -88,6 +88,6 @@ def test_sources_that_are_read_more_often_than_costs_little_are_named(more, repe
         (["--config", "nowhere.yaml"], "does not exist"),
     ],
 )
-def test_mistakes_end_in_one_sentence(more, said, capsys):
+def test_mistakes_end_in_one_sentence(more, message, capsys):
     assert main(["--sources", str(CONFIGS / "sources.yaml"), "--run-tokens", "1e12", *more]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

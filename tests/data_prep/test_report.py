@@ -39,8 +39,8 @@ def test_text_of_documents_is_never_markup(tmp_path):
     assert "&lt;script&gt;alert(1)" in text
 
 
-@pytest.mark.parametrize(("output", "said"), [("report.html", "has no manifest.json"), (".", "is a folder")])
-def test_mistakes_end_in_one_sentence(prepared, tmp_path, capsys, output, said):
+@pytest.mark.parametrize(("output", "message"), [("report.html", "has no manifest.json"), (".", "is a folder")])
+def test_mistakes_end_in_one_sentence(prepared, tmp_path, capsys, output, message):
     source = tmp_path if output != "." else prepared.curated
     assert main([str(source), "--output", str(tmp_path / output)]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -126,13 +126,11 @@ def report(fault: str, detected: str, *, seconds: float | None, lost_steps: int 
         append_json(Path(path), row)
 
 
-def seconds_to_notice(supervised: Supervised, incarnation: int) -> float:
-    """From the last sign of training of an incarnation to the record of its end, seconds."""
-    (end,) = (e for e in supervised.events("incarnation_ended") if e["incarnation"] == incarnation)
+def seconds_to_notice(supervised: Supervised, attempt: int) -> float:
+    """From the last sign of training of an attempt to the record of its end, seconds."""
+    (end,) = (e for e in supervised.events("attempt_ended") if e["attempt"] == attempt)
     signs = [
-        e["time"]
-        for e in supervised.events()
-        if e["incarnation"] == incarnation and e is not end and e["time"] < end["time"]
+        e["time"] for e in supervised.events() if e["attempt"] == attempt and e is not end and e["time"] < end["time"]
     ]
     lines = (json.loads(line) for line in (supervised.run_dir / "metrics.jsonl").read_text().splitlines())
     signs += [m["time"] for m in lines if m["time"] < end["time"]]

@@ -32,9 +32,9 @@ def number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def shortened(said: str) -> str:
+def shortened(message: str) -> str:
     """Without the paths of the machine it ran on."""
-    return re.sub(r"/\S*/(?=[\w.]+)", "", said).replace("|", "/")[:150]
+    return re.sub(r"/\S*/(?=[\w.]+)", "", message).replace("|", "/")[:150]
 
 
 if __name__ == "__main__":

@@ -32,16 +32,16 @@ def test_killed_in_the_step_and_at_every_point_of_the_commit_protocol(supervise,
             for number, point in enumerate(COMMIT_POINTS)
         ),
     ]
-    faults = [{**kill, "incarnation": number} for number, kill in enumerate(kills, start=1)]
+    faults = [{**kill, "attempt": number} for number, kill in enumerate(kills, start=1)]
     run = supervise("killed", faults)
     assert run.finished() == undisturbed
-    ends = run.events("incarnation_ended")
+    ends = run.events("attempt_ended")
     assert len(ends) == len(faults)
     for end, fault in zip(ends, faults, strict=True):
         assert end["kind"] == "killed"
         assert end["rank"] == fault["rank"]
-        assert f"rank {fault['rank']} on" in end["said"]
-        assert "SIGKILL" in end["said"]
+        assert f"rank {fault['rank']} on" in end["message"]
+        assert "SIGKILL" in end["message"]
         assert end["lost_steps"] <= 2 + 1  # an interval, and the step that a save in the background takes
         where = (
             f"during a save, after `{fault['point']}`"
@@ -50,8 +50,8 @@ def test_killed_in_the_step_and_at_every_point_of_the_commit_protocol(supervise,
         )
         report(
             f"kill -9 of a rank {where}",
-            end["said"].split(";")[0],
-            seconds=seconds_to_notice(run, end["incarnation"]),
+            end["message"].split(";")[0],
+            seconds=seconds_to_notice(run, end["attempt"]),
             lost_steps=end["lost_steps"],
             then="restarted, losses equal to the last bit",
         )
@@ -87,10 +87,10 @@ def test_fifty_random_kills_over_one_run(supervise, new_run, write_ds):
         if not run.over():
             killed += 1
             os.kill(read_heartbeats(beats, killed)[victim].pid, signal.SIGKILL)
-            run.until(lambda number=killed: len(run.events("incarnation_ended")) == number)
+            run.until(lambda number=killed: len(run.events("attempt_ended")) == number)
     assert run.finished() == {m["step"]: m["loss"] for m in read_metrics(whole.run_dir)}
     assert killed > kills // 2  # a fast machine may finish before the last ones
-    worst = max(end["lost_steps"] for end in run.events("incarnation_ended"))
+    worst = max(end["lost_steps"] for end in run.events("attempt_ended"))
     assert worst <= 2 + 1
     report(
         f"{killed} kills at random moments of one run of {12 * kills} steps", "each, by its rank", seconds=None,

@@ -28,14 +28,14 @@ def test_a_nan_gradient_is_skipped_and_too_many_stop_the_run(supervise, undistur
         (9, "nonfinite"),
         (10, "nonfinite"),
     ]
-    assert "gradient is not finite" in skipped[0]["said"]
+    assert "gradient is not finite" in skipped[0]["message"]
     assert {step: losses[step] for step in range(1, 6)} == {step: undisturbed[step] for step in range(1, 6)}
     assert all(math.isfinite(loss) for loss in losses.values())
     assert losses[6] != undisturbed[6]  # an update less
     assert "3 steps in a row up to 11 were not finite" in run.output
     report(
         "NaN in one rank's gradient",
-        skipped[0]["said"],
+        skipped[0]["message"],
         seconds=0.0,
         lost_steps=1,
         then="the update is left out on all ranks; stops with code 2 after max_nonfinite_in_a_row",
@@ -46,31 +46,31 @@ def test_a_spike_is_skipped_and_a_lasting_one_gone_back_before_once(supervise):
     """Bad data in step 8 alone; then from step 13 on, until the run has gone past them; and again for ever."""
     total = {"schedule": schedule_of(24)}
     once = [
-        {"kind": "bad_data", "first": 7 * 8, "last": 8 * 8, "incarnation": 1},
-        {"kind": "bad_data", "first": 12 * 8, "last": 15 * 8, "incarnation": 1},
+        {"kind": "bad_data", "first": 7 * 8, "last": 8 * 8, "attempt": 1},
+        {"kind": "bad_data", "first": 12 * 8, "last": 15 * 8, "attempt": 1},
     ]
     run = supervise("spike", once, numerics=SPIKES, **total)
     losses = run.finished()
     skipped = [event["step"] for event in run.events("step_skipped")]
     assert skipped == [8, 13, 14]
     (rewind,) = run.events("rewind")
-    assert "3 steps in a row up to 15 were spikes" in rewind["said"]
+    assert "3 steps in a row up to 15 were spikes" in rewind["message"]
     first, second = run.events("started")
     assert second["step"] == 12
-    assert f"the data up to sequence {15 * 8} are left out" in second["said"]
-    assert "nothing" not in first["said"]
+    assert f"the data up to sequence {15 * 8} are left out" in second["message"]
+    assert "nothing" not in first["message"]
     assert sorted(losses) == list(range(1, 25))
     assert max(losses[step] for step in range(13, 25)) < losses[1]
     report(
         "a planted loss spike",
-        run.events("step_skipped")[0]["said"],
+        run.events("step_skipped")[0]["message"],
         seconds=0.0,
         lost_steps=1,
         then="the update is left out on all ranks",
     )
     report(
         "a spike that lasts",
-        rewind["said"].split(":")[0],
+        rewind["message"].split(":")[0],
         seconds=None,
         lost_steps=3,
         then="back to the checkpoint before it, past its data; a second time the run stops with code 2",
@@ -79,8 +79,8 @@ def test_a_spike_is_skipped_and_a_lasting_one_gone_back_before_once(supervise):
 
 def test_a_spike_that_comes_back_after_the_rewind_stops_the_run(supervise):
     run = supervise("again", [
-        {"kind": "bad_data", "first": 8 * 8, "last": 10**9, "incarnation": 1},
-        {"kind": "bad_data", "first": 18 * 8, "last": 10**9, "incarnation": 2},
+        {"kind": "bad_data", "first": 8 * 8, "last": 10**9, "attempt": 1},
+        {"kind": "bad_data", "first": 18 * 8, "last": 10**9, "attempt": 2},
     ], numerics=SPIKES, schedule=schedule_of(24))  # fmt: skip
     assert run.wait() == 2
     assert "the run has gone back before a spike once already and stops here" in run.output
@@ -116,11 +116,11 @@ def test_a_collapsed_router_is_noticed_and_revived(supervise):
     losses = run.finished()
     fired = next(event for event in run.events("fired") if event["step"] >= 5)
     assert fired["step"] <= 8
-    assert "of the experts dead in MoE layer" in fired["said"]
+    assert "of the experts dead in MoE layer" in fired["message"]
     assert losses[30] < losses[4]
     report(
         "a collapsed router",
-        fired["said"].split(";")[0],
+        fired["message"].split(";")[0],
         seconds=None,
         lost_steps=0,
         then="the remedy holds for its duration; no step is lost",
@@ -136,11 +136,11 @@ def test_slow_ranks_are_named_and_a_clock_that_is_set_changes_nothing(supervise,
     assert run.finished() == undisturbed
     slow = [event for event in run.events("straggler") if event["step"] == 8]
     assert [event["slowest_rank"] for event in slow] == [1]
-    assert "rank 1 on" in slow[0]["said"]
+    assert "rank 1 on" in slow[0]["message"]
     assert slow[0]["waited_least_s"] < 0.5
-    assert not run.events("incarnation_ended")
+    assert not run.events("attempt_ended")
     assert sorted(run.losses()) == list(range(1, STEPS + 1))
-    report("a slow rank", slow[0]["said"], seconds=None, lost_steps=0, then="named; losses equal to the last bit")
+    report("a slow rank", slow[0]["message"], seconds=None, lost_steps=0, then="named; losses equal to the last bit")
     report(
         "the clock is set back a day",
         "nothing to detect: intervals are monotonic",
@@ -153,7 +153,7 @@ def test_slow_ranks_are_named_and_a_clock_that_is_set_changes_nothing(supervise,
 def test_out_of_memory_says_what_could_be_done_and_steps_down_when_asked(supervise, undisturbed):
     run = supervise("memory", [{"kind": "out_of_memory", "rank": 1, "step": 5}], words=("--step-down-on-oom",))
     losses = run.finished()
-    (end,) = run.events("incarnation_ended")
+    (end,) = run.events("attempt_ended")
     assert (end["kind"], end["rank"]) == ("out_of_memory", 1)
     assert "planned peak" in run.output
     assert run.output.count("way out        ") >= 2

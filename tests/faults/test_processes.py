@@ -18,14 +18,14 @@ pytestmark = [pytest.mark.distributed, pytest.mark.faults, pytest.mark.slow]
 def test_a_stopped_rank_is_named_and_the_job_restarted(supervise, undisturbed):
     run = supervise("stopped", [{"kind": "stop_process", "rank": 1, "step": 5}])
     assert run.finished() == undisturbed
-    (end,) = run.events("incarnation_ended")
+    (end,) = run.events("attempt_ended")
     assert (end["kind"], end["rank"]) == ("hang", 1)
-    assert "rank 1 on" in end["said"]
-    assert "is stopped, last seen in step" in end["said"]
-    stacks = (run.run_dir / "stacks" / "incarnation_0001_rank_00000.txt").read_text()
+    assert "rank 1 on" in end["message"]
+    assert "is stopped, last seen in step" in end["message"]
+    stacks = (run.run_dir / "stacks" / "attempt_0001_rank_00000.txt").read_text()
     assert "all_to_all_single" in stacks  # where the rank that waits is
     report(
-        "SIGSTOP of a rank", end["said"].split(";")[0], seconds=seconds_to_notice(run, 1), lost_steps=end["lost_steps"],
+        "SIGSTOP of a rank", end["message"].split(";")[0], seconds=seconds_to_notice(run, 1), lost_steps=end["lost_steps"],
         then="job ended, restarted, losses equal to the last bit",
     )  # fmt: skip
 
@@ -36,7 +36,7 @@ def test_ranks_whose_launcher_is_ended_save_and_are_started_again(supervise, und
     group = os.getpgid(read_heartbeats(run.run_dir / "heartbeats", 1)[0].pid)
     os.kill(group, signal.SIGTERM)  # the deepspeed process leads its group
     assert run.finished() == undisturbed
-    (end,) = run.events("incarnation_ended")
+    (end,) = run.events("attempt_ended")
     assert end["kind"] == "stopped"
     assert end["lost_steps"] == 0
     assert "outlived their launcher, SIGTERM" in run.output
@@ -58,7 +58,7 @@ def test_a_signal_to_the_supervisor_saves_and_a_new_one_goes_on(supervise, undis
     assert again.finished() == undisturbed
     report(
         "SIGUSR1 to the supervisor",
-        stop["said"].split(";")[0],
+        stop["message"].split(";")[0],
         seconds=None,
         lost_steps=0,
         then="saved; started again, losses equal to the last bit",
@@ -84,7 +84,7 @@ def test_a_time_limit_is_kept(supervise):
     assert (run.run_dir / "checkpoints" / f"step_{stop['step']:08d}").exists()
 
 
-def test_two_incarnations_do_not_share_a_run_folder(supervise, undisturbed):
+def test_two_attempts_do_not_share_a_run_folder(supervise, undisturbed):
     """The first one's ranks are held while the second tries, so that they cannot finish before it."""
     run = supervise("raced", watch={"no_progress_s": 200})
     run.until_step(2)
@@ -101,7 +101,7 @@ def test_two_incarnations_do_not_share_a_run_folder(supervise, undisturbed):
     assert run.finished() == undisturbed
     assert len(run.events("started")) == 1
     report(
-        "two incarnations race for a run folder", "the second, by the first one's lock", seconds=took, lost_steps=0,
+        "two attempts race for a run folder", "the second, by the first one's lock", seconds=took, lost_steps=0,
         then="the second ends with code 2, the first with equal losses",
     )  # fmt: skip
 

@@ -38,20 +38,24 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(small_disk, supervise, un
     filler.write_bytes(b"")  # room again, and no second filling
     assert run.finished() == undisturbed
     first, second, *_ = run.events("checkpoint_failed")
-    assert "No space left on device" in first["said"] or "could not write it" in first["said"]
-    assert "there is no room for it" in second["said"]
+    assert "No space left on device" in first["message"] or "could not write it" in first["message"]
+    assert "there is no room for it" in second["message"]
     (newest,) = complete(run.run_dir / "checkpoints")
     assert step_of(newest) == STEPS
     assert not list((run.run_dir / "checkpoints").glob("*.partial"))
     report(
         "disk full while a checkpoint is written",
-        first["said"],
+        first["message"],
         seconds=None,
         lost_steps=0,
         then="training goes on, saves again when there is room, losses equal to the last bit",
     )
     report(
-        "disk full before a save", second["said"], seconds=None, lost_steps=0, then="nothing written, training goes on"
+        "disk full before a save",
+        second["message"],
+        seconds=None,
+        lost_steps=0,
+        then="nothing written, training goes on",
     )
 
 
@@ -88,17 +92,17 @@ def test_damaged_checkpoints_are_named_and_the_newest_intact_one_is_taken(superv
     assert {step: whole[step] for step in resumed} == resumed
     damaged = again.events("checkpoint_damaged")
     assert [event["step"] for event in damaged] == [step_of(path) for path in (truncated, flipped, missing)]
-    for event, said, what in zip(
+    for event, message, what in zip(
         damaged,
         ("bytes, not", "does not have its checksum", "is missing"),
         ("truncated", "bit-flipped", "missing"),
         strict=True,
     ):
-        assert said in event["said"]
-        assert "optim_states.pt" in event["said"]
+        assert message in event["message"]
+        assert "optim_states.pt" in event["message"]
         report(
             f"a {what} checkpoint file",
-            event["said"].rsplit("/", 1)[-1],
+            event["message"].rsplit("/", 1)[-1],
             seconds=None,
             lost_steps=2,
             then="the one before it is taken, losses equal to the last bit",
@@ -121,7 +125,7 @@ def test_a_damaged_shard_stops_the_run_or_is_left_out(supervise, prepared, tmp_p
     run = supervise("shard", data=data)
     assert run.wait() == 2
     assert f"{shard} is damaged at byte 65,536" in run.output
-    assert [end["kind"] for end in run.events("incarnation_ended")] == ["user_error"]
+    assert [end["kind"] for end in run.events("attempt_ended")] == ["user_error"]
     report(
         "a corrupt token shard",
         "the shard and the block, before its tokens are used",
@@ -136,5 +140,5 @@ def test_a_damaged_shard_stops_the_run_or_is_left_out(supervise, prepared, tmp_p
     again = supervise("shard", run=run.run, words=(*skip, "--set", "data.max_damaged_share=0.5"))
     losses = again.finished()
     (skipped, *_) = again.events("data_skipped")
-    assert "sequences in damaged blocks" in skipped["said"]
+    assert "sequences in damaged blocks" in skipped["message"]
     assert losses[1] == pytest.approx(undisturbed[1], rel=0.05)

@@ -69,19 +69,19 @@ def test_a_host_that_dies_is_left_out_and_a_spare_finishes_the_run(hosts, tmp_pa
     wait_for(lambda: (run.run_dir / "metrics.jsonl").exists() and max(losses(run), default=0) >= 4, "step 4", 180)
     hosts.kill("127.0.0.3")
     assert process.wait(240) == 0, (tmp_path / "log").read_text()[-4000:]
-    (end,) = (e for e in read_json_lines(run.run_dir / "events.jsonl") if e["event"] == "incarnation_ended")
+    (end,) = (e for e in read_json_lines(run.run_dir / "events.jsonl") if e["event"] == "attempt_ended")
     assert (end["kind"], end["rank"], end["host"]) == ("killed", 1, "127.0.0.3")
     assert "left out, since they do not answer: 127.0.0.3" in (tmp_path / "log").read_text()
     assert (run.run_dir / "hostfile").read_text() == "127.0.0.2 slots=1\n127.0.0.4 slots=1\n"
     assert losses(run) == losses(alone)
     report(
-        "a host dies (its sshd and all that it ran)", end["said"].split(";")[0], seconds=None, lost_steps=end["lost_steps"],
+        "a host dies (its sshd and all that it ran)", end["message"].split(";")[0], seconds=None, lost_steps=end["lost_steps"],
         then="left out, a spare takes its place, losses equal to the last bit",
     )  # fmt: skip
 
 
 def test_a_slurm_job_saves_before_its_limit_is_requeued_and_finishes(slurm, tmp_path, new_run, ds):
-    slow = {"kind": "sleep", "rank": 0, "step": 1, "steps": STEPS, "seconds": 8.0, "incarnation": 1}
+    slow = {"kind": "sleep", "rank": 0, "step": 1, "steps": STEPS, "seconds": 8.0, "attempt": 1}
     slowly = {"RECIPE_FAULTS": json.dumps([slow])}
     run = new_run("run", **SECTIONS)
     sent = subprocess.run(

@@ -43,7 +43,7 @@ def test_hosts_that_are_alike_are_good():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"gpus": [GPU]}, "1 GPUs, the hostfile says 2"),
         ({"gpus": []}, "0 GPUs, the hostfile says 2"),
@@ -66,11 +66,11 @@ def test_hosts_that_are_alike_are_good():
         ({"read_mb_per_s": 900.0}, "reads --folder at 900 MB/s, the others at 2000"),
     ],
 )
-def test_a_host_that_differs_is_named_with_what_to_do(changes, said):
+def test_a_host_that_differs_is_named_with_what_to_do(changes, message):
     bad = judge({"a": host(), "b": host(**changes), "c": host()}, SLOTS, 500)
     assert list(bad) == ["b"]
     assert len(bad["b"]) == 1
-    assert said in bad["b"][0]
+    assert message in bad["b"][0]
 
 
 def links(tflops=(250.0,) * 6, inside=(200.0,) * 3, between=(20.0, 20.0, 20.0)):
@@ -131,7 +131,7 @@ def test_two_ranks_of_this_host_are_looked_at(tmp_path, new_run):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (
             ("--num_gpus", 1, "--config", "recipe/configs/runs/quickstart.yaml"),
@@ -152,9 +152,9 @@ def test_two_ranks_of_this_host_are_looked_at(tmp_path, new_run):
         ),
     ],
 )
-def test_what_cannot_be_looked_at_is_refused(words, said, tmp_path):
+def test_what_cannot_be_looked_at_is_refused(words, message, tmp_path):
     done = run_python("launch/preflight.py", *words, "--folder", tmp_path)
     assert done.returncode == 2
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []

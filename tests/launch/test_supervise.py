@@ -37,12 +37,12 @@ from launch.cluster import allocation as places
 from launch import supervise
 
 run_dir, launcher, checks_s = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
-def check_launch(*_, **__):
+def check_job(*_, **__):
     print("checking", flush=True)
     time.sleep(checks_s)
     parts = {"expert_parallel": SimpleNamespace(autoep_size=1), "zero_optimization": SimpleNamespace(stage=3)}
     return SimpleNamespace(run=SimpleNamespace(run_dir=run_dir), ds=SimpleNamespace(world_size=2, **parts), ds_raw={})
-supervise.check_launch = check_launch
+supervise.check_job = check_job
 supervise.check_run_folder = lambda *_, **__: []  # that is of a real launch
 places.ThisHost.command = lambda self, ranks: [sys.executable, "-c", launcher, str(run_dir)]
 sys.exit(supervise.main(["--num_gpus", "2", "--config", "c", "--deepspeed_config", "d", *sys.argv[4:]]))
@@ -52,10 +52,10 @@ SLEEPS = READY + "(run / 'launched').touch(); time.sleep(60)"
 DEAF = READY + "signal.signal(15, signal.SIG_IGN); (run / 'launched').touch(); time.sleep(60)"
 # Rank 0 of a start that trains until it is asked to stop.
 TRAINS = READY + (
-    "import json; f = open(run / 'incarnations.jsonl', 'a'); f.write('{}\\n'); f.close(); "
-    "say = lambda **e: (run / 'events.jsonl').open('a').write(json.dumps({'incarnation': 1, 'time': 1.0, **e}) + '\\n'); "
+    "import json; f = open(run / 'attempts.jsonl', 'a'); f.write('{}\\n'); f.close(); "
+    "say = lambda **e: (run / 'events.jsonl').open('a').write(json.dumps({'attempt': 1, 'time': 1.0, **e}) + '\\n'); "
     "say(event='started'); (run / 'launched').touch(); "
-    "[time.sleep(0.05) for _ in iter(lambda: (run / 'stop').exists(), True)]; say(event='stopped', why='file', said='s'); "
+    "[time.sleep(0.05) for _ in iter(lambda: (run / 'stop').exists(), True)]; say(event='stopped', why='file', message='s'); "
     "sys.exit(0)"
 )
 
@@ -145,7 +145,7 @@ def test_ranks_that_train_are_asked_and_not_ended(tmp_path):
     assert not (tmp_path / "stop").exists()
 
 
-def test_ranks_that_refuse_to_start_are_no_incarnation_that_ended(tmp_path):
+def test_ranks_that_refuse_to_start_are_no_attempt_that_ended(tmp_path):
     process = supervise(tmp_path, READY + "sys.exit(2)")
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 2
@@ -183,9 +183,9 @@ def checked(tmp_path, monkeypatch) -> list[dict[str, Any]]:
     """Inputs of a run that need no data, for a supervisor in this process; how they are checked."""
     parts = {"expert_parallel": SimpleNamespace(autoep_size=1), "zero_optimization": SimpleNamespace(stage=3)}
     ds = SimpleNamespace(world_size=2, **parts)
-    launch = SimpleNamespace(run=SimpleNamespace(run_dir=tmp_path / "run"), ds=ds, ds_raw={})
+    job = SimpleNamespace(run=SimpleNamespace(run_dir=tmp_path / "run"), ds=ds, ds_raw={})
     calls: list[dict[str, Any]] = []
-    monkeypatch.setattr(module, "check_launch", lambda *_, **how: calls.append(how) or launch)
+    monkeypatch.setattr(module, "check_job", lambda *_, **how: calls.append(how) or job)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     return calls
 
@@ -281,12 +281,12 @@ def test_a_port_of_the_launching_host_is_not_the_runs(supervisor, checked):
 
 
 def test_ranks_that_take_steps_train_though_they_cannot_say_so(supervisor):
-    (supervisor.run_dir / "incarnations.jsonl").write_text("{}\n{}\n")
+    (supervisor.run_dir / "attempts.jsonl").write_text("{}\n{}\n")
     supervisor.starts_before = 1
     folder = supervisor.run_dir / "heartbeats"
     folder.mkdir()
-    for incarnation, step, starting in ((1, 7, True), (2, 0, True), (2, 1, False)):
-        write_heartbeat(folder, Heartbeat(0, "h", 1, incarnation, step, "forward", 1, 1))
+    for attempt, step, starting in ((1, 7, True), (2, 0, True), (2, 1, False)):
+        write_heartbeat(folder, Heartbeat(0, "h", 1, attempt, step, "forward", 1, 1))
         assert supervisor._is_starting() == starting
 
 

@@ -58,12 +58,12 @@ def _sorted(experts_A: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return values.long(), order
 
 
-def to_experts(x_TD: torch.Tensor, place_A: torch.Tensor, assignment_N: torch.Tensor) -> torch.Tensor:
+def dispatch(x_TD: torch.Tensor, place_A: torch.Tensor, assignment_N: torch.Tensor) -> torch.Tensor:
     """Rows [N, D] of the tokens that are assigned; zero where the row is padding."""
     return _ToExperts.apply(x_TD, place_A, assignment_N)
 
 
-def from_experts(
+def combine(
     rows_ND: torch.Tensor, weights_TK: torch.Tensor, place_A: torch.Tensor, assignment_N: torch.Tensor
 ) -> torch.Tensor:
     """The sums [T, D] of each token's rows by their weights, added in fp32; what is dropped counts for nothing."""

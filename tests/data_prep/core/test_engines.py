@@ -92,9 +92,9 @@ def test_a_ray_worker_that_is_killed_is_replaced(prepared, source, local, ray_ad
             worker.send_signal(signal.SIGKILL)
             killed += 1
         time.sleep(0.01)
-    _, said = process.communicate(timeout=120)
+    _, message = process.communicate(timeout=120)
     assert killed >= 1
-    assert process.returncode == 0, said
+    assert process.returncode == 0, message
     assert contents(tmp_path / "out") == local["curate"]
 
 
@@ -134,8 +134,8 @@ def test_an_array_that_is_cancelled_is_replaced(prepared, source, local, slurm, 
         wait_for(lambda: waiting_jobs(slurm, "tokenize") != first, "another array")
     finally:
         slurm_says(slurm, "scontrol", "update", "NodeName=localhost", "State=RESUME")
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 0, said
+    _, message = process.communicate(timeout=120)
+    assert process.returncode == 0, message
     assert contents(tmp_path / "out") == local["tokenize_corpus"]
 
 

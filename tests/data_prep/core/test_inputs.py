@@ -20,7 +20,7 @@ import xxhash
 from data_prep import tokenize_corpus
 from data_prep.core.bad_records import BadRecords
 from data_prep.core.inputs import part_digest
-from data_prep.core.shuffle import Exchange
+from data_prep.core.shuffle import Shuffle
 from data_prep.core.stage import Stage, for_documents
 from data_prep.curation import repeated_lines
 from data_prep.deduplication import signatures
@@ -206,13 +206,13 @@ def test_chunks_of_an_earlier_attempt_go_when_a_task_writes_fewer(tmp_path, monk
         signatures.sign_part(enumerate(documents), 0, minhash=(5, 2, 2, 1), ranking=ranking, output=folder)
         config = tokenize_corpus.TokenizeConfig(held_out=0)
         tokenize_corpus.encode_documents(documents, 0, config, 0, Letters(), folder / "tokens")
-        spread = {name: Exchange(folder / name) for name in ("bands", "exact")}
+        spread = {name: Shuffle(folder / name) for name in ("bands", "exact")}
         spread_bands(0, 0, catalog=signatures.Catalog(folder), minhash=(5, 2, 2, 1), **spread)
         write_documents(tmp_path / "in.jsonl", documents)
         labels = pa.table({"record": pa.array(range(len(documents)), pa.uint64())})
         settings = repeated_lines.RepeatedLines(min_documents=2, min_characters=1)
         fate = lambda number: (labels, np.full(len(documents), -1, np.int8))  # noqa: E731
-        target = Exchange(folder / "lines")
+        target = Shuffle(folder / "lines")
         repeated_lines.count_lines(Part(tmp_path / "in.jsonl"), 0, config=settings, target=target, fate=fate)
 
     attempt(many, tmp_path / "again")

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_prep.core import shuffle as exchange
-from data_prep.core.shuffle import Exchange, column, producer, scatter
+from data_prep.core import shuffle as shuffles
+from data_prep.core.shuffle import Shuffle, column, producer, scatter
 from data_prep.core.stage import Stage
 
 PRODUCERS = [*range(48), 99_999, 100_000]  # text would sort the last before the one in front of it
@@ -21,9 +21,9 @@ PRODUCERS = [*range(48), 99_999, 100_000]  # text would sort the last before the
 def opened(monkeypatch):
     """The files that were opened, in order."""
     paths: list[Path] = []
-    original = exchange._SortedFile.__init__
+    original = shuffles._SortedFile.__init__
     monkeypatch.setattr(
-        exchange._SortedFile, "__init__", lambda self, path: (paths.append(path), original(self, path))[1]
+        shuffles._SortedFile, "__init__", lambda self, path: (paths.append(path), original(self, path))[1]
     )
     return paths
 
@@ -32,9 +32,9 @@ def run_at_once(phase, function, tasks, workers=None):
     return [function(task, number) for number, task in enumerate(tasks)]
 
 
-def produce(folder: Path, numbers=PRODUCERS, rows=40) -> Exchange:
+def produce(folder: Path, numbers=PRODUCERS, rows=40) -> Shuffle:
     """Rows of a few keys that all producers share: what tells them apart is who wrote them, and when."""
-    shuffle = Exchange(folder)
+    shuffle = Shuffle(folder)
     for number in numbers:
         keys = scatter(np.random.default_rng(number).integers(0, 25, rows))
         names = pa.array([f"{number}-{row}" for row in range(rows)])
@@ -42,7 +42,7 @@ def produce(folder: Path, numbers=PRODUCERS, rows=40) -> Exchange:
     return shuffle
 
 
-def consume(shuffle: Exchange, partitions: int = 7) -> list[tuple[int, int, str]]:
+def consume(shuffle: Shuffle, partitions: int = 7) -> list[tuple[int, int, str]]:
     tables = [shuffle.read(i, partitions) for i in range(partitions)]
     return [row for t in tables for row in zip(*(t[n].to_pylist() for n in ("key", "writer", "name")), strict=True)]
 
@@ -56,9 +56,9 @@ def test_every_row_arrives_once_in_the_order_of_key_and_producer(tmp_path, monke
     expected = consume(produce(tmp_path / "plain"))
     assert expected == sorted(expected, key=lambda row: row[:2])
     assert len(set(expected)) == len(PRODUCERS) * 40
-    monkeypatch.setattr(exchange, "FAN_IN", 4)
+    monkeypatch.setattr(shuffles, "FAN_IN", 4)
     if partition_bytes:
-        monkeypatch.setattr(exchange, "PARTITION_BYTES", partition_bytes)
+        monkeypatch.setattr(shuffles, "PARTITION_BYTES", partition_bytes)
     shuffle = produce(tmp_path / "merged")
     shuffle.merge(run_at_once)
     assert consume(shuffle) == expected
@@ -70,7 +70,7 @@ def test_every_row_arrives_once_in_the_order_of_key_and_producer(tmp_path, monke
 
 
 def test_no_task_opens_more_files_than_the_fan_in(tmp_path, monkeypatch, opened):
-    monkeypatch.setattr(exchange, "FAN_IN", 4)
+    monkeypatch.setattr(shuffles, "FAN_IN", 4)
     shuffle = produce(tmp_path / "rows")
     merges = []
 
@@ -97,7 +97,7 @@ def test_no_task_opens_more_files_than_the_fan_in(tmp_path, monkeypatch, opened)
 
 
 def test_a_few_producers_are_left_as_they_are(tmp_path, monkeypatch):
-    monkeypatch.setattr(exchange, "FAN_IN", 4)
+    monkeypatch.setattr(shuffles, "FAN_IN", 4)
     shuffle = produce(tmp_path / "rows", range(4))
     before = contents(tmp_path)
     shuffle.merge(lambda *words: pytest.fail("nothing to merge"))
@@ -106,7 +106,7 @@ def test_a_few_producers_are_left_as_they_are(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("step", ["replace", "unlink"])
 def test_killed_in_the_middle_of_a_merge_and_run_again_gives_the_same_bytes(tmp_path, monkeypatch, step):
-    monkeypatch.setattr(exchange, "FAN_IN", 4)
+    monkeypatch.setattr(shuffles, "FAN_IN", 4)
     stage = Stage("dedup", None, tmp_path / "whole", {})
     produce(tmp_path / "whole" / "rows").merge(stage.run_tasks)
     expected = contents(tmp_path / "whole" / "rows")
@@ -136,7 +136,7 @@ def test_killed_in_the_middle_of_a_merge_and_run_again_gives_the_same_bytes(tmp_
 
 
 def test_chunks_of_an_earlier_attempt_of_a_task_go_last_first(tmp_path, monkeypatch):
-    shuffle = Exchange(tmp_path)
+    shuffle = Shuffle(tmp_path)
     for task in (0, 1):
         for chunk in range(5):
             shuffle.write(producer(task, chunk), np.array([chunk], np.uint64), {"task": np.array([task])})
@@ -150,10 +150,10 @@ def test_chunks_of_an_earlier_attempt_of_a_task_go_last_first(tmp_path, monkeypa
 
 
 def test_a_key_that_has_more_rows_than_memory_comes_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(exchange, "PARTITION_BYTES", 4000)
-    monkeypatch.setattr(exchange, "FAN_IN", 4)
+    monkeypatch.setattr(shuffles, "PARTITION_BYTES", 4000)
+    monkeypatch.setattr(shuffles, "FAN_IN", 4)
     for merged in (False, True):
-        shuffle = Exchange(tmp_path / f"rows-{merged}")
+        shuffle = Shuffle(tmp_path / f"rows-{merged}")
         for number in range(6):
             keys = np.full(300, 5, np.uint64) if number % 2 else scatter(np.arange(300) + 300 * number)
             shuffle.write(number, keys, {"row": np.arange(300) + 1000 * number})
@@ -170,15 +170,15 @@ def test_chunks_of_one_task_never_have_the_name_of_anothers():
 
 
 def test_the_merged_rows_of_an_older_run_are_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(exchange, "FAN_IN", 4)
+    monkeypatch.setattr(shuffles, "FAN_IN", 4)
     produce(tmp_path / "drops").merge(run_at_once)
     names = json.loads((tmp_path / "drops" / "merge.json").read_text())["producers"]
     assert len(names) == len(PRODUCERS)
-    assert len(Exchange(tmp_path / "drops").read(0, 1)) == len(PRODUCERS) * 40
+    assert len(Shuffle(tmp_path / "drops").read(0, 1)) == len(PRODUCERS) * 40
 
 
 def test_producers_without_rows_are_merged_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(exchange, "FAN_IN", 4)
+    monkeypatch.setattr(shuffles, "FAN_IN", 4)
     shuffle = produce(tmp_path / "rows", range(9), rows=0)
     shuffle.merge(run_at_once)
     assert consume(shuffle) == []

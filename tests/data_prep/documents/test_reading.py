@@ -143,12 +143,12 @@ def test_files_are_found_in_a_stable_order_and_others_are_left(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("missing", "does not exist"), ("empty", "holds no"), ("a.txt", "is none of")]
+    ("name", "message"), [("missing", "does not exist"), ("empty", "holds no"), ("a.txt", "is none of")]
 )
-def test_an_input_without_documents_is_refused(tmp_path, name, said):
+def test_an_input_without_documents_is_refused(tmp_path, name, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.txt").touch()
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         document_files(tmp_path / name)
 
 

@@ -170,7 +170,7 @@ def no_list_of_added_tokens(content):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (random_merges, "sets dropout 0.1, which gives a document other tokens at each run; set it null"),
         (unknown_word_missing, "cannot encode a document"),
@@ -179,11 +179,11 @@ def no_list_of_added_tokens(content):
         (lambda content: content["model"].update(type="Other"), "is not read by the tokenizers library"),
     ],
 )
-def test_a_tokenizer_that_would_go_wrong_later_is_refused(change, said, prepared, tmp_path, capsys):
+def test_a_tokenizer_that_would_go_wrong_later_is_refused(change, message, prepared, tmp_path, capsys):
     folder = changed(prepared, tmp_path / "tokenizer", change)
     words = ["--input", prepared.deduped, "--tokenizer", folder, "--output", tmp_path / "out", "--workers", 1]
     assert main([str(w) for w in words]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -208,7 +208,7 @@ def bytes_of_ascii_only(content):
 
 
 @pytest.mark.parametrize(
-    ("change", "losses", "said"),
+    ("change", "losses", "message"),
     [
         (word_level, {"unknown_tokens": {"en": 4, "zh": 1}, "changed": {"en": 1, "zh": 1}}, "4 tokens of en are the tokenizer's unk"),
         (
@@ -224,7 +224,7 @@ def bytes_of_ascii_only(content):
         (bytes_for_the_rest, {}, ""),
     ],
 )  # fmt: skip
-def test_what_a_tokenizer_loses_of_texts_is_said(change, losses, said, prepared, tmp_path, capsys):
+def test_what_a_tokenizer_loses_of_texts_is_said(change, losses, message, prepared, tmp_path, capsys):
     folder = changed(prepared, tmp_path / "tokenizer", change)
     texts = (("en", "The old ship <|endoftext|> sails"), ("en", "The ship"), ("zh", "中文 青石镇"))
     documents = [{"id": str(i), "text": text, "lang": lang} for i, (lang, text) in enumerate(texts)]
@@ -236,7 +236,7 @@ def test_what_a_tokenizer_loses_of_texts_is_said(change, losses, said, prepared,
     assert counted.pop("decoded") == {"en": 1, "zh": 1}
     assert {name: found for name, found in counted.items() if found} == losses
     out = capsys.readouterr().out
-    assert said in out if said else "unknown" not in out and "changed" not in out
+    assert message in out if message else "unknown" not in out and "changed" not in out
 
 
 def special_piece(content):

@@ -26,7 +26,7 @@ def test_a_hostfile_is_read_as_it_is_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("a 8\n", "line 1: 'a 8' is not 'HOST slots=N'"),
         ("# ours\na slots=eight\n", "line 2: 'a slots=eight' is not 'HOST slots=N'"),
@@ -49,10 +49,10 @@ def test_a_hostfile_is_read_as_it_is_written(tmp_path):
         ("\n# none\n", "names no host"),
     ],
 )
-def test_what_is_no_hostfile_is_refused_by_line_and_reason(text, said, tmp_path):
+def test_what_is_no_hostfile_is_refused_by_line_and_reason(text, message, tmp_path):
     path = tmp_path / "hosts"
     path.write_text(text)
-    with pytest.raises(UserError, match=re.escape(said)):
+    with pytest.raises(UserError, match=re.escape(message)):
         read_hostfile(path)
 
 
@@ -91,7 +91,7 @@ def test_slurms_hosts_are_checked_too(monkeypatch):
     monkeypatch.setattr(places, "_output", lambda *_: "a\n-oProxyCommand=id\n")
     args = argparse.Namespace(gpus_per_node=2, slurm=True, hostfile=None, num_gpus=None)
     with pytest.raises(UserError, match="SLURM_JOB_NODELIST: '-oProxyCommand=id' is no host name"):
-        places.place_of(args, [], Path("unused"))
+        places.allocation_of(args, [], Path("unused"))
 
 
 def test_this_host_is_known_by_its_names_and_addresses():
@@ -127,5 +127,5 @@ def test_a_host_that_failed_twice_is_left_out():
 
 
 def test_slurm_nodes_that_are_down_leaving_or_silent_are_lost():
-    said = "a alloc\nb drng\nc idle*\nd down*\ne mix\n"
-    assert lost_nodes(said, ["a", "b", "c", "d", "e", "f"]) == ["b", "c", "d", "f"]
+    message = "a alloc\nb drng\nc idle*\nd down*\ne mix\n"
+    assert lost_nodes(message, ["a", "b", "c", "d", "e", "f"]) == ["b", "c", "d", "f"]

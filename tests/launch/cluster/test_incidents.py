@@ -1,4 +1,4 @@
-"""Who is held responsible for the end of an incarnation."""
+"""Who is held responsible for the end of an attempt."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ def test_the_rank_that_left_no_word_was_killed(folder):
         folder.record_failure("peer_lost", "Connection closed", rank=rank, host="h")
     found = incident_of(folder.path, 2, 247)
     assert (found.kind, found.rank, found.host) == ("killed", 2, "host1")
-    assert found.said == "rank 2 on host1 killed by SIGKILL"
+    assert found.message == "rank 2 on host1 killed by SIGKILL"
     assert last_step(folder.path, 2, since=100.0) == 6
     with open(folder.path / "metrics.jsonl", "w") as handle:
         for step, at in ((5, 90.0), (9, 101.0)):
             handle.write(json.dumps({"step": step, "time": at}) + "\n")
         handle.write('{"step": 10, "ti')  # cut by the kill
     assert last_step(folder.path, 2, since=100.0) == 9
-    assert last_step(folder.path, 2, since=102.0) == 6  # of an incarnation before
+    assert last_step(folder.path, 2, since=102.0) == 6  # of an attempt before
 
 
 def test_a_cause_goes_before_its_witnesses(folder):
     folder.record_failure("peer_lost", "Connection closed", rank=0, host="host0")
     folder.record_failure("out_of_memory", "no memory", rank=3, host="host1")
     found = incident_of(folder.path, 2, 1)
-    assert (found.kind, found.rank, found.host, found.said) == ("out_of_memory", 3, "host1", "no memory")
+    assert (found.kind, found.rank, found.host, found.message) == ("out_of_memory", 3, "host1", "no memory")
 
 
 def test_what_is_not_known_is_said(folder, tmp_path):
     for rank in range(4):
         folder.record_failure("peer_lost", "Connection closed", rank=rank, host="h")
     assert incident_of(folder.path, 2, 75).kind == "peer_lost"
-    assert incident_of(tmp_path, 9, 1).said == "the launcher ended with code 1"
+    assert incident_of(tmp_path, 9, 1).message == "the launcher ended with code 1"
 
 
 def test_signals_are_read_from_every_form_of_exit_code():

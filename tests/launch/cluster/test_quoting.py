@@ -137,7 +137,7 @@ def test_variables_arrive_as_they_are_set(arrive, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("A=b\nNCCL_DEBUG\n", "line 2: 'NCCL_DEBUG' is not NAME=VALUE"),
         ("A;touch owned=1\n", "line 1: 'A;touch owned=1' is not NAME=VALUE"),
@@ -147,12 +147,12 @@ def test_variables_arrive_as_they_are_set(arrive, tmp_path, monkeypatch):
         (b"A=\xe9\n", "is not text in UTF-8"),
     ],
 )
-def test_a_deepspeed_env_that_would_arrive_otherwise_is_refused(text, said, tmp_path, monkeypatch):
+def test_a_deepspeed_env_that_would_arrive_otherwise_is_refused(text, message, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".deepspeed_env").write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(UserError, match=re.escape(said)):
+    with pytest.raises(UserError, match=re.escape(message)):
         forwarded()
-    with pytest.raises(UserError, match=re.escape(said)):  # before anything of a run begins
+    with pytest.raises(UserError, match=re.escape(message)):  # before anything of a run begins
         Hosts({"a": 1, "b": 1}, [], tmp_path)
     Hosts({"localhost": 1}, [], tmp_path)
 
@@ -286,6 +286,6 @@ def test_other_launchers_of_deepspeed_have_no_shell_between(tmp_path):
 def test_ranks_are_counted_before_a_host_is_asked(tmp_path):
     args = argparse.Namespace(gpus_per_node=None, slurm=False, hostfile=None, num_gpus=2)
     with pytest.raises(UserError, match="the ds_config is for 4 ranks, not --num_gpus 2"):
-        places.place_of(args, [], tmp_path).check(4)
+        places.allocation_of(args, [], tmp_path).check(4)
     with pytest.raises(UserError, match="the hosts give 2 ranks"):
         Hosts({"a": 1, "b": 1}, [], tmp_path).check(4)

@@ -16,7 +16,7 @@ def failing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rank", "local_rank", "waits", "said"),
+    ("rank", "local_rank", "waits", "message"),
     [
         (None, None, [], "error: the bridge is out; take the ferry\n"),
         ("0", "0", [], "error: the bridge is out; take the ferry\n"),
@@ -25,7 +25,7 @@ def failing() -> None:
         ("9", "1", [FIRST_RANK_SPEAKS_S], "error (host, rank 9): the bridge is out; take the ferry\n"),
     ],
 )
-def test_the_first_rank_of_a_host_speaks_and_the_others_let_it(rank, local_rank, waits, said, monkeypatch, capsys):
+def test_the_first_rank_of_a_host_speaks_and_the_others_let_it(rank, local_rank, waits, message, monkeypatch, capsys):
     slept: list[float] = []
     monkeypatch.setattr(errors.time, "sleep", slept.append)
     monkeypatch.setattr(errors.socket, "gethostname", lambda: "host")
@@ -36,7 +36,7 @@ def test_the_first_rank_of_a_host_speaks_and_the_others_let_it(rank, local_rank,
             monkeypatch.setenv(name, value)
     assert failing() == 2
     assert slept == waits
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().err == message
 
 
 def test_ctrl_c_is_one_sentence_and_code_130(capsys):

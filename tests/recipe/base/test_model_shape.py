@@ -54,7 +54,7 @@ def test_training_flops_are_three_times_the_counted_forward(tiny):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"hidden_siz": 1}, "unknown key 'hidden_siz'; did you mean 'hidden_size'?"),
         ({"first_k_dense_replace": 4}, "leaves no MoE layer"),
@@ -68,10 +68,10 @@ def test_training_flops_are_three_times_the_counted_forward(tiny):
         ({"rope_parameters": {"rope_type": "yarn"}}, "'rope_parameters.rope_type' is 'yarn'"),
     ],
 )
-def test_shapes_that_cannot_work_are_refused(changes, said):
+def test_shapes_that_cannot_work_are_refused(changes, message):
     with pytest.raises(ConfigError) as caught:
         strict_model(ModelShape, {**load_json(TINY / "config.json"), **changes}, "config.json")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_the_strict_reader_and_the_hf_config_have_the_same_fields():

@@ -137,13 +137,13 @@ def ds_problems(tmp_path, **changes) -> str:
 
 @pytest.mark.parametrize("key", REFUSED_KEYS)
 def test_keys_with_another_owner_are_refused_with_where_to_go(key, tmp_path):
-    said = ds_problems(tmp_path, **{key.replace(".", "__"): 1})
-    assert f"'{key}' {REFUSED_KEYS[key]}" in said
-    assert "unknown key" not in said
+    message = ds_problems(tmp_path, **{key.replace(".", "__"): 1})
+    assert f"'{key}' {REFUSED_KEYS[key]}" in message
+    assert "unknown key" not in message
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"gradient_clipping": "auto"}, "'gradient_clipping' is \"auto\""),
         ({"zero_optimization__reduce_bucket_size": "auto"}, "'zero_optimization.reduce_bucket_size' is \"auto\""),
@@ -157,16 +157,16 @@ def test_keys_with_another_owner_are_refused_with_where_to_go(key, tmp_path):
         ),
     ],
 )
-def test_ds_configs_that_cannot_work_are_refused(changes, said, tmp_path):
-    assert said in ds_problems(tmp_path, **changes)
+def test_ds_configs_that_cannot_work_are_refused(changes, message, tmp_path):
+    assert message in ds_problems(tmp_path, **changes)
 
 
 def test_all_problems_are_reported_at_once(tmp_path):
-    said = ds_problems(
+    message = ds_problems(
         tmp_path, gradient_clippin=1.0, optimizer={}, train_batch_size="auto", expert_parallel__autoep_siz=2
     )
     for part in ("gradient_clippin", "optimizer", "'train_batch_size' is \"auto\"", "autoep_siz"):
-        assert part in said
+        assert part in message
 
 
 def test_a_ds_config_for_another_world_or_model_is_refused():
@@ -190,7 +190,7 @@ def test_a_repeated_key_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("schedule.peak_lrr=1", "unknown key 'schedule.peak_lrr'; did you mean 'peak_lr'?"),
         ("schedule.peak_lr=fast", "'schedule.peak_lr' is 'fast'"),
@@ -199,10 +199,10 @@ def test_a_repeated_key_is_refused(tmp_path):
         ("schedule.min_lr=1", "schedule.min_lr 1.0 exceeds schedule.peak_lr"),
     ],
 )
-def test_bad_overrides_are_refused(override, said):
+def test_bad_overrides_are_refused(override, message):
     with pytest.raises(UserError) as caught:
         load_run_config(RUN_CONFIGS[0], [override])
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_overrides_take_numbers_as_people_write_them():
@@ -210,15 +210,15 @@ def test_overrides_take_numbers_as_people_write_them():
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(None, "does not exist"), ("{", "is not valid"), ("[]", "must hold a mapping")]
+    ("content", "message"), [(None, "does not exist"), ("{", "is not valid"), ("[]", "must hold a mapping")]
 )
-def test_unreadable_files_are_named(content, said, tmp_path):
+def test_unreadable_files_are_named(content, message, tmp_path):
     path = tmp_path / "run.yaml"
     if content is not None:
         path.write_text(content)
     with pytest.raises(UserError) as caught:
         load_run_config(path)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert str(path) in str(caught.value)
 
 

@@ -150,7 +150,7 @@ def test_the_run_and_its_export_have_the_same_held_out_loss(trained, exported, p
     assert len(set(index["weight_map"].values())) == 4 + 3  # a file per layer, embedding, norm, head
 
     # Mistakes, on the same run: each ends in one sentence and code 2.
-    for script, ranks, mistaken, said in (
+    for script, ranks, mistaken, message in (
         (
             "recipe/export.py",
             2,
@@ -168,9 +168,9 @@ def test_the_run_and_its_export_have_the_same_held_out_loss(trained, exported, p
     ):
         done = launch(ranks, script, *mistaken)
         assert done.returncode == 2, done.stderr[-3000:]
-        assert said in done.stderr
+        assert message in done.stderr
         assert "Traceback" not in done.stderr
-    for mistaken, said in (
+    for mistaken, message in (
         (["--model", tmp_path], "holds no config.json"),
         (["--model", exported], "needs --tokens"),
         ([*words, "--seq-length", 4096], "exceeds the model's max_position_embeddings 32"),
@@ -182,7 +182,7 @@ def test_the_run_and_its_export_have_the_same_held_out_loss(trained, exported, p
     ):
         done = run_python("recipe/evaluate_model.py", *mistaken)
         assert done.returncode == 2
-        assert said in done.stderr
+        assert message in done.stderr
     done = run_python("launch/generate.py", "--model", tmp_path, "--prompt", "x")
     assert (done.returncode, "holds no config.json" in done.stderr) == (2, True)
 

@@ -34,7 +34,7 @@ def test_a_chain_of_topologies_keeps_losses_and_export(new_run, write_ds, tmp_pa
     done = launch(4, "recipe/train.py", *whole.arguments(ds_of[4, 4]))
     assert done.returncode == 0, done.stderr[-3000:]
     shutil.copytree(whole.run_dir, run.run_dir)
-    for step in (10, 15, 20):  # as if the first incarnation had ended after step 5
+    for step in (10, 15, 20):  # as if the first attempt had ended after step 5
         shutil.rmtree(run.run_dir / "checkpoints" / f"step_{step:08d}")
     (run.run_dir / "metrics.jsonl").unlink()
     for place, (ranks, ep) in enumerate(CHAIN[1:], start=1):
@@ -70,10 +70,10 @@ def test_what_cannot_be_resharded_is_said(new_run, write_ds):
     done = launch(1, "recipe/train.py", *run.arguments(other, "--resume", "auto"))
     assert done.returncode == 2
     assert "universal checkpoints do not change the ZeRO stage; use a ds_config of the same stage" in done.stderr
-    for words, said in ((("--checkpoint", "step_9"), "has no checkpoint 'step_9'"),):
+    for words, message in ((("--checkpoint", "step_9"), "has no checkpoint 'step_9'"),):
         made = run_python("launch/reshard.py", "--run", run.run_dir, *words)
         assert made.returncode == 2
-        assert said in made.stderr
+        assert message in made.stderr
     made = run_python("launch/reshard.py", "--run", "/nonexistent")
     assert made.returncode == 2
     assert "has no complete checkpoint" in made.stderr

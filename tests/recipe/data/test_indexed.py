@@ -80,7 +80,7 @@ def damage(path, how):
 
 
 @pytest.mark.parametrize(
-    ("suffix", "how", "said"),
+    ("suffix", "how", "message"),
     [
         (".bin", "truncated", "not the 108 of its index"),
         (".bin", "missing", "is missing"),
@@ -90,11 +90,11 @@ def damage(path, how):
         (".idx", "foreign", "is not an MMIDIDX"),
     ],
 )
-def test_a_damaged_shard_is_named(tmp_path, suffix, how, said):
+def test_a_damaged_shard_is_named(tmp_path, suffix, how, message):
     write(tmp_path / "a", 65_499)
     path = tmp_path / f"a{suffix}"
     path.unlink() if how == "missing" else damage(path, how)
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         Shard(tmp_path / "a")
     assert f"a{suffix}" in str(caught.value)
 

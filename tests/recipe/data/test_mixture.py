@@ -53,7 +53,7 @@ def test_shares_are_kept_where_nothing_is_short():
 
 
 @pytest.mark.parametrize(
-    ("mixture", "said"),
+    ("mixture", "message"),
     [
         ({"weights": {"en": 1.0}}, "name each source once"),
         ({"weights": {"en": 1.0, "zh": -1.0}}, "must not be negative"),
@@ -67,8 +67,8 @@ def test_shares_are_kept_where_nothing_is_short():
         ),
     ],
 )
-def test_contradictions_are_told(mixture, said):
-    with pytest.raises(UserError, match=said):
+def test_contradictions_are_told(mixture, message):
+    with pytest.raises(UserError, match=message):
         plan(**mixture)
 
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from recipe.data.prefetch import ReadAhead
+from recipe.data.prefetch import Prefetcher
 
 
 def test_what_follows_is_read_before_it_is_asked_for_and_once():
@@ -18,7 +18,7 @@ def test_what_follows_is_read_before_it_is_asked_for_and_once():
             second_is_read.set()
         return 10 * position
 
-    ahead = ReadAhead(read)
+    ahead = Prefetcher(read)
     assert ahead.take(0, 8) == 0
     assert second_is_read.wait(10)
     assert ahead.take(8, 16) == 80
@@ -32,7 +32,7 @@ def test_an_error_is_raised_where_its_result_is_taken():
             raise ValueError("damaged")
         return position
 
-    ahead = ReadAhead(read)
+    ahead = Prefetcher(read)
     assert ahead.take(0, 8) == 0
     with pytest.raises(ValueError, match="damaged"):
         ahead.take(8, 16)

@@ -100,7 +100,7 @@ def test_an_id_that_is_none_is_refused(number, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         ({}, 'names no eos_token in its vocabulary; .* write {"eos_token": "..."} in tokenizer_config.json'),
         ({"eos_token": None}, "names no eos_token"),
@@ -111,8 +111,8 @@ def test_an_id_that_is_none_is_refused(number, tmp_path):
         ([], r"tokenizer_config\.json holds no JSON object"),
     ],
 )
-def test_special_tokens_that_cannot_be_used_are_named(config, said, tmp_path):
-    with pytest.raises(UserError, match=said):
+def test_special_tokens_that_cannot_be_used_are_named(config, message, tmp_path):
+    with pytest.raises(UserError, match=message):
         tokenizer_facts(folder_of(tmp_path, config=config))
 
 

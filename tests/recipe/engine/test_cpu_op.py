@@ -79,7 +79,7 @@ def test_a_second_compilation_is_said_when_it_takes_as_long(tmp_path, monkeypatc
         pass
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(cpu_op, "LOAD_S", 0.0)
-    said = threading.Event()
-    monkeypatch.setattr("builtins.print", lambda *_, **__: said.set())
+    message = threading.Event()
+    monkeypatch.setattr("builtins.print", lambda *_, **__: message.set())
     with saying_that_it_compiles(tmp_path / "op.so"):
-        assert said.wait(30)
+        assert message.wait(30)

@@ -55,7 +55,7 @@ def test_a_step_without_a_token_that_has_a_loss_changes_nothing(alone):
     steps = Steps()
     steps.take(2.0)
     (event,) = steps.take(0.0, targets=0)
-    assert (event["kind"], event["said"]) == ("empty", "step skipped: no token of it has a loss")
+    assert (event["kind"], event["message"]) == ("empty", "step skipped: no token of it has a loss")
     assert steps.updates.count == 1
     assert steps.guard.state["losses"] == [2.0]
     assert steps.guard.last_update == 1

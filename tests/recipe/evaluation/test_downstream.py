@@ -96,16 +96,16 @@ def test_the_shipped_groups_are_made_of_tasks_of_the_harness():
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("--tasks", "hellaswagg"), "unknown task 'hellaswagg'; did you mean 'hellaswag'?"),
         (("--tasks", "piqa", "--data", "none"), "holds no dataset for task piqa; fetch it with --save-data"),
         (("--tasks-path", "none"), "--tasks-path none is no folder"),
     ],
 )
-def test_tasks_that_cannot_be_had_are_told(words, said, tmp_path):
+def test_tasks_that_cannot_be_had_are_told(words, message, tmp_path):
     (tmp_path / "config.json").write_text("{}")  # which is read after the tasks
     done = run_python(SCRIPT, "--model", tmp_path, *words)
     assert done.returncode == 2, done.stderr[-2000:]
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr

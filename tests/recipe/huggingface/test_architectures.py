@@ -99,5 +99,5 @@ def test_mixtral_has_names_of_its_own():
     ],
 )
 def test_what_cannot_be_exported_is_said_before_it_is_trained(values, routing, note):
-    said = export_note(shaped(**values), Routing(**routing))
-    assert said is None if note is None else note in said
+    message = export_note(shaped(**values), Routing(**routing))
+    assert message is None if note is None else note in message

@@ -6,7 +6,7 @@ from recipe.base.ds_config import load_ds_config
 from recipe.base.hardware import cluster_of
 from recipe.base.model_shape import load_model_shape
 from recipe.planner.plan import Plan
-from recipe.planner.suggestions import ways_out
+from recipe.planner.suggestions import suggestions
 from recipe.planner.workload import RunFacts, Workload
 from tests.conftest import ROOT
 
@@ -19,10 +19,10 @@ def plan_of(**facts) -> Plan:
 
 def test_each_way_needs_less_and_the_cheapest_comes_first():
     plan = plan_of(recompute="none")
-    found = ways_out(plan)
+    found = suggestions(plan)
     assert len(found) >= 3
     assert all(way.peak_gib < plan.memory.peak_gib for way in found)
     assert [way.slowdown for way in found] == sorted(way.slowdown for way in found)
-    said = " ".join(map(str, found))
-    assert "train_micro_batch_size_per_gpu 4, gradient_accumulation_steps 2" in said
-    assert "compute.recompute non_reentrant" in said
+    message = " ".join(map(str, found))
+    assert "train_micro_batch_size_per_gpu 4, gradient_accumulation_steps 2" in message
+    assert "compute.recompute non_reentrant" in message

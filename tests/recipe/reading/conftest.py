@@ -36,14 +36,14 @@ class WrittenRun:
 
     def start(self, step: int = 0, *, takes: float = 10.0) -> None:
         self.number += 1
-        self._append("incarnations.jsonl", {"time": self.now, **self._start})
+        self._append("attempts.jsonl", {"time": self.now, **self._start})
         self.now += takes
-        self.event("started", step, device=self.device, ranks=2, said=f"resumed after step {step}")
+        self.event("started", step, device=self.device, ranks=2, message=f"resumed after step {step}")
 
     def event(self, kind: str, step: int, /, **facts: Any) -> None:
         self._append(
             "events.jsonl",
-            {"time": self.now, "incarnation": self.number, "event": kind, "step": step, "said": kind, **facts},
+            {"time": self.now, "attempt": self.number, "event": kind, "step": step, "message": kind, **facts},
         )
 
     def steps(self, first: int, last: int, every: int = 1, loss=lambda step: 2 + 6 / (1 + step / 50)) -> None:
@@ -62,12 +62,12 @@ class WrittenRun:
 
     def fault(self, step: int, *, lost_s: float, down: float = 5.0) -> None:
         self.event(
-            "incarnation_ended",
+            "attempt_ended",
             step,
             kind="killed",
             code=1,
             lost_s=lost_s,
-            said="rank 1 on b killed by SIGKILL; restart in 0 s",
+            message="rank 1 on b killed by SIGKILL; restart in 0 s",
         )
         self.now += down
 

@@ -25,7 +25,7 @@ def of(run, now: float, ages=None, last=None) -> list[str]:
     found = alarms(
         read_starts(run.path)[-1], read_events(run.path), last or last_metrics(run.path), ages or {}, beats, now
     )
-    return [alarm.said for alarm in found]
+    return [alarm.message for alarm in found]
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_silent_ranks_and_a_step_that_does_not_come_are_alarms(run):
 
 
 def test_the_end_of_a_run_is_the_first_alarm_and_warnings_follow(run):
-    run.event("straggler", 40, said="rank 3 is slow")
+    run.event("straggler", 40, message="rank 3 is slow")
     run.fault(50, lost_s=4)
     first, second = of(run, run.now)
     assert first.startswith("ended: rank 1 on b killed by SIGKILL")
@@ -64,7 +64,7 @@ def test_routing_that_collapses_is_an_alarm(run):
 
 
 def test_the_view_is_printed_once_without_a_terminal(run):
-    run.event("incarnation_ended", 50, kind="killed", code=1, lost_s=0, said="rank 0 gone")
+    run.event("attempt_ended", 50, kind="killed", code=1, lost_s=0, message="rank 0 gone")
     done = run_python("recipe/watch.py", run.path, env={"COLUMNS": "160"})
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -87,9 +87,9 @@ def hostile_run(run):
     """A run folder with such text wherever a run writes text."""
     start = read_starts(run.path)[-1]
     start["run_config"]["run_dir"] = HOSTILE
-    (run.path / "incarnations.jsonl").write_text(json.dumps(start) + "\n")
+    (run.path / "attempts.jsonl").write_text(json.dumps(start) + "\n")
     for kind in ("straggler", HOSTILE):
-        run.event(kind, 50, said=HOSTILE, slowest_host=HOSTILE)
+        run.event(kind, 50, message=HOSTILE, slowest_host=HOSTILE)
     last = last_metrics(run.path)
     last.update(
         step=51, source_tokens={HOSTILE: 1.0}, phase_s={HOSTILE: 0.1}, comm_waited_s={HOSTILE: 0.1}, waited_median_s=0.1,

@@ -114,7 +114,7 @@ def start_of(folder, seq_length, **began_from):
     if began_from:
         start["began_from"] = began_from
     later = {"run_config": {"data": {"seq_length": seq_length}}}
-    (folder / "incarnations.jsonl").write_text(json.dumps(start) + "\n" + json.dumps(later) + "\n")
+    (folder / "attempts.jsonl").write_text(json.dumps(start) + "\n" + json.dumps(later) + "\n")
 
 
 def test_a_run_from_nothing_has_trained_its_own_context(tmp_path):

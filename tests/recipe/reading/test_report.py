@@ -47,12 +47,12 @@ def faulted(written):
     run = written()
     run.start()
     run.steps(1, 100)
-    run.event("step_skipped", 90, said="step skipped: loss 70 is 303 sigma above")
+    run.event("step_skipped", 90, message="step skipped: loss 70 is 303 sigma above")
     run.fault(100, lost_s=40)
     run.start(60)
     run.steps(61, 200)
-    run.event("straggler", 150, said="rank 1 on <b> is slow")
-    run.event("straggler", 160, said="rank 1 on <b> is slow")
+    run.event("straggler", 150, message="rank 1 on <b> is slow")
+    run.event("straggler", 160, message="rank 1 on <b> is slow")
     run.event("finished", 200)
     return run
 
@@ -142,8 +142,8 @@ def test_what_a_run_folder_says_is_text_on_the_page(written, tmp_path):
         line.update(source_tokens={evil: 1.0}, phase_s={evil: 0.1}, comm_waited_s={evil: 0.1})
     (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for kind in ("straggler", "rewind", evil):
-        run.event(kind, 10, said=evil + "\ud800", slowest_host=evil)
-    run.event("incarnation_ended", 20, kind=evil, code=1, lost_s=0, said=evil)
+        run.event(kind, 10, message=evil + "\ud800", slowest_host=evil)
+    run.event("attempt_ended", 20, kind=evil, code=1, lost_s=0, message=evil)
     (run.path / "evaluations.jsonl").write_text(
         json.dumps({"step": 10, "time": run.now, "sources": {evil: {"bits_per_byte": 1.0}}}) + "\n"
     )

@@ -43,9 +43,9 @@ def start(run_dir: Path, phase: str) -> subprocess.Popen:
 def test_a_signal_before_training_ends_the_rank_with_75(number, tmp_path):
     process = start(tmp_path, "starting")
     process.send_signal(number)
-    _, said = process.communicate(timeout=30)
+    _, message = process.communicate(timeout=30)
     assert process.returncode == RESTART
-    assert said == "stopped by a signal before the first step\n"
+    assert message == "stopped by a signal before the first step\n"
 
 
 def test_the_ranks_shared_memory_does_not_stay(tmp_path, monkeypatch):
@@ -96,6 +96,6 @@ def test_in_training_a_signal_asks_and_the_second_ctrl_c_ends(tmp_path):
     while asked() == "asked None\n":
         pass
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    _, message = process.communicate(timeout=30)
     assert process.returncode == RESTART
-    assert "the second ctrl-C" in said
+    assert "the second ctrl-C" in message

@@ -118,7 +118,7 @@ def test_a_run_whose_beginning_was_cut_short_does_not_begin_from_nothing(tmp_pat
 
 
 def test_a_folder_whose_first_record_was_cut_short_is_new(tmp_path):
-    (tmp_path / "incarnations.jsonl").write_text('{"time": 1, "comm')
+    (tmp_path / "attempts.jsonl").write_text('{"time": 1, "comm')
     for resumes in (True, False):
         assert check_run_folder(launch_of(tmp_path), resumes=resumes) == []
 
@@ -131,7 +131,7 @@ def test_checkpoints_without_a_record_of_their_run_are_not_taken_for_this_one(tm
 
 
 def test_a_run_of_an_older_version_is_refused_in_a_sentence(tmp_path):
-    append_json(tmp_path / "incarnations.jsonl", {"run_config": {}, "ds_config": {}})
+    append_json(tmp_path / "attempts.jsonl", {"run_config": {}, "ds_config": {}})
     with pytest.raises(UserError, match="older version of the recipe, which did not record what the run is made of"):
         check_run_folder(launch_of(tmp_path), resumes=True)
 

@@ -15,7 +15,7 @@ from recipe.base.errors import UserError
 from recipe.base.settings import load_run_config
 from recipe.checkpoints.export import check_export_folder
 from recipe.data.token_folder import TokenFolder
-from recipe.run.job import _check_held_out, _check_outputs, check_launch, check_prometheus
+from recipe.run.job import _check_held_out, _check_outputs, check_job, check_prometheus
 from recipe.telemetry import prometheus
 from tests.conftest import ROOT, free_port
 from tests.recipe.data.test_token_folder import far_end
@@ -89,9 +89,9 @@ def test_a_dry_run_says_what_cannot_be_exported(new_run, write_ds, tmp_path, cap
     shape = json.loads((ROOT / "recipe/configs/models/tiny/config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**shape, "scoring_func": "softmax"}))
     ds_path = write_ds(2, micro_batch=4, accumulation=1, autoep_size=2)
-    for model, said in ((tmp_path, True), ("recipe/configs/models/tiny", False)):
+    for model, message in ((tmp_path, True), ("recipe/configs/models/tiny", False)):
         assert train.main([str(word) for word in new_run("dry", model=str(model)).arguments(ds_path, "--dry-run")]) == 0
-        assert ("export      this model cannot be exported" in capsys.readouterr().out) == said
+        assert ("export      this model cannot be exported" in capsys.readouterr().out) == message
 
 
 def test_evaluation_needs_held_out_tokens(prepared, dry, tmp_path, monkeypatch):
@@ -138,7 +138,7 @@ def test_which_checks_of_a_launch_allow_a_port_that_is_in_use(world_size, more, 
 
     monkeypatch.setattr("recipe.run.job._check_outputs", end)
     with pytest.raises(UserError, match=f"allowed: {allowed}"):
-        check_launch(QUICKSTART, [], ROOT / "ds_configs/cpu_2.json", world_size, **more)
+        check_job(QUICKSTART, [], ROOT / "ds_configs/cpu_2.json", world_size, **more)
 
 
 def test_a_model_must_have_room_for_the_tokenizers_largest_id_not_only_for_its_tokens(dry, prepared, tmp_path):

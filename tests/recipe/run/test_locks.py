@@ -43,8 +43,8 @@ def test_a_file_system_without_locks_is_not_said_to_be_in_use(number, tmp_path, 
     monkeypatch.setattr(fcntl, "lockf", refuse)
     monkeypatch.setattr(os, "lockf", refuse)
     (tmp_path / "lock").write_text("process 7 on a\n")
-    said = rf"lock cannot be locked \({re.escape(os.strerror(number))}\).*mount this file system with locks"
+    message = rf"lock cannot be locked \({re.escape(os.strerror(number))}\).*mount this file system with locks"
     for take in (lambda: lock_run_folder(tmp_path), lambda: lock_holder(tmp_path / "lock")):
-        with pytest.raises(UserError, match=said) as refused:
+        with pytest.raises(UserError, match=message) as refused:
             take()
         assert "in use" not in str(refused.value)

@@ -27,12 +27,12 @@ def main() -> None:
                 )
             for number in (0, 1):
                 handles[number].wait()
-        metrics, said = compare(found, 1.5)
+        metrics, message = compare(found, 1.5)
         assert all(gathered.tolist() == [0.0] * 4 + [1.0] * 4 for gathered in whole)
         assert metrics["slowest_rank"] == 1
         assert metrics["waited_least_s"] < 0.2
         if rank == 0:
-            print(said)
+            print(message)
 
 
 if __name__ == "__main__":

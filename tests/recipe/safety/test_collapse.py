@@ -58,7 +58,7 @@ def test_routers_recover_from_a_collapse_by_each_means_and_not_without(names, tm
     if "revived" in names:
         (event,) = found["aux loss raised"]["events"]
         assert (event["event"], event["step"]) == ("fired", 10)
-        assert "of the experts dead in MoE layer" in event["said"]
+        assert "of the experts dead in MoE layer" in event["message"]
         # Revival brings tokens to experts that nothing reached; keeping them equally loaded is for the other means.
-        assert "dead experts raised" in found["revived"]["events"][0]["said"]
+        assert "dead experts raised" in found["revived"]["events"][0]["message"]
         assert sum(found["revived"]["dead"][-10:]) < sum(found["nothing"]["dead"][-10:])

@@ -22,7 +22,7 @@ from recipe.run import checkpoint_files as on_disk
 from recipe.run.folder import Orders, RunFolder, read_orders
 from recipe.safety import corruption as probe
 from recipe.safety.corruption import Corruption, check_for_corruption
-from recipe.training import start as incarnation
+from recipe.training import start as attempt
 
 
 def committed(folder: Path, *steps: int) -> list[Path]:
@@ -37,10 +37,10 @@ def alone(monkeypatch):
     """Of many ranks this is the first, and it need not ask the others."""
     monkeypatch.setattr(checkpoint, "from_first_rank", lambda make: make())
     monkeypatch.setattr(CheckpointStore, "damage", lambda self, path: [])
-    monkeypatch.setattr(incarnation, "from_first_rank", lambda make: make())
-    monkeypatch.setattr(incarnation.dist, "get_rank", lambda: 0)
-    monkeypatch.setattr(incarnation.dist, "get_world_size", lambda: 3)
-    monkeypatch.setattr(incarnation.dist, "barrier", lambda: None)
+    monkeypatch.setattr(attempt, "from_first_rank", lambda make: make())
+    monkeypatch.setattr(attempt.dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(attempt.dist, "get_world_size", lambda: 3)
+    monkeypatch.setattr(attempt.dist, "barrier", lambda: None)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_checkpoints_since_the_last_good_probe_are_set_aside_with_their_universa
 def test_a_branch_that_was_left_is_not_gone_on_from_after_a_kill(alone, tmp_path):
     """The start that had named step 4 ended before it had set the younger ones aside."""
     committed(tmp_path / "checkpoints", 2, 4, 6, 8)
-    write_json(tmp_path / "rewind.json", {"number": 1, "before_step": 6, "sequences": 64, "said": "a spike"})
+    write_json(tmp_path / "rewind.json", {"number": 1, "before_step": 6, "sequences": 64, "message": "a spike"})
     RunFolder(tmp_path, 1).order_left(4)
     store = CheckpointStore(tmp_path / "checkpoints", Checkpoint(every_steps=2))
     assert store.choose(fall_back=True, orders=read_orders(tmp_path)) == store.folder / "step_00000004"
@@ -113,7 +113,7 @@ def test_retention_keeps_the_checkpoint_that_would_be_gone_back_to(tmp_path):
 
 
 def corrupted(folder: RunFolder, corruption: Corruption, monkeypatch) -> int:
-    """An incarnation whose training ends so in step 9, with the last good probe after step 6."""
+    """An attempt whose training ends so in step 9, with the last good probe after step 6."""
 
     class Training:
         def __init__(self, engine, launch, store, state, *_: object):
@@ -123,10 +123,10 @@ def corrupted(folder: RunFolder, corruption: Corruption, monkeypatch) -> int:
             self.state.step, self.state.good_probe = 9, 6
             raise corruption
 
-    monkeypatch.setattr(incarnation, "Training", Training)
-    monkeypatch.setattr(incarnation, "provenance", lambda _: {})
-    monkeypatch.setattr(incarnation, "build_engine", lambda *_, **__: None)
-    monkeypatch.setattr(incarnation.RecipeMoeConfig, "from_shape", lambda _: None)
+    monkeypatch.setattr(attempt, "Training", Training)
+    monkeypatch.setattr(attempt, "provenance", lambda _: {})
+    monkeypatch.setattr(attempt, "build_engine", lambda *_, **__: None)
+    monkeypatch.setattr(attempt.RecipeMoeConfig, "from_shape", lambda _: None)
     monkeypatch.setattr(CheckpointStore, "load", lambda *_: TrainState(step=4, sequences=32, tokens=64, good_probe=3))
     monkeypatch.setattr(CheckpointStore, "finish", lambda _: True)
     run = SimpleNamespace(
@@ -134,7 +134,7 @@ def corrupted(folder: RunFolder, corruption: Corruption, monkeypatch) -> int:
     )  # fmt: skip
     launch = SimpleNamespace(run=run, ds_raw={}, shape=None)
     watchdog = SimpleNamespace(place=SimpleNamespace(enter=lambda _: None))
-    return incarnation.train_on(launch, folder, watchdog, resume="auto", time_limit_s=None)  # type: ignore[arg-type]
+    return attempt.train_on(launch, folder, watchdog, resume="auto", time_limit_s=None)  # type: ignore[arg-type]
 
 
 def test_the_next_start_goes_back_and_sees_the_same_data(alone, tmp_path, monkeypatch):
@@ -149,7 +149,7 @@ def test_the_next_start_goes_back_and_sees_the_same_data(alone, tmp_path, monkey
     assert not (tmp_path / "checkpoints" / "step_00000008").exists()
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [e["event"] for e in events] == ["started", "corruption", "checkpoint_suspect", "started", "corruption"]
-    assert "left out" not in events[3]["said"]
+    assert "left out" not in events[3]["message"]
     assert read_orders(tmp_path).good_until == 6
     assert incident_of(tmp_path, 2, 2).kind == "unknown"  # nobody's host is named
 
@@ -170,7 +170,7 @@ def test_its_host_is_left_out_at_once_where_there_is_a_spare(tmp_path):
     assert spare._end_of(incident, RESTART, 0) is None
     assert spare.place.excluded == {"b"}
     for place in (Hosts({"a": 1, "b": 1}, [], tmp_path), ThisHost(2, [], tmp_path)):
-        said = supervisor(place, 2)._end_of(incident, RESTART, 0)
-        assert said is not None
-        assert said.startswith("not restarted: silent data corruption: rank 1 on b; ")
-        assert "goes on from a checkpoint before the last good probe" in said
+        message = supervisor(place, 2)._end_of(incident, RESTART, 0)
+        assert message is not None
+        assert message.startswith("not restarted: silent data corruption: rank 1 on b; ")
+        assert "goes on from a checkpoint before the last good probe" in message

@@ -131,7 +131,7 @@ def test_an_own_error_is_blamed_and_its_consequences_are_not(folder, monkeypatch
         fail(folder, rank, message, monkeypatch)
     found = incident_of(folder.path, 1, 1)
     assert (found.kind, found.rank, found.host) == ("error", 2, "host1")
-    assert found.said == "RuntimeError: CUDA error: uncorrectable ECC error encountered"
+    assert found.message == "RuntimeError: CUDA error: uncorrectable ECC error encountered"
 
 
 @pytest.mark.parametrize("message", [WATCHDOG, MESSAGES["error"][1], MESSAGES["peer_lost"][0], "loss of rank 7"])
@@ -146,7 +146,7 @@ def test_ranks_that_end_alike_are_not_told_apart(message, folder, monkeypatch):
 def test_ranks_that_are_aborted_alike_without_a_word_neither(code, name, folder):
     found = incident_of(folder.path, 1, code)
     assert (found.kind, found.rank, found.host) == ("killed", None, None)
-    assert f"all 4 ranks killed by {name}, alike" in found.said
+    assert f"all 4 ranks killed by {name}, alike" in found.message
 
 
 def test_the_silent_rank_is_what_the_others_waited_for(folder, monkeypatch):
@@ -160,7 +160,7 @@ def test_silent_ranks_of_several_hosts_are_named_and_none_is_blamed(folder, monk
     fail(folder, 0, MESSAGES["peer_lost"][0], monkeypatch)
     found = incident_of(folder.path, 1, 247)
     assert (found.kind, found.rank) == ("killed", None)
-    assert "rank 1 on host0, rank 2 on host1, rank 3 on host1" in found.said
+    assert "rank 1 on host0, rank 2 on host1, rank 3 on host1" in found.message
 
 
 def test_the_earliest_cause_comes_first_whatever_its_kind(folder):

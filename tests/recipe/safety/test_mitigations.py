@@ -63,7 +63,7 @@ def test_a_collapse_raises_the_aux_loss_for_a_while(sign, sentence):
     events = {step: mitigator.update(step, metrics(**sign)) for step in (1, 2, 3)}
     assert events[1] == events[2] == []
     (event,) = events[3]
-    assert sentence in event["said"]
+    assert sentence in event["message"]
     assert found.aux_loss_coef == pytest.approx(0.1)
     assert mitigator.update(7, metrics()) == []
     assert found.aux_loss_coef == pytest.approx(0.1)
@@ -88,10 +88,10 @@ def test_an_overload_tightens_capacity_and_growing_logits_raise_the_z_loss():
     found = control()
     mitigator = Mitigator(found)
     (growth,) = mitigator.update(1, metrics(load=(1.0, 3.5), max_logit=(25.0, 1.0)))
-    assert "router logits up to 25.0 in MoE layer 0; z-loss coefficient times 4 for 2 steps" in growth["said"]
+    assert "router logits up to 25.0 in MoE layer 0; z-loss coefficient times 4 for 2 steps" in growth["message"]
     assert found.z_loss_coef == pytest.approx(0.004)
     (overload,) = mitigator.update(2, metrics(load=(1.0, 3.5)))
-    assert "load max/mean 3.5 in MoE layer 1; capacity factor 1 for 4 steps" in overload["said"]
+    assert "load max/mean 3.5 in MoE layer 1; capacity factor 1 for 4 steps" in overload["message"]
     assert found.capacity_factor == 1.0
     mitigator.update(6, metrics())
     assert (found.z_loss_coef, found.capacity_factor) == (0.001, 2.0)
@@ -102,7 +102,7 @@ def test_dead_experts_are_revived_by_their_bias():
     found = control(mitigations=mitigations)
     mitigator = Mitigator(found)
     (event,) = mitigator.update(1, metrics(dead=(2, 0)))
-    assert "bias of 2 dead experts raised by 0.1" in event["said"]
+    assert "bias of 2 dead experts raised by 0.1" in event["message"]
     torch.testing.assert_close(found.bias_L[0], torch.tensor([0.5, 0.5, -0.5, -0.5]) * REVIVAL)
     assert torch.equal(found.bias_L[1], torch.zeros(4))
     assert mitigator.update(3, metrics(dead=(2, 0))) == []  # not again at once
@@ -128,7 +128,7 @@ def test_a_detector_switched_off_does_nothing():
 
 
 @pytest.mark.parametrize(
-    ("section", "said"),
+    ("section", "message"),
     [
         ({"mitigations": {"overload": {}}}, "set routing.capacity.mode drop or reroute"),
         ({"capacity": {"mode": "drop", "factor": 1.0}, "mitigations": {"overload": {}}}, "does not tighten"),
@@ -136,6 +136,6 @@ def test_a_detector_switched_off_does_nothing():
         ({"z_loss_coef": 0}, "set one, or null it"),
     ],
 )
-def test_a_remedy_that_could_not_help_is_refused(section, said):
+def test_a_remedy_that_could_not_help_is_refused(section, message):
     (problem,) = Routing.model_validate(section).problems()
-    assert said in problem
+    assert message in problem

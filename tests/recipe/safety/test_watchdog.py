@@ -129,10 +129,10 @@ def hung(tmp_path, monkeypatch) -> Callable[..., Incident]:
 def test_a_hang_of_all_ranks_alike_blames_no_host(hosts, per_host, hung):
     found = hung(hosts, per_host)
     assert (found.kind, found.rank, found.host) == ("hang", None, None)
-    assert "all ranks beat and are at the same place" in found.said
+    assert "all ranks beat and are at the same place" in found.message
     if hosts == 2:
         report(
-            "all ranks aborted alike (a collective that does not end)", found.said.partition("; stacks")[0],
+            "all ranks aborted alike (a collective that does not end)", found.message.partition("; stacks")[0],
             seconds=None, lost_steps=None, then="nobody's host is blamed; restarted from the newest checkpoint",
         )  # fmt: skip
 
@@ -144,13 +144,13 @@ def test_a_hang_after_a_rank_has_ended_changes_nothing_of_what_that_rank_said(ki
 
     found = hung(2, 2, before=end_one)
     assert (found.kind, found.rank) == (("hang", None) if witness else (kind, 1))
-    assert ("rank 1 had ended before" if witness else "its own words") in found.said
+    assert ("rank 1 had ended before" if witness else "its own words") in found.message
 
 
 def test_ranks_without_any_heartbeat_are_named(hung):
     found = hung(2, 2, gone={1, 3})
     assert (found.kind, found.rank) == ("hang", None)
-    assert "no heartbeat of this start from rank 1, 3" in found.said
+    assert "no heartbeat of this start from rank 1, 3" in found.message
 
 
 def test_a_hang_in_which_all_ranks_are_at_the_same_place_is_a_hang_that_blames_none(tmp_path, monkeypatch):
@@ -160,4 +160,4 @@ def test_a_hang_in_which_all_ranks_are_at_the_same_place_is_a_hang_that_blames_n
     guard._name_culprits(900.0)
     found = incident_of(tmp_path, 1, RESTART)
     assert (found.kind, found.rank) == ("hang", None)
-    assert "all ranks beat and are at the same place" in found.said
+    assert "all ranks beat and are at the same place" in found.message

@@ -127,7 +127,7 @@ def test_no_number_ends_a_run_or_what_reads_it(number, tmp_path, capsys):
     for step, values in enumerate((ALL_VALUES, with_every_number(of_none, number), ALL_VALUES), start=1):
         writer.write(step, values)
         writer.evaluation(step, with_every_number(held_out, number), number)
-        writer.event({"event": "straggler", "step": step, "said": f"{number}", "slowest_over_median": number})
+        writer.event({"event": "straggler", "step": step, "message": f"{number}", "slowest_over_median": number})
     text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
     writer.close()
     assert "recipe_train_step" in text
@@ -177,7 +177,7 @@ def test_a_full_disk_is_told_once_and_training_reports_again_when_there_is_room(
     def report_step(step: int) -> None:
         writer.write(step, ALL_VALUES)
         writer.evaluation(step, results, 1.0)
-        writer.event({"event": "straggler", "step": step, "said": f"slow in step {step}"})
+        writer.event({"event": "straggler", "step": step, "message": f"slow in step {step}"})
 
     report_step(1)
     disk.room = 50  # half of a line
@@ -186,14 +186,14 @@ def test_a_full_disk_is_told_once_and_training_reports_again_when_there_is_room(
     disk.room = math.inf
     report_step(4)
     writer.close()
-    said = capsys.readouterr().out
+    message = capsys.readouterr().out
     for name in ("metrics.jsonl", "evaluations.jsonl", "events.jsonl", "tensorboard"):
-        assert said.count(f"{name} cannot be written: No space left on device") == 1
-        assert said.count(f"{name} is written again") == 1
-    assert said.count("step       3/10") == 1
+        assert message.count(f"{name} cannot be written: No space left on device") == 1
+        assert message.count(f"{name} is written again") == 1
+    assert message.count("step       3/10") == 1
     assert [m["step"] for m in read_metrics(run.path)] == [1, 4]
     assert [e["step"] for e in read_json_lines(run.path / "evaluations.jsonl")] == [1, 4]
-    assert [e["said"] for e in read_events(run.path)][1:] == ["slow in step 1", "slow in step 4"]
+    assert [e["message"] for e in read_events(run.path)][1:] == ["slow in step 1", "slow in step 4"]
     lines = (run.path / "metrics.jsonl").read_bytes().split(b"\n")
     assert [line[:9] for line in lines] == [b'{"step": ', b'{"step": ', b'{"step": ', b""]
     assert len(lines[1]) == 50

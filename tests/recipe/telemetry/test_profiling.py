@@ -25,13 +25,13 @@ def profiled(
     model: nn.Module, folder: Path, steps: int, describe: Callable[..., str] = lambda path, steps: "table"
 ) -> tuple[StepProfiler, str | None]:
     profiler = StepProfiler(model, ProfiledSteps(1, 2, describe), folder)
-    said = None
+    message = None
     for step in range(1, steps + 1):
         profiler.begin_step(step)
         profiler.enter("forward")
         model(torch.zeros(1, dtype=torch.long))
-        said = profiler.end_step(step, stopped=False)
-    return profiler, said
+        message = profiler.end_step(step, stopped=False)
+    return profiler, message
 
 
 def hooks(model: nn.Module) -> int:
@@ -39,9 +39,9 @@ def hooks(model: nn.Module) -> int:
 
 
 def test_a_profile_is_written_after_the_last_of_its_steps(model, tmp_path):
-    profiler, said = profiled(model, tmp_path, 2)
-    assert said is not None
-    assert said.startswith("table\n\nprofile in ")
+    profiler, message = profiled(model, tmp_path, 2)
+    assert message is not None
+    assert message.startswith("table\n\nprofile in ")
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "steps_00000001_00000002.json.gz",
         "steps_00000001_00000002.txt",
@@ -62,17 +62,17 @@ def test_a_disk_without_room_for_it_is_told(model, tmp_path, monkeypatch, fails)
         monkeypatch.setattr(profiling.os, "replace", full)
     elif fails == "write_text":
         monkeypatch.setattr(profiling, "write_text", full)
-    profiler, said = profiled(model, tmp_path, 2, cut if fails == "describe" else lambda path, steps: "table")
-    assert said is not None
-    assert said.startswith("no profile: ")
+    profiler, message = profiled(model, tmp_path, 2, cut if fails == "describe" else lambda path, steps: "table")
+    assert message is not None
+    assert message.startswith("no profile: ")
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     assert hooks(model) == 0
     profiler.close()
 
 
 def test_training_that_ends_within_the_profiled_steps_leaves_no_hook_and_no_file(model, tmp_path):
-    profiler, said = profiled(model, tmp_path, 1)
-    assert said is None
+    profiler, message = profiled(model, tmp_path, 1)
+    assert message is None
     assert hooks(model) > 0
     profiler.close()
     assert hooks(model) == 0

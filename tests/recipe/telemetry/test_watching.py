@@ -29,17 +29,17 @@ def beats(*places: int, moving: bool = True) -> tuple[dict[int, Heartbeat], dict
 
 def test_a_rank_without_a_heartbeat_is_named_before_one_that_is_behind():
     before, after = beats(5, 4, 5)
-    culprits, said = who_holds_up(before, after)
+    culprits, message = who_holds_up(before, after)
     assert [beat.rank for beat in culprits] == [1]
-    assert "rank 1 on host1 is in step 7 (forward), the others are further" in said
+    assert "rank 1 on host1 is in step 7 (forward), the others are further" in message
     after[2] = before[2]
-    culprits, said = who_holds_up(before, after)
+    culprits, message = who_holds_up(before, after)
     assert [beat.rank for beat in culprits] == [2]
-    assert "rank 2 on host2 has no heartbeat" in said
+    assert "rank 2 on host2 has no heartbeat" in message
     assert who_holds_up(*beats(5, 5))[0] == []
 
 
-def test_heartbeats_are_overwritten_and_belong_to_an_incarnation(tmp_path):
+def test_heartbeats_are_overwritten_and_belong_to_an_attempt(tmp_path):
     for place in (100_000, 5):
         write_heartbeat(tmp_path, Heartbeat(3, "h", os.getpid(), 2, 1, "forward", place, 1))
     (tmp_path / "rank_00009.json").write_text('{"half": ')
@@ -54,11 +54,11 @@ def test_the_slow_rank_is_the_one_with_most_time_of_its_own():
         StepTime(f"host{rank}", 2.0, defaultdict(float, all_gather=waited))
         for rank, waited in enumerate((1.0, 0.2, 1.1, 1.0))
     ]
-    metrics, said = judged(times, 1.5)
+    metrics, message = judged(times, 1.5)
     assert metrics["slowest_rank"] == 1
     assert metrics["slowest_over_median"] == pytest.approx(1.8)
-    assert said is not None
-    assert "rank 1 on host1 is slow: 1.800 s of its own in a step, 1.80 times the median" in said
+    assert message is not None
+    assert "rank 1 on host1 is slow: 1.800 s of its own in a step, 1.80 times the median" in message
     assert judged(times, 2.0)[1] is None
 
 

@@ -169,7 +169,7 @@ def test_a_ruined_state_is_never_the_newest_checkpoint(finished, new_run, ds_pat
 
 
 def faulty(*faults: dict) -> dict[str, str]:
-    return {"RECIPE_FAULTS": json.dumps([{"rank": 0, "incarnation": 2, **fault} for fault in faults])}
+    return {"RECIPE_FAULTS": json.dumps([{"rank": 0, "attempt": 2, **fault} for fault in faults])}
 
 
 def test_a_checkpoint_after_which_no_step_is_finite_is_set_aside_for_the_one_before_it(finished, new_run, ds_path):
@@ -359,7 +359,7 @@ def test_a_run_branches_into_a_folder_of_its_own(finished, new_run, ds_path):
     assert (
         f"branched from {finished.run_dir / 'checkpoints' / 'step_00000004'}; train with --resume auto" in done.stdout
     )
-    (start,) = read_json_lines(run.run_dir / "incarnations.jsonl")
+    (start,) = read_json_lines(run.run_dir / "attempts.jsonl")
     assert start["began_from"]["checkpoint"] == "step_00000004"
     train(run, ds_path, "--resume", "auto")
     assert losses(run) == {step: loss for step, loss in losses(finished).items() if step > 4}

@@ -46,7 +46,7 @@ def training(monkeypatch, tmp_path):
 
         return Closing
 
-    for name in ("control_routing", "Mitigator", "Throughput", "StopRequest", "ReadAhead"):
+    for name in ("control_routing", "Mitigator", "Throughput", "StopRequest", "Prefetcher"):
         monkeypatch.setattr(loop, name, Stand())
     monkeypatch.setattr(loop, "StepGuard", lambda *_, **__: SimpleNamespace(in_doubt=False))
     monkeypatch.setattr(loop.dist, "get_rank", lambda: 0)

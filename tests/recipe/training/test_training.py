@@ -111,7 +111,7 @@ def test_a_resumed_run_has_the_biases_and_the_remedies_of_an_undisturbed_one(new
     assert expected[0]["routing"]["drop_rate"][0] < expected[5]["routing"]["drop_rate"][0]
     events = [e for e in read_json_lines(whole.run_dir / "events.jsonl") if "detector" in e]
     assert [(e["step"], e["event"]) for e in events][:2] == [(2, "fired"), (15, "ended")]
-    assert "capacity factor 1 for 13 steps" in events[0]["said"]
+    assert "capacity factor 1 for 13 steps" in events[0]["message"]
 
 
 def test_losses_do_not_depend_on_ranks_expert_parallelism_or_accumulation(new_run, write_ds):
@@ -236,7 +236,7 @@ def test_a_run_folder_says_how_it_was_made(new_run, write_ds):
     run = new_run("recorded")
     finish(2, run, ds_path, "--set", "seed=7", "--set", "checkpoint.keep_last=1")
     assert [p.name for p in (run.run_dir / "checkpoints").iterdir() if p.is_dir()] == ["step_00000020"]
-    (record,) = map(json.loads, (run.run_dir / "incarnations.jsonl").read_text().splitlines())
+    (record,) = map(json.loads, (run.run_dir / "attempts.jsonl").read_text().splitlines())
     assert record["run_config"]["seed"] == 7
     assert record["ds_config"] == json.loads(ds_path.read_text())
     assert record["packages"]["deepspeed"]
@@ -300,7 +300,7 @@ def test_a_dry_run_needs_no_launcher_and_writes_nothing(new_run, write_ds):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["data.seq_length=4096"], "exceeds the model's max_position_embeddings"),
         (["tokenizer=/nonexistent"], "holds no tokenizer.json"),
@@ -313,12 +313,12 @@ def test_a_dry_run_needs_no_launcher_and_writes_nothing(new_run, write_ds):
         (["routing.mitigations.overload={}"], "set routing.capacity.mode drop or reroute"),
     ],
 )
-def test_inputs_that_do_not_fit_are_refused_in_a_dry_run(overrides, said, new_run, write_ds):
+def test_inputs_that_do_not_fit_are_refused_in_a_dry_run(overrides, message, new_run, write_ds):
     ds_path = write_ds(2, micro_batch=4, accumulation=1, autoep_size=2)
     words = [word for override in overrides for word in ("--set", override)]
     done = run_python(TRAIN, *new_run("unfit").arguments(ds_path, "--dry-run", *words))
     assert done.returncode == 2
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -333,13 +333,13 @@ def test_a_tokenizer_that_is_not_the_shards_or_too_large_for_the_model_is_refuse
     small.mkdir()
     shape = json.loads((ROOT / "recipe/configs/models/tiny/config.json").read_text())
     (small / "config.json").write_text(json.dumps({**shape, "vocab_size": 1000}))
-    for override, said in (
+    for override, message in (
         (f"tokenizer={other}", "was tokenized with another tokenizer than"),
         (f"model={small}", "the tokenizer has 1,024 tokens but the model's vocab_size is 1,000"),
     ):
         done = run_python(TRAIN, *new_run("tokenizer").arguments(ds_path, "--dry-run", "--set", override))
         assert done.returncode == 2
-        assert said in done.stderr
+        assert message in done.stderr
 
 
 def test_mistakes_in_both_configs_are_told_together(new_run, write_ds):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recipe.model.fusion import fused
-from recipe.model.routing.dispatch import from_experts, grouped_places, sorted_places, to_experts
+from recipe.model.routing.dispatch import combine, dispatch, grouped_places, sorted_places
 
 T, D, E, K = 13, 6, 5, 2
 
@@ -54,9 +54,9 @@ def test_rows_sums_and_gradients_equal_a_loop_over_assignments(dropped, compiled
     scale_N = torch.arange(1.0, assignment_N.numel() + 1)
     upstream = torch.randn(T, D, generator=generator)
     with fused(compiled):
-        rows = to_experts(x, place_A, assignment_N)
+        rows = dispatch(x, place_A, assignment_N)
         assert (rows[assignment_N < 0] == 0).all()
-        out = from_experts((rows * scale_N.unsqueeze(1)).sin(), weights, place_A, assignment_N)
+        out = combine((rows * scale_N.unsqueeze(1)).sin(), weights, place_A, assignment_N)
         (out * upstream).sum().backward()
     found = out.detach(), x.grad, weights.grad
     x, weights = x.detach().requires_grad_(), weights.detach().requires_grad_()
@@ -74,9 +74,9 @@ def test_a_rank_whose_assignments_are_all_dropped_has_no_rows_and_a_graph():
     experts_TK = torch.full((T, K), E)
     place_A, assignment_N = sorted_places(experts_TK, 0)
     x, weights = torch.randn(T, D, requires_grad=True), torch.rand(T, K, requires_grad=True)
-    rows = to_experts(x, place_A, assignment_N)
+    rows = dispatch(x, place_A, assignment_N)
     assert rows.shape == (0, D)
-    out = from_experts(rows, weights, place_A, assignment_N)
+    out = combine(rows, weights, place_A, assignment_N)
     assert (out == 0).all()
     out.sum().backward()
     assert (x.grad == 0).all()
