@@ -12,7 +12,6 @@ read its log and compiles all of it again.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shlex
 import shutil
@@ -29,7 +28,7 @@ from deepspeed.accelerator import get_accelerator
 from torch.utils.cpp_extension import _get_build_directory
 
 from recipe.base.errors import UserError
-from recipe.run.locks import no_locks
+from recipe.run.locks import in_turn
 
 LOAD_S = 5.0  # longer than it takes to load, shorter than to compile
 FOREIGN_BUILD_S = 180.0  # longer than the op takes to build anywhere
@@ -41,19 +40,11 @@ def ensure_cpu_op() -> None:
         return
     builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
     folder = Path(_get_build_directory(builder.NAME, verbose=False))
-    with open(folder.parent / f"{builder.NAME}.recipe.lock", "a+") as ours:
-        try:
-            fcntl.flock(ours, fcntl.LOCK_EX)
-        except OSError as error:
-            raise no_locks(Path(ours.name), error) from None
-        ours.seek(0)
-        clear_leftover(folder / "lock", holder_died=bool(ours.read()), patience_s=FOREIGN_BUILD_S)
-        ours.write("loading")
-        ours.flush()
+    with in_turn(folder.parent / f"{builder.NAME}.recipe.lock") as holder_died:
+        clear_leftover(folder / "lock", holder_died=holder_died, patience_s=FOREIGN_BUILD_S)
         use_own_ninja()
         with saying_that_it_compiles(folder / f"{builder.NAME}.so"):
             builder.load(verbose=False)
-        ours.truncate(0)
 
 
 def use_own_ninja() -> None:

@@ -7,6 +7,8 @@ import fcntl
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -51,6 +53,31 @@ def lock_file(path: Path, *, subject: object, note: str = "", patience_s: float 
     handle.write(f"process {os.getpid()} on {socket.gethostname()}{note and f' ({note})'}\n")
     handle.flush()
     return handle
+
+
+@contextmanager
+def in_turn(path: Path) -> Iterator[bool]:
+    """Wait for a lock that processes take one after another, each for a while; gives whether the last holder died in its turn.
+
+    A holder writes into the file that it is there, and empties it when it is done: what stands in a file that can be
+    locked is of one that was killed, or whose work failed.
+
+    Raises:
+        UserError: the file system has no locks.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+", encoding="utf-8") as handle:
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            raise no_locks(path, error) from None
+        handle.seek(0)
+        holder_died = bool(handle.read())
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        handle.flush()
+        yield holder_died
+        handle.truncate(0)
 
 
 def lock_holder(path: Path) -> str | None:

@@ -8,12 +8,13 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
 from recipe.base.errors import UserError
 from recipe.run.folder import lock_run_folder
-from recipe.run.locks import lock_file, lock_holder
+from recipe.run.locks import in_turn, lock_file, lock_holder
 
 HOLD = "import sys, pathlib; from recipe.run.locks import lock_file; \
 h = lock_file(pathlib.Path(sys.argv[1]), subject='x', note='a note'); print('held', flush=True); sys.stdin.read()"
@@ -44,7 +45,25 @@ def test_a_file_system_without_locks_is_not_said_to_be_in_use(number, tmp_path, 
     monkeypatch.setattr(os, "lockf", refuse)
     (tmp_path / "lock").write_text("process 7 on a\n")
     message = rf"lock cannot be locked \({re.escape(os.strerror(number))}\).*mount this file system with locks"
-    for take in (lambda: lock_run_folder(tmp_path), lambda: lock_holder(tmp_path / "lock")):
+    for take in (
+        lambda: lock_run_folder(tmp_path),
+        lambda: lock_holder(tmp_path / "lock"),
+        lambda: in_turn(tmp_path / "op.lock").__enter__(),
+    ):
         with pytest.raises(UserError, match=message) as refused:
             take()
         assert "in use" not in str(refused.value)
+
+
+def test_a_turn_tells_whether_the_last_one_came_to_its_end(tmp_path):
+    path = tmp_path / "lock"
+    for fails, expected in ((False, False), (True, False), (False, True), (False, False)):
+        with suppress(ZeroDivisionError), in_turn(path) as holder_died:
+            assert holder_died == expected
+            assert lock_holder_of_another_process(path).startswith(f"process {os.getpid()} on ")
+            assert not fails or 1 / 0
+
+
+def lock_holder_of_another_process(path) -> str:
+    ask = "import sys, pathlib; from recipe.run.locks import lock_holder; print(lock_holder(pathlib.Path(sys.argv[1])))"
+    return subprocess.run([sys.executable, "-c", ask, path], capture_output=True, text=True, check=True).stdout
