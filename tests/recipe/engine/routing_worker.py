@@ -17,6 +17,7 @@ from deepspeed.utils import safe_get_full_grad
 from recipe.base.routing_settings import Routing
 from recipe.base.settings import Compute, Optimizer
 from recipe.data.batch import make_batch
+from recipe.engine.agree import gathered
 from recipe.engine.autoep import moe_layers
 from recipe.engine.build import build_engine, control_routing
 from recipe.engine.session import session
@@ -114,7 +115,14 @@ def expected_for(name: str, gradients: dict[str, torch.Tensor], engine) -> torch
     return gate if weight == "w1" else up
 
 
-def run_case(case: dict) -> dict:
+def references(cases: list[dict]) -> list[dict]:
+    """The oracle's word on each case; the ranks compute a share of them each, since it takes its time."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    shares = gathered([reference(case, world) for case in cases[rank::world]])
+    return [shares[number % world][number // world] for number in range(len(cases))]
+
+
+def run_case(case: dict, oracle: dict) -> dict:
     rank, world, sizes = dist.get_rank(), dist.get_world_size(), case["sizes"]
     ds_raw = ds_config(world, **sizes, **case.get("ds", {}))
     compute = Compute(recompute=case.get("recompute", "none"), loss_chunk_tokens=5)
@@ -148,18 +156,16 @@ def run_case(case: dict) -> dict:
     loss, sums = run_step(engine, control, compute, batches, step=1, observing=True, update_bias=True)
     dist.all_reduce(loss)
     metrics = routing_metrics(sums, control)
-    oracle = reference(case, world)
     worst = {}
     for name, found in gradients.items():
         expected = expected_for(name, oracle["gradients"], engine)
         worst[name] = ((found - expected).norm() / expected.norm()).item()
-    gathered: list = [None] * world
-    dist.all_gather_object(gathered, (worst, max(rows_computed), [b.tolist() for b in control.bias_L]))
+    of_ranks = gathered((worst, max(rows_computed), [b.tolist() for b in control.bias_L]))
     engine.destroy()
     return {
-        "worst": {name: max(part[0][name] for part in gathered) for name in worst},
-        "rows_computed": max(part[1] for part in gathered),
-        "biases": [part[2] for part in gathered],
+        "worst": {name: max(part[0][name] for part in of_ranks) for name in worst},
+        "rows_computed": max(part[1] for part in of_ranks),
+        "biases": [part[2] for part in of_ranks],
         "dtypes": sorted(dtypes),
         "loss": loss.item() / world,
         "metrics": metrics,
@@ -173,7 +179,7 @@ def main() -> None:
     with open(cases_path) as handle:
         cases = json.load(handle)
     with session():
-        results = [run_case(case) for case in cases]
+        results = [run_case(case, oracle) for case, oracle in zip(cases, references(cases), strict=True)]
         if dist.get_rank() == 0:
             with open(output, "w") as handle:
                 json.dump(results, handle)

@@ -117,14 +117,14 @@ COVERING = {
     1: [
         ("sequence", 3, "reentrant", {"accumulation": 3, "autoep_size": 1}),
         ("micro-batch, drop per rank", 0, "non_reentrant", {"accumulation": 1, "autoep_size": 1}),
-        ("global batch, padded documents", 2, "none", {"accumulation": 4, "autoep_size": 1}),
+        ("global batch, padded documents", 2, "none", {"accumulation": 3, "autoep_size": 1}),
         ("global batch, padded documents", 3, "none", {"accumulation": 1, "autoep_size": 1}),
         ("reroute per rank within groups", 1, "reentrant", {"accumulation": 1, "autoep_size": 1}),
     ],
     2: [
         ("global batch, padded documents", 3, "reentrant", {"accumulation": 1, "autoep_size": 2}),
         ("global batch, reroute per group, latest gives way", 3, "non_reentrant",
-         {"accumulation": 4, "autoep_size": 2}),
+         {"accumulation": 2, "autoep_size": 2}),
         ("every setting of the model, jitter, drop per group", 1, "reentrant", {"accumulation": 3, "autoep_size": 2}),
         ("sequence", 0, "none", {"accumulation": 1, "autoep_size": 2}),
         ("micro-batch, drop per rank", 2, "none", {"accumulation": 3, "autoep_size": 2}),
@@ -133,8 +133,9 @@ COVERING = {
         ("every setting of the model, jitter, drop per group", 3, "non_reentrant",
          {"accumulation": 1, "autoep_size": 4}),
         ("global batch, padded documents", 3, "none", {"accumulation": 1, "autoep_size": 4}),
+        # Two expert-parallel groups: capacity is a group's, not all ranks'.
         ("global batch, reroute per group, latest gives way", 3, "reentrant",
-         {"accumulation": 4, "autoep_size": 4}),
+         {"accumulation": 2, "autoep_size": 2}),
         ("reroute per rank within groups", 2, "none", {"accumulation": 1, "autoep_size": 4}),
     ],
 }  # fmt: skip

@@ -6,29 +6,38 @@ import json
 
 import pytest
 
-from tests.conftest import run_python
+from tests.conftest import ROOT, launch
+
+pytestmark = pytest.mark.distributed
+
+DROP = {"mode": "drop", "factor": 1.0, "gives_way": "latest_position"}
+CASES = {
+    1: {
+        "drop on one rank": {"ep": 1, "stage": 1, "routing": {"capacity": DROP}},
+        "rerouting on one rank": {"ep": 1, "stage": 1, "routing": {"capacity": {"mode": "reroute", "factor": 1.0}}},
+    },
+    8: {
+        "dropless over ranks": {"ep": 4, "stage": 3, "routing": {}, "recompute": "non_reentrant"},
+        "global balance": {"ep": 4, "stage": 3, "routing": {"aux_loss_scope": "global_batch", "jitter": 0.1}},
+    },
+}
 
 
-def waits(ranks: int, ep: int, stage: int, *, recompute: str = "none", **routing) -> list[str]:
-    done = run_python("-m", "tests.recipe.engine.waits_worker", ranks, ep, stage, json.dumps(routing), recompute)
+def waits(ranks: int) -> dict[str, list[str]]:
+    """Lines of the recipe that wait, by case."""
+    cases = CASES[ranks]
+    words = ranks, json.dumps(list(cases.values()))
+    done = launch(1, "tests/recipe/engine/waits_worker.py", *words, env={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr[-3000:]
-    return [asker for asker in json.loads(done.stdout.splitlines()[-1]) if asker.startswith("recipe/")]
+    askers = json.loads(done.stdout.splitlines()[-1])
+    return {name: [a for a in lines if a.startswith("recipe/")] for name, lines in zip(cases, askers, strict=True)}
 
 
-@pytest.mark.distributed
-@pytest.mark.parametrize(
-    ("ranks", "ep", "stage", "options"),
-    [
-        (1, 1, 1, {"capacity": {"mode": "drop", "factor": 1.0, "gives_way": "latest_position"}}),
-        (8, 4, 3, {"recompute": "non_reentrant"}),
-        (8, 4, 3, {"aux_loss_scope": "global_batch", "jitter": 0.1}),
-    ],
-    ids=["drop on one rank", "dropless over ranks", "global balance"],
-)
-def test_no_line_of_ours_waits_for_the_device(ranks, ep, stage, options):
-    assert waits(ranks, ep, stage, **options) == []
+def test_no_line_of_ours_waits_for_the_device_but_those_that_reroute():
+    of_case = waits(1)
+    assert any("capacity.py" in asker for asker in of_case.pop("rerouting on one rank"))
+    assert of_case == {"drop on one rank": []}
 
 
-@pytest.mark.distributed
-def test_rerouting_does_and_is_noticed():
-    assert any("capacity.py" in asker for asker in waits(1, 1, 1, capacity={"mode": "reroute", "factor": 1.0}))
+def test_no_line_of_ours_waits_for_the_device_over_ranks():
+    assert waits(8) == {"dropless over ranks": [], "global balance": []}

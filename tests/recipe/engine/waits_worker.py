@@ -1,10 +1,15 @@
-"""Operations of a training step for which a GPU's host would wait, by whose line asked for them. Prints JSON."""
+"""Operations of a training step for which a GPU's host would wait, by whose line asked for them. Prints JSON.
+
+Arguments: the ranks, and a JSON list of cases, which are taken one after another.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,23 +58,29 @@ def asker() -> str:
     return "torch"
 
 
-def main(ranks: int, ep: int, stage: int, routing: str, recompute: str) -> None:
+def waits_of(ranks: int, ep: int, stage: int, routing: dict[str, Any], recompute: str = "none") -> Counter[str]:
     shape = load_model_shape(ROOT / "recipe/configs/models/tiny")
     compute = Compute(recompute=recompute)
+    ds = ds_config(ranks, micro_batch=2, accumulation=1, autoep_size=ep, stage=stage)
+    engine = build_engine(RecipeMoeConfig.from_shape(shape), ds, seed=0, optimizer=Optimizer(), compute=compute)
+    settings = Routing.model_validate(routing)
+    control = control_routing(engine, settings, seq_length=64, sources=["en", "zh"], seed=0)
+    random = np.random.default_rng(0)
+    waits = Waits()
+    for step in range(1, 4):
+        batch = random_batch(random, 2, 64, shape.vocab_size)
+        with waits if step == 3 else torch.enable_grad():  # steady by then
+            run_step(engine, control, compute, [batch], step=step, observing=True, update_bias=True)
+    engine.destroy()
+    return waits.found
+
+
+def main(ranks: int, cases: list[dict[str, Any]]) -> None:
+    del os.environ["LOCAL_SIZE"]  # as in a process that no launcher started
     with fake_ranks(ranks):
-        ds = ds_config(ranks, micro_batch=2, accumulation=1, autoep_size=ep, stage=stage)
-        engine = build_engine(RecipeMoeConfig.from_shape(shape), ds, seed=0, optimizer=Optimizer(), compute=compute)
-        settings = Routing.model_validate(json.loads(routing))
-        control = control_routing(engine, settings, seq_length=64, sources=["en", "zh"], seed=0)
-        random = np.random.default_rng(0)
-        waits = Waits()
-        for step in range(1, 4):
-            batch = random_batch(random, 2, 64, shape.vocab_size)
-            with waits if step == 3 else torch.enable_grad():  # steady by then
-                run_step(engine, control, compute, [batch], step=step, observing=True, update_bias=True)
-    print(json.dumps(waits.found))
+        found = [waits_of(ranks, **case) for case in cases]
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    ranks, ep, stage, routing, recompute = sys.argv[1:]
-    main(int(ranks), int(ep), int(stage), routing, recompute)
+    main(int(sys.argv[-2]), json.loads(sys.argv[-1]))
