@@ -14,7 +14,7 @@ from recipe.data.token_folder import TokenFolder
 from recipe.evaluation.held_out import evaluate_source
 from recipe.huggingface.import_weights import SafetensorsFolder
 from recipe.run.records import read_metrics
-from tests.conftest import ROOT, launch, run_python
+from tests.conftest import ROOT, ds_config, launch, run_python, schedule_of, write_run
 
 pytestmark = pytest.mark.distributed
 TINY = ROOT / "recipe" / "configs" / "models" / "tiny"
@@ -26,58 +26,68 @@ sys.modules.update(dict.fromkeys(("recipe", "data_prep", "deepspeed")))  # as if
 import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
-folder, batch, output = sys.argv[1:]
-model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, dtype="auto")
-assert not info["missing_keys"] and not info["unexpected_keys"], info
-tokens, _ = torch.load(batch)
-with torch.no_grad():
-    torch.save((type(model).__name__, model.dtype, model(tokens).logits), output)
-tokenizer = AutoTokenizer.from_pretrained(folder)
-inputs = tokenizer("The old ship", return_tensors="pt")
-text = tokenizer.decode(model.generate(**inputs, max_new_tokens=12, do_sample=False)[0])
-assert text.startswith("The old ship") and len(text) > len("The old ship"), text
+for folder in sys.argv[1:]:
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, dtype="auto")
+    assert not info["missing_keys"] and not info["unexpected_keys"], (folder, info)
+    tokens, _ = torch.load(folder + ".pt")
+    with torch.no_grad():
+        torch.save((type(model).__name__, model.dtype, model(tokens).logits), folder + ".stock.pt")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer("The old ship", return_tensors="pt")
+    text = tokenizer.decode(model.generate(**inputs, max_new_tokens=12, do_sample=False)[0])
+    assert text.startswith("The old ship") and len(text) > len("The old ship"), (folder, text)
 assert sys.modules["recipe"] is None
 """
 
 
-def train(ranks, run, ds_path):
-    done = launch(ranks, "recipe/train.py", *run.arguments(ds_path))
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 QWEN3_MOE = {"scoring_func": "softmax", "n_shared_experts": 0}
+# ranks, sizes of the ds_config, changes of the tiny model, and what it is exported as
+CASES = {
+    "4-ep2": (4, {"micro_batch": 2, "accumulation": 1, "autoep_size": 2}, {}, "Glm4MoeForCausalLM"),
+    "2-ep2-zero1-softmax": (
+        2, {"micro_batch": 4, "accumulation": 1, "autoep_size": 2, "stage": 1}, QWEN3_MOE, "Qwen3MoeForCausalLM",
+    ),
+    "2-ep1-bf16-no-shared": (
+        2, {"micro_batch": 4, "accumulation": 1, "autoep_size": 1, "bf16": {"enabled": True}}, {"n_shared_experts": 0},
+        "Glm4MoeForCausalLM",
+    ),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("ranks", "sizes", "changes", "architecture"),
-    [
-        (4, {"micro_batch": 2, "accumulation": 1, "autoep_size": 2}, {}, "Glm4MoeForCausalLM"),
-        (2, {"micro_batch": 4, "accumulation": 1, "autoep_size": 2, "stage": 1}, QWEN3_MOE, "Qwen3MoeForCausalLM"),
-        (
-            2,
-            {"micro_batch": 4, "accumulation": 1, "autoep_size": 1, "bf16": {"enabled": True}},
-            {"n_shared_experts": 0},
-            "Glm4MoeForCausalLM",
-        ),
-    ],
-    ids=["4-ep2", "2-ep2-zero1-softmax", "2-ep1-bf16-no-shared"],
-)
-def test_stock_transformers_gives_the_engines_logits(ranks, sizes, changes, architecture, new_run, write_ds, tmp_path):
-    run = new_run("trained", model=str(write_model(tmp_path, changes)), routing={"bias_update_rate": 0})
-    train(ranks, run, write_ds(ranks, **sizes))
-    done = launch(ranks, "tests/recipe/checkpoints/export_worker.py", run.run_dir, tmp_path / "export")
+@pytest.fixture(scope="module")
+def exports(prepared, tmp_path_factory):
+    """The folder of each case's export, which stock transformers has read."""
+    folders = {name: tmp_path_factory.mktemp(name) / "export" for name in CASES}
+    for name, (ranks, sizes, changes, _) in CASES.items():
+        folder = folders[name].parent
+        model = str(write_model(folder, changes))
+        once = {"schedule": schedule_of(2), "checkpoint": {"every_steps": 2}, "routing": {"bias_update_rate": 0}}
+        run = write_run(folder, "trained", prepared, model=model, **once)
+        (folder / "ds.json").write_text(json.dumps(ds_config(ranks, **sizes)))
+        for words in (
+            ("recipe/train.py", *run.arguments(folder / "ds.json")),
+            ("tests/recipe/checkpoints/export_worker.py", run.run_dir, folders[name]),
+        ):
+            done = launch(ranks, *words)
+            assert done.returncode == 0, (name, done.stderr[-3000:])
+    done = run_python("-c", STOCK, *folders.values())
     assert done.returncode == 0, done.stderr[-3000:]
-    done = run_python("-c", STOCK, tmp_path / "export", tmp_path / "export.pt", tmp_path / "stock.pt")
-    assert done.returncode == 0, done.stderr[-3000:]
-    _, engine_logits = torch.load(tmp_path / "export.pt")
-    name, dtype, stock_logits = torch.load(tmp_path / "stock.pt")
+    return folders
+
+
+@pytest.mark.xdist_group("exports")
+@pytest.mark.parametrize("case", CASES)
+def test_stock_transformers_gives_the_engines_logits(case, exports):
+    folder, (_, sizes, _, architecture) = exports[case], CASES[case]
+    _, engine_logits = torch.load(folder.with_suffix(".pt"))
+    name, dtype, stock_logits = torch.load(folder.with_suffix(".stock.pt"))
     bf16 = "bf16" in sizes
     assert name == architecture
     assert dtype == (torch.bfloat16 if bf16 else torch.float32)
     tolerance = {"rtol": 0.05, "atol": 0.05} if bf16 else {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(stock_logits, engine_logits, **tolerance)
 
-    exported, experts = SafetensorsFolder(tmp_path / "export"), torch.load(tmp_path / "export.experts.pt")
+    exported, experts = SafetensorsFolder(folder), torch.load(folder.with_suffix(".experts.pt"))
     assert len(experts) == 3 * 8 * 3  # MoE layers, experts, matrices
     assert {n for n in exported.names if ".experts." in n} == set(experts)
     for tensor, values in experts.items():
@@ -87,7 +97,7 @@ def test_stock_transformers_gives_the_engines_logits(ranks, sizes, changes, arch
         assert torch.equal(exported(bias), torch.linspace(-0.1, 0.1, 8))
     else:
         assert bias not in exported.names
-    check_configs(tmp_path / "export", bf16)
+    check_configs(folder, bf16)
 
 
 def write_model(folder, changes):
