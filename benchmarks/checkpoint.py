@@ -29,8 +29,8 @@ from recipe.base.routing_settings import Routing
 from recipe.base.settings import Checkpoint, Compute, Numerics, Optimizer
 from recipe.base.tables import markdown_table
 from recipe.checkpoints.store import CheckpointStore, TrainState
-from recipe.engine.agree import any_rank
 from recipe.engine.build import build_engine, control_routing
+from recipe.engine.collectives import any_rank
 from recipe.engine.rehearsal import random_batch
 from recipe.engine.session import session
 from recipe.engine.step import run_step

@@ -29,8 +29,8 @@ from recipe.base.errors import exit_on_user_error
 from recipe.base.ranks import leave, required_world_size
 from recipe.base.settings import Logging, RunConfig, Watch
 from recipe.checkpoints.store import CheckpointStore, TrainState
-from recipe.engine.agree import from_first_rank
 from recipe.engine.build import build_engine
+from recipe.engine.collectives import from_first_rank
 from recipe.engine.session import session
 from recipe.model import RecipeMoeConfig
 from recipe.run.folder import RunFolder

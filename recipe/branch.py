@@ -100,8 +100,8 @@ def main(argv: list[str] | None = None) -> None:
     anew = check_branch(manifest, checkpoint, job, weights_only=args.weights_only)
 
     from recipe.checkpoints.store import CheckpointStore, TrainState
-    from recipe.engine.agree import from_first_rank
     from recipe.engine.build import build_engine, check_compute, forget_moments, own_hyperparameters
+    from recipe.engine.collectives import from_first_rank
     from recipe.engine.session import session
     from recipe.model import RecipeMoeConfig
     from recipe.run.folder import RunFolder, check_run_folder, lock_run_folder, provenance, record_start

@@ -75,8 +75,8 @@ def main(argv: list[str] | None = None) -> None:
 
     from recipe.checkpoints.fingerprints import check_engine_equals, one_by_one
     from recipe.checkpoints.store import CheckpointStore, TrainState
-    from recipe.engine.agree import from_first_rank
     from recipe.engine.build import build_engine, check_compute
+    from recipe.engine.collectives import from_first_rank
     from recipe.engine.session import session
     from recipe.huggingface.architectures import export_note
     from recipe.huggingface.import_weights import same_model, upcycled

@@ -97,8 +97,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
     # Imported late: refusing a configuration or a dry run needs neither torch nor DeepSpeed.
-    from recipe.engine.agree import from_first_rank
     from recipe.engine.build import check_compute
+    from recipe.engine.collectives import from_first_rank
     from recipe.engine.session import session
     from recipe.run.folder import RunFolder, lock_run_folder, record_start
     from recipe.safety.failures import recorded_failures

@@ -27,8 +27,8 @@ from recipe.base.model_shape import ModelShape
 from recipe.base.output_paths import check_output_folder
 from recipe.base.routing_settings import Routing
 from recipe.checkpoints.fingerprints import Fingerprints, described, engine_fingerprints, folder_fingerprints
-from recipe.engine.agree import any_rank, from_first_rank
 from recipe.engine.autoep import MATRICES, AutoEPMoELayer, interchange_name, is_partitioned, moe_layers
+from recipe.engine.collectives import any_rank, from_first_rank
 from recipe.huggingface.architectures import Architecture, export_architecture, export_config
 from recipe.huggingface.safetensors_writer import Declared, SafetensorsWriter
 from recipe.huggingface.tokenizer_folder import check_tokenizer_export, special_ids, write_tokenizer

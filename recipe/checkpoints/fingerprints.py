@@ -24,8 +24,8 @@ from deepspeed.utils import groups
 from torch import nn
 
 from recipe.base.errors import UserError
-from recipe.engine.agree import from_first_rank
 from recipe.engine.autoep import MATRICES, AutoEPMoELayer, interchange_name, is_partitioned
+from recipe.engine.collectives import from_first_rank
 
 Fingerprints = dict[str, int]  # by the names of the interchange layout
 BLOCK = 1 << 16  # elements that share one table of weights; as int64 they fit into a core's cache

@@ -33,7 +33,7 @@ from recipe.checkpoints.fingerprints import EngineShare, added_up, described, no
 from recipe.checkpoints.snapshot import Files, Snapshot, not_finite, write_files
 from recipe.checkpoints.universal import load_universal
 from recipe.checkpoints.unpickling import only_known_classes
-from recipe.engine.agree import all_ranks, any_rank, from_first_rank, gathered
+from recipe.engine.collectives import all_ranks, any_rank, from_first_rank, gathered
 from recipe.run import checkpoint_files as on_disk
 from recipe.run.folder import NO_ORDERS, SUSPECT, Orders
 from recipe.run.identity import EVALUATION, check_identity

@@ -29,7 +29,7 @@ from recipe.base.settings import Compute, Optimizer
 from recipe.data.batch import Batch
 from recipe.engine.autoep import moe_layers
 from recipe.engine.build import build_engine, control_routing
-from recipe.engine.collectives import CollectiveCounter
+from recipe.engine.collective_counts import CollectiveCounter
 from recipe.engine.cpu_op import ensure_cpu_op
 from recipe.engine.step import run_step
 from recipe.model import RecipeMoeConfig

@@ -19,8 +19,7 @@ from recipe.base.tables import exponential, ratio
 from recipe.data.batch import document_positions
 from recipe.data.indexed import Shard
 from recipe.data.token_folder import Source
-from recipe.engine.inputs import on_device
-from recipe.engine.step import summed_loss_of
+from recipe.engine.step import on_device, summed_loss_of
 from recipe.model.fusion import fused
 from recipe.model.loss import summed_loss
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from recipe.base.model_shape import ModelShape
-from recipe.engine.agree import gathered
+from recipe.engine.collectives import gathered
 from recipe.model import RecipeMoeConfig
 from recipe.model.modeling import RecipeMoeModel
 

@@ -14,7 +14,7 @@ import torch
 from recipe.base.errors import what_to_do
 from recipe.base.files import write_text
 from recipe.base.ranks import RESTART, rank
-from recipe.engine.agree import FirstRankFailed
+from recipe.engine.collectives import FirstRankFailed
 from recipe.run.folder import RunFolder
 
 # In the order in which they explain an error: a message may hold the words of several. Each rank's own GPU and memory

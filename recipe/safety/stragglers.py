@@ -24,7 +24,7 @@ import deepspeed.comm
 import torch
 import torch.distributed as dist
 
-from recipe.engine.agree import gathered
+from recipe.engine.collectives import gathered
 from recipe.telemetry.throughput import memory_gib
 
 # What DeepSpeed's engine and the recipe call, each looked up in its module at every call: function -> the kind of its

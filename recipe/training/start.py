@@ -12,8 +12,8 @@ import torch.distributed as dist
 from recipe.base.errors import UserError
 from recipe.base.ranks import RESTART
 from recipe.checkpoints.store import CheckpointStore, TrainState
-from recipe.engine.agree import from_first_rank
 from recipe.engine.build import build_engine
+from recipe.engine.collectives import from_first_rank
 from recipe.engine.step_guard import Rewind
 from recipe.model import RecipeMoeConfig
 from recipe.run.checkpoint_files import step_of

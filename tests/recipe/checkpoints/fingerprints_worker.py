@@ -28,8 +28,8 @@ from recipe.checkpoints.fingerprints import (
 )
 from recipe.checkpoints.store import CheckpointStore, TrainState
 from recipe.checkpoints.universal import make_universal
-from recipe.engine.agree import from_first_rank
 from recipe.engine.build import build_engine
+from recipe.engine.collectives import from_first_rank
 from recipe.engine.session import session
 from recipe.model import RecipeMoeConfig, RecipeMoeForCausalLM
 from recipe.model.modeling import initialize_parameter

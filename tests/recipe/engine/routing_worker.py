@@ -17,9 +17,9 @@ from deepspeed.utils import safe_get_full_grad
 from recipe.base.routing_settings import Routing
 from recipe.base.settings import Compute, Optimizer
 from recipe.data.batch import make_batch
-from recipe.engine.agree import gathered
 from recipe.engine.autoep import moe_layers
 from recipe.engine.build import build_engine, control_routing
+from recipe.engine.collectives import gathered
 from recipe.engine.session import session
 from recipe.engine.step import run_step
 from recipe.model import RecipeMoeConfig, RecipeMoeForCausalLM

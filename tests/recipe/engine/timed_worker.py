@@ -15,7 +15,7 @@ from recipe.base.model_shape import load_model_shape
 from recipe.base.routing_settings import Routing
 from recipe.base.settings import Compute, Optimizer
 from recipe.engine.build import build_engine, control_routing
-from recipe.engine.collectives import CollectiveCounter
+from recipe.engine.collective_counts import CollectiveCounter
 from recipe.engine.rehearsal import random_batch
 from recipe.engine.session import session
 from recipe.engine.step import run_step

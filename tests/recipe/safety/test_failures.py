@@ -14,8 +14,8 @@ import torch.distributed as dist
 from launch.cluster.incidents import incident_of
 from recipe.base.errors import ConfigError, UserError
 from recipe.base.ranks import RESTART
-from recipe.engine import agree
-from recipe.engine.agree import FirstRankFailed, from_first_rank
+from recipe.engine import collectives
+from recipe.engine.collectives import FirstRankFailed, from_first_rank
 from recipe.run.folder import RunFolder
 from recipe.run.heartbeats import Heartbeat, write_heartbeat
 from recipe.safety import failures
@@ -225,10 +225,10 @@ def test_every_error_of_the_first_rank_reaches_the_others(error, first, others, 
         else:
             sent.append(list(box))
 
-    monkeypatch.setattr(agree.dist, "broadcast_object_list", broadcast)
+    monkeypatch.setattr(collectives.dist, "broadcast_object_list", broadcast)
     messages = []
     for rank, expected in ((0, first), (1, others)):
-        monkeypatch.setattr(agree.dist, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(collectives.dist, "get_rank", lambda rank=rank: rank)
         with pytest.raises(expected) as raised:
             from_first_rank(make)
         messages.append(str(raised.value))

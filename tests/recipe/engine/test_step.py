@@ -6,7 +6,7 @@ import numpy as np
 
 from recipe.base.settings import Compute
 from recipe.data.batch import make_batch
-from recipe.engine.inputs import for_attention, model_inputs
+from recipe.engine.step import for_attention, model_inputs
 
 
 def test_rows_join_for_flash_attention_which_finds_documents_in_one_row_only():
