@@ -94,6 +94,31 @@ def test_deepspeed_is_imported_from_the_engine_on():
     assert {user for user in users if not below(user, upper)} == set()
 
 
+def private_names(path: Path) -> set[str]:
+    """What a file uses of DeepSpeed and torch beyond `import deepspeed` and names without an underscore."""
+    private = {i for i in imports(path) if i.startswith("deepspeed.")}
+    private |= {n for n in imports(path) | imported_names(path) if n.startswith(("torch.", "deepspeed.")) and "._" in n}
+    nodes = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Attribute)]
+    chains = {ast.unparse(node) for node in nodes}
+    of_engine = (
+        "engine._",
+        "self._engine._",
+        "engine.optimizer._",
+        "self._engine.optimizer._",
+        "torch._",
+        "distributed_c10d.",
+    )
+    return private | {c for c in chains if c.startswith(of_engine)}
+
+
+def test_names_that_are_not_public_are_in_one_module():
+    users = {module_name(p): names for p in FILES if below(module_name(p), {"recipe"}) and (names := private_names(p))}
+    assert "recipe.engine.deepspeed_private" in users
+    # The model is below the engine; its two settings have no public name in every torch that is supported.
+    assert users.keys() == {"recipe.engine.deepspeed_private", "recipe.model.fusion"}, users
+    assert all(name.startswith("torch._dynamo") for name in users["recipe.model.fusion"])
+
+
 def test_what_is_checked_and_planned_before_a_run_needs_no_torch():
     for path in FILES:
         if below(module_name(path), WITHOUT_TORCH):

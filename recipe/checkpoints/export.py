@@ -27,8 +27,9 @@ from recipe.base.model_shape import ModelShape
 from recipe.base.output_paths import check_output_folder
 from recipe.base.routing_settings import Routing
 from recipe.checkpoints.fingerprints import Fingerprints, described, engine_fingerprints, folder_fingerprints
-from recipe.engine.autoep import MATRICES, AutoEPMoELayer, interchange_name, is_partitioned, moe_layers
+from recipe.engine.autoep import MATRICES, AutoEPMoELayer, interchange_name, moe_layers
 from recipe.engine.collectives import any_rank, from_first_rank
+from recipe.engine.deepspeed_private import full_shape, is_partitioned
 from recipe.huggingface.architectures import Architecture, export_architecture, export_config
 from recipe.huggingface.safetensors_writer import Declared, SafetensorsWriter
 from recipe.huggingface.tokenizer_folder import check_tokenizer_export, special_ids, write_tokenizer
@@ -245,7 +246,7 @@ def _pieces(module: nn.Module, prefix: str, architecture: Architecture, shape: M
     """All of a module that the architecture has."""
     for name, parameter in module.named_parameters(prefix=prefix):
         if ".mlp.experts." not in name:
-            yield Piece([interchange_name(name)], parameter.dtype, _full_shape(parameter), _gather_of(parameter))
+            yield Piece([interchange_name(name)], parameter.dtype, full_shape(parameter), _gather_of(parameter))
     for name, buffer in module.named_buffers(prefix=prefix):
         if name.endswith(BIAS) and architecture.correction_bias:
             yield Piece([interchange_name(name)], torch.float32, tuple(buffer.shape), _values_of(buffer.detach().float))
@@ -264,7 +265,7 @@ def _expert_pieces(layer: AutoEPMoELayer, name: str) -> Iterator[Piece]:
     for own, theirs in MATRICES.items():
         weight = getattr(layer.experts, own)
         names = [f"{name}.experts.{expert}.{theirs}.weight" for expert in order]
-        yield Piece(names, weight.dtype, _full_shape(weight)[1:], _experts_of(layer, weight))
+        yield Piece(names, weight.dtype, full_shape(weight)[1:], _experts_of(layer, weight))
 
 
 def _empty_shared_experts(name: str, shape: ModelShape, dtype: torch.dtype) -> Iterator[Piece]:
@@ -310,10 +311,6 @@ def _experts_of(layer: AutoEPMoELayer, weight: nn.Parameter) -> Callable[[], Ite
                     yield from parts
 
     return gather
-
-
-def _full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _finish(export: Export, file_of: dict[str, str], total_bytes: int, dtype: str) -> None:

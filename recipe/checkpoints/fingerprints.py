@@ -20,12 +20,18 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.utils import groups
 from torch import nn
 
 from recipe.base.errors import UserError
-from recipe.engine.autoep import MATRICES, AutoEPMoELayer, interchange_name, is_partitioned
+from recipe.engine.autoep import MATRICES, AutoEPMoELayer, interchange_name
 from recipe.engine.collectives import from_first_rank
+from recipe.engine.deepspeed_private import (
+    full_size,
+    is_first_expert_replica,
+    is_partitioned,
+    master_parts,
+    padded_partition,
+)
 
 Fingerprints = dict[str, int]  # by the names of the interchange layout
 BLOCK = 1 << 16  # elements that share one table of weights; as int64 they fit into a core's cache
@@ -323,19 +329,10 @@ def _of_model(engine: deepspeed.DeepSpeedEngine) -> _Tensors:
 
 def _of_masters(engine: deepspeed.DeepSpeedEngine) -> _Tensors:
     """The optimizer's fp32 weights, of which each rank has a part; nothing where the optimizer has none of its own."""
-    optimizer: Any = engine.optimizer
-    parts: dict[int, tuple[torch.Tensor, int]] = {}
-    if engine.zero_optimization_stage() == 3:
-        for group, flat in zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True):
-            for parameter, part in zip(group, flat.detach().split([p.ds_tensor.ds_numel for p in group]), strict=True):
-                values, begin = _held(parameter)
-                parts[id(parameter)] = part[: values.numel()], begin
+    parts = master_parts(engine)
     for name, parameter in engine.module.named_parameters():
-        # Of ZeRO-1, ZeRO-2 and bf16 without ZeRO; None where another rank has all of it.
-        if (mapping := getattr(parameter, "_hp_mapping", None)) is not None:
-            parts[id(parameter)] = mapping.hp_fragment.detach().reshape(-1), mapping.lp_fragment_address.start
-        if id(parameter) in parts or hasattr(parameter, "_hp_mapping"):
-            yield _tensors_of(engine, name, parameter, *parts.get(id(parameter), (torch.zeros(0), 0)), shared_out=True)
+        if parameter in parts:
+            yield _tensors_of(engine, name, parameter, *parts[parameter], shared_out=True)
 
 
 def _tensors_of(
@@ -356,11 +353,11 @@ def _tensors_of(
     owner, _, kind = prefix.rpartition(".")
     layer = engine.module.get_submodule(owner) if kind == "experts" else None
     if not isinstance(layer, AutoEPMoELayer):
-        name, whole = interchange_name(name), values.numel() == _size(parameter)
+        name, whole = interchange_name(name), values.numel() == full_size(parameter)
         return [name], [Piece(name, values, begin, whole, shared_out or dist.get_rank() == 0)] if values.numel() else []
     names = [f"{prefix}.{expert}.{MATRICES[last]}.weight" for expert in range(layer.num_experts)]
-    counts = shared_out or groups._get_expert_data_parallel_rank(layer.ep_group_name) == 0
-    return names, list(_experts(layer, _size(parameter), names, values, begin, counts)) if values.numel() else []
+    counts = shared_out or is_first_expert_replica(layer)
+    return names, list(_experts(layer, full_size(parameter), names, values, begin, counts)) if values.numel() else []
 
 
 def _experts(
@@ -379,10 +376,5 @@ def _held(parameter: Any) -> tuple[torch.Tensor, int]:
     """What this rank holds of a parameter, flat and without padding, and the number of its first element."""
     if not is_partitioned(parameter):
         return parameter.detach().reshape(-1), 0
-    partition = parameter.ds_tensor
-    begin = dist.get_rank(group=parameter.ds_process_group) * partition.ds_numel
-    return partition.detach().reshape(-1)[: max(0, parameter.ds_numel - begin)], begin
-
-
-def _size(parameter: Any) -> int:
-    return parameter.ds_numel if is_partitioned(parameter) else parameter.numel()
+    partition, begin, size = padded_partition(parameter)
+    return partition[:size], begin

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deepspeed.runtime.checkpoint_engine import CheckpointCommitInfo, TorchCheckpointEngine
 
 from recipe.base.files import HashedFile
+from recipe.engine.deepspeed_private import CheckpointCommitInfo, TorchCheckpointEngine
 
 COPIED_AT_ONCE_BYTES = 1 << 20
 CHECKED_AT_ONCE = 1 << 24  # elements, so that the check needs no memory to speak of

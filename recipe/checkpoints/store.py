@@ -34,6 +34,7 @@ from recipe.checkpoints.snapshot import Files, Snapshot, not_finite, write_files
 from recipe.checkpoints.universal import load_universal
 from recipe.checkpoints.unpickling import only_known_classes
 from recipe.engine.collectives import all_ranks, any_rank, from_first_rank, gathered
+from recipe.engine.deepspeed_private import autoep_size, save_by
 from recipe.run import checkpoint_files as on_disk
 from recipe.run.folder import NO_ORDERS, SUSPECT, Orders
 from recipe.run.identity import EVALUATION, check_identity
@@ -69,7 +70,7 @@ class TrainState:
 def topology(engine: deepspeed.DeepSpeedEngine) -> dict[str, int]:
     return on_disk.topology(
         world_size=dist.get_world_size(),
-        autoep_size=engine._config.expert_parallel_config.autoep_size,
+        autoep_size=autoep_size(engine),
         zero_stage=engine.zero_optimization_stage(),
     )
 
@@ -135,7 +136,7 @@ class CheckpointStore:
             self._snapshot = Snapshot(self.settings.asynchronous)
         share = EngineShare(engine, replicas=False)
         self._snapshot.beside = share.compute
-        engine.checkpoint_engine = self._snapshot
+        save_by(engine, self._snapshot)
         engine.save_checkpoint(str(self.folder), tag=partial.name, save_latest=False)
         manifest = {
             "schema": on_disk.SCHEMA,

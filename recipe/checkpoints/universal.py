@@ -7,7 +7,6 @@ expert biases are, keep what the engine was built with. The losses differ by 5e-
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import sys
@@ -16,12 +15,12 @@ from pathlib import Path
 
 import deepspeed
 import torch
-from deepspeed.checkpoint import ds_to_universal
 
 from recipe.base.errors import UserError
 from recipe.base.files import flush_file, flush_folder, sha256, write_json
 from recipe.checkpoints.unpickling import only_known_classes
-from recipe.engine.build import own_hyperparameters, torch_optimizer
+from recipe.engine.build import own_hyperparameters
+from recipe.engine.deepspeed_private import convert_to_universal, loading_universal, torch_optimizer
 from recipe.run import checkpoint_files as on_disk
 
 
@@ -40,18 +39,9 @@ def make_universal(checkpoint: Path, workers: int) -> Path:
         raise UserError(f"{checkpoint} was written without ZeRO, which DeepSpeed does not convert")
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    options = argparse.Namespace(
-        input_folder=str(checkpoint),
-        output_folder=str(partial),
-        num_extract_workers=workers,
-        num_merge_workers=workers,
-        keep_temp_folder=False,
-        strict=True,
-        inject_missing_state=False,
-    )
     with redirect_stdout(sys.stderr), only_known_classes(checkpoint):
         try:
-            ds_to_universal.main(options)
+            convert_to_universal(checkpoint, partial, workers)
         except (KeyError, RuntimeError) as error:
             if manifest["train_state"]["step"]:
                 raise
@@ -76,14 +66,8 @@ def make_universal(checkpoint: Path, workers: int) -> Path:
 
 def load_universal(engine: deepspeed.DeepSpeedEngine, universal: Path) -> None:
     """Load weights, optimizer and counters into an engine of any number of ranks and expert-parallel size."""
-    engine._config.load_universal_checkpoint = True
-    try:
-        with own_hyperparameters(engine), only_known_classes(universal):
-            loaded, _ = engine.load_checkpoint(
-                str(universal.parent), tag=universal.name, load_lr_scheduler_states=False
-            )
-    finally:
-        engine._config.load_universal_checkpoint = False
+    with loading_universal(engine), own_hyperparameters(engine), only_known_classes(universal):
+        loaded, _ = engine.load_checkpoint(str(universal.parent), tag=universal.name, load_lr_scheduler_states=False)
     assert loaded is not None, f"DeepSpeed found no checkpoint in {universal}"
     for state in torch_optimizer(engine).state.values():
         if isinstance(state.get("step"), torch.Tensor):

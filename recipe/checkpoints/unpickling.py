@@ -15,14 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-from deepspeed.utils.tensor_fragment import fragment_address
 
 from recipe.base.errors import UserError
+from recipe.engine.deepspeed_private import STATE_CLASSES
 
 # Read by torch.load in place of what its caller asks for.
 _FORCED = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
-KNOWN_CLASSES = (DynamicLossScaler, LossScaler, fragment_address)
 
 
 @contextmanager
@@ -35,7 +33,7 @@ def only_known_classes(checkpoint: Path) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in _FORCED}
     os.environ.update(_FORCED)
     try:
-        with torch.serialization.safe_globals(list(KNOWN_CLASSES)):
+        with torch.serialization.safe_globals(list(STATE_CLASSES)):
             yield
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))

@@ -9,24 +9,24 @@ Legend: T tokens of this rank's micro-batch, D hidden size, E routed experts, K 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cache
 
 import torch
-from deepspeed.module_inject import auto_ep_layer
-from deepspeed.module_inject.auto_ep_layer import (
-    AutoEPMoELayer,
-    SplitPlan,
-    _AllToAllV,
-    compute_split_plan,
-    permute_by_local_expert,
-    unpermute_by_local_expert,
-)
-from deepspeed.moe.ep_count import count_tokens_per_expert
-from deepspeed.moe.ep_router import TokenChoiceTopKRouter
 from torch import nn
 
+from recipe.engine.deepspeed_private import (
+    AutoEPMoELayer,
+    SplitPlan,
+    TokenChoiceTopKRouter,
+    all_to_all,
+    compute_split_plan,
+    count_tokens_per_expert,
+    permute_by_local_expert,
+    replaced_autoep_classes,
+    unpermute_by_local_expert,
+)
 from recipe.engine.routing_control import RoutingControl
 from recipe.model.routing.dispatch import combine, dispatch, grouped_places, sorted_places
 from recipe.model.routing.router import jitter, router_logits, score_shares, scores_and_choice, weights_of
@@ -118,10 +118,10 @@ class RecipeLayer(AutoEPMoELayer):
         place_A, assignment_N = sorted_places(experts_TK, num_rows)
         rows_ND = dispatch(x_TD, place_A, assignment_N)
         plan = plan_of()
-        rows_ND = _AllToAllV.apply(self.ep_group, rows_ND, plan.input_splits, plan.output_splits)
+        rows_ND = all_to_all(self.ep_group, rows_ND, plan.input_splits, plan.output_splits)
         by_expert, places, aligned, received = permute_by_local_expert(rows_ND, plan.local_counts_by_source)
         rows_ND = unpermute_by_local_expert(self.experts(by_expert, aligned), places, received)
-        rows_ND = _AllToAllV.apply(self.ep_group, rows_ND, plan.output_splits, plan.input_splits)
+        rows_ND = all_to_all(self.ep_group, rows_ND, plan.output_splits, plan.input_splits)
         return combine(rows_ND, weights_TK, place_A, assignment_N)
 
     def _planned(self, experts_TK: torch.Tensor, counts_E: torch.Tensor) -> Callable[[], SplitPlan]:
@@ -135,15 +135,9 @@ class RecipeLayer(AutoEPMoELayer):
         return lambda: plan
 
 
-@contextmanager
-def recipe_layers() -> Iterator[None]:
+def recipe_layers() -> AbstractContextManager[None]:
     """While active, AutoEP builds its layers as `RecipeLayer` with `RecipeRouter`."""
-    original = auto_ep_layer.TokenChoiceTopKRouter, auto_ep_layer.AutoEPMoELayer
-    auto_ep_layer.TokenChoiceTopKRouter, auto_ep_layer.AutoEPMoELayer = RecipeRouter, RecipeLayer
-    try:
-        yield
-    finally:
-        auto_ep_layer.TokenChoiceTopKRouter, auto_ep_layer.AutoEPMoELayer = original
+    return replaced_autoep_classes(RecipeRouter, RecipeLayer)
 
 
 def moe_layers(module: nn.Module) -> list[tuple[str, AutoEPMoELayer]]:
@@ -161,8 +155,3 @@ def connect(module: nn.Module, control: RoutingControl) -> None:
 def interchange_name(name: str) -> str:
     """The name in the interchange layout of what is not an expert's: AutoEP puts the router's weights a level deeper."""
     return name.replace(".mlp.router.gate.", ".mlp.gate.").replace(".mlp.router.e_score", ".mlp.gate.e_score")
-
-
-def is_partitioned(parameter: nn.Parameter) -> bool:
-    """Whether ZeRO-3 has given each rank a part of it."""
-    return hasattr(parameter, "ds_id")

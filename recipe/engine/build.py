@@ -11,13 +11,19 @@ from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
 from torch import nn
 
 from recipe.base.errors import UserError
 from recipe.base.routing_settings import Routing
 from recipe.base.settings import Compute, Optimizer
 from recipe.engine.autoep import connect, moe_layers, recipe_layers
+from recipe.engine.deepspeed_private import (
+    full_shape,
+    padded_partition,
+    split_moe_groups,
+    torch_optimizer,
+    zero3_masters,
+)
 from recipe.engine.routing_control import RoutingControl
 from recipe.huggingface.import_weights import Weights
 from recipe.model import RecipeMoeConfig, RecipeMoeForCausalLM
@@ -74,13 +80,13 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        is_matrix = len(getattr(parameter, "ds_shape", parameter.shape)) >= 2
+        is_matrix = len(full_shape(parameter)) >= 2
         (decayed if is_matrix and "embed_tokens" not in name else spared).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": weight_decay, "name": "decayed"},
         {"params": spared, "weight_decay": 0.0, "name": "spared"},
     ]
-    groups = split_params_into_different_moe_groups_for_optimizer(groups)
+    groups = split_moe_groups(groups)
     return [group for group in groups if group["params"]]
 
 
@@ -89,13 +95,10 @@ def zero_padding(engine: deepspeed.DeepSpeedEngine) -> None:
 
     DeepSpeed 0.19.8 leaves there what the memory held before, NaN at times, and trains and saves it with the rest.
     """
-    optimizer: Any = engine.optimizer
-    for group, masters in zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True):
-        for parameter, master in zip(group, masters.data.split([p.ds_tensor.ds_numel for p in group]), strict=True):
-            size = parameter.ds_tensor.ds_numel
-            begin = deepspeed.comm.get_rank(group=parameter.ds_process_group) * size
-            for partition in (parameter.ds_tensor.data, master):
-                partition[max(0, parameter.ds_numel - begin) : size].zero_()
+    for parameter, master in zero3_masters(engine):
+        partition, _, size = padded_partition(parameter)
+        for padded in (partition, master):
+            padded[size:].zero_()
 
 
 def be_deterministic(on: bool) -> None:
@@ -132,11 +135,6 @@ def build_engine(
     if ds_raw["zero_optimization"]["stage"] == 3:
         zero_padding(engine)
     return engine
-
-
-def torch_optimizer(engine: deepspeed.DeepSpeedEngine) -> torch.optim.Optimizer:
-    """The optimizer below ZeRO's."""
-    return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
 @contextmanager

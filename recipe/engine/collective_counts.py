@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from recipe.engine.deepspeed_private import TorchDispatchMode
 
 # operator -> its name, and which of its tensors (in the order of its arguments) are counted
 _COUNTED = {

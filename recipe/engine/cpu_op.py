@@ -23,11 +23,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-from deepspeed.accelerator import get_accelerator
-from torch.utils.cpp_extension import _get_build_directory
-
 from recipe.base.errors import UserError
+from recipe.engine.deepspeed_private import cpu_op_builder, extension_folder
 from recipe.run.locks import in_turn
 
 LOAD_S = 5.0  # longer than it takes to load, shorter than to compile
@@ -36,10 +33,9 @@ FOREIGN_BUILD_S = 180.0  # longer than the op takes to build anywhere
 
 def ensure_cpu_op() -> None:
     """Load the op into this process; does nothing where the accelerator is no CPU."""
-    if torch.cuda.is_available() or get_accelerator().device_name() != "cpu":
+    if (builder := cpu_op_builder()) is None:
         return
-    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
-    folder = Path(_get_build_directory(builder.NAME, verbose=False))
+    folder = extension_folder(builder.NAME)
     with in_turn(folder.parent / f"{builder.NAME}.recipe.lock") as holder_died:
         clear_leftover(folder / "lock", holder_died=holder_died, patience_s=FOREIGN_BUILD_S)
         use_own_ninja()

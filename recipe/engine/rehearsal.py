@@ -18,8 +18,6 @@ import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from recipe.base.hardware import GPUS_PER_NODE
 from recipe.base.model_shape import ModelShape
@@ -31,6 +29,7 @@ from recipe.engine.autoep import moe_layers
 from recipe.engine.build import build_engine, control_routing
 from recipe.engine.collective_counts import CollectiveCounter
 from recipe.engine.cpu_op import ensure_cpu_op
+from recipe.engine.deepspeed_private import fake_store, log_level, state_tensors, torch_optimizer
 from recipe.engine.step import run_step
 from recipe.model import RecipeMoeConfig
 
@@ -55,8 +54,8 @@ def fake_ranks(world_size: int) -> Iterator[None]:
     before = dict(os.environ)
     os.environ.update({name: str(value) for name, value in environment.items()})
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", DS_ACCELERATOR="cpu")
-    deepspeed.utils.logger.setLevel(logging.ERROR)  # it writes to standard output
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
+    log_level(logging.ERROR)
+    dist.init_process_group("fake", store=fake_store(), rank=0, world_size=world_size)
     try:
         with redirect_stdout(sys.stderr):
             ensure_cpu_op()
@@ -98,34 +97,9 @@ def random_batch(random: np.random.Generator, rows: int, seq_length: int, vocab:
 
 def held_bytes(engine: deepspeed.DeepSpeedEngine) -> dict[str, int]:
     """Bytes of the tensors that the engine keeps for a rank between steps, by the names of the plan."""
-    optimizer = engine.optimizer
-    if engine.zero_optimization_stage() == 3:
-        parameters = list(engine.module.parameters())
-        return {
-            "parameters": sum(_size(p.ds_tensor) for p in parameters),
-            "persistent_parameters": sum(p.ds_numel * p.element_size() for p in parameters if p.ds_persist),
-            "master_weights": sum(_size(t) for t in optimizer.fp32_partitioned_groups_flat),
-            "moments": _moments(optimizer),
-            "gradients": _size(optimizer.grad_partitions_flat_buffer),
-            "reduce_buckets": sum(_size(b.buffer) for b in optimizer.ipg_buckets.values() if b.buffer is not None),
-        }
-    if isinstance(optimizer, BF16_Optimizer):
-        return {
-            "parameters": sum(_size(t) for t in optimizer.bf16_groups_flat),
-            "master_weights": sum(_size(t) for t in optimizer.fp32_groups_flat_partition),
-            "moments": _moments(optimizer),
-            "gradients": sum(_size(t) for t in optimizer.fp32_groups_gradients_flat),
-        }
-    return {  # gradients and buckets live between the first backward pass and the step
-        "parameters": sum(_size(t) for t in optimizer.bit16_groups_flat),
-        "master_weights": sum(_size(t) for t in optimizer.single_partition_of_fp32_groups),
-        "moments": _moments(optimizer),
-    }
-
-
-def _moments(optimizer: Any) -> int:
-    states = optimizer.optimizer.state.values()
-    return sum(_size(t) for state in states for name, t in state.items() if name != "step")
+    held = {name: sum(map(_size, tensors)) for name, tensors in state_tensors(engine).items()}
+    states = torch_optimizer(engine).state.values()
+    return {**held, "moments": sum(_size(t) for state in states for name, t in state.items() if name != "step")}
 
 
 def _size(tensor: torch.Tensor) -> int:
@@ -135,6 +109,5 @@ def _size(tensor: torch.Tensor) -> int:
 def group_sizes(engine: deepspeed.DeepSpeedEngine) -> dict[str, int]:
     """Ranks of the groups that the engine communicates in."""
     layer = moe_layers(engine.module)[0][1]
-    found = {"world": dist.get_world_size(), "expert_parallel": layer.ep_size}
-    found["expert_data_parallel"] = found["world"] // layer.ep_size
-    return found
+    world = dist.get_world_size()
+    return {"world": world, "expert_parallel": layer.ep_size, "expert_data_parallel": world // layer.ep_size}

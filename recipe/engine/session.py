@@ -13,12 +13,12 @@ from datetime import timedelta
 import deepspeed
 import torch
 import torch.distributed as dist
-from torch.distributed import distributed_c10d
 from torch.distributed.rendezvous import rendezvous
 
 from recipe.base.ranks import remove_shared_memory
 from recipe.base.settings import Watch
 from recipe.engine.cpu_op import ensure_cpu_op
+from recipe.engine.deepspeed_private import default_group_timeout, log_level
 from recipe.run.timeouts import NCCL_MONITOR, group_timeout_s, rendezvous_timeout_s
 
 
@@ -34,7 +34,7 @@ def session(watch: Watch | None = None) -> Iterator[None]:
     """
     timeout_s = group_timeout_s(watch or Watch())
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    deepspeed.utils.logger.setLevel(logging.WARNING)
+    log_level(logging.WARNING)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     with default_timeout(timedelta(seconds=timeout_s)) as timeout:
@@ -65,22 +65,12 @@ def _meet() -> dist.Store:
 
 @contextmanager
 def default_timeout(timeout: timedelta) -> Iterator[timedelta]:
-    """Every process group made meanwhile has this timeout unless it is given its own.
-
-    Groups do not inherit it: DeepSpeed 0.19.8 makes each of its groups (data, expert, sequence, tensor parallel) by
-    `torch.distributed.new_group(ranks)`, and torch 2.13 takes a default by backend there, 10 minutes for NCCL. NCCL's
-    monitor waits as long, unless the environment says otherwise.
-    """
-    names = ("default_pg_timeout", "default_pg_nccl_timeout")  # read by distributed_c10d._get_default_timeout
-    before = [getattr(distributed_c10d, name) for name in names]
-    for name in names:
-        setattr(distributed_c10d, name, timeout)
+    """Every process group made meanwhile has this timeout, and NCCL's monitor too unless the environment says otherwise."""
     monitor_is_set = NCCL_MONITOR.name in os.environ
     os.environ.setdefault(NCCL_MONITOR.name, f"{timeout.total_seconds():.0f}")
     try:
-        yield timeout
+        with default_group_timeout(timeout):
+            yield timeout
     finally:
         if not monitor_is_set:
             os.environ.pop(NCCL_MONITOR.name, None)
-        for name, value in zip(names, before, strict=True):
-            setattr(distributed_c10d, name, value)

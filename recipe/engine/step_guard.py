@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from recipe.base.errors import UserError
 from recipe.base.settings import Numerics
+from recipe.engine.deepspeed_private import gradient_norm, torch_optimizer
 
 MAD_TO_SIGMA = 1.4826  # of a normal distribution
 SMALLEST_SIGMA = 0.002  # of the median: a flat history makes no spike of noise
@@ -87,7 +88,7 @@ class StepGuard:
         self._loss: torch.Tensor | None = None
         self._targets = 0
         self._verdict: Verdict | None = None
-        optimizer: Any = getattr(engine.optimizer, "optimizer", engine.optimizer)
+        optimizer: Any = torch_optimizer(engine)
         update = optimizer.step
 
         def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -132,8 +133,7 @@ class StepGuard:
 
     def _exchange(self) -> Verdict:
         assert self._loss is not None
-        # DeepSpeed skips a step whose norm is not finite by itself, and says inf.
-        norm = getattr(self._engine.optimizer, "_global_grad_norm", None)
+        norm = gradient_norm(self._engine)
         bad = float(not math.isfinite(self._loss.item()))
         mine = {**self._votes(), "bad": bad, "bad_rank": bad * dist.get_rank(), "targets": float(self._targets)}
         names = list(mine)

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import deepspeed.comm
+import deepspeed
 import torch
 import torch.distributed as dist
 

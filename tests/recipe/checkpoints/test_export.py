@@ -61,7 +61,11 @@ def exports(prepared, tmp_path_factory):
     for name, (ranks, sizes, changes, _) in CASES.items():
         folder = folders[name].parent
         model = str(write_model(folder, changes))
-        once = {"schedule": schedule_of(2), "checkpoint": {"every_steps": 2}, "routing": {"bias_update_rate": 0}}
+        once = {
+            "schedule": {**schedule_of(2), "warmup_tokens": 256},
+            "checkpoint": {"every_steps": 2},
+            "routing": {"bias_update_rate": 0},
+        }
         run = write_run(folder, "trained", prepared, model=model, **once)
         (folder / "ds.json").write_text(json.dumps(ds_config(ranks, **sizes)))
         for words in (

@@ -81,10 +81,10 @@ def test_what_cannot_be_resharded_is_said(new_run, write_ds):
 
 @pytest.mark.parametrize("error", [KeyError(0), RuntimeError("Missing AutoEP exp_avg fragments")])
 def test_a_checkpoint_from_before_the_first_step_is_not_resharded_in_vain(error, tmp_path, monkeypatch):
-    def convert(_: object) -> None:
+    def convert(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(universal.ds_to_universal, "main", convert)
+    monkeypatch.setattr(universal, "convert_to_universal", convert)
     for step, raised in ((0, pytest.raises(UserError, match="train a step")), (1, pytest.raises(type(error)))):
         path = tmp_path / on_disk.checkpoint_name(step)
         path.mkdir()

@@ -64,7 +64,7 @@ def test_the_last_before_a_decay_that_has_moved_is_not_kept_for_it(decay_tokens,
     for step, keep in ((6, LAST_BEFORE_DECAY + "\n"), (7, LAST_BEFORE_DECAY + "\n"), (8, ""), (9, "for the paper")):
         checkpoint(tmp_path, step, keep)
     schedule = Schedule(total_tokens=1000, kind="wsd", peak_lr=1, min_lr=0, warmup_tokens=0, decay_tokens=decay_tokens)
-    training: Any = SimpleNamespace(launch=SimpleNamespace(run=SimpleNamespace(schedule=schedule)))
+    training: Any = SimpleNamespace(job=SimpleNamespace(run=SimpleNamespace(schedule=schedule)))
     store = CheckpointStore(tmp_path, Checkpoint(every_steps=1))
     monkeypatch.setattr(checkpoint_module, "from_first_rank", lambda make: make())
     store.unmark(LAST_BEFORE_DECAY, lambda manifest: Training._is_last_before_decay(training, manifest))
