@@ -156,7 +156,7 @@ def test_the_next_start_goes_back_and_sees_the_same_data(alone, tmp_path, monkey
 
 def supervisor(place, ranks: int) -> Supervisor:
     made = object.__new__(Supervisor)
-    made.place, made.launch = place, SimpleNamespace(ds=SimpleNamespace(world_size=ranks))  # type: ignore[assignment]
+    made.place, made.job = place, SimpleNamespace(ds=SimpleNamespace(world_size=ranks))  # type: ignore[assignment]
     made.args = argparse.Namespace(max_stalls=3, step_down_on_oom=False)
     place.chosen = dict(list(place.hosts.items())[:ranks])
     return made
