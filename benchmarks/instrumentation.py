@@ -74,7 +74,8 @@ def measure(launch: Job, folder: Path, blocks: int, steps: int) -> dict[str, lis
         engine.train()
         for block in range(-1, blocks):  # the first pair warms up
             for name in ("with", "without") if block % 2 else ("without", "with"):
-                training.launch, training.throughput.phases = launches[name], clocks[name]
+                training.job, training.throughput.phases = launches[name], clocks[name]
+                training.after_step = training.hooks()
                 dist.barrier()
                 begun = time.perf_counter()
                 for _ in range(steps):

@@ -59,7 +59,7 @@ def evaluate_run(args: argparse.Namespace) -> None:
     from recipe.checkpoints.restore import RestorableRun
     from recipe.engine.session import session
     from recipe.evaluation.held_out import evaluate_engine
-    from recipe.telemetry.tags import tagged_evaluation
+    from recipe.telemetry.metrics import tagged_evaluation
 
     restorable = RestorableRun(args.run, args.checkpoint, args.deepspeed_config)
     run = restorable.run

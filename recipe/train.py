@@ -10,7 +10,6 @@ from pathlib import Path
 from recipe.base.arguments import positive_seconds
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.ranks import is_first_rank, launched_world_size, leave, required_world_size
-from recipe.reading.breakdown import as_text, breakdown, read_trace
 from recipe.run.checkpoint_files import checkpoint_name
 from recipe.run.early_stop import answer_early_stops
 from recipe.run.folder import check_resume, check_run_folder
@@ -37,8 +36,7 @@ def profiled_steps(text: str) -> ProfiledSteps:
     found = re.fullmatch(r"steps=(\d+)\.\.(\d+)", text)
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
         raise argparse.ArgumentTypeError(f"'{text}' is not of the form steps=10..12")
-    describe = lambda path, steps: as_text(breakdown(read_trace(path), steps))  # noqa: E731
-    return ProfiledSteps(int(found[1]), int(found[2]), describe)
+    return ProfiledSteps(int(found[1]), int(found[2]))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -102,7 +100,6 @@ def main(argv: list[str] | None = None) -> int:
     from recipe.engine.session import session
     from recipe.run.folder import RunFolder, lock_run_folder, record_start
     from recipe.safety.failures import recorded_failures
-    from recipe.safety.out_of_memory import memory_report
     from recipe.safety.watchdog import Watchdog
     from recipe.training.start import train_on
 
@@ -118,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
         folder = RunFolder(run.run_dir, from_first_rank(begin))
         assert early_stop is not None  # no dry run comes here
         early_stop.watch(run.run_dir)  # from now on the folder is ours, and what asks it to stop
-        with recorded_failures(folder, lambda: memory_report(job)), Watchdog(folder, run.watch) as watchdog:
+        with recorded_failures(folder, job), Watchdog(folder, run.watch) as watchdog:
             return train_on(job, folder, watchdog, resume=args.resume, time_limit_s=args.time_limit, profiled=profiled)
 
 

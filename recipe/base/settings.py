@@ -143,7 +143,7 @@ class Watch(Section):
     heartbeat_s: float = Field(10, gt=0)
     stragglers_every_steps: int | None = Field(100, gt=0)  # one step whose waits for collectives are timed
     straggler_ratio: float = Field(1.2, gt=1)  # a rank's own time over the median's, from which on it is an event
-    probe_every_steps: int | None = Field(None, gt=0)  # the same computation on every rank, compared bit by bit
+    corruption_check_every_steps: int | None = Field(None, gt=0)  # one computation on all ranks, compared bit by bit
 
     def problems(self) -> list[str]:
         return [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import importlib.util
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,12 +57,10 @@ class ProfiledSteps:
 
     Args:
         first, last: both included.
-        describe: from the trace's path and the number of steps to what is printed.
     """
 
     first: int
     last: int
-    describe: Callable[[Path, int], str]
 
     def problem(self, total_steps: int) -> str | None:
         """Why no run of so many steps comes through them."""

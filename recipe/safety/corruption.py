@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import socket
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,8 +24,8 @@ from recipe.model.modeling import RecipeMoeModel
 TOKENS, VOCABULARY, SEED = 512, 1024, 20240731
 
 
-def probe(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> str:
-    """SHA-256 of the computation's results on this rank."""
+def digest_of_results(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> str:
+    """SHA-256 of the results of the computation on this rank."""
     one_layer = {"num_hidden_layers": 1, "first_k_dense_replace": 1, "vocab_size": VOCABULARY}
     generator = torch.Generator().manual_seed(SEED)
     model: Any = RecipeMoeModel(RecipeMoeConfig.from_shape(shape.model_copy(update=one_layer)))
@@ -43,29 +44,30 @@ def probe(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> str:
     return digest.hexdigest()
 
 
-class Corruption(Exception):
-    """Ranks compute other bits than the others: what was trained since the last good probe is in doubt.
+@dataclass(frozen=True)
+class Corruption:
+    """Ranks compute other bits than the others: what was trained since the last good corruption check is in doubt.
 
     Args:
         hosts: by the rank that deviates; all ranks where none has a majority.
         known: whether most ranks agree, so that it is known which do not.
     """
 
-    def __init__(self, hosts: dict[int, str], known: bool):
-        self.hosts, self.known = hosts, known
-        where = ", ".join(f"rank {rank} on {host}" for rank, host in list(hosts.items())[:8])
-        super().__init__(f"silent data corruption: {where} computes other bits than the other ranks do")
+    hosts: dict[int, str]
+    known: bool
+
+    def __str__(self) -> str:
+        where = ", ".join(f"rank {rank} on {host}" for rank, host in list(self.hosts.items())[:8])
+        return f"silent data corruption: {where} computes other bits than the other ranks do"
 
 
-def check_for_corruption(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> None:
-    """Run the probe; all ranks together.
-
-    Raises:
-        Corruption: on all ranks alike, when some rank's result is not that of most.
-    """
-    named = gathered((socket.gethostname(), probe(shape, device, dtype)))
-    if deviants := who_deviates([result for _, result in named]):
-        raise Corruption({rank: named[rank][0] for rank in deviants}, known=len(deviants) < len(named))
+def check_for_corruption(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> Corruption | None:
+    """Do the computation on all ranks together; on all ranks alike the ranks whose result is not that of most, if any."""
+    results = gathered((socket.gethostname(), digest_of_results(shape, device, dtype)))
+    deviants = who_deviates([digest for _, digest in results])
+    if not deviants:
+        return None
+    return Corruption({rank: results[rank][0] for rank in deviants}, known=len(deviants) < len(results))
 
 
 def who_deviates(results: list[str]) -> list[int]:

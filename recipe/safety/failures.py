@@ -1,21 +1,27 @@
-"""What a rank knows of its own end, left in the run folder for whoever starts the run again."""
+"""What a rank knows of its own end, left in the run folder for whoever starts the run again.
+
+When memory runs out it also says what the plan expected, what was reached, and the cheapest ways out.
+"""
 
 from __future__ import annotations
 
 import itertools
 import re
+import resource
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import torch
 
 from recipe.base.errors import what_to_do
 from recipe.base.files import write_text
+from recipe.base.hardware import GIB, accelerator_of, cluster_of
 from recipe.base.ranks import RESTART, rank
 from recipe.engine.collectives import FirstRankFailed
 from recipe.run.folder import RunFolder
+from recipe.run.job import Job
 
 # In the order in which they explain an error: a message may hold the words of several. Each rank's own GPU and memory
 # come first, since NCCL reports them too ("NCCL error ... unhandled cuda error") and what happens to the others is their
@@ -38,6 +44,7 @@ _PEER_LOST = re.compile(
     r"Timed out (waiting|connecting)|wait timeout after|Application timeout|connectFullMesh failed",
     re.IGNORECASE,
 )
+PLANNED_FOR = "a100-80gb"  # where the GPU is unknown, or there is none
 WITNESSES = ("hang", "peer_lost")  # kinds that a rank records of itself without being their cause
 
 
@@ -58,19 +65,19 @@ def kind_of(error: BaseException) -> str:
 
 
 @contextmanager
-def recorded_failures(folder: RunFolder, memory_report: Callable[[], str]) -> Iterator[None]:
+def recorded_failures(folder: RunFolder, job: Job) -> Iterator[None]:
     """Record an exception that ends the training; of an out-of-memory error say what could be done about it."""
     try:
         yield
     except BaseException as error:
         kind = kind_of(error)
         message = what_to_do(error) or f"{type(error).__name__}: {_summary(str(error))}"
-        if kind == "out_of_memory":
-            _tell(f"out of memory: {message}\n{memory_report()}")
         try:
             folder.record_own_failure(kind, message, witness=kind in WITNESSES)
         except OSError as unwritten:  # the error itself is what must be seen
             _tell(f"rank {rank()} cannot leave word of its failure: {unwritten}")
+        if kind == "out_of_memory":
+            _tell(f"out of memory: {message}\n{memory_report(job)}")
         if kind in WITNESSES:  # one rank's end makes a traceback on each of the others: to a file
             with suppress(OSError):
                 write_text(folder.stacks(rank()), traceback.format_exc())
@@ -78,6 +85,31 @@ def recorded_failures(folder: RunFolder, memory_report: Callable[[], str]) -> It
             _tell(f"error: rank {rank()} {how}: {message[:200]}")
             raise SystemExit(RESTART) from None
         raise
+
+
+def memory_report(job: Job) -> str:
+    """For the log of the rank that ran out of memory."""
+    # Imported late: a run that has memory enough is not compared with its plan.
+    from recipe.planner.plan import Plan
+    from recipe.planner.suggestions import suggestions
+    from recipe.planner.workload import Workload, facts_of
+
+    run, cuda = job.run, torch.cuda.is_available()
+    known = accelerator_of(torch.cuda.get_device_name()) if cuda else None
+    cluster = cluster_of(known.name if known else PLANNED_FOR, job.ds.world_size, None)
+    plan = Plan(Workload(job.shape, cluster, job.ds, facts_of(run, len(job.order.names))))
+    terms = sorted(plan.memory.at(plan.memory.peak_moment).items(), key=lambda term: -term[1])
+    if cuda:
+        reached = f"{torch.cuda.max_memory_allocated() / GIB:.1f} GiB of tensors, {torch.cuda.max_memory_reserved() / GIB:.1f} GiB reserved"
+    else:
+        reached = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB:.1f} GiB by the process"
+    lines = [
+        f"planned peak   {plan.memory.peak_gib:.1f} GiB in the {plan.memory.peak_moment}: "
+        + ", ".join(f"{name} {size:.1f}" for name, size in terms[:4]),
+        f"reached        {reached}",
+        *(f"way out        {way}" for way in suggestions(plan)[:3]),
+    ]
+    return "\n".join(lines)
 
 
 def _tell(message: str) -> None:

@@ -21,7 +21,7 @@ NAMES = {
     "forward": "forward",
     "backward": "backward",
     "update": "optimizer",
-    "settling": "checkpoint",
+    "committing": "checkpoint",
     "saving": "checkpoint",
     "evaluating": "evaluation",
     "between steps": "other",

@@ -17,6 +17,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from recipe.base.files import write_text
+from recipe.reading.breakdown import as_text, breakdown, read_trace
 from recipe.run.job import ProfiledSteps
 from recipe.telemetry.phases import NAMES
 
@@ -140,7 +141,8 @@ class StepProfiler:
         self._ranges = None
         tracing, self._tracing = self._tracing, None
         tracing.__exit__(None, None, None)
-        table = self._steps.describe(self._path, self._steps.last - self._steps.first + 1)
+        steps = self._steps.last - self._steps.first + 1
+        table = as_text(breakdown(read_trace(self._path), steps))
         write_text(self._path.with_suffix("").with_suffix(".txt"), table + "\n")
         return f"{table}\n\nprofile in {self._path}; open it in https://ui.perfetto.dev"
 

@@ -22,11 +22,10 @@ import torch.distributed as dist
 
 from recipe.base.errors import UserError
 from recipe.checkpoints import store as checkpoint
-from recipe.safety import corruption as probe
+from recipe.safety import corruption
 from recipe.safety.watchdog import Allocation
 from recipe.training import loop
-
-VARIABLE = "RECIPE_FAULTS"
+from recipe.training.start import FAULTS
 
 
 def install(engine: deepspeed.DeepSpeedEngine, place: Allocation, attempt: int) -> None:
@@ -35,9 +34,9 @@ def install(engine: deepspeed.DeepSpeedEngine, place: Allocation, attempt: int) 
     Raises:
         UserError: an unknown kind.
     """
-    for fault in json.loads(os.environ[VARIABLE]):
+    for fault in json.loads(os.environ[FAULTS]):
         if fault["kind"] not in _KINDS:
-            raise UserError(f"{VARIABLE} has an unknown kind '{fault['kind']}'; known: {', '.join(sorted(_KINDS))}")
+            raise UserError(f"{FAULTS} has an unknown kind '{fault['kind']}'; known: {', '.join(sorted(_KINDS))}")
         mine = fault.get("rank") in (None, dist.get_rank())
         if mine and fault.get("attempt", 1) == attempt:
             _KINDS[fault["kind"]](fault, engine, place)
@@ -149,8 +148,8 @@ def _clock(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Allo
 
 
 def _corrupt_arithmetic(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Allocation) -> None:
-    original = probe.probe
-    probe.probe = lambda *args: original(*args)[::-1] if _due(fault, place) else original(*args)
+    original = corruption.digest_of_results
+    corruption.digest_of_results = lambda *args: original(*args)[::-1] if _due(fault, place) else original(*args)
 
 
 def _out_of_memory(fault: dict[str, Any]) -> None:

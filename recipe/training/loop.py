@@ -1,12 +1,13 @@
-"""The training loop: batch, forward, backward, step, report, checkpoint; and a clean stop when asked."""
+"""The training loop: batch, forward, backward, step, then what follows a step; and a clean stop when asked."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn
 
 import deepspeed
 import torch
@@ -25,7 +26,7 @@ from recipe.evaluation.held_out import evaluate_engine
 from recipe.run.folder import RunFolder
 from recipe.run.job import Job, ProfiledSteps
 from recipe.run.reports import say
-from recipe.safety.corruption import check_for_corruption
+from recipe.safety.corruption import Corruption, check_for_corruption
 from recipe.safety.mitigations import Mitigator
 from recipe.safety.stragglers import StepTime, compare, timed_collectives
 from recipe.safety.watchdog import Watchdog
@@ -79,6 +80,51 @@ def last_before_decay(schedule: Schedule, tokens: int, tokens_per_step: int) -> 
     return schedule.kind == "wsd" and tokens <= starts < tokens + tokens_per_step
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended.
+
+    Args:
+        kind: finished: at the end of the schedule; stopped: asked to before it; both after a checkpoint.
+            rewind: a spike that skipping steps does not end; corruption: a rank computes other bits.
+        spike, corruption: which.
+    """
+
+    kind: Literal["finished", "stopped", "rewind", "corruption"]
+    spike: Rewind | None = None
+    corruption: Corruption | None = None
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """A step whose update was applied or skipped, as the hooks see it.
+
+    Args:
+        begun: when the step began, on the monotonic clock.
+        sums: of the routers, where the step is logged.
+        step_time: where the step's collectives were timed.
+        stops: the run stops after this step since it was asked to.
+        ends: the schedule ends with this step.
+    """
+
+    step: int
+    begun: float
+    lr: float
+    verdict: Verdict
+    sums: StepSums | None
+    step_time: StepTime | None
+    stops: bool
+    ends: bool
+
+
+@dataclass(frozen=True)
+class Hook:
+    """What is done after the steps that it is due after; an outcome that it returns ends the attempt at once."""
+
+    act: Callable[[StepDone], Outcome | None]
+    due: Callable[[StepDone], bool] = lambda done: True
+
+
 class Training:
     """One attempt of a run, from `state` to the end of the schedule or until it is asked to stop.
 
@@ -113,18 +159,6 @@ class Training:
         self.throughput = Throughput(job.shape, run.data.seq_length, dist.get_world_size(), run.compute)
         if profiled is not None and (message := profiled.problem(self.total_steps)):
             raise UserError(message)
-        self._open = ExitStack()  # what is closed on every way out
-        self.writer = None
-        if dist.get_rank() == 0:
-            log = run.logging
-            self.writer = MetricsWriter(
-                folder, self.total_steps, state.step + 1, log.prometheus_port, log.prometheus_host
-            )
-            self._open.callback(self.writer.close)
-        self.profiler = None
-        if profiled is not None and dist.get_rank() == 0 and state.step < profiled.first:
-            self.profiler = StepProfiler(engine.module, profiled, folder.path / "profiles")
-            self._open.callback(self.profiler.close)
         self._ranks_compared: dict[str, Any] = {}  # of the last step whose collectives were timed
         self.batches = Prefetcher(lambda sequences: read_batches(job, sequences))
         self._begun_at, self._stop_asked = state.step, 0  # step resumed from; steps since a stop was asked for
@@ -132,33 +166,61 @@ class Training:
         self._skipped_here = 0  # sequences left out of this rank's micro-batches
         self._skipped_sequences = 0.0  # of all ranks'
         self._first_sequence = state.sequences
-        store.unmark(LAST_BEFORE_DECAY, self._is_last_before_decay)
+        self.writer: MetricsWriter | None = None
+        self.profiler: StepProfiler | None = None
+        with ExitStack() as opened:
+            if dist.get_rank() == 0:
+                self._open_reports(opened, folder, profiled)
+            store.unmark(LAST_BEFORE_DECAY, self._is_last_before_decay)
+            self._open = opened.pop_all()  # what `run` closes on every way out
+        self.after_step = self.hooks()
 
-    def run(self) -> bool:
-        """Train.
+    def _open_reports(self, opened: ExitStack, folder: RunFolder, profiled: ProfiledSteps | None) -> None:
+        first_step, log = self.state.step + 1, self.job.run.logging
+        self.writer = MetricsWriter(folder, self.total_steps, first_step, log.prometheus_port, log.prometheus_host)
+        opened.callback(self.writer.close)
+        if profiled is not None and first_step <= profiled.first:
+            self.profiler = StepProfiler(self.engine.module, profiled, folder.path / "profiles")
+            opened.callback(self.profiler.close)
 
-        Returns:
-            True at the end of the schedule; False when a stop was asked for before it; both after a checkpoint.
+    def hooks(self) -> list[Hook]:
+        """What follows a step, in this order: a save comes after what it holds, and the profile has all of the step."""
+        run = self.job.run
+        return [
+            Hook(self._count_damaged_data),
+            Hook(self._compare_ranks, lambda done: done.step_time is not None),
+            Hook(self._report, lambda done: done.sums is not None),
+            Hook(self._check_corruption, lambda done: every(run.watch.corruption_check_every_steps, done.step)),
+            Hook(self._evaluate, self._evaluation_is_due),
+            Hook(self._save, self._save_is_due),
+            Hook(self._tell_of_checkpoints),
+            Hook(self._end_profiled_step),
+            Hook(self._measure_step),
+        ]
+
+    def run(self) -> Outcome:
+        """Train until an outcome; `state` stands after the last step.
 
         Raises:
-            Rewind: a spike that skipping steps does not end; `state` stands after it.
-            Corruption: a rank computes other bits; `state` stands after that step.
             UserError: the run cannot go on, or its last checkpoint could not be written; on all ranks alike.
         """
         with self._open:
-            try:
-                return self._run()
-            except Rewind:
-                if len(self._applied) > 1:  # on data that the last update was not made from
-                    self._try_weights()  # the spike's data alone may be to blame, and the checkpoint before them sound
-                raise
+            outcome = self._train()
+            if outcome.kind in ("finished", "stopped"):
+                self._finish(outcome)
+            elif outcome.kind == "rewind" and len(self._applied) > 1:  # on data that the last update was not made from
+                self._try_weights()  # the spike's data alone may be to blame, and the checkpoint before them sound
+            return outcome
 
-    def _run(self) -> bool:
+    def _train(self) -> Outcome:
         self.engine.train()
-        stopped = False
-        while not stopped and (self.state.step < self.total_steps or self.guard.in_doubt):
-            stopped = self._step()
-        finished = self.state.step >= self.total_steps and not self.guard.in_doubt
+        while self.state.step < self.total_steps or self.guard.in_doubt:
+            if (outcome := self._step()) is not None:
+                return outcome
+        return Outcome("finished")
+
+    def _finish(self, outcome: Outcome) -> None:
+        """Leave a checkpoint of weights that are known to be sound, and say how the attempt ended."""
         self.watchdog.place.enter("finishing")
         if not self.guard.in_doubt:
             verdict = self._try_weights()
@@ -169,9 +231,8 @@ class Training:
         if not self.guard.in_doubt:
             self.store.check_saved(self.state.step)
         if self.writer is not None:
-            self.writer.event(self._end(finished))
+            self.writer.event(self._end(outcome))
             self.stop.answered()
-        return finished
 
     def _try_weights(self) -> Verdict | None:
         """Do the last but one of the applied steps again, without its update, and tell the store whether the weights are sound.
@@ -199,25 +260,45 @@ class Training:
             self.store.prove(verdict.proof)
         return verdict
 
-    def _end(self, finished: bool) -> dict[str, Any]:
-        if finished:
+    def _end(self, outcome: Outcome) -> dict[str, Any]:
+        if outcome.kind == "finished":
             return {"event": "finished", "step": self.state.step, "message": "training finished"}
         why = self.stop.reason() or "signal"  # to another rank
         saved = ", which was skipped and is not saved" if self.guard.in_doubt else ""
         message = f"stopped by a {why} after step {self.state.step:,}{saved}; --resume auto goes on"
         return {"event": "stopped", "step": self.state.step, "why": why, "message": message}
 
-    def _step(self) -> bool:
-        """One optimizer step and what follows it; returns whether a stop is asked for."""
-        job, state, run = self.job, self.state, self.job.run
-        step, begun = state.step + 1, time.monotonic()
-        logged = step in (1, self.total_steps) or every(run.logging.every_steps, step)
-        lr = set_learning_rate(self.engine, job, state)
+    def _step(self) -> Outcome | None:
+        """One optimizer step and what follows it; the outcome, if the attempt ends with it."""
+        state, step, begun = self.state, self.state.step + 1, time.monotonic()
+        lr = set_learning_rate(self.engine, self.job, state)
         if self.profiler is not None:
             self.profiler.begin_step(step)
         self._enter("reading", step)
-        batches = self.batches.take(state.sequences, state.sequences + job.ds.train_batch_size)
+        batches = self.batches.take(state.sequences, state.sequences + self.job.ds.train_batch_size)
         self._skipped_here += sum(batch.missing for batch in batches)
+        sums, step_time = self._update(step, batches)
+        self.watchdog.first_step_is_done()
+        verdict = self._commit()
+        try:
+            self._tell(self._recorded(step))
+        except Rewind as spike:
+            return Outcome("rewind", spike=spike)
+        state.guard = self.guard.state
+        self._stop_asked += verdict.totals["stop"] > 0
+        stops = self._stop_asked > (STEPS_TO_PROVE if self.guard.in_doubt else 0)
+        ends = step >= self.total_steps and not self.guard.in_doubt
+        done = StepDone(step, begun, lr, verdict, sums, step_time, stops, ends)
+        for hook in self.after_step:
+            if hook.due(done) and (outcome := hook.act(done)) is not None:
+                return outcome
+        if not stops:
+            return None
+        return Outcome("finished" if ends else "stopped")
+
+    def _update(self, step: int, batches: Sequence[Batch]) -> tuple[StepSums | None, StepTime | None]:
+        """Forward, backward and update; the routers' sums of a logged step, and the times of a sampled one."""
+        run, state = self.job.run, self.state
         sampled = every(run.watch.stragglers_every_steps, step)
         with timed_collectives() if sampled else nullcontext() as step_time:
             _, sums = run_step(
@@ -226,44 +307,26 @@ class Training:
                 run.compute,
                 batches,
                 step=step,
-                observing=logged,
+                observing=step in (1, self.total_steps) or every(run.logging.every_steps, step),
                 update_bias=state.tokens < run.schedule.total_tokens * (1 - run.routing.bias_freeze_share),
                 guard=self.guard,
                 enter=self._enter,
             )
-        self.watchdog.first_step_is_done()
-        state.advance(job.ds.train_batch_size, job.tokens_per_step)
-        verdict = self.guard.verdict()
+        return sums, step_time
+
+    def _commit(self) -> Verdict:
+        """Count the step, and commit the checkpoint that it has proved to be sound."""
+        ds, verdict = self.job.ds, self.guard.verdict()
         if verdict.applied:
-            self._applied.append(state.sequences - job.ds.train_batch_size)
-        self._enter("settling")
+            self._applied.append(self.state.sequences)
+        self.state.advance(ds.train_batch_size, self.job.tokens_per_step)
+        self._enter("committing")
         self.store.commit(verdict.totals, proof=verdict.proof)
         self._enter("between steps")
-        self.throughput.count(job.tokens_per_step)
+        self.throughput.count(self.job.tokens_per_step)
         if self.writer is not None:
             self.writer.step_is_done()
-        self._tell(self._recorded(step))
-        state.guard = self.guard.state
-        self._tell_of_skipped_data(step, verdict.totals["skipped_sequences"])
-        if step_time is not None:
-            self._compare_ranks(step, step_time)
-        if sums is not None:
-            self._report(step, lr, verdict, sums)
-        if every(run.watch.probe_every_steps, step):
-            dtype = torch.bfloat16 if job.ds.bf16_enabled else torch.float32
-            check_for_corruption(job.shape, self.engine.device, dtype)
-            state.good_probe = step
-        self._stop_asked += verdict.totals["stop"] > 0
-        stopped = self._stop_asked > (STEPS_TO_PROVE if self.guard.in_doubt else 0)
-        ends = step >= self.total_steps and not self.guard.in_doubt
-        if job.held_out and (ends or every(run.evaluation.every_steps, step)):
-            self._evaluate(step)
-        self._save(step, stopped or ends)
-        self._tell(self.store.take_events())
-        if self.profiler is not None and (message := self.profiler.end_step(step, stopped=stopped)) is not None:
-            say(message)
-        self.stop.needed_s = max(self.stop.needed_s, time.monotonic() - begun + self.store.took_s)
-        return stopped
+        return verdict
 
     def _recorded(self, step: int) -> list[dict[str, Any]]:
         """Take the step's verdict into the history; the events that it makes."""
@@ -285,7 +348,18 @@ class Training:
         if self.profiler is not None:
             self.profiler.enter(phase)
 
-    def _evaluate(self, step: int) -> None:
+    def _check_corruption(self, done: StepDone) -> Outcome | None:
+        dtype = torch.bfloat16 if self.job.ds.bf16_enabled else torch.float32
+        corruption = check_for_corruption(self.job.shape, self.engine.device, dtype)
+        if corruption is not None:
+            return Outcome("corruption", corruption=corruption)
+        self.state.good_probe = done.step
+        return None
+
+    def _evaluation_is_due(self, done: StepDone) -> bool:
+        return bool(self.job.held_out) and (done.ends or every(self.job.run.evaluation.every_steps, done.step))
+
+    def _evaluate(self, done: StepDone) -> None:
         run, begun = self.job.run, time.monotonic()
         results = evaluate_engine(
             self.engine,
@@ -298,7 +372,7 @@ class Training:
         )
         self._enter("between steps")
         if self.writer is not None:
-            self.writer.evaluation(step, results, time.monotonic() - begun)
+            self.writer.evaluation(done.step, results, time.monotonic() - begun)
 
     def _votes(self) -> dict[str, float]:
         """What this rank adds to the step's exchange."""
@@ -308,42 +382,59 @@ class Training:
             **self.store.votes(),
         }
 
-    def _save(self, step: int, ends: bool) -> None:
-        """Save what is due after a step, unless it was skipped: what the weights are is not known then."""
-        run = self.job.run
-        decays_next = last_before_decay(run.schedule, self.state.tokens, self.job.tokens_per_step)
-        if not (ends or decays_next or every(run.checkpoint.every_steps, step)):
-            return
+    def _decays_next(self) -> bool:
+        return last_before_decay(self.job.run.schedule, self.state.tokens, self.job.tokens_per_step)
+
+    def _save_is_due(self, done: StepDone) -> bool:
+        every_steps = self.job.run.checkpoint.every_steps
+        return done.stops or done.ends or self._decays_next() or every(every_steps, done.step)
+
+    def _save(self, done: StepDone) -> None:
+        """Save, unless the step was skipped: what the weights are is not known then."""
         if self.guard.in_doubt:
-            message = f"no checkpoint of step {step:,}: the step was skipped, and the weights may be ruined"
-            self._tell([{"event": "checkpoint_failed", "step": step, "message": message}])
+            message = f"no checkpoint of step {done.step:,}: the step was skipped, and the weights may be ruined"
+            self._tell([{"event": "checkpoint_failed", "step": done.step, "message": message}])
         else:
             self._enter("saving")
-            self.store.save(self.engine, self.state, keep=LAST_BEFORE_DECAY if decays_next else None)
+            self.store.save(self.engine, self.state, keep=LAST_BEFORE_DECAY if self._decays_next() else None)
             self._enter("between steps")
+
+    def _tell_of_checkpoints(self, done: StepDone) -> None:
+        self._tell(self.store.take_events())
+
+    def _end_profiled_step(self, done: StepDone) -> None:
+        if self.profiler is not None:
+            message = self.profiler.end_step(done.step, stopped=done.stops)
+            if message is not None:
+                say(message)
+
+    def _measure_step(self, done: StepDone) -> None:
+        """How long before a time limit the run has to stop."""
+        self.stop.needed_s = max(self.stop.needed_s, time.monotonic() - done.begun + self.store.took_s)
 
     def _is_last_before_decay(self, manifest: dict[str, Any]) -> bool:
         """Whether a checkpoint is, in the schedule of now, which may have moved since it was taken."""
         batch_tokens = manifest["ds_config"]["train_batch_size"] * manifest["run_config"]["data"]["seq_length"]
         return last_before_decay(self.job.run.schedule, manifest["train_state"]["tokens"], batch_tokens)
 
-    def _report(self, step: int, lr: float, verdict: Verdict, sums: StepSums) -> None:
+    def _report(self, done: StepDone) -> None:
+        assert done.sums is not None
         values = {
             "tokens": self.state.tokens,
-            "loss": verdict.loss,
-            "lr": lr,
-            "grad_norm": verdict.grad_norm,
+            "loss": done.verdict.loss,
+            "lr": done.lr,
+            "grad_norm": done.verdict.grad_norm,
             "skipped_steps": self.guard.skipped,
             "skipped_sequences": self._skipped_sequences,
             **self._ranks_compared,
             **self.throughput.take(),
             **self._data_position(),
-            **routing_metrics(sums, self.control),
+            **routing_metrics(done.sums, self.control),
         }
         if self.writer is not None:
-            self.writer.write(step, values)
-        if verdict.applied:
-            self._tell(self.mitigator.update(step, values))
+            self.writer.write(done.step, values)
+        if done.verdict.applied:
+            self._tell(self.mitigator.update(done.step, values))
             self.state.mitigations = self.mitigator.state
 
     def _data_position(self) -> dict[str, dict[str, float]]:
@@ -352,16 +443,18 @@ class Training:
         read = {name: count * self.job.run.data.seq_length for name, count in order.read(sequences).items()}
         return {"source_tokens": read, "source_epochs": order.epochs(sequences)}
 
-    def _compare_ranks(self, step: int, step_time: StepTime) -> None:
-        self._ranks_compared, message = compare(step_time, self.job.run.watch.straggler_ratio)
+    def _compare_ranks(self, done: StepDone) -> None:
+        assert done.step_time is not None
+        self._ranks_compared, message = compare(done.step_time, self.job.run.watch.straggler_ratio)
         if message is not None:
-            self._tell([{"event": "straggler", "step": step, "message": message, **self._ranks_compared}])
+            self._tell([{"event": "straggler", "step": done.step, "message": message, **self._ranks_compared}])
 
-    def _tell_of_skipped_data(self, step: int, total: float) -> None:
+    def _count_damaged_data(self, done: StepDone) -> None:
+        total = done.verdict.totals["skipped_sequences"]
         if total > self._skipped_sequences:
             self._skipped_sequences = total
             message = f"{total:.0f} sequences in damaged blocks of shards left out since the start"
-            self._tell([{"event": "data_skipped", "step": step, "message": message}])
+            self._tell([{"event": "data_skipped", "step": done.step, "message": message}])
         read, share = self.state.sequences - self._first_sequence, self.job.run.data.max_damaged_share
         if total > self.job.ds.train_batch_size + share * read:
             raise UserError(

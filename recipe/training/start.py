@@ -1,11 +1,13 @@
-"""One start of a run: choose the checkpoint, build the engine, restore, train; and go back before a spike when need be."""
+"""One start of a run: choose a checkpoint, build the engine, restore, tell, train; and leave orders for the next start."""
 
 from __future__ import annotations
 
 import os
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch
 import torch.distributed as dist
 
@@ -17,15 +19,18 @@ from recipe.engine.collectives import from_first_rank
 from recipe.engine.step_guard import Rewind
 from recipe.model import RecipeMoeConfig
 from recipe.run.checkpoint_files import step_of
-from recipe.run.folder import RunFolder, provenance, read_orders
+from recipe.run.folder import Orders, RunFolder, provenance, read_orders
 from recipe.run.job import Job, ProfiledSteps
 from recipe.run.records import saved_checkpoints
 from recipe.safety.corruption import Corruption
 from recipe.safety.watchdog import Watchdog
-from recipe.training import faults
-from recipe.training.loop import Training
+from recipe.training.loop import Outcome, Training
 
-GO_ON_WITHOUT = "start again without that host: checkpoints since the last good probe are set aside, and the run goes on from the one before"
+FAULTS = "RECIPE_FAULTS"  # see recipe.training.faults
+GO_ON_WITHOUT = (
+    "start again without that host: checkpoints since the last good corruption check are set aside, and the run goes on "
+    "from the one before"
+)
 
 
 def train_on(
@@ -43,32 +48,57 @@ def train_on(
         resume: never, auto, latest, or a checkpoint's name.
 
     Returns:
-        the exit code: 0, or RESTART to go back before a spike.
+        the exit code: 0, or RESTART to go back before a spike or without a host.
     """
-    run = job.run
-    store = CheckpointStore(run.run_dir / "checkpoints", run.checkpoint, provenance(job))
-    orders, saved = from_first_rank(lambda: (read_orders(run.run_dir), saved_checkpoints(run.run_dir)))
-    name = resume if resume.startswith("step_") else None
-    chosen = None
+    store = CheckpointStore(folder.path / "checkpoints", job.run.checkpoint, provenance(job))
+    orders, saved = from_first_rank(lambda: (read_orders(folder.path), saved_checkpoints(folder.path)))
     watchdog.place.enter("verifying the checkpoint")
-    if resume != "never":
-        chosen = store.choose(
-            name, fall_back=resume == "auto", orders=orders, committed=[event["step"] for event in saved]
-        )
-        if name is not None and chosen is not None:
-            # Before anything that may fail: whoever starts again goes on from there, too.
-            from_first_rank(partial(folder.order_left, step_of(chosen)))
+    chosen = _choose(store, folder, resume, orders, [event["step"] for event in saved])
     watchdog.place.enter("building the engine")
-    engine = build_engine(
-        RecipeMoeConfig.from_shape(job.shape),
-        job.ds_raw,
-        seed=run.seed,
-        optimizer=run.optimizer,
-        compute=run.compute,
-    )
+    engine = _build(job)
     watchdog.place.enter("loading the checkpoint")
-    state = TrainState() if chosen is None else store.load(engine, chosen)
+    state = _restore(engine, store, folder, chosen)
     store.took_s = saved[-1].get("took_s", 0.0) if saved else 0.0
+    spike = None if is_name(resume) else orders.rewind
+    _tell_of_start(folder, store, state, chosen, skips_data=_skip_data(state, spike))
+    if FAULTS in os.environ:
+        from recipe.training import faults  # late: a run without faults has none of their code
+
+        faults.install(engine, watchdog.place, folder.attempt)
+    outcome = Training(engine, job, store, state, folder, watchdog, time_limit_s, profiled).run()
+    return _exit_code(outcome, folder, store, state)
+
+
+def is_name(resume: str) -> bool:
+    """Whether a checkpoint was asked for by its name."""
+    return resume.startswith("step_")
+
+
+def _choose(
+    store: CheckpointStore, folder: RunFolder, resume: str, orders: Orders, saved_steps: list[int]
+) -> Path | None:
+    """The checkpoint to go on from; None: from the beginning."""
+    if resume == "never":
+        return None
+    name = resume if is_name(resume) else None
+    chosen = store.choose(name, fall_back=resume == "auto", orders=orders, committed=saved_steps)
+    if name is not None and chosen is not None:
+        # Before anything that may fail: whoever starts again goes on from there, too.
+        from_first_rank(partial(folder.order_left, step_of(chosen)))
+    return chosen
+
+
+def _build(job: Job) -> deepspeed.DeepSpeedEngine:
+    run = job.run
+    config = RecipeMoeConfig.from_shape(job.shape)
+    return build_engine(config, job.ds_raw, seed=run.seed, optimizer=run.optimizer, compute=run.compute)
+
+
+def _restore(
+    engine: deepspeed.DeepSpeedEngine, store: CheckpointStore, folder: RunFolder, chosen: Path | None
+) -> TrainState:
+    """Load the checkpoint; only then are younger ones, of another branch, set aside."""
+    state = TrainState() if chosen is None else store.load(engine, chosen)
 
     def settle_branch() -> None:
         if chosen is not None:
@@ -76,41 +106,54 @@ def train_on(
         folder.checkpoints_are_set_aside()
 
     from_first_rank(settle_branch)
-    message = (
-        "started from the beginning"
-        if chosen is None
-        else f"resumed after step {state.step:,}, {state.tokens:,} tokens"
-    )
-    rewind = None if name is not None else orders.rewind
-    if rewind is not None and state.rewinds < rewind["number"]:
-        state.sequences, state.rewinds, state.guard = rewind["sequences"], rewind["number"], {}
+    return state
+
+
+def _skip_data(state: TrainState, spike: dict[str, Any] | None) -> bool:
+    """Go past the data of a spike that an earlier start went back before; whether this start is the one to do so."""
+    if spike is None or state.rewinds >= spike["number"]:
+        return False
+    state.sequences, state.rewinds, state.guard = spike["sequences"], spike["number"], {}
+    return True
+
+
+def _tell_of_start(
+    folder: RunFolder, store: CheckpointStore, state: TrainState, chosen: Path | None, *, skips_data: bool
+) -> None:
+    if dist.get_rank() != 0:
+        return
+    message = "started from the beginning"
+    if chosen is not None:
+        message = f"resumed after step {state.step:,}, {state.tokens:,} tokens"
+    if skips_data:
         message += f"; the data up to sequence {state.sequences:,} are left out"
-    if dist.get_rank() == 0:
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-        started = {
-            "event": "started",
-            "step": state.step,
-            "checkpoint": None if chosen is None else chosen.name,
-            "message": message,
-            "ranks": dist.get_world_size(),
-            "device": device,
-        }
-        _tell(folder, *store.take_events(), started)
-    if faults.VARIABLE in os.environ:
-        faults.install(engine, watchdog.place, folder.attempt)
-    try:
-        Training(engine, job, store, state, folder, watchdog, time_limit_s, profiled).run()
-    except Rewind as spike:
-        store.finish()
-        from_first_rank(partial(_order_rewind, folder, store, spike, state))
-        return RESTART
-    except Corruption as corruption:
-        store.finish()
-        from_first_rank(partial(_order_suspects, folder, store, corruption, state))
-        if not corruption.known:
-            raise UserError(f"{corruption}; {GO_ON_WITHOUT}") from None
-        return RESTART
-    return 0
+    started = {
+        "event": "started",
+        "step": state.step,
+        "checkpoint": None if chosen is None else chosen.name,
+        "message": message,
+        "ranks": dist.get_world_size(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+    _tell(folder, *store.take_events(), started)
+
+
+def _exit_code(outcome: Outcome, folder: RunFolder, store: CheckpointStore, state: TrainState) -> int:
+    """Leave orders for the next start, if the attempt ended without a checkpoint of its own.
+
+    Raises:
+        UserError: some rank computes other bits, and it is not known which.
+    """
+    if outcome.kind in ("finished", "stopped"):
+        return 0
+    store.finish()
+    if outcome.spike is not None:
+        from_first_rank(partial(_order_rewind, folder, store, outcome.spike, state))
+    if outcome.corruption is not None:
+        from_first_rank(partial(_order_suspects, folder, store, outcome.corruption, state))
+        if not outcome.corruption.known:
+            raise UserError(f"{outcome.corruption}; {GO_ON_WITHOUT}")
+    return RESTART
 
 
 def _tell(folder: RunFolder, *events: dict[str, Any]) -> None:
@@ -138,5 +181,5 @@ def _order_suspects(folder: RunFolder, store: CheckpointStore, corruption: Corru
     folder.event(
         event="corruption",
         step=state.step,
-        message=f"{message}; the last good probe was after step {state.good_probe:,}",
+        message=f"{message}; the last good corruption check was after step {state.good_probe:,}",
     )

@@ -89,7 +89,9 @@ def test_a_spike_that_comes_back_after_the_rewind_stops_the_run(supervise):
 
 
 def test_one_ranks_other_bits_are_named(supervise):
-    run = supervise("bits", [{"kind": "corrupt_arithmetic", "rank": 1, "step": 6}], watch={"probe_every_steps": 3})
+    run = supervise(
+        "bits", [{"kind": "corrupt_arithmetic", "rank": 1, "step": 6}], watch={"corruption_check_every_steps": 3}
+    )
     assert run.wait() == 2
     assert "silent data corruption: rank 0 on" in run.output  # of two ranks none has the majority: both are named
     assert "rank 1 on" in run.output

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from recipe.run.heartbeats import Heartbeat, write_heartbeat
 from recipe.safety import failures
 from recipe.safety.failures import kind_of, recorded_failures
 
+JOB: Any = None  # is looked at when memory runs out alone
 NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.hpp:268, "
 ASYNC = "\nCUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be incorrect."
 WATCHDOG = (
@@ -121,7 +123,7 @@ def fail(folder: RunFolder, rank: int, message: str, monkeypatch) -> None:
     """A rank ends with an error of torch, as in training."""
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setattr("socket.gethostname", lambda: f"host{rank // 2}")
-    with pytest.raises((RuntimeError, SystemExit)), recorded_failures(folder, lambda: ""):
+    with pytest.raises((RuntimeError, SystemExit)), recorded_failures(folder, JOB):
         raise RuntimeError(message)
 
 
@@ -187,6 +189,18 @@ def test_a_failure_that_cannot_be_recorded_is_still_raised(folder, monkeypatch, 
     assert "rank 1 cannot leave word of its failure" in capsys.readouterr().err
 
 
+def test_running_out_of_memory_is_recorded_before_a_report_is_made_which_may_fail(folder, monkeypatch, capsys):
+    reports = iter(["a way out", None])
+    monkeypatch.setattr(failures, "memory_report", lambda job: next(reports) or {}["no memory for it"])
+    for rank, raised in ((1, torch.OutOfMemoryError), (2, KeyError)):
+        monkeypatch.setenv("RANK", str(rank))
+        with pytest.raises(raised), recorded_failures(folder, JOB):
+            raise torch.OutOfMemoryError("tried to allocate")
+    assert "out of memory: OutOfMemoryError: tried to allocate\na way out\n" in capsys.readouterr().err
+    records = [json.loads(path.read_text()) for path in sorted((folder.path / "failures").iterdir())]
+    assert [(record["rank"], record["kind"]) for record in records] == [(1, "out_of_memory"), (2, "out_of_memory")]
+
+
 @pytest.mark.parametrize("message", [WATCHDOG, MESSAGES["peer_lost"][0]])
 @pytest.mark.parametrize("broken", ["files", "standard error"])
 def test_a_witness_leaves_with_75_whatever_it_cannot_write(broken, message, folder, monkeypatch):
@@ -198,7 +212,7 @@ def test_a_witness_leaves_with_75_whatever_it_cannot_write(broken, message, fold
         monkeypatch.setattr(RunFolder, "record_failure", refuse)
     else:
         monkeypatch.setattr(failures.sys, "stderr", SimpleNamespace(write=refuse, flush=refuse))
-    with pytest.raises(SystemExit) as raised, recorded_failures(folder, lambda: ""):
+    with pytest.raises(SystemExit) as raised, recorded_failures(folder, JOB):
         raise RuntimeError(message)
     assert raised.value.code == RESTART
 

@@ -16,9 +16,9 @@ from recipe.base.settings import Logging, Watch
 from recipe.reading.breakdown import as_text, breakdown, read_trace
 from recipe.run.job import ProfiledSteps
 from recipe.run.records import read_metrics
+from recipe.telemetry.metrics import tagged, tagged_evaluation
 from recipe.telemetry.phases import NAMES, PhaseClock
 from recipe.telemetry.prometheus import Exporter
-from recipe.telemetry.tags import tagged, tagged_evaluation
 from tests.conftest import ROOT, launch, schedule_of
 
 
@@ -70,7 +70,7 @@ def test_a_watched_run_shows_everything_and_learns_the_same(new_run, write_ds):
 
 
 def test_steps_beyond_the_last_one_are_not_profiled():
-    steps = ProfiledSteps(10, 12, lambda path, steps: "")
+    steps = ProfiledSteps(10, 12)
     assert steps.problem(12) is None
     assert steps.problem(11) == "--profile goes to step 12, but the run ends with step 11"
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from recipe.reading.breakdown import as_text, breakdown, read_trace
 from recipe.run.job import ProfiledSteps
 from recipe.telemetry import profiling
 from recipe.telemetry.profiling import StepProfiler
@@ -21,10 +21,8 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Embedding(4, 2), nn.LayerNorm(2))
 
 
-def profiled(
-    model: nn.Module, folder: Path, steps: int, describe: Callable[..., str] = lambda path, steps: "table"
-) -> tuple[StepProfiler, str | None]:
-    profiler = StepProfiler(model, ProfiledSteps(1, 2, describe), folder)
+def profiled(model: nn.Module, folder: Path, steps: int) -> tuple[StepProfiler, str | None]:
+    profiler = StepProfiler(model, ProfiledSteps(1, 2), folder)
     message = None
     for step in range(1, steps + 1):
         profiler.begin_step(step)
@@ -41,7 +39,10 @@ def hooks(model: nn.Module) -> int:
 def test_a_profile_is_written_after_the_last_of_its_steps(model, tmp_path):
     profiler, message = profiled(model, tmp_path, 2)
     assert message is not None
-    assert message.startswith("table\n\nprofile in ")
+    trace = tmp_path / "steps_00000001_00000002.json.gz"
+    table = as_text(breakdown(read_trace(trace), 2))
+    assert message.startswith(f"{table}\n\nprofile in {trace}")
+    assert (tmp_path / "steps_00000001_00000002.txt").read_text() == f"{table}\n"
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "steps_00000001_00000002.json.gz",
         "steps_00000001_00000002.txt",
@@ -50,7 +51,7 @@ def test_a_profile_is_written_after_the_last_of_its_steps(model, tmp_path):
     assert hooks(model) == 0
 
 
-@pytest.mark.parametrize("fails", ["os.replace", "write_text", "describe"])
+@pytest.mark.parametrize("fails", ["os.replace", "write_text", "read_trace"])
 def test_a_disk_without_room_for_it_is_told(model, tmp_path, monkeypatch, fails):
     def full(*_: object) -> str:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -62,7 +63,9 @@ def test_a_disk_without_room_for_it_is_told(model, tmp_path, monkeypatch, fails)
         monkeypatch.setattr(profiling.os, "replace", full)
     elif fails == "write_text":
         monkeypatch.setattr(profiling, "write_text", full)
-    profiler, message = profiled(model, tmp_path, 2, cut if fails == "describe" else lambda path, steps: "table")
+    else:
+        monkeypatch.setattr(profiling, "read_trace", cut)
+    profiler, message = profiled(model, tmp_path, 2)
     assert message is not None
     assert message.startswith("no profile: ")
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

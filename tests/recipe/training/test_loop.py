@@ -1,17 +1,29 @@
-"""The loop's own ends; what it trains is test_training.py's."""
+"""The loop's order, its cadences and its ends, with a step that computes nothing; what it trains is test_training.py's."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from recipe.base.errors import UserError
-from recipe.base.settings import Logging
+from recipe.base.routing_settings import Routing
+from recipe.base.settings import Checkpoint, Evaluation, Logging, Numerics, Schedule, Spikes, Watch
+from recipe.engine import step_guard
+from recipe.engine.step_guard import Unsound
 from recipe.run.job import ProfiledSteps
+from recipe.safety.corruption import Corruption
 from recipe.training import loop
-from recipe.training.loop import Training
+from recipe.training.loop import LAST_BEFORE_DECAY, Outcome, Training
+from recipe.training.schedule import learning_rate
+
+SEQUENCES, SEQ = 2, 8  # of a step over all ranks
+TOKENS = SEQUENCES * SEQ
+RANKS = 2
 
 
 class Stand:
@@ -29,74 +41,308 @@ class Stand:
         return Stand()
 
 
-@pytest.fixture
-def training(monkeypatch, tmp_path):
-    """A run of four steps on rank 0, and what of it is open."""
-    opened: list[str] = []
-    given: list[tuple[Any, ...]] = []
+class Optimizer:
+    def __init__(self) -> None:
+        self.param_groups: list[dict[str, float]] = [{"lr": math.nan}, {"lr": math.nan}]
 
-    def closing(name: str) -> Any:
+    def step(self) -> None:
+        pass
+
+
+class FakeRun:
+    """A run on rank 0 of `RANKS` whose steps, saves and reports are only noted.
+
+    Args:
+        losses: of the steps that are not 2.0.
+        asked_after: the step in which some rank asks for a stop.
+        corrupt_at: the step whose corruption check fails.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, path: Any, steps: int = 4, **given: Any):
+        self.losses: dict[int, float] = given.pop("losses", {})
+        self.asked_after: int | None = given.pop("asked_after", None)
+        self.corrupt_at: int | None = given.pop("corrupt_at", None)
+        self.done: list[tuple[Any, ...]] = []  # what followed each step, in order
+        self.metrics: list[dict[str, Any]] = []
+        self.events: list[dict[str, Any]] = []
+        self.counted: list[int] = []
+        self.updates_bias: list[bool] = []
+        self.rates: list[list[float]] = []
+        self.opened: list[str] = []
+        self.arguments: dict[str, tuple[Any, ...]] = {}
+        self.path = path
+        schedule = {"total_tokens": steps * TOKENS, "peak_lr": 1.0, "min_lr": 0.1, "warmup_tokens": 2 * TOKENS}
+        sections: dict[str, Any] = {
+            "schedule": Schedule(**{**schedule, **given.pop("schedule", {})}),
+            "routing": Routing(**given.pop("routing", {})),
+            "numerics": Numerics(**given.pop("numerics", {"spikes": None})),
+            "watch": Watch(**{"stragglers_every_steps": None, **given.pop("watch", {})}),
+            "evaluation": Evaluation(**given.pop("evaluation", {})),
+            "checkpoint": Checkpoint(**{"every_steps": 1000, **given.pop("checkpoint", {})}),
+            "logging": Logging(**{"every_steps": 1, **given.pop("logging", {})}),
+        }
+        data = SimpleNamespace(seq_length=SEQ, max_damaged_share=0.0, document_attention=False)
+        self.job: Any = SimpleNamespace(
+            run=SimpleNamespace(**sections, data=data, compute=None, seed=0),
+            ds=SimpleNamespace(train_batch_size=SEQUENCES, bf16_enabled=False),
+            order=SimpleNamespace(names=[], read=lambda _: {}, epochs=lambda _: {}),
+            tokenizer={"eod_id": 0}, shape=None, held_out=["en"], tokens_per_step=TOKENS,
+            last_step=lambda step, tokens: steps,
+        )  # fmt: skip
+        assert not given
+        self.state: Any = loop.TrainState()
+        self._stand_in(monkeypatch)
+
+    def _stand_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("control_routing", "StopRequest"):
+            monkeypatch.setattr(loop, name, Stand())
+        for module in (loop, step_guard):
+            monkeypatch.setattr(module.dist, "get_rank", lambda: 0)
+            monkeypatch.setattr(module.dist, "get_world_size", lambda: RANKS)
+        monkeypatch.setattr(step_guard.dist, "all_reduce", lambda tensor: tensor.mul_(RANKS))
+        batches = [SimpleNamespace(missing=0)]
+        monkeypatch.setattr(loop, "Prefetcher", lambda _: SimpleNamespace(take=lambda *_: batches))
+        mitigator = SimpleNamespace(state={}, update=lambda *_: [])
+        monkeypatch.setattr(loop, "Mitigator", lambda *_: mitigator)
+        phases = SimpleNamespace(enter=lambda _: None)
+        throughput = SimpleNamespace(phases=phases, count=self.counted.append, take=dict)
+        monkeypatch.setattr(loop, "Throughput", lambda *_: throughput)
+        monkeypatch.setattr(loop, "MetricsWriter", self._closing("writer"))
+        monkeypatch.setattr(loop, "StepProfiler", self._closing("profiler"))
+        monkeypatch.setattr(loop, "routing_metrics", lambda *_: {})
+        monkeypatch.setattr(loop, "run_step", self._run_step)
+        monkeypatch.setattr(loop, "evaluate_engine", lambda *_, **__: self.done.append((self.state.step, "evaluation")))
+        monkeypatch.setattr(loop, "check_for_corruption", self._check_for_corruption)
+        monkeypatch.setattr(loop, "compare", self._compare)
+
+    def _closing(self, name: str) -> Any:
+        run = self
+
         class Closing(Stand):
             def __init__(self, *args: Any) -> None:
-                opened.append(name)
-                given.append(args)
+                run.opened.append(name)
+                run.arguments[name] = args
 
             def close(self) -> None:
-                opened.remove(name)
+                run.opened.remove(name)
+
+            def write(self, step: int, values: dict[str, Any]) -> None:
+                run.done.append((step, "report"))
+                run.metrics.append(values)
+
+            def event(self, event: dict[str, Any]) -> None:
+                run.events.append(event)
+
+            def end_step(self, step: int, *, stopped: bool) -> None:
+                run.done.append((step, "profile"))
 
         return Closing
 
-    for name in ("control_routing", "Mitigator", "Throughput", "StopRequest", "Prefetcher"):
-        monkeypatch.setattr(loop, name, Stand())
-    monkeypatch.setattr(loop, "StepGuard", lambda *_, **__: SimpleNamespace(in_doubt=False))
-    monkeypatch.setattr(loop.dist, "get_rank", lambda: 0)
-    monkeypatch.setattr(loop.dist, "get_world_size", lambda: 1)
-    monkeypatch.setattr(loop, "MetricsWriter", closing("writer"))
-    monkeypatch.setattr(loop, "StepProfiler", closing("profiler"))
-    run = SimpleNamespace(
-        logging=Logging(prometheus_port=9100, prometheus_host="10.0.0.1"), routing=None, numerics=None, compute=None,
-        data=SimpleNamespace(seq_length=8), seed=0,
-    )  # fmt: skip
-    launch = SimpleNamespace(run=run, shape=None, order=Stand(), last_step=lambda step, tokens: 4)
-    state = SimpleNamespace(step=0, sequences=0, tokens=0, mitigations={}, guard={})
-    store = SimpleNamespace(
-        before_update=None, finish=lambda: True, take_events=list, check_saved=lambda step: None, unmark=lambda *_: None
-    )
-    folder = SimpleNamespace(path=tmp_path, stop_request=tmp_path / "stop")
+    def _run_step(self, engine: Any, *_: Any, step: int, observing: bool, update_bias: bool, guard: Any, **__: Any):
+        if guard.trial:
+            self.done.append((step - 1, "trial"))
+        else:
+            self.updates_bias.append(update_bias)
+            self.rates.append([group["lr"] for group in engine.optimizer.param_groups])
+        guard.offer(torch.tensor(self.losses.get(step, 2.0)), TOKENS)
+        engine.optimizer.step()
+        return None, "sums" if observing else None
 
-    def begin(last: int = 3) -> Training:
-        profiled = ProfiledSteps(2, last, lambda path, steps: "")
-        return Training(Stand(), launch, store, state, folder, Stand(), profiled=profiled)  # type: ignore[arg-type]
+    def _check_for_corruption(self, *_: Any) -> Corruption | None:
+        self.done.append((self.state.step, "corruption check"))
+        return Corruption({1: "host"}, known=True) if self.state.step == self.corrupt_at else None
 
-    return SimpleNamespace(begin=begin, opened=opened, given=given, state=state)
+    def _compare(self, *_: Any) -> tuple[dict[str, Any], None]:
+        self.done.append((self.state.step, "stragglers"))
+        return {"slowest_rank": 1}, None
+
+    def _save(self, engine: Any, state: Any, keep: str | None) -> None:
+        self.done.append((state.step, "save", keep, len(state.guard.get("losses", [])), state.good_probe))
+
+    def _votes(self) -> dict[str, float]:
+        return {"stop": float(self.asked_after is not None and self.state.step + 1 >= self.asked_after)}
+
+    def begin(self, profiled: ProfiledSteps | None = None, **store: Any) -> Training:
+        kept: Any = SimpleNamespace(
+            before_update=lambda: None, finish=lambda: True, take_events=list, check_saved=lambda step: None,
+            unmark=lambda *_: None, commit=lambda totals, proof: None, prove=lambda proof: None, votes=self._votes,
+            save=self._save, took_s=0.0, leave_suspect=lambda step: f"newest before {step}",
+        )  # fmt: skip
+        vars(kept).update(store)
+        folder: Any = SimpleNamespace(path=self.path, stop_request=self.path / "stop")
+        engine: Any = SimpleNamespace(
+            optimizer=Optimizer(), device=torch.device("cpu"), module=None, train=lambda: None
+        )  # fmt: skip
+        training = Training(engine, self.job, kept, self.state, folder, Stand(), profiled=profiled)  # type: ignore[arg-type]
+        training.stop = SimpleNamespace(reason=lambda: None, needed_s=0.0, answered=lambda: None)  # type: ignore[assignment]
+        return training
+
+
+@pytest.fixture
+def new_run(monkeypatch, tmp_path) -> Callable[..., FakeRun]:
+    return lambda *args, **given: FakeRun(monkeypatch, tmp_path, *args, **given)
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("CUDA"), UserError("gone"), KeyboardInterrupt(), SystemExit(2)])
-def test_writers_are_closed_on_every_way_out(training, monkeypatch, error):
-    begun = training.begin()
-    assert training.opened == ["writer", "profiler"]
+def test_writers_are_closed_on_every_way_out(new_run, monkeypatch, error):
+    run = new_run()
+    training = run.begin(ProfiledSteps(2, 3))
+    assert run.opened == ["writer", "profiler"]
 
-    def step() -> bool:
-        training.state.step += 1
-        if error is not None and training.state.step == 2:
+    def step() -> None:
+        run.state.step += 1
+        if error is not None and run.state.step == 2:
             raise error
-        return False
 
-    monkeypatch.setattr(begun, "_step", step)
+    monkeypatch.setattr(training, "_step", step)
     if error is None:
-        assert begun.run() is True
+        assert training.run() == Outcome("finished")
     else:
         with pytest.raises(type(error)):
-            begun.run()
-    assert training.opened == []
+            training.run()
+    assert run.opened == []
 
 
-def test_metrics_are_served_where_the_run_says(training):
-    training.begin()
-    assert training.given[0][-2:] == (9100, "10.0.0.1")
+def test_writers_are_closed_where_training_cannot_begin(new_run):
+    run = new_run()
+
+    def unmark(*_: Any) -> None:
+        raise OSError("Stale file handle")
+
+    with pytest.raises(OSError, match="Stale"):
+        run.begin(ProfiledSteps(2, 3), unmark=unmark)
+    assert run.opened == []
+    assert set(run.arguments) == {"writer", "profiler"}
 
 
-def test_nothing_is_opened_for_steps_that_cannot_be_profiled(training):
+def test_metrics_are_served_where_the_run_says(new_run):
+    run = new_run(logging={"prometheus_port": 9100, "prometheus_host": "10.0.0.1"})
+    run.begin()
+    assert run.arguments["writer"][-2:] == (9100, "10.0.0.1")
+
+
+def test_nothing_is_opened_for_steps_that_cannot_be_profiled(new_run):
+    run = new_run()
     with pytest.raises(UserError, match="--profile goes to step 5"):
-        training.begin(last=5)
-    assert training.opened == []
+        run.begin(ProfiledSteps(2, 5))
+    assert run.opened == []
+
+
+def test_what_follows_a_step_has_its_order_and_its_cadence(new_run):
+    run = new_run(
+        7,
+        logging={"every_steps": 4},
+        watch={"corruption_check_every_steps": 3, "stragglers_every_steps": 2},
+        evaluation={"every_steps": 6},
+        checkpoint={"every_steps": 3},
+    )
+    assert run.begin(ProfiledSteps(1, 7)).run() == Outcome("finished")
+    assert [entry[:2] for entry in run.done] == [
+        (1, "report"), (1, "profile"),
+        (2, "stragglers"), (2, "profile"),
+        (3, "corruption check"), (3, "save"), (3, "profile"),
+        (4, "stragglers"), (4, "report"), (4, "profile"),
+        (5, "profile"),
+        (6, "stragglers"), (6, "corruption check"), (6, "evaluation"), (6, "save"), (6, "profile"),
+        (7, "report"), (7, "evaluation"), (7, "save"), (7, "profile"),
+        (7, "trial"),
+    ]  # fmt: skip
+    assert [entry[4] for entry in run.done if entry[1] == "save"] == [
+        3,
+        6,
+        6,
+    ]  # the last good check, that of its own step too
+    assert [event["event"] for event in run.events] == ["finished"]
+
+
+@pytest.mark.parametrize("schedule", [{}, {"kind": "wsd", "decay_tokens": 3 * TOKENS}])
+def test_each_step_has_the_rate_of_the_tokens_up_to_its_end(schedule, new_run):
+    run = new_run(8, schedule=schedule)
+    run.begin().run()
+    expected = [learning_rate(run.job.run.schedule, step * TOKENS) for step in range(1, 9)]
+    assert [metrics["lr"] for metrics in run.metrics] == expected
+    assert run.rates == [[rate, rate] for rate in expected]
+    assert (expected[0], expected[-1]) == (0.5, pytest.approx(0.1))
+    assert [metrics["tokens"] for metrics in run.metrics] == [step * TOKENS for step in range(1, 9)]
+
+
+def test_throughput_counts_the_tokens_of_all_ranks(new_run):
+    run = new_run()
+    run.begin().run()
+    assert run.counted == [TOKENS] * 4
+
+
+@pytest.mark.parametrize(("share", "moving"), [(0.0, 8), (0.25, 6), (0.5, 4), (1.0, 0)])
+def test_the_expert_bias_stands_still_in_the_last_share_of_the_tokens(share, moving, new_run):
+    run = new_run(8, routing={"bias_freeze_share": share})
+    run.begin().run()
+    assert run.updates_bias == [True] * moving + [False] * (8 - moving)
+
+
+def test_a_checkpoint_is_taken_before_the_decay_and_marked_as_that(new_run):
+    run = new_run(8, schedule={"kind": "wsd", "decay_tokens": 3 * TOKENS})
+    run.begin().run()
+    assert [entry[:3] for entry in run.done if entry[1] == "save"] == [
+        (5, "save", LAST_BEFORE_DECAY),
+        (8, "save", None),
+    ]
+
+
+def test_a_checkpoint_has_the_guards_history_up_to_its_own_step(new_run):
+    run = new_run(6, numerics={"spikes": Spikes(window=8)}, checkpoint={"every_steps": 2})
+    run.begin().run()
+    assert [entry[3] for entry in run.done if entry[1] == "save"] == [2, 4, 6]
+
+
+@pytest.mark.parametrize("asked_after", [1, 3])
+def test_a_stop_that_is_asked_for_saves_and_says_so(asked_after, new_run):
+    run = new_run(6, asked_after=asked_after)
+    assert run.begin().run() == Outcome("stopped")
+    assert [entry[0] for entry in run.done if entry[1] == "save"] == [asked_after]
+    assert [event["event"] for event in run.events] == ["stopped"]
+    assert run.opened == []
+
+
+def test_a_stop_in_the_last_step_is_the_end(new_run):
+    assert new_run(4, asked_after=4).begin().run() == Outcome("finished")
+
+
+def test_a_stop_after_a_skipped_step_waits_for_sound_weights_but_not_for_long(new_run):
+    run = new_run(9, asked_after=3, losses={3: math.nan})
+    assert run.begin().run() == Outcome("stopped")
+    assert [entry[0] for entry in run.done if entry[1] == "save"] == [4]
+    run = new_run(9, asked_after=3, losses=dict.fromkeys((3, 4, 5, 6), math.nan))
+    assert run.begin().run() == Outcome("stopped")
+    assert [entry for entry in run.done if entry[1] in ("save", "trial")] == []
+    assert run.state.step == 5
+    assert "which was skipped and is not saved" in run.events[-1]["message"]
+
+
+def test_a_spike_that_lasts_ends_the_attempt_with_a_rewind(new_run):
+    spikes = Spikes(window=8, sustained=2)
+    run = new_run(20, numerics={"spikes": spikes}, losses={9: 50.0, 10: 50.0}, checkpoint={"every_steps": 5})
+    outcome = run.begin().run()
+    assert outcome.kind == "rewind"
+    assert outcome.spike is not None
+    assert outcome.spike.before_step == 9
+    assert (run.state.step, run.state.sequences) == (10, 10 * SEQUENCES)
+    assert run.done[-1] == (10, "trial")  # of the weights, on data that they were not made from
+    assert [entry[0] for entry in run.done if entry[1] == "save"] == [5]  # none of the spike
+    assert run.opened == []
+
+
+def test_a_corrupt_rank_ends_the_attempt_before_anything_is_saved(new_run):
+    run = new_run(6, corrupt_at=4, watch={"corruption_check_every_steps": 2}, checkpoint={"every_steps": 2})
+    outcome = run.begin().run()
+    assert outcome == Outcome("corruption", corruption=Corruption({1: "host"}, known=True))
+    assert [entry[0] for entry in run.done if entry[1] == "save"] == [2]
+    assert run.state.good_probe == 2
+    assert run.opened == []
+
+
+def test_weights_that_cannot_be_trained_on_stop_the_run(new_run):
+    run = new_run(9, numerics={"max_nonfinite_in_a_row": 2}, losses={4: math.nan, 5: math.nan})
+    with pytest.raises(UserError, match=r"2 steps in a row up to 5 were not finite.*; newest before 3; lower") as error:
+        run.begin().run()
+    assert not isinstance(error.value, Unsound)
+    assert run.opened == []
