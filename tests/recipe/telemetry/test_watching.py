@@ -1,9 +1,10 @@
-"""What is concluded from heartbeats, step times, probes, errors and histories."""
+"""What is concluded from heartbeats, step times, corruption checks, errors and histories."""
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
+from statistics import NormalDist
 
 import pytest
 import torch
@@ -83,6 +84,12 @@ def test_a_robust_z_is_not_moved_by_an_outlier_in_its_history():
     assert robust_z(3.0, [*history, 100.0]) > 50
     assert robust_z(1.0, history) < 0
     assert robust_z(2.01, [2.0] * 64) < 6  # a flat history makes no spike of noise
+
+
+def test_a_robust_z_counts_the_standard_deviations_of_a_normal_history():
+    normal = NormalDist(2.0, 0.1)
+    history = [normal.inv_cdf((number + 0.5) / 1000) for number in range(1000)]
+    assert robust_z(2.6, history) == pytest.approx(6.0, rel=0.005)
 
 
 def test_errors_are_told_apart():
