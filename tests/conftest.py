@@ -5,8 +5,10 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pytest
 import yaml
 
 from launch.cluster import hosts
-from tests.rank_server import RankServer
+from tests.rank_server import Launched, RankServer
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -69,7 +71,36 @@ def launch(
     ranks: int, script: object, *arguments: object, env: dict[str, str] | None = None, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """A script on so many ranks as the launcher would start them, without what it costs to start them."""
-    return _ranks.launch(ranks, script, *arguments, port=free_port(), env=env, timeout=timeout)
+    return start_ranks(ranks, script, *arguments, env=env).completed(timeout)
+
+
+def start_ranks(ranks: int, script: object, *arguments: object, env: dict[str, str] | None = None) -> Launched:
+    """As `launch`, without waiting for the end."""
+    return _ranks.start(ranks, script, *arguments, port=free_port(), env=env)
+
+
+def start_forked(script: object, *arguments: object, env: dict[str, str] | None = None) -> Launched:
+    """A script as `run_python` runs it, without what its imports cost and without waiting for the end."""
+    return _ranks.start(0, script, *arguments, port=0, env=env)
+
+
+def run_forked(
+    script: object, *arguments: object, env: dict[str, str] | None = None, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """As `run_python`, without what imports cost."""
+    return start_forked(script, *arguments, env=env).completed(timeout)
+
+
+class Called:
+    """A script's main called in this process: its exit code and what it printed."""
+
+    def __init__(self, main: Callable[[list[str]], int | None], capsys: pytest.CaptureFixture[str], *arguments: object):
+        capsys.readouterr()
+        try:
+            self.returncode = main([str(argument) for argument in arguments]) or 0
+        except SystemExit as end:
+            self.returncode = end.code
+        self.stdout, self.stderr = capsys.readouterr()
 
 
 _ports: list[int] = []
@@ -77,6 +108,11 @@ _ports: list[int] = []
 
 def free_port() -> int:
     _ports.append(hosts.free_port())
+    return _ports[-1]
+
+
+def last_port() -> int:
+    """The port of this test's last launch."""
     return _ports[-1]
 
 
@@ -201,6 +237,21 @@ def new_run(prepared: Prepared, tmp_path: Path):
         return write_run(tmp_path, name, prepared, **sections)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of tests' cheapest model: the tiny one with a single MoE layer, so half its time a step."""
+    folder = tmp_path_factory.mktemp("model")
+    shape = json.loads((ROOT / "recipe/configs/models/tiny/config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**shape, "num_hidden_layers": 2}))
+    return folder
+
+
+def copy_of_run(source: RunFiles, target: RunFiles) -> RunFiles:
+    """A run that has ended, in the folder of another config: to go on from it, or to spoil it."""
+    shutil.copytree(source.run_dir, target.run_dir)
+    return target
 
 
 @pytest.fixture

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from data_prep import tokenize_corpus
 from recipe.base.files import read_json_lines, sha256
 from recipe.run.checkpoint_files import complete, read_manifest
 from recipe.run.records import read_metrics
-from tests.conftest import ROOT, Prepared, launch, run_python, schedule_of
+from recipe.train import main as train_main
+from tests.conftest import ROOT, Called, Prepared, copy_of_run, launch, run_forked, schedule_of
 from tests.faults.conftest import report
 
 TRAIN, BRANCH = "recipe/train.py", "recipe/branch.py"
@@ -31,16 +33,24 @@ def ds_path(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(prepared, ds_path, tmp_path_factory):
+def finished(prepared, small_model, ds_path, tmp_path_factory):
     """A run of 12 steps with checkpoints every 4, all kept."""
     from tests.conftest import write_run
 
-    run = write_run(tmp_path_factory.mktemp("finished"), "run", prepared, **SECTIONS)
+    run = write_run(tmp_path_factory.mktemp("finished"), "run", prepared, model=str(small_model), **SECTIONS)
     train(run, ds_path)
     return run
 
 
 SECTIONS = {"schedule": schedule_of(STEPS), "checkpoint": {"every_steps": 4, "keep_last": 9}}
+
+
+@pytest.fixture
+def new_run(prepared, small_model, tmp_path):
+    """`write_run` into the test's folder, of the finished run's model."""
+    from tests.conftest import write_run
+
+    return lambda name, **sections: write_run(tmp_path, name, prepared, **{"model": str(small_model), **sections})
 
 
 def train(run, ds_path, *more, code: int = 0) -> str:
@@ -52,9 +62,7 @@ def train(run, ds_path, *more, code: int = 0) -> str:
 
 def copied(finished, new_run, name: str, **sections):
     """The finished run, copied into a folder of the test's own."""
-    run = new_run(name, **{**SECTIONS, **sections})
-    shutil.copytree(finished.run_dir, run.run_dir)
-    return run
+    return copy_of_run(finished, new_run(name, **{**SECTIONS, **sections}))
 
 
 def checkpoints(run) -> list[str]:
@@ -100,23 +108,23 @@ def test_going_on_from_a_named_checkpoint_leaves_the_younger_ones_behind(finishe
     )
 
 
-def test_a_resharded_form_is_of_one_checkpoint_alone(finished, new_run, ds_path, write_ds):
+def test_a_resharded_form_is_of_one_checkpoint_alone(finished, new_run, ds_path, write_ds, capsys):
     run = copied(finished, new_run, "resharded")
     words = ("--run", run.run_dir)
-    assert run_python("launch/reshard.py", *words, "--workers", 1).returncode == 0
+    assert run_forked("launch/reshard.py", *words, "--workers", 1).returncode == 0
     train(run, ds_path, "--resume", "step_00000008", "--set", "schedule.peak_lr=0.01")
     folder = run.run_dir / "checkpoints"
     (folder / "step_00000012.left.universal").rename(
         folder / "step_00000012.universal"
     )  # as a copy would bring it back
     two = write_ds(2, micro_batch=4, accumulation=1, autoep_size=1)
-    dry = run_python(TRAIN, *run.arguments(two, "--dry-run", "--resume", "auto"))
+    dry = Called(train_main, capsys, *run.arguments(two, "--dry-run", "--resume", "auto"))
     assert (dry.returncode, "first run python launch/reshard.py" in dry.stderr) == (2, True)
     done = launch(2, TRAIN, *run.arguments(two, "--resume", "auto"))
     assert done.returncode == 2
     message = "and its universal form was made from another checkpoint of that name; first run python launch/reshard.py"
     assert message in done.stderr
-    made = run_python("launch/reshard.py", *words, "--workers", 1)
+    made = run_forked("launch/reshard.py", *words, "--workers", 1)
     assert made.returncode == 0, made.stderr[-3000:]
     longer = ("--resume", "auto", "--set", f"schedule.total_tokens={13 * 8 * 32}", "--set", "schedule.peak_lr=0.01")
     done = launch(2, TRAIN, *run.arguments(two, *longer))
@@ -209,7 +217,7 @@ def test_a_state_that_makes_spikes_is_no_checkpoint_to_go_back_to(finished, new_
     assert read_manifest(run.run_dir / "checkpoints" / "step_00000009")["train_state"]["sequences"] == 72
 
 
-def test_checkpoints_that_are_gone_are_not_taken_for_a_new_run(finished, new_run, ds_path):
+def test_checkpoints_that_are_gone_are_not_taken_for_a_new_run(finished, new_run, ds_path, capsys):
     run = copied(finished, new_run, "gone")
     for path in complete(run.run_dir / "checkpoints"):
         shutil.rmtree(path)
@@ -218,7 +226,7 @@ def test_checkpoints_that_are_gone_are_not_taken_for_a_new_run(finished, new_run
     assert (
         "has no complete checkpoint, but the run has saved some, the last after step 12; restore the folder" in printed
     )
-    dry = run_python(TRAIN, *run.arguments(ds_path, "--dry-run", "--resume", "auto"))
+    dry = Called(train_main, capsys, *run.arguments(ds_path, "--dry-run", "--resume", "auto"))
     assert (dry.returncode, "the last after step 12; restore the folder" in dry.stderr) == (2, True)
     for name in ("latest", "step_00000004"):
         assert "has no complete checkpoint" in train(run, ds_path, "--resume", name, code=2)
@@ -238,8 +246,7 @@ def other_tokens(run, folder: Path, prepared: Prepared) -> list[str]:
     """The same documents, in other shards."""
     (folder / "config.yaml").write_text("source_by: lang\nheld_out: 0.04\n")
     words = ("--input", prepared.deduped, "--tokenizer", prepared.tokenizer, "--output", folder / "tokens")
-    done = run_python("data_prep/tokenize_corpus.py", *words, "--config", folder / "config.yaml", "--workers", 1)
-    assert done.returncode == 0, done.stderr
+    assert tokenize_corpus.main([str(w) for w in (*words, "--config", folder / "config.yaml", "--workers", 1)]) == 0
     return [f"data.tokens={folder / 'tokens'}"]
 
 
@@ -262,9 +269,9 @@ def other_special_tokens(run, folder: Path, prepared: Prepared) -> list[str]:
         ),
     ],
 )
-def test_other_inputs_are_refused_by_what_differs(change, message, finished, ds_path, prepared, tmp_path):
+def test_other_inputs_are_refused_by_what_differs(change, message, finished, ds_path, prepared, tmp_path, capsys):
     words = [word for override in change(finished, tmp_path, prepared) for word in ("--set", override)]
-    done = run_python(TRAIN, *finished.arguments(ds_path, "--dry-run", "--resume", "auto", *words))
+    done = Called(train_main, capsys, *finished.arguments(ds_path, "--dry-run", "--resume", "auto", *words))
     assert done.returncode == 2, done.stdout
     assert message in done.stderr
     report(
@@ -276,12 +283,12 @@ def test_other_inputs_are_refused_by_what_differs(change, message, finished, ds_
     )
 
 
-def test_another_end_of_document_than_the_shards_have_is_refused(finished, ds_path, prepared, tmp_path):
+def test_another_end_of_document_than_the_shards_have_is_refused(finished, ds_path, prepared, tmp_path, capsys):
     shutil.copytree(prepared.tokenizer, tmp_path / "tokenizer")
     path = tmp_path / "tokenizer" / "tokenizer_config.json"
     path.write_text(path.read_text().replace('"eos_token": "<|endoftext|>"', '"eos_token": "<|im_end|>"'))
     words = ("--set", f"tokenizer={tmp_path / 'tokenizer'}", "--set", f"run_dir={tmp_path / 'run'}")
-    done = run_python(TRAIN, *finished.arguments(ds_path, "--dry-run", *words))
+    done = Called(train_main, capsys, *finished.arguments(ds_path, "--dry-run", *words))
     assert done.returncode == 2, done.stdout
     assert "the eos_token of" in done.stderr
     assert "restore tokenizer_config.json or tokenize again" in done.stderr
@@ -344,7 +351,7 @@ def test_code_in_a_checkpoint_is_not_run(finished, new_run, ds_path, tmp_path):
     done = launch(1, TRAIN, *run.arguments(ds_path, "--resume", "auto"))
     assert done.returncode == 2, done.stderr[-3000:]
     assert "which no state of DeepSpeed needs, and is not loaded: it could run any code" in done.stderr
-    made = run_python("launch/reshard.py", "--run", run.run_dir)
+    made = run_forked("launch/reshard.py", "--run", run.run_dir)
     assert made.returncode == 2, made.stderr[-3000:]
     assert "could run any code" in made.stderr
     assert not (tmp_path / "ran").exists()
@@ -381,7 +388,7 @@ def test_a_run_branches_into_a_folder_of_its_own(finished, new_run, ds_path):
 
 
 def test_a_branch_of_the_weights_alone_begins_anew(finished, new_run, ds_path):
-    run = new_run("weights", optimizer={"betas": [0.9, 0.99]}, **SECTIONS)
+    run = new_run("weights", optimizer={"betas": [0.9, 0.99], "eps": 1e-7}, **SECTIONS)
     words = ("--from", finished.run_dir)
     done = launch(1, BRANCH, *words, *run.arguments(ds_path))
     assert done.returncode == 2
@@ -400,7 +407,9 @@ def test_a_branch_of_the_weights_alone_begins_anew(finished, new_run, ds_path):
     moments = [value for state in zero["optimizer_state_dict"]["state"].values() for value in state.values()]
     assert moments
     assert not any(torch.as_tensor(value).any() for value in moments)
-    assert all(group["betas"] == (0.9, 0.99) for group in zero["optimizer_state_dict"]["param_groups"])
+    assert all(
+        (group["betas"], group["eps"]) == ((0.9, 0.99), 1e-7) for group in zero["optimizer_state_dict"]["param_groups"]
+    )
     train(run, ds_path, "--resume", "auto")
     found = losses(run)
     assert sorted(found) == list(range(1, STEPS + 1))
