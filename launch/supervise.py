@@ -19,7 +19,7 @@ from launch.cluster.allocation import add_allocation_arguments, allocation_of
 from launch.cluster.incidents import Incident, incident_of, last_step
 from recipe.base.arguments import natural_int, natural_seconds, positive_seconds
 from recipe.base.errors import UserError, exit_on_user_error
-from recipe.base.files import append_json, read_json_lines, write_json
+from recipe.base.files import write_json
 from recipe.base.ranks import RESTART, STOP_SIGNALS
 from recipe.run.checkpoint_files import (
     check_convertible,
@@ -34,6 +34,7 @@ from recipe.run.folder import LOCK, LOCK_PATIENCE_S, STOP, SUPERVISOR_LOCK, chec
 from recipe.run.heartbeats import read_heartbeats
 from recipe.run.job import Job, check_job
 from recipe.run.locks import in_use, lock_file, lock_holder
+from recipe.run.records import EVENTS, append_record, read_attempts, read_events
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = """examples:
@@ -206,7 +207,7 @@ class Supervisor:
     def _last_word(self) -> dict[str, Any]:
         """What the newest attempt said of its state last: started, finished, stopped or rewind."""
         number, kinds = self._attempts(), ("started", "finished", "stopped", "rewind")
-        events = read_json_lines(self.run_dir / "events.jsonl")
+        events = read_events(self.run_dir)
         ours = [e for e in events if e["attempt"] == number and e["event"] in kinds]
         return ours[-1] if ours else {}
 
@@ -342,7 +343,7 @@ class Supervisor:
     def _record(self, incident: Incident, code: int, message: str, backoff_s: float) -> None:
         """Append the end of an attempt to events.jsonl."""
         number, newest = self._attempts(), self._newest_step()
-        events = [e for e in read_json_lines(self.run_dir / "events.jsonl") if e["event"] in ("checkpoint", "started")]
+        events = [e for e in read_events(self.run_dir) if e["event"] in ("checkpoint", "started")]
         since = events[-1]["time"] if events else time.time()
         started = [e["time"] for e in events if e["event"] == "started" and e["attempt"] == number]
         reached = last_step(self.run_dir, number, started[-1] if started else time.time())
@@ -361,7 +362,7 @@ class Supervisor:
             "excluded_hosts": sorted(self.place.excluded),
             "message": f"{incident.message}; {message}",
         }
-        append_json(self.run_dir / "events.jsonl", event)
+        append_record(self.run_dir / EVENTS, event)
         print(f"supervisor: attempt {number} ended with code {code}: {event['message']}", flush=True)
 
     def _asked(self, number: int, _: object) -> None:
@@ -403,7 +404,7 @@ class Supervisor:
             time.sleep(0.1)
 
     def _attempts(self) -> int:
-        return len(read_json_lines(self.run_dir / "attempts.jsonl"))
+        return len(read_attempts(self.run_dir))
 
     def _newest_step(self) -> int:
         found = complete(self.run_dir / "checkpoints")

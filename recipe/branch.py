@@ -15,6 +15,7 @@ from recipe.reading.origin import origin_of, record_of
 from recipe.run.checkpoint_files import digest, find, read_manifest
 from recipe.run.identity import check_identity, differences
 from recipe.run.job import Job, check_job
+from recipe.run.records import recorded_run_config
 
 EXAMPLE = """examples:
   deepspeed --num_gpus 8 recipe/branch.py --from runs/a --checkpoint step_20000 --config decay.yaml \\
@@ -63,7 +64,7 @@ def check_branch(manifest: dict[str, Any], checkpoint: Path, job: Job, *, weight
             f"{checkpoint} is {tokens:,} tokens into the schedule, and schedule.total_tokens is {total:,}; raise it, or "
             "branch with --weights-only"
         )
-    before = RunConfig.model_validate(manifest["run_config"])
+    before = recorded_run_config(manifest)
     optimizers = (run.optimizer.model_dump(mode="json") for run in (before, job.run))
     if problems := differences(*optimizers):
         raise UserError(

@@ -12,10 +12,10 @@ from typing import Any
 
 from recipe.base.arguments import add_subject, check_exported, check_results, natural_int, positive_int
 from recipe.base.errors import UserError, exit_on_user_error
-from recipe.base.files import write_json
 from recipe.base.ranks import is_first_rank, leave
 from recipe.data.token_folder import check_vocabulary, vocabulary_end
 from recipe.reading.origin import origin_of
+from recipe.run.records import DOWNSTREAM_RESULTS, write_record
 
 EXAMPLE = """examples:
   python recipe/evaluate_downstream.py --save-data work/downstream             (once, where there is a network)
@@ -105,7 +105,7 @@ def evaluate_run(args: argparse.Namespace, tasks: dict[str, Any]) -> None:
                 for task, metrics in found.items():
                     for metric, score in metrics.items():
                         board.add_scalar(f"eval/{task}/{metric}", score["value"], state.step)
-            report(found, args.output or args.run / "results.json", {"step": state.step})
+            report(found, args.output or args.run / DOWNSTREAM_RESULTS, {"step": state.step})
 
 
 def evaluate_export(args: argparse.Namespace, tasks: dict[str, Any]) -> None:
@@ -132,7 +132,7 @@ def report(tasks: dict[str, Any], output: Path | None, facts: dict[str, Any]) ->
         message = "  ".join(f"{metric} {score['value']:.4f}" for metric, score in metrics.items())
         print(f"{task:<28} {message}", flush=True)
     if output is not None:
-        write_json(output, {**facts, "tasks": tasks})
+        write_record(output, {**facts, "tasks": tasks})
 
 
 @exit_on_user_error

@@ -9,9 +9,9 @@ from typing import Any
 
 from recipe.base.arguments import add_subject, check_exported, check_results, positive_int
 from recipe.base.errors import UserError, exit_on_user_error
-from recipe.base.files import write_json
 from recipe.base.ranks import leave
 from recipe.data.token_folder import check_vocabulary, held_out_sources, vocabulary_end
+from recipe.run.records import HELD_OUT_RESULTS, write_record
 
 EXAMPLE = """examples:
   deepspeed --num_gpus 2 recipe/evaluate_model.py --run runs/a
@@ -76,7 +76,7 @@ def evaluate_run(args: argparse.Namespace) -> None:
             with SummaryWriter(str(args.run / "tensorboard")) as board:
                 for tag, value in tagged_evaluation(results).items():
                     board.add_scalar(tag, value, state.step)
-            report(results, args.output or args.run / "evaluation.json", {"step": state.step})
+            report(results, args.output or args.run / HELD_OUT_RESULTS, {"step": state.step})
 
 
 def evaluate_export(args: argparse.Namespace) -> None:
@@ -121,7 +121,7 @@ def report(results: dict[str, dict[str, Any]], output: Path | None, facts: dict[
             flush=True,
         )
     if output is not None:
-        write_json(output, {**facts, "sources": results})
+        write_record(output, {**facts, "sources": results})
 
 
 @exit_on_user_error

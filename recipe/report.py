@@ -14,9 +14,8 @@ import jinja2
 import numpy as np
 
 from recipe.base.errors import UserError, exit_on_user_error
-from recipe.base.files import read_json_lines, write_text
+from recipe.base.files import write_text
 from recipe.base.output_paths import check_output_file
-from recipe.base.strict import load_json
 from recipe.base.tables import duration, ratio
 from recipe.reading import charts
 from recipe.reading.charts import Curve, Mark
@@ -24,7 +23,7 @@ from recipe.reading.events import Happened, faults, state_of
 from recipe.reading.goodput import goodput
 from recipe.reading.history import DRAWABLE, History, read_history
 from recipe.reading.planned import planned_and_measured
-from recipe.run.records import read_events, read_starts
+from recipe.run.records import DOWNSTREAM_RESULTS, METRICS, read_evaluations, read_events, read_record, read_starts
 
 MOST_HAPPENED, MOST_STARTS = 60, 20  # rows of the tables; the newest
 STYLES = ("c0", "c1", "c2", "c3", "c4", "c5")
@@ -47,12 +46,12 @@ def report(run_dir: Path, interconnect: str | None) -> str:
         UserError: no run, or one without a logged step.
     """
     starts, events = read_starts(run_dir), read_events(run_dir)
-    if not (run_dir / "metrics.jsonl").exists():
+    if not (run_dir / METRICS).exists():
         raise UserError(f"{run_dir} has no metrics.jsonl yet; wait for the first logged step")
     history = read_history(run_dir)
     if not len(history.steps):
         raise UserError(f"{run_dir}/metrics.jsonl holds no whole line yet; wait for the first logged step")
-    evaluations = read_json_lines(run_dir / "evaluations.jsonl")
+    evaluations = read_evaluations(run_dir)
     happened = faults(events)
     shown = happened[-MOST_HAPPENED:]
     first = len(happened) - len(shown) + 1
@@ -81,7 +80,7 @@ def report(run_dir: Path, interconnect: str | None) -> str:
         data=_data(history),
         plan=plan,
         no_plan=no_plan,
-        downstream=_downstream(run_dir / "results.json"),
+        downstream=_downstream(run_dir / DOWNSTREAM_RESULTS),
         starts=[
             {"number": number, "when": _when(start["time"]), "command": " ".join(start["command"])}
             for number, start in list(enumerate(starts, start=1))[-MOST_STARTS:]
@@ -181,9 +180,7 @@ def _data(history: History) -> list[dict[str, Any]]:
 
 def _downstream(path: Path) -> list[dict[str, Any]]:
     """Rows of the results that recipe/evaluate_downstream.py has written, if any."""
-    if not path.exists():
-        return []
-    results = load_json(path)
+    results = read_record(path) or {"tasks": {}}
     return [
         {
             "task": task,

@@ -16,12 +16,11 @@ from rich.text import Text
 
 from recipe.base.arguments import positive_seconds
 from recipe.base.errors import exit_on_user_error
-from recipe.base.files import read_json_lines
 from recipe.base.tables import duration, ratio
 from recipe.reading.alarms import alarms, heartbeat_ages
 from recipe.reading.events import state_of
 from recipe.run.heartbeats import read_heartbeats
-from recipe.run.records import last_metrics, read_events, read_starts
+from recipe.run.records import HEARTBEATS, last_metrics, read_evaluations, read_events, read_starts
 
 EVENTS = 8  # the newest
 
@@ -40,8 +39,8 @@ def view(run_dir: Path) -> Group:
         UserError: not a run folder.
     """
     starts, events, last = read_starts(run_dir), read_events(run_dir), last_metrics(run_dir)
-    beats = read_heartbeats(run_dir / "heartbeats", len(starts))
-    ages = heartbeat_ages(run_dir / "heartbeats", beats) if beats else {}
+    beats = read_heartbeats(run_dir / HEARTBEATS, len(starts))
+    ages = heartbeat_ages(run_dir / HEARTBEATS, beats) if beats else {}
     parts: list[Any] = [line(f"{run_dir}  {state_of(events)}, start {len(starts)}", style="bold")]
     found = alarms(starts[-1], events, last, ages, beats)
     parts += [line(f"! {alarm.message}", style="bold red" if alarm.serious else "yellow") for alarm in found]
@@ -80,7 +79,7 @@ def _numbers(run_dir: Path, run: dict[str, Any], last: dict[str, Any]) -> Table:
     rows.append(("memory", f"{last['memory_gib']:.1f} GiB", "the most of rank 0"))
     rows.append(("experts", f"{last['expert_load_max_over_mean']:.2f}", "busiest over the mean, worst layer"))
     rows.append(("data", "", ", ".join(f"{name} {n:,.0f} tokens" for name, n in last["source_tokens"].items())))
-    evaluations = read_json_lines(run_dir / "evaluations.jsonl")
+    evaluations = read_evaluations(run_dir)
     if evaluations:
         newest = evaluations[-1]
         rows.append(("held-out", f"step {newest['step']:,}", ", ".join(f"{name} {found['bits_per_byte']:.4f} bits/byte" for name, found in newest["sources"].items())))  # fmt: skip

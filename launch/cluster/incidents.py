@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 from collections.abc import Set
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.run.heartbeats import Heartbeat, read_heartbeats
-from recipe.run.records import last_metrics
+from recipe.run.records import last_metrics, read_failures
 
 # Kinds of records that explain an end; a rank that lost a peer or waited for one is a witness only.
 CAUSES = ("user_error", "hang", "out_of_memory", "error", "corruption")
@@ -30,7 +29,7 @@ class Incident:
 
 def incident_of(run_dir: Path, attempt: int, code: int) -> Incident:
     """What is known of an attempt that ended with a code other than 0: its earliest cause."""
-    records = sorted(_records(run_dir, attempt), key=lambda r: (r["time"], r["rank"]))
+    records = sorted(read_failures(run_dir, attempt), key=lambda r: (r["time"], r["rank"]))
     beats = read_heartbeats(run_dir / "heartbeats", attempt)
     ranks = beats.keys() | {r["rank"] for r in records}
     causes = [r for r in records if r["kind"] in CAUSES and not r["witness"]]
@@ -99,12 +98,6 @@ def last_step(run_dir: Path, attempt: int, since: float) -> int | None:
     if logged is not None and logged["time"] >= since:
         steps.append(logged["step"])
     return max(steps, default=None)
-
-
-def _records(run_dir: Path, attempt: int) -> list[dict[str, Any]]:
-    files = (run_dir / "failures").glob(f"attempt_{attempt:04d}_rank_*.json")
-    records = (json.loads(path.read_text(encoding="utf-8")) for path in files)
-    return [{"witness": record["kind"] == "peer_lost", **record} for record in records]  # of an older start, too
 
 
 def _named(beats: list[Heartbeat]) -> str:

@@ -20,6 +20,7 @@ from recipe.model import RecipeMoeConfig
 from recipe.run.checkpoint_files import find, read_manifest
 from recipe.run.folder import load_run_folder
 from recipe.run.identity import Identity, check_identity, data_identity
+from recipe.run.records import recorded_run_config
 
 
 class RestorableRun:
@@ -52,7 +53,7 @@ class RestorableRun:
         manifest = read_manifest(path)
         self._name, self._identity, self.ds_raw = path.name, manifest["identity"], manifest["ds_config"]
         self.train_state = TrainState(**manifest["train_state"])
-        self.routing = RunConfig.model_validate(manifest["run_config"]).routing  # that the checkpoint was saved with
+        self.routing = recorded_run_config(manifest).routing  # that the checkpoint was saved with
         # As it was trained, whatever has become of the files that the run was started with.
         self.shape = strict_model(ModelShape, self._identity["model"], path)
         tokenizer = tokenizer_identity(self.run.tokenizer)

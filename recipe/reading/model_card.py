@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import recipe
-from recipe.base.files import read_json_lines
 from recipe.base.model_shape import ModelShape
 from recipe.base.settings import RunConfig
-from recipe.base.strict import load_json
 from recipe.base.tables import markdown_table, ratio
 from recipe.reading.origin import Origin
+from recipe.run.records import DOWNSTREAM_RESULTS, HELD_OUT_RESULTS, read_evaluations, read_record
 
 UNKNOWN = "not stated"
 TESTED = "4.57"  # the oldest version of transformers that reads exports in the tests
@@ -147,9 +146,9 @@ def _began(origin: Origin) -> str:
 
 def _evaluation(run_dir: Path, step: int) -> str:
     """Held-out and downstream results of this very step."""
-    held_out = [e for e in read_json_lines(run_dir / "evaluations.jsonl") if e["step"] == step]
-    if (run_dir / "evaluation.json").exists():
-        held_out.append(load_json(run_dir / "evaluation.json"))
+    held_out = [evaluation for evaluation in read_evaluations(run_dir) if evaluation["step"] == step]
+    if (later := read_record(run_dir / HELD_OUT_RESULTS)) is not None:
+        held_out.append(later)
     parts = []
     if held_out and held_out[-1]["step"] == step:
         rows = [
@@ -157,8 +156,7 @@ def _evaluation(run_dir: Path, step: int) -> str:
             for name, found in held_out[-1]["sources"].items()
         ]
         parts.append(markdown_table(["held-out", "bits per byte", "loss, nats per token", "tokens"], rows))
-    path = run_dir / "results.json"
-    results = load_json(path) if path.exists() else {}
+    results = read_record(run_dir / DOWNSTREAM_RESULTS) or {}
     if results.get("step") == step:
         rows = [
             [task, metric, f"{score['value']:.4f}"]

@@ -10,11 +10,11 @@ import numpy as np
 from recipe.base.ds_config import DsConfig
 from recipe.base.hardware import GPUS_PER_NODE, accelerator_of, cluster_of
 from recipe.base.model_shape import ModelShape, load_model_shape
-from recipe.base.settings import RunConfig
 from recipe.base.strict import strict_model
 from recipe.planner.plan import Plan
 from recipe.planner.workload import Workload, facts_of
 from recipe.reading.history import History
+from recipe.run.records import recorded_run_config
 
 
 def planned_and_measured(
@@ -28,7 +28,7 @@ def planned_and_measured(
     accelerator = accelerator_of(devices[-1]) if devices else None
     if accelerator is None:
         return [], f"the planner knows no {devices[-1] if devices else 'device of this run'}"
-    run = strict_model(RunConfig, start["run_config"], "run config")
+    run = recorded_run_config(start)
     ds = strict_model(DsConfig, start["ds_config"], "ds_config")
     if ds.world_size > GPUS_PER_NODE and ds.world_size % GPUS_PER_NODE:
         return [], f"{ds.world_size} ranks do not fill nodes of {GPUS_PER_NODE}"

@@ -16,7 +16,6 @@ suspect.json        the order to set aside what was trained since the last good 
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import sys
@@ -28,17 +27,33 @@ from typing import IO, Any
 
 import recipe
 from recipe.base.errors import UserError
-from recipe.base.files import append_json, read_json_lines, write_json
 from recipe.base.ranks import rank
 from recipe.base.settings import RunConfig, absolute
 from recipe.run.checkpoint_files import check_loadable, complete, find, no_checkpoint_left, read_manifest, topology_of
 from recipe.run.identity import EVALUATION, Identity, check_identity, differences
 from recipe.run.job import Job
 from recipe.run.locks import lock_file
-from recipe.run.records import read_starts, saved_checkpoints
+from recipe.run.records import (
+    EVALUATIONS,
+    EVENTS,
+    HEARTBEATS,
+    LEFT,
+    METRICS,
+    REWIND,
+    STACKS,
+    SUSPECT,
+    append_attempt,
+    append_record,
+    failure_path,
+    read_attempts,
+    read_record,
+    read_starts,
+    recorded_run_config,
+    saved_checkpoints,
+    write_record,
+)
 from recipe.run.reports import Reports
 
-REWIND, SUSPECT, LEFT = "rewind.json", "suspect.json", "left.json"
 LOCK, SUPERVISOR_LOCK, STOP = "lock", "supervisor.lock", "stop"  # files of a run folder
 LOCK_PATIENCE_S = 15.0  # that a killed attempt's rank 0 may take to be gone
 # What a resumed run may not change and still be the same run. The optimizer's settings are among them, since the
@@ -78,10 +93,10 @@ class RunFolder:
 
     @property
     def heartbeats(self) -> Path:
-        return self.path / "heartbeats"
+        return self.path / HEARTBEATS
 
     def stacks(self, of_rank: int) -> Path:
-        return self.path / "stacks" / f"attempt_{self.attempt:04d}_rank_{of_rank:05d}.txt"
+        return self.path / STACKS / f"attempt_{self.attempt:04d}_rank_{of_rank:05d}.txt"
 
     @property
     def stop_request(self) -> Path:
@@ -89,15 +104,19 @@ class RunFolder:
 
     def event(self, **facts: Any) -> None:
         """Append to events.jsonl."""
-        self._report("events.jsonl", facts)
+        self._report(EVENTS, {"time": time.time(), "attempt": self.attempt, **facts})
 
     def evaluation(self, **facts: Any) -> None:
         """Append to evaluations.jsonl: held-out results of a step."""
-        self._report("evaluations.jsonl", facts)
+        self._report(EVALUATIONS, {"time": time.time(), "attempt": self.attempt, **facts})
+
+    def metrics(self, step: int, values: dict[str, Any]) -> None:
+        """Append to metrics.jsonl: what is known of a logged step."""
+        self._report(METRICS, {"step": step, "time": time.time(), **values})
 
     def _report(self, name: str, facts: dict[str, Any]) -> None:
-        path, line = self.path / name, {"time": time.time(), "attempt": self.attempt, **facts}
-        self.reports.write(path, lambda: append_json(path, line))
+        path = self.path / name
+        self.reports.write(path, lambda: append_record(path, facts))
 
     def record_failure(
         self, kind: str, message: str, *, rank: int, host: str, step: int | None = None, witness: bool = False
@@ -107,11 +126,11 @@ class RunFolder:
         Args:
             witness: the rank tells of what others did, or did not do; its host is not to blame.
         """
-        path = self.path / "failures" / f"attempt_{self.attempt:04d}_rank_{rank:05d}.json"
+        path = failure_path(self.path, self.attempt, rank)
         if path.exists():  # what a rank knew of its own end explains more than what others say of it later
             return
         facts = {"kind": kind, "rank": rank, "host": host, "step": step, "message": message, "witness": witness}
-        write_json(path, {"time": time.time(), **facts})
+        write_record(path, {"time": time.time(), **facts})
 
     def record_own_failure(self, kind: str, message: str, *, witness: bool = False) -> None:
         self.record_failure(kind, message, rank=rank(), host=socket.gethostname(), witness=witness)
@@ -119,18 +138,18 @@ class RunFolder:
     def order_rewind(self, number: int, before_step: int, sequences: int, message: str) -> None:
         """Have the next attempt go back to the last checkpoint before a step, and past the data up to `sequences`."""
         order = {"number": number, "before_step": before_step, "sequences": sequences, "message": message}
-        write_json(self.path / REWIND, order)
+        write_record(self.path / REWIND, order)
 
     def order_suspects(self, good_until: int, message: str) -> None:
         """Have the next attempt set aside all checkpoints since the last good probe and go on from the one before."""
-        write_json(self.path / SUSPECT, {"good_until": good_until, "message": message})
+        write_record(self.path / SUSPECT, {"good_until": good_until, "message": message})
 
     def order_left(self, above: int) -> None:
         """Have this and later attempts go on from the checkpoint of a step, and from no younger one of today.
 
         A rewind that was ordered on the branch that is left is off.
         """
-        write_json(self.path / LEFT, {"above": above})
+        write_record(self.path / LEFT, {"above": above})
         (self.path / REWIND).unlink(missing_ok=True)
 
     def checkpoints_are_set_aside(self) -> None:
@@ -140,11 +159,13 @@ class RunFolder:
 
 
 def read_orders(run_dir: Path) -> Orders:
-    def read(name: str) -> dict[str, Any]:
-        path = run_dir / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """The orders that lie in a run folder.
 
-    return Orders(read(REWIND) or None, read(SUSPECT).get("good_until"), read(LEFT).get("above"))
+    Raises:
+        UserError: a newer version has left one of them.
+    """
+    rewind, suspect, left = (read_record(run_dir / name) or {} for name in (REWIND, SUSPECT, LEFT))
+    return Orders(rewind or None, suspect.get("good_until"), left.get("above"))
 
 
 def check_run_folder(job: Job, *, resumes: bool) -> list[str]:
@@ -157,7 +178,7 @@ def check_run_folder(job: Job, *, resumes: bool) -> list[str]:
         UserError: the folder holds a run and is not to be resumed, or what may not change differs.
     """
     run = job.run
-    if not (starts := read_json_lines(_starts(run.run_dir))):
+    if not (starts := read_attempts(run.run_dir)):
         if checkpoints := complete(run.run_dir / "checkpoints"):
             raise UserError(
                 f"{run.run_dir} holds {checkpoints[-1].name} but no record of the run that saved it (attempts.jsonl); "
@@ -175,7 +196,7 @@ def check_run_folder(job: Job, *, resumes: bool) -> list[str]:
             f"{run.run_dir} already holds a run; add --resume auto to continue it or choose another run_dir"
         )
     start = last_start(run.run_dir)
-    last = RunConfig.model_validate(start["run_config"])
+    last = recorded_run_config(start)
     if problems := differences(_fixed(last), _fixed(run)):
         raise UserError(
             f"{run.run_dir} holds a run with other settings: {'; '.join(problems)}; restore them or choose another run_dir"
@@ -283,9 +304,8 @@ def record_start(job: Job, **more: Any) -> int:
     Returns:
         its number, from 1.
     """
-    path = _starts(job.run.run_dir)
-    append_json(path, {"time": time.time(), "command": sys.argv, "folder": os.getcwd(), **provenance(job), **more})
-    return len(read_json_lines(path))
+    facts = {"time": time.time(), "command": sys.argv, "folder": os.getcwd(), **provenance(job), **more}
+    return append_attempt(job.run.run_dir, facts)
 
 
 def last_start(folder: str | Path) -> dict[str, Any]:
@@ -310,8 +330,4 @@ def load_run_folder(folder: str | Path) -> tuple[RunConfig, dict[str, Any]]:
         UserError: not a run folder, or one of an older version.
     """
     start = last_start(folder)
-    return RunConfig.model_validate(start["run_config"]), start["ds_config"]
-
-
-def _starts(folder: Path) -> Path:
-    return folder / "attempts.jsonl"
+    return recorded_run_config(start), start["ds_config"]

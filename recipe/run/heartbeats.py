@@ -12,6 +12,9 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from recipe.base.errors import UserError
+from recipe.run.records import SCHEMA_VERSION, VERSION_KEY, current
+
 
 @dataclass(frozen=True)
 class Heartbeat:
@@ -29,7 +32,7 @@ class Heartbeat:
 
 def write_heartbeat(folder: Path, heartbeat: Heartbeat) -> None:
     """Overwrite in place and at once: no rename, since thousands of ranks do this on a shared file system."""
-    line = json.dumps(asdict(heartbeat)).ljust(511) + "\n"
+    line = json.dumps({**asdict(heartbeat), VERSION_KEY: SCHEMA_VERSION}).ljust(511) + "\n"
     descriptor = os.open(folder / f"rank_{heartbeat.rank:05d}.json", os.O_WRONLY | os.O_CREAT, 0o644)
     try:
         os.pwrite(descriptor, line.encode(), 0)
@@ -38,16 +41,22 @@ def write_heartbeat(folder: Path, heartbeat: Heartbeat) -> None:
 
 
 def read_heartbeats(folder: Path, attempt: int) -> dict[int, Heartbeat]:
-    """The ranks of one attempt; one that is being written just now is left out."""
-    found = {}
+    """The ranks of one attempt; one that is being written just now is left out.
+
+    Raises:
+        UserError: a newer version wrote them.
+    """
+    beats = {}
     for path in folder.glob("rank_*.json"):
         try:
-            beat = Heartbeat(**json.loads(path.read_text()))
+            beat = Heartbeat(**current(json.loads(path.read_text()), path))
+        except UserError:
+            raise
         except (ValueError, TypeError, OSError):
             continue
         if beat.attempt == attempt:
-            found[beat.rank] = beat
-    return found
+            beats[beat.rank] = beat
+    return beats
 
 
 def state_of_process(pid: int) -> str | None:

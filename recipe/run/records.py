@@ -1,25 +1,118 @@
-"""Reading what a run writes about itself: metrics.jsonl, events.jsonl, attempts.jsonl. No torch: it is read while runs run.
+"""The files in which a run tells of itself: their names, their version, and the only readers and writers of them. No torch.
 
-metrics.jsonl has one JSON object per logged step, events.jsonl one per event, both with `time` in seconds of the epoch. They are
-only ever appended to: after a resume the steps that were lost appear again.
+Every line and file holds `schema_version`; one without it is of version 1, whose keys had other names. Readers here return
+records in the form of today, without the version, and refuse those of a newer version. docs/run_folder.md lists all fields.
+
+The files of JSON lines are only ever appended to: after a resume the steps that were lost appear again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from recipe.base.errors import UserError
-from recipe.base.files import parsed_lines, read_json_lines
+from recipe.base.files import append_json, parsed_lines, write_json
+from recipe.base.settings import RunConfig
+
+SCHEMA_VERSION = 2
+VERSION_KEY = "schema_version"
+
+ATTEMPTS, METRICS, EVENTS, EVALUATIONS = "attempts.jsonl", "metrics.jsonl", "events.jsonl", "evaluations.jsonl"
+HELD_OUT_RESULTS, DOWNSTREAM_RESULTS = "evaluation.json", "results.json"
+REWIND, SUSPECT, LEFT = "rewind.json", "suspect.json", "left.json"
+FAILURES, HEARTBEATS, STACKS = "failures", "heartbeats", "stacks"  # folders
+
+# Version 1. Files of it are read where they lie; the next start renames the first one.
+_ATTEMPTS_1 = "incarnations.jsonl"
+_KEYS_1 = {"said": "message", "incarnation": "attempt"}
+_EVENTS_1 = {"incarnation_ended": "attempt_ended"}
+_FAILURE_NAMES = ("attempt", "incarnation")  # how files of failures/ begin: today, in version 1
+# Keys of run configs that have another name today: section, then, now.
+_RENAMED_SETTINGS = (("watch", "probe_every_steps", "corruption_check_every_steps"),)
 
 TAIL_BYTES = 8 << 20  # of metrics.jsonl, more than one line of it
 
 
+def append_record(path: Path, facts: dict[str, Any]) -> None:
+    """Append a line to a file of JSON lines."""
+    append_json(path, {**facts, VERSION_KEY: SCHEMA_VERSION})
+
+
+def write_record(path: Path, facts: dict[str, Any]) -> None:
+    """Write a JSON file."""
+    write_json(path, {**facts, VERSION_KEY: SCHEMA_VERSION})
+
+
+def current(record: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A record as this version writes it, without its version; `record` itself may be changed.
+
+    Args:
+        path: of its file, for the message.
+
+    Raises:
+        UserError: a newer version has written it.
+    """
+    version = record.pop(VERSION_KEY, 1)
+    if version == SCHEMA_VERSION:
+        return record
+    if version != 1:
+        raise UserError(
+            f"{path} has a record of {VERSION_KEY} {version}, and this version of the recipe reads those up to "
+            f"{SCHEMA_VERSION}; read and resume this run with the version that wrote it"
+        )
+    record = {_KEYS_1.get(key, key): value for key, value in record.items()}
+    if record.get("event") in _EVENTS_1:
+        record["event"] = _EVENTS_1[record["event"]]
+    return record
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """What `write_record` wrote; None if there is no such file.
+
+    Raises:
+        UserError: a newer version has written it, or it is no JSON object.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    try:
+        record = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}; restore it or remove it") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{path} does not hold a JSON object; restore it or remove it")
+    return current(record, path)
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The whole lines that `append_record` wrote, oldest first; none if there is no such file.
+
+    Raises:
+        UserError: a newer version has written one of them.
+    """
+    try:
+        with open(path, "rb") as handle:
+            return list(_records(handle, path))
+    except FileNotFoundError:
+        return []
+
+
+def _records(lines: Iterable[bytes], path: Path) -> Iterator[dict[str, Any]]:
+    return (current(record, path) for record in parsed_lines(lines))
+
+
 def iterate_metrics(run_dir: str | Path) -> Iterator[dict[str, Any]]:
     """The lines of metrics.jsonl as they were written, lost steps included; those that a kill or a full disk has cut are not."""
-    with open(Path(run_dir) / "metrics.jsonl", "rb") as handle:
-        yield from parsed_lines(handle)
+    path = Path(run_dir) / METRICS
+    with open(path, "rb") as handle:
+        yield from _records(handle, path)
 
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
@@ -34,7 +127,7 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
 
 def last_metrics(run_dir: str | Path) -> dict[str, Any] | None:
     """The last whole line, without reading a file of weeks; None if there is none yet."""
-    path = Path(run_dir) / "metrics.jsonl"
+    path = Path(run_dir) / METRICS
     if not path.exists():
         return None
     with open(path, "rb") as handle:
@@ -42,12 +135,17 @@ def last_metrics(run_dir: str | Path) -> dict[str, Any] | None:
         handle.seek(start)
         lines = handle.read().splitlines(keepends=True)
     whole = lines[1:] if start else lines  # of the first there is only an end
-    return next((values for line in reversed(whole) for values in parsed_lines([line])), None)
+    return next((values for line in reversed(whole) for values in _records([line], path)), None)
 
 
 def read_events(run_dir: str | Path) -> list[dict[str, Any]]:
     """What happened, oldest first."""
-    return read_json_lines(Path(run_dir) / "events.jsonl")
+    return read_records(Path(run_dir) / EVENTS)
+
+
+def read_evaluations(run_dir: str | Path) -> list[dict[str, Any]]:
+    """The held-out results during training, oldest first."""
+    return read_records(Path(run_dir) / EVALUATIONS)
 
 
 def saved_checkpoints(run_dir: str | Path) -> list[dict[str, Any]]:
@@ -61,14 +159,94 @@ def saved_checkpoints(run_dir: str | Path) -> list[dict[str, Any]]:
     return saved
 
 
+def read_attempts(run_dir: str | Path) -> list[dict[str, Any]]:
+    """Each start of a run, oldest first; none if there was no start yet."""
+    # A start may rename the old file between the first look and the second.
+    for name in (ATTEMPTS, _ATTEMPTS_1, ATTEMPTS):
+        if starts := read_records(Path(run_dir) / name):
+            return [_with_current_settings(start) for start in starts]
+    return []
+
+
 def read_starts(run_dir: str | Path) -> list[dict[str, Any]]:
     """Each start of a run: time, command, versions, run_config, ds_config.
 
     Raises:
-        UserError: not a run folder.
+        UserError: not a run folder, or one of a newer version.
     """
-    path = Path(run_dir) / "attempts.jsonl"
-    starts = read_json_lines(path)
+    starts = read_attempts(run_dir)
     if not starts:
-        raise UserError(f"{run_dir} holds no run (no {path.name}); give the run_dir of a training run")
+        raise UserError(f"{run_dir} holds no run (no {ATTEMPTS}); give the run_dir of a training run")
     return starts
+
+
+def append_attempt(run_dir: Path, facts: dict[str, Any]) -> int:
+    """Record a start, by who holds the run's lock; a file of version 1 gets its name of today first.
+
+    Returns:
+        the number of the start, from 1.
+
+    Raises:
+        UserError: the folder holds files of both names.
+    """
+    path, old = run_dir / ATTEMPTS, run_dir / _ATTEMPTS_1
+    if old.exists():
+        if path.exists():
+            raise UserError(
+                f"{run_dir} holds both {path.name} and {old.name}: an older version of the recipe was started in it after this "
+                f"one; move {old.name} out of the folder to go on with this version"
+            )
+        os.rename(old, path)
+    append_record(path, facts)
+    return len(read_attempts(run_dir))
+
+
+def recorded_run_config(record: dict[str, Any]) -> RunConfig:
+    """The run config of a start, or of a checkpoint's manifest, whatever version recorded it.
+
+    Raises:
+        UserError: it has settings that this version does not know.
+    """
+    values = _with_current_settings(record)["run_config"]
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        keys = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors())
+        raise UserError(
+            f"the run in {values.get('run_dir')} was recorded with settings that this version of the recipe does not know "
+            f"({keys}); use the version that recorded it"
+        ) from None
+
+
+def _with_current_settings(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with the names that keys of its run_config have in this version; `record` itself stays as it is."""
+    settings = record.get("run_config")
+    if not isinstance(settings, dict):
+        return record
+    settings = dict(settings)
+    for name, old, new in _RENAMED_SETTINGS:
+        section, fields = settings.get(name), _fields_of(name)
+        if isinstance(section, dict) and old in section and old not in fields and new in fields:
+            settings[name] = {new if key == old else key: value for key, value in section.items()}
+    return {**record, "run_config": settings}
+
+
+def _fields_of(section: str) -> Iterable[str]:
+    model: Any = RunConfig.model_fields[section].annotation
+    return model.model_fields
+
+
+def failure_path(run_dir: Path, attempt: int, rank: int) -> Path:
+    return run_dir / FAILURES / f"{_FAILURE_NAMES[0]}_{attempt:04d}_rank_{rank:05d}.json"
+
+
+def failure_files(run_dir: Path, attempt: int) -> dict[int, Path]:
+    """The files that ranks of an attempt have left, by rank."""
+    paths = (p for name in _FAILURE_NAMES for p in (run_dir / FAILURES).glob(f"{name}_{attempt:04d}_rank_*.json"))
+    return {int(path.stem.rpartition("_")[2]): path for path in paths}
+
+
+def read_failures(run_dir: Path, attempt: int) -> list[dict[str, Any]]:
+    """What ranks of an attempt knew of their own end."""
+    records = [record for path in failure_files(run_dir, attempt).values() if (record := read_record(path)) is not None]
+    return [{"witness": record["kind"] == "peer_lost", **record} for record in records]  # of an older start, too

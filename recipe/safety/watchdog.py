@@ -21,6 +21,7 @@ from recipe.base.ranks import RESTART, launched_world_size, rank
 from recipe.base.settings import Watch
 from recipe.run.folder import RunFolder
 from recipe.run.heartbeats import Heartbeat, read_heartbeats, state_of_process, write_heartbeat
+from recipe.run.records import failure_files
 
 SAYING_S = 30.0  # that the files of a file system that does not answer may take, before the process ends all the same
 
@@ -168,8 +169,7 @@ class Watchdog(threading.Thread):
 
 def _ranks_with_a_record(folder: RunFolder) -> set[int]:
     """Ranks of this attempt of which is known how they ended."""
-    files = (folder.path / "failures").glob(f"attempt_{folder.attempt:04d}_rank_*.json")
-    return {int(path.stem.rpartition("_")[2]) for path in files}
+    return set(failure_files(folder.path, folder.attempt))
 
 
 def who_holds_up(

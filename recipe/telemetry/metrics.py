@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from recipe.base.files import append_json
 from recipe.base.settings import LOCAL_HOST
 from recipe.base.tables import as_float, duration
 from recipe.run.folder import RunFolder
@@ -116,8 +114,7 @@ class MetricsWriter:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Write a step's metrics."""
-        path, line = self._folder.path / "metrics.jsonl", {"step": step, "time": time.time(), **values}
-        self._folder.reports.write(path, lambda: append_json(path, line))
+        self._folder.metrics(step, values)
         load_LE = load_over_mean(values["tokens_per_expert"])
         self._board.add_image("moe/tokens_per_expert", load_image(load_LE), step, dataformats="HW")
         self._show(tagged(values), step)
@@ -134,7 +131,7 @@ class MetricsWriter:
         self._print(f"step {step:>7,}  held-out  {message}")
 
     def event(self, event: dict[str, Any]) -> None:
-        """Write something that happened: its step, its kind as `event`, and in `said` what a reader needs to know."""
+        """Write something that happened: its step, its kind as `event`, and in `message` what a reader needs to know."""
         self._folder.event(**event)
         self._board.add_text("events", event["message"], event["step"])
         self._flush()

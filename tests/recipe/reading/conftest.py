@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from recipe.base.strict import load_json, load_yaml
+from recipe.run.records import SCHEMA_VERSION, VERSION_KEY
 
 BEGAN = 1_700_000_000.0
 
@@ -32,7 +33,7 @@ class WrittenRun:
 
     def _append(self, name: str, value: dict[str, Any]) -> None:
         with open(self.path / name, "a", encoding="utf-8") as handle:
-            handle.write(json.dumps(value) + "\n")
+            handle.write(json.dumps({**value, VERSION_KEY: SCHEMA_VERSION}) + "\n")
 
     def start(self, step: int = 0, *, takes: float = 10.0) -> None:
         self.number += 1
@@ -50,7 +51,8 @@ class WrittenRun:
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as handle:
             for step in range(first, last + 1, every):
                 self.now += every
-                handle.write(json.dumps(self._line(step, loss(step))) + "\n")
+                line = {**self._line(step, loss(step)), VERSION_KEY: SCHEMA_VERSION}
+                handle.write(json.dumps(line) + "\n")
 
     def _line(self, step: int, loss: float) -> dict[str, Any]:
         return {
