@@ -1,17 +1,6 @@
 """The folder of a run: what it was started with, whether it may be started or resumed here, and what happened in it.
 
-attempts.jsonl  each start: command, code, packages, configs
-metrics.jsonl       each logged step
-evaluations.jsonl   held-out loss of each source, every so many steps
-events.jsonl        what happened: checkpoints, skipped steps, rewinds, mitigations, failures
-failures/           what a rank knew of its own end, for whoever starts the run again
-heartbeats/ stacks/ where each rank is, and was when it hung
-lock                held by rank 0 of the attempt that runs
-supervisor.lock     held by the launch/train.sh that keeps the run going
-stop                made by a person or the supervisor: save and end
-rewind.json         the order to go back before a spike
-left.json           the order to go on from an older checkpoint than the newest
-suspect.json        the order to set aside what was trained since the last good probe
+docs/run_folder.md lists its files and their fields; `recipe.run.records` reads and writes them.
 """
 
 from __future__ import annotations

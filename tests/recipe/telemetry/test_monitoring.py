@@ -20,6 +20,7 @@ from recipe.telemetry.metrics import tagged, tagged_evaluation
 from recipe.telemetry.phases import NAMES, PhaseClock
 from recipe.telemetry.prometheus import Exporter
 from tests.conftest import ROOT, launch, schedule_of
+from tests.recipe.run.pages import undocumented
 
 
 @pytest.mark.distributed
@@ -42,6 +43,7 @@ def test_a_watched_run_shows_everything_and_learns_the_same(new_run, write_ds):
     assert evaluations[-1]["sources"] == json.loads((watched.run_dir / "evaluation.json").read_text())["sources"]
 
     last = steps[-1]
+    assert undocumented("metrics.jsonl", last) == undocumented("evaluations.jsonl", evaluations[-1]) == []
     batch = load_ds_config(ds)[0].train_batch_size  # of both ranks
     for m in steps:  # each of which is logged
         assert m["tokens_per_s"] * m["step_time_s"] == pytest.approx(batch * 32)
