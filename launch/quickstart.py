@@ -190,7 +190,7 @@ def main(argv: list[str] | None = None) -> None:
     ]
     deepspeed("recipe/train.py", "--config", RUN_CONFIG, "--deepspeed_config", DS_CONFIG,
               *(word for override in overrides for word in ("--set", override)))  # fmt: skip
-    deepspeed("recipe/evaluate_model.py", "--run", work / "run")
+    deepspeed("recipe/evaluate_model.py", "held-out", "--run", work / "run")
     deepspeed("recipe/export.py", "--run", work / "run", "--output", work / "export")
     python("launch/generate.py", "--model", work / "export", *(word for p in prompts(work) for word in ("--prompt", p)))
     print(f"\nsummary\n{summary(raw, work, args.corpus is None, time.monotonic() - started)}")

@@ -1,133 +1,56 @@
 #!/usr/bin/env python3
-"""Held-out loss and bits per byte per source: of a run's checkpoint, or of an exported HuggingFace folder."""
+"""Evaluate a run's checkpoint or an exported HuggingFace folder: held-out loss, or downstream tasks."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import Any
+import sys
 
-from recipe.base.arguments import add_subject, check_exported, check_results, positive_int
-from recipe.base.errors import UserError, exit_on_user_error
+from recipe.base.errors import exit_on_user_error
 from recipe.base.ranks import leave
-from recipe.data.token_folder import check_vocabulary, held_out_sources, vocabulary_end
-from recipe.run.records import HELD_OUT_RESULTS, write_record
+from recipe.evaluation import downstream_command, held_out_command
 
-EXAMPLE = """examples:
-  deepspeed --num_gpus 2 recipe/evaluate_model.py --run runs/a
-  python recipe/evaluate_model.py --model exports/a --tokens work/tokens --output eval.json"""
+COMMANDS = {"held-out": held_out_command, "downstream": downstream_command}
+EXAMPLE = "\n".join([held_out_command.EXAMPLE, *downstream_command.EXAMPLE.splitlines()[1:]])
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_subject(parser)
-    parser.add_argument("--tokens", type=Path, help="output of tokenize_corpus.py (default with --run: the run's own)")
-    parser.add_argument(
-        "--seq-length",
-        type=positive_int,
-        help="tokens per window (default: the run's, or the maximum that the model's config.json states)",
-    )
-    parser.add_argument(
-        "--batch-size", type=positive_int, default=8, help="windows per rank at a time (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--document-attention", action="store_true", help="with --model: documents see themselves alone (--run knows)"
-    )
-    parser.add_argument("--output", type=Path, help="JSON for the results (default with --run: evaluation.json in it)")
-    args = parser.parse_args(argv)
-    if args.model and args.checkpoint:
-        parser.error("--checkpoint goes with --run; an exported folder is one checkpoint already")
-    if args.run and args.document_attention:
-        parser.error("--document-attention goes with --model; a run evaluates as it was trained")
-    check_results(args, "evaluation.json")
+    subparsers = parser.add_subparsers(dest="command", metavar="{held-out,downstream}")
+    of_command = {}
+    for name, command in COMMANDS.items():
+        of_command[name] = subparsers.add_parser(
+            name,
+            help=command.DESCRIPTION,
+            description=command.DESCRIPTION,
+            epilog=command.EXAMPLE,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_arguments(of_command[name])
+    words = without_local_rank(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] not in (*COMMANDS, "-h", "--help"):
+        parser.error(
+            "what to evaluate comes first: `recipe/evaluate_model.py held-out ...` for the loss on held-out tokens, "
+            "`recipe/evaluate_model.py downstream ...` for tasks of lm-evaluation-harness"
+        )
+    args = parser.parse_args(words)
+    COMMANDS[args.command].check_arguments(of_command[args.command], args)
     return args
 
 
-def window_length(asked: int | None, default: int, maximum: int) -> int:
-    """The tokens per window to evaluate with, refused beyond what the model's positions reach."""
-    if asked is not None and asked > maximum:
-        raise UserError(f"--seq-length {asked} exceeds the model's max_position_embeddings {maximum}; lower it")
-    return asked or default
-
-
-def evaluate_run(args: argparse.Namespace) -> None:
-    import torch.distributed as dist
-    from torch.utils.tensorboard import SummaryWriter
-
-    from recipe.checkpoints.restore import RestorableRun
-    from recipe.engine.session import session
-    from recipe.evaluation.held_out import evaluate_engine
-    from recipe.telemetry.metrics import tagged_evaluation
-
-    restorable = RestorableRun(args.run, args.checkpoint, args.deepspeed_config)
-    run = restorable.run
-    tokens = args.tokens or restorable.tokens("restore them, or give others with --tokens").path
-    sources, end_of_document = held_out_sources(tokens, run.tokenizer)
-    eod_id = end_of_document if run.data.document_attention else None
-    seq_length = window_length(args.seq_length, run.data.seq_length, restorable.shape.max_position_embeddings)
-    with session(run.watch):
-        engine, state = restorable.restore()
-        results = evaluate_engine(
-            engine, run.compute, sources, seq_length=seq_length, batch_size=args.batch_size, eod_id=eod_id
-        )
-        if dist.get_rank() == 0:
-            with SummaryWriter(str(args.run / "tensorboard")) as board:
-                for tag, value in tagged_evaluation(results).items():
-                    board.add_scalar(tag, value, state.step)
-            report(results, args.output or args.run / HELD_OUT_RESULTS, {"step": state.step})
-
-
-def evaluate_export(args: argparse.Namespace) -> None:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from recipe.base.settings import Compute
-    from recipe.evaluation.held_out import evaluate_source, stock_loss
-
-    check_exported(args.model)
-    if args.tokens is None:
-        raise UserError("--model needs --tokens, the output folder of tokenize_corpus.py")
-    sources, eod_id = held_out_sources(args.tokens, args.model)
-    config = AutoConfig.from_pretrained(args.model)
-    check_vocabulary(vocabulary_end(args.model), config.vocab_size)
-    maximum = config.max_position_embeddings
-    seq_length = window_length(args.seq_length, maximum, maximum)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model: Any = AutoModelForCausalLM.from_pretrained(args.model)
-    model.to(device).eval()
-
-    loss_of = stock_loss(model, device, Compute().loss_chunk_tokens)
-    results = {
-        source.name: evaluate_source(
-            loss_of,
-            source,
-            seq_length=seq_length,
-            batch_size=args.batch_size,
-            device=device,
-            eod_id=eod_id if args.document_attention else None,
-        )
-        for source in sources
-    }
-    report(results, args.output, {"model": str(args.model)})
-
-
-def report(results: dict[str, dict[str, Any]], output: Path | None, facts: dict[str, Any]) -> None:
-    for name, result in results.items():
-        print(
-            f"held-out {name:<12} {result['bits_per_byte']:.4f} bits/byte  loss {result['loss']:.5f} nats/token  "
-            f"perplexity {result['perplexity']:.3f}  {result['tokens']:,} tokens",
-            flush=True,
-        )
-    if output is not None:
-        write_record(output, {**facts, "sources": results})
+def without_local_rank(words: list[str]) -> list[str]:
+    """The arguments without the one that the deepspeed launcher puts before them."""
+    launcher = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    launcher.add_argument("--local_rank", type=int)
+    return launcher.parse_known_args(words)[1]
 
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    (evaluate_run if args.run else evaluate_export)(args)
+    COMMANDS[args.command].run(args)
 
 
 if __name__ == "__main__":

@@ -179,7 +179,7 @@ def _data(history: History) -> list[dict[str, Any]]:
 
 
 def _downstream(path: Path) -> list[dict[str, Any]]:
-    """Rows of the results that recipe/evaluate_downstream.py has written, if any."""
+    """Rows of the results that recipe/evaluate_model.py downstream has written, if any."""
     results = read_record(path) or {"tasks": {}}
     return [
         {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import sys
+import sysconfig
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -135,6 +137,20 @@ def test_no_module_hides_one_of_the_standard_library():
     # A script's folder comes first on sys.path, so a data_prep/tokenize.py would shadow `tokenize` for itself.
     for path in FILES:
         assert path.stem not in sys.stdlib_module_names or path.stem == "__init__", path
+
+
+def hides_a_dependency(name: str) -> bool:
+    installed = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    return PathFinder.find_spec(name, installed) is not None
+
+
+def test_no_script_hides_a_dependency():
+    # For the same reason: the scripts of lm_eval import the package `evaluate`, so recipe/evaluate_model.py is not
+    # called evaluate.py, and its work is not in a folder of that name.
+    assert hides_a_dependency("evaluate")
+    for folder in MOST_MODULES:
+        names = {path.stem for path in (ROOT / folder).iterdir() if path.suffix == ".py" or path.is_dir()}
+        assert {name for name in names if hides_a_dependency(name)} == set(), folder
 
 
 def test_the_native_scans_are_used_with_their_character_table():

@@ -103,7 +103,7 @@ def stock_loss(
         if not torch.allclose(F.linear(hidden_of(tokens), weight).to(logits.dtype), logits, rtol=0.02, atol=0.02):
             raise UserError(
                 f"{type(model).__name__} changes its logits after its head's matmul, which this script leaves out; score "
-                "it with recipe/evaluate_downstream.py"
+                "it with recipe/evaluate_model.py downstream"
             )
     return lambda inputs, targets: summed_loss(
         hidden_of(inputs), weight, on_device(targets, device).flatten(), chunk_tokens

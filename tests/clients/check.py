@@ -3,7 +3,7 @@
 
 A client is right if its log-probabilities, over the whole vocabulary, and its greedy tokens are those of the class that was
 trained, with weights that are read from the folder by hand; a trainer, if its first loss is; a harness, if its scores are those of
-recipe/evaluate_downstream.py. Damaged copies of the first folder must be caught: a check that cannot fail shows nothing.
+recipe/evaluate_model.py. Damaged copies of the first folder must be caught: a check that cannot fail shows nothing.
 Without --model, small models are trained and exported first. Needs PyPI where an environment is missing.
 """
 
@@ -193,7 +193,7 @@ def judge_scores(case: Case, client: Client, facts: dict[str, Any], answer: Path
     output = case.work / "scores.json"
     run(
         [
-            sys.executable, ROOT / "recipe/evaluate_downstream.py", "--model", case.folder, "--tasks", "texts",
+            sys.executable, ROOT / "recipe/evaluate_model.py", "downstream", "--model", case.folder, "--tasks", "texts",
             "--tasks-path", case.request["task_folder"], "--output", output,
         ],
         {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}, case.work / "scores.log",
@@ -201,7 +201,7 @@ def judge_scores(case: Case, client: Client, facts: dict[str, Any], answer: Path
     own = json.loads(output.read_text())["tasks"]["texts"]["bits_per_byte"]["value"]
     theirs = facts["scores"]["bits_per_byte,none"]
     if abs(theirs - own) > 1e-5 * own:
-        raise Wrong(f"{theirs:.6f} bits per byte, and evaluate_downstream.py gives {own:.6f}")
+        raise Wrong(f"{theirs:.6f} bits per byte, and evaluate_model.py gives {own:.6f}")
     return f"{theirs:.4f} bits per byte, same score"
 
 

@@ -20,7 +20,10 @@ def trained(prepared, tmp_path_factory) -> RunFiles:
     data = {"tokens": str(prepared.tokens), "seq_length": 32, "document_attention": True}
     run, ds = write_run(folder, "trained", prepared, data=data, routing=routing), folder / "ds.json"
     ds.write_text(json.dumps(ds_config(2, **DS)))
-    for script, words in (("recipe/train.py", run.arguments(ds)), ("recipe/evaluate_model.py", ["--run", run.run_dir])):
+    for script, words in (
+        ("recipe/train.py", run.arguments(ds)),
+        ("recipe/evaluate_model.py", ["held-out", "--run", run.run_dir]),
+    ):
         done = launch(2, script, *words)
         assert done.returncode == 0, done.stderr[-3000:]
     return run

@@ -133,7 +133,7 @@ def test_the_run_and_its_export_have_the_same_held_out_loss(trained, exported, p
     assert of_run["step"] == 20
     words = ["--model", exported, "--tokens", prepared.tokens, "--seq-length", 32, "--batch-size", 5]
     words.append("--document-attention")
-    done = run_python("recipe/evaluate_model.py", *words, "--output", tmp_path / "eval.json")
+    done = run_python("recipe/evaluate_model.py", "held-out", *words, "--output", tmp_path / "eval.json")
     assert done.returncode == 0, done.stderr[-3000:]
     of_export = load_json(tmp_path / "eval.json")
     assert set(of_run["sources"]) == set(of_export["sources"]) == {"en", "zh"}
@@ -176,7 +176,7 @@ def test_the_run_and_its_export_have_the_same_held_out_loss(trained, exported, p
         (
             "recipe/evaluate_model.py",
             2,
-            ["--run", trained.run_dir, "--checkpoint", "step_7"],
+            ["held-out", "--run", trained.run_dir, "--checkpoint", "step_7"],
             "has no checkpoint 'step_7'",
         ),
     ):
@@ -194,7 +194,7 @@ def test_the_run_and_its_export_have_the_same_held_out_loss(trained, exported, p
         (["--run", trained.run_dir, "--document-attention"], "--document-attention goes with --model"),
         (["--run", trained.run_dir], "this needs the launcher"),
     ):
-        done = run_python("recipe/evaluate_model.py", *mistaken)
+        done = run_python("recipe/evaluate_model.py", "held-out", *mistaken)
         assert done.returncode == 2
         assert message in done.stderr
     done = run_python("launch/generate.py", "--model", tmp_path, "--prompt", "x")

@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from transformers import Glm4MoeConfig, Glm4MoeForCausalLM
 
-from recipe import evaluate_downstream, evaluate_model
+from recipe import evaluate_model
 from recipe.base.errors import UserError
 from recipe.base.model_shape import load_model_shape
 from recipe.base.settings import Compute, load_run_config
 from recipe.checkpoints import restore
 from recipe.data.token_folder import Source, tokenizer_identity
+from recipe.evaluation import downstream_command
 from recipe.evaluation.held_out import evaluate_source, stock_loss
 from tests.conftest import ROOT
 from tests.recipe.model.test_loss import Seen
@@ -98,11 +99,28 @@ BEYOND = "1,024 tokens but the model's vocab_size is 1,000, which its largest id
 def test_a_model_too_small_for_its_tokenizer_is_refused_before_it_is_loaded(prepared, tmp_path, capsys):
     shutil.copytree(prepared.tokenizer, tmp_path / "model")
     (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "glm4_moe", "vocab_size": 1000}))
-    words = ["--model", str(tmp_path / "model"), "--tokens", str(prepared.tokens)]
+    words = ["held-out", "--model", str(tmp_path / "model"), "--tokens", str(prepared.tokens)]
     assert evaluate_model.main(words) == 2
     assert BEYOND in capsys.readouterr().err
     with pytest.raises(UserError, match=BEYOND):
-        evaluate_downstream.evaluate_export(Namespace(model=tmp_path / "model"), {})
+        downstream_command.evaluate_export(Namespace(model=tmp_path / "model"), {})
+
+
+@pytest.mark.parametrize("words", [[], ["--run", "runs/a"], ["--local_rank=0", "--run", "downstream"], ["heldout"]])
+def test_what_to_evaluate_must_be_said(words, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        evaluate_model.main(words)
+    assert exit_.value.code == 2
+    message = capsys.readouterr().err
+    assert "`recipe/evaluate_model.py held-out ...`" in message
+    assert "`recipe/evaluate_model.py downstream ...`" in message
+
+
+@pytest.mark.parametrize("of_launcher", [[], ["--local_rank=1"], ["--local_rank", "1"]])
+@pytest.mark.parametrize("command", ["held-out", "downstream"])
+def test_the_launchers_argument_may_come_before_the_command(command, of_launcher, tmp_path):
+    args = evaluate_model.parse([*of_launcher, command, "--run", str(tmp_path), "--batch-size", "3"])
+    assert (args.command, args.run, args.batch_size) == (command, tmp_path, 3)
 
 
 def test_a_run_of_a_model_too_small_for_its_tokenizer_is_refused_before_its_engine_is_built(

@@ -38,7 +38,7 @@ def test_a_watched_run_shows_everything_and_learns_the_same(new_run, write_ds):
 
     evaluations = read_json_lines(watched.run_dir / "evaluations.jsonl")
     assert [e["step"] for e in evaluations] == [8, 16, 20]
-    again = launch(2, "recipe/evaluate_model.py", "--run", watched.run_dir)
+    again = launch(2, "recipe/evaluate_model.py", "held-out", "--run", watched.run_dir)
     assert again.returncode == 0, again.stderr[-3000:]
     assert evaluations[-1]["sources"] == json.loads((watched.run_dir / "evaluation.json").read_text())["sources"]
 

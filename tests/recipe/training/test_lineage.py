@@ -322,8 +322,8 @@ def test_evaluation_and_export_take_what_was_trained(new_run, prepared, ds_path,
     manifest = json.loads((tmp_path / "tokens" / "manifest.json").read_text())
     manifest["results"]["shards"][0]["text_bytes"] += 1
     (tmp_path / "tokens" / "manifest.json").write_text(json.dumps(manifest))
-    for words in (("recipe/evaluate_model.py",), ("recipe/export.py", "--output", tmp_path / "second")):
-        done = launch(1, words[0], "--run", run.run_dir, *words[1:])
+    for words in (("recipe/evaluate_model.py", "held-out"), ("recipe/export.py", "--output", tmp_path / "second")):
+        done = launch(1, *words, "--run", run.run_dir)
         assert done.returncode == 2
         assert "was trained with other inputs: data." in done.stderr
     assert not (tmp_path / "second").exists()

@@ -1,5 +1,4 @@
-#!/usr/bin/env python3
-"""Downstream tasks through lm-evaluation-harness: of a run's checkpoint on the live engine, or of an exported folder."""
+"""`recipe/evaluate_model.py downstream`: a run's checkpoint on its engine, or an exported folder, in the harness."""
 
 from __future__ import annotations
 
@@ -10,26 +9,26 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import recipe
 from recipe.base.arguments import add_subject, check_exported, check_results, natural_int, positive_int
-from recipe.base.errors import UserError, exit_on_user_error
-from recipe.base.ranks import is_first_rank, leave
+from recipe.base.errors import UserError
+from recipe.base.ranks import is_first_rank
 from recipe.data.token_folder import check_vocabulary, vocabulary_end
 from recipe.reading.origin import origin_of
 from recipe.run.records import DOWNSTREAM_RESULTS, write_record
 
+DESCRIPTION = "Scores of lm-evaluation-harness: of a run's checkpoint on the live engine, or of an exported folder."
 EXAMPLE = """examples:
-  python recipe/evaluate_downstream.py --save-data work/downstream             (once, where there is a network)
-  deepspeed --num_gpus 8 recipe/evaluate_downstream.py --run runs/a --data work/downstream
-  python recipe/evaluate_downstream.py --model exports/a --tasks xcopa_zh,piqa --data work/downstream --output scores.json"""
-TASKS = Path(__file__).parent / "configs" / "downstream"
+  python recipe/evaluate_model.py downstream --save-data work/downstream             (once, where there is a network)
+  deepspeed --num_gpus 8 recipe/evaluate_model.py downstream --run runs/a --data work/downstream
+  python recipe/evaluate_model.py downstream --model exports/a --tasks xcopa_zh,piqa --data work/downstream \\
+      --output scores.json"""
+TASKS = Path(recipe.__path__[0]) / "configs" / "downstream"
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    what = add_subject(parser)
-    what.add_argument("--save-data", type=Path, metavar="DIR", help="write the tasks' datasets there, and stop")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    subject = add_subject(parser)
+    subject.add_argument("--save-data", type=Path, metavar="DIR", help="write the tasks' datasets there, and stop")
     parser.add_argument(
         "--tasks", default="downstream_en,downstream_zh", help="tasks and groups (default: %(default)s)"
     )
@@ -41,11 +40,36 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=positive_int, help="only the first so many of each task, for a trial")
     parser.add_argument("--batch-size", type=positive_int, default=8, help="requests per rank (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="JSON for the scores (default with --run: results.json in it)")
-    args = parser.parse_args(argv)
+
+
+def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse options that do not go together, and an output that cannot be written."""
     if args.model and (args.checkpoint or args.deepspeed_config):
         parser.error("--checkpoint and --deepspeed_config go with --run")
-    check_results(args, "results.json")
-    return args
+    check_results(args, DOWNSTREAM_RESULTS)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Score what is asked for, under the launcher where it is a run; or save the datasets.
+
+    Raises:
+        UserError: no lm-evaluation-harness, and no such run, checkpoint, model, task or dataset.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError("this needs lm-evaluation-harness; install it with pip install -e '.[downstream]'")
+    if args.model is not None:
+        check_exported(args.model)
+    if args.data is not None:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    from recipe.evaluation.downstream import Datasets, known_tasks, load_tasks
+
+    manager = known_tasks(args.tasks.split(","), [TASKS, *args.tasks_path])
+    if args.save_data is not None:
+        with Datasets(args.save_data).saving():
+            load_tasks(manager, args.tasks.split(","))
+        print(f"wrote the datasets of {args.tasks} to {args.save_data}")
+    else:
+        (evaluate_run if args.run else evaluate_export)(args, tasks_of(args, manager))
 
 
 def tasks_of(args: argparse.Namespace, manager: Any) -> dict[str, Any]:
@@ -99,13 +123,13 @@ def evaluate_run(args: argparse.Namespace, tasks: dict[str, Any]) -> None:
             max_length=origin_of(args.run).context,  # as its export states, and so is evaluated
             batch_size=args.batch_size,
         )
-        found = evaluate(lm, args, tasks)
+        results = evaluate(lm, args, tasks)
         if is_first_rank():
             with SummaryWriter(str(args.run / "tensorboard")) as board:
-                for task, metrics in found.items():
+                for task, metrics in results.items():
                     for metric, score in metrics.items():
                         board.add_scalar(f"eval/{task}/{metric}", score["value"], state.step)
-            report(found, args.output or args.run / DOWNSTREAM_RESULTS, {"step": state.step})
+            report(results, args.output or args.run / DOWNSTREAM_RESULTS, {"step": state.step})
 
 
 def evaluate_export(args: argparse.Namespace, tasks: dict[str, Any]) -> None:
@@ -133,27 +157,3 @@ def report(tasks: dict[str, Any], output: Path | None, facts: dict[str, Any]) ->
         print(f"{task:<28} {message}", flush=True)
     if output is not None:
         write_record(output, {**facts, "tasks": tasks})
-
-
-@exit_on_user_error
-def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
-    if importlib.util.find_spec("lm_eval") is None:
-        raise UserError("this needs lm-evaluation-harness; install it with pip install -e '.[downstream]'")
-    if args.model is not None:
-        check_exported(args.model)
-    if args.data is not None:
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    from recipe.evaluation.downstream import Datasets, known_tasks, load_tasks
-
-    manager = known_tasks(args.tasks.split(","), [TASKS, *args.tasks_path])
-    if args.save_data is not None:
-        with Datasets(args.save_data).saving():
-            load_tasks(manager, args.tasks.split(","))
-        print(f"wrote the datasets of {args.tasks} to {args.save_data}")
-    else:
-        (evaluate_run if args.run else evaluate_export)(args, tasks_of(args, manager))
-
-
-if __name__ == "__main__":
-    leave(main())
