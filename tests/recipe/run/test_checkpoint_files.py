@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 
 import pytest
 
+from recipe.base import files
 from recipe.base.errors import UserError
 from recipe.base.files import HashedFile, sha256
 from recipe.run import checkpoint_files as on_disk
@@ -18,8 +20,8 @@ def make(folder, step, *, keep=False):
     path.mkdir()
     handle = HashedFile(path / "states.pt")
     handle.write(b"weights" * step)
-    files = {"states.pt": handle.close()}
-    manifest = {"schema": on_disk.SCHEMA, "version": on_disk.VERSION, "files": files}
+    facts = {"states.pt": handle.close()}
+    manifest = {"schema": on_disk.SCHEMA, "version": on_disk.VERSION, "files": facts}
     (path / on_disk.MANIFEST).write_text(json.dumps(manifest))
     if keep:
         (path / on_disk.KEEP).touch()
@@ -30,6 +32,22 @@ def test_a_hashed_file_has_the_facts_of_what_is_on_disk(tmp_path):
     path = make(tmp_path, 3)
     facts = on_disk.read_manifest(path)["files"]["states.pt"]
     assert facts == {"bytes": 21, "sha256": sha256(path / "states.pt")}
+
+
+def test_what_is_written_is_on_the_disk_before_it_counts(tmp_path, monkeypatch):
+    """A loss of power keeps a name whose content was not flushed."""
+    flushed = []
+    monkeypatch.setattr(
+        files.os, "fsync", lambda descriptor: flushed.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    )
+    renamed = []
+    monkeypatch.setattr(files.os, "replace", lambda source, target: renamed.append((list(flushed), target)))
+    make(tmp_path, 3)
+    assert flushed == [str(tmp_path / on_disk.checkpoint_name(3) / "states.pt")]
+    files.write_json(tmp_path / "manifest.json", {})
+    assert renamed == [([*flushed[:1], str(tmp_path / "manifest.json.partial")], tmp_path / "manifest.json")]
+    files.flush_folder(tmp_path)
+    assert flushed[-1] == str(tmp_path)
 
 
 def test_only_committed_folders_are_complete_and_leftovers_go(tmp_path):
@@ -50,6 +68,24 @@ def test_retention_spares_the_last_every_nth_and_the_marked(tmp_path):
     (tmp_path / "step_00000001.universal").mkdir()
     on_disk.remove(paths[1])
     assert not list(tmp_path.glob("step_00000001*"))
+
+
+def test_a_removal_that_is_cut_short_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
+    checkpoint = make(tmp_path, 1)
+    make_universal(checkpoint)
+    seen = []
+
+    def killed(path, **_: object) -> None:
+        seen.append(path)
+        assert not (path / on_disk.MANIFEST).exists()
+        if path == checkpoint:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(on_disk.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        on_disk.remove(checkpoint)
+    assert seen == [on_disk.universal_of(checkpoint), checkpoint]  # the form that is made of the other goes before it
+    assert on_disk.complete(tmp_path) == []
 
 
 def make_universal(checkpoint):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,10 +10,14 @@ from typing import Any
 
 import pytest
 
+from recipe.base.ds_config import DsConfig
 from recipe.base.errors import UserError
 from recipe.base.files import append_json
-from recipe.base.settings import RunConfig
-from recipe.run.folder import check_run_folder, load_run_folder, record_start
+from recipe.base.settings import Data, Mixture, Optimizer, RunConfig
+from recipe.base.strict import load_json, strict_model
+from recipe.run.checkpoint_files import SCHEMA, VERSION, checkpoint_name, topology_of
+from recipe.run.folder import check_resume, check_run_folder, load_run_folder, record_start
+from tests.conftest import ROOT
 
 
 def config(run_dir: Path, *, total_tokens: int = 1000, mixture: dict[str, Any] | None = None, **more: Any) -> RunConfig:
@@ -76,6 +81,59 @@ def test_other_settings_of_what_is_learned_are_refused(more, problem, tmp_path):
     record_start(launch_of(tmp_path))
     with pytest.raises(UserError, match=f"holds a run with other settings: .*{problem}"):
         check_run_folder(launch_of(tmp_path, **more), resumes=True)
+
+
+# Another value for each key that decides what is learned.
+OTHER_DATA = {
+    "seq_length": 16,
+    "document_attention": True,
+    "mixture.alpha": 0.7,
+    "mixture.weights": {"en": 1.0},
+    "mixture.factors": {"en": 2.0},
+    "mixture.max_epochs": 2.0,
+    "mixture.tiers": {"en": 1},
+    "mixture.anneal": {"share": 0.1, "tier_weights": {1: 2.0}},
+}
+OTHER_OPTIMIZER = {"betas": [0.9, 0.99], "eps": 1e-6, "weight_decay": 0.2}
+MAY_CHANGE = {"tokens", "on_damage", "max_damaged_share"}  # a path, and what is done with damage when there is some
+
+
+def test_every_key_of_the_sections_that_are_learned_from_is_tried_here():
+    data = (Data.model_fields.keys() - MAY_CHANGE - {"mixture"}) | {f"mixture.{key}" for key in Mixture.model_fields}
+    assert OTHER_DATA.keys() == data
+    assert OTHER_OPTIMIZER.keys() == Optimizer.model_fields.keys()
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [("data", *item) for item in OTHER_DATA.items()] + [("optimizer", *item) for item in OTHER_OPTIMIZER.items()],
+)
+def test_each_key_of_what_is_learned_is_refused(section, key, value, tmp_path):
+    record_start(launch_of(tmp_path))
+    sections: dict[str, Any] = {"data": {"tokens": "tokens", "seq_length": 8, "mixture": {}}, "optimizer": {}}
+    *parents, last = key.split(".")
+    (sections[section][parents[0]] if parents else sections[section])[last] = value
+    with pytest.raises(UserError, match=f"other settings: {section}.{key}"):
+        check_run_folder(launch_of(tmp_path, **sections), resumes=True)
+
+
+def test_a_checkpoint_of_other_inputs_is_not_resumed_from(tmp_path):
+    """Of the run's own checkpoint, whatever its last start was given."""
+    path = tmp_path / "checkpoints" / checkpoint_name(10)
+    path.mkdir(parents=True)
+    ds = strict_model(DsConfig, load_json(ROOT / "ds_configs/cpu_2.json"), "ds")
+    manifest = {"schema": SCHEMA, "version": VERSION, "identity": IDENTITY, "topology": topology_of(ds)}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    for resume in ("auto", "latest", path.name):
+        job = launch_of(tmp_path)
+        job.ds = ds
+        check_resume(job, resume)
+        for part, value in (("model", {"hidden_size": 16}), ("tokenizer", {"eod_id": 3}), ("data", {"train": {}})):
+            job.identity = {**IDENTITY, part: value}
+            with pytest.raises(
+                UserError, match=rf"was trained with other inputs: {part}\..*resume from another checkpoint"
+            ):
+                check_resume(job, resume)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from data_prep import tokenize_corpus
 from recipe import train
-from recipe.base.errors import UserError
+from recipe.base.errors import ConfigError, UserError
 from recipe.base.settings import load_run_config
 from recipe.checkpoints.export import check_export_folder
 from recipe.data.token_folder import TokenFolder
@@ -108,6 +108,33 @@ def test_evaluation_needs_held_out_tokens(prepared, dry, tmp_path, monkeypatch):
     code, error = dry("evaluation.every_steps=5")
     assert code == 2
     assert "has no held-out shards" in error
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["schedule.warmup_tokens=400001"], "schedule.warmup_tokens + decay_tokens exceed schedule.total_tokens"),
+        (["schedule.warmup_tokens=400000"], None),
+        (["schedule.decay_tokens=0"], "wsd needs schedule.decay_tokens"),
+        (["schedule.kind=cosine"], "schedule.decay_tokens is for kind wsd"),
+        (["schedule.min_lr=1"], "exceeds schedule.peak_lr"),
+        (["data.mixture={tiers: {en: 2}, anneal: {share: 0.1, tier_weights: {1: 2}}}"], "names tier 2, which anneal"),
+        (["data.mixture={anneal: {share: 0.1, tier_weights: {1: -2}}}"], "1 has a negative weight"),
+        (["data.mixture.weights={en: 0}"], "data.mixture.weights are all zero"),
+        (["data.mixture={weights: {en: 1}, factors: {en: 2}}"], "overrides factors; keep one"),
+        (["checkpoint.keep_every_steps=150"], "is no multiple of checkpoint.every_steps"),
+        (["watch.heartbeat_s=1000"], "is not below watch.no_progress_s"),
+        (["routing.z_loss_coef=0"], "logit_growth raises a z-loss"),
+    ],
+)
+def test_a_run_config_is_asked_for_the_problems_of_all_its_sections(overrides, problem):
+    """The quickstart's: WSD, 600,000 tokens of which 200,000 are its decay, a checkpoint every 100 steps."""
+    if problem is None:
+        load_run_config(QUICKSTART, overrides)
+        return
+    with pytest.raises(ConfigError) as error:
+        load_run_config(QUICKSTART, overrides)
+    assert problem in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "heartbeats", "tensorboard"])
