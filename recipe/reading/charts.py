@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -36,6 +36,29 @@ class Mark:
     style: str = "bad"
 
 
+Points = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # of a curve: x, and mean, least and most of y
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The ranges of a chart, and where on it a point lies."""
+
+    x_least: float
+    x_most: float
+    y_least: float
+    y_most: float
+
+    def across(self, x: float) -> float:
+        return LEFT + (x - self.x_least) / max(self.x_most - self.x_least, 1) * (WIDTH - LEFT - RIGHT)
+
+    def up(self, y: float) -> float:
+        return HEIGHT - BOTTOM - (y - self.y_least) / (self.y_most - self.y_least) * (HEIGHT - TOP - BOTTOM)
+
+    def joined(self, xs: np.ndarray, ys: np.ndarray) -> list[str]:
+        """Points as SVG lists them."""
+        return [f"{self.across(x):.1f},{self.up(y):.1f}" for x, y in zip(xs, ys, strict=True)]
+
+
 def line_chart(
     curves: Sequence[Curve], marks: Sequence[Mark] = (), *, unit: str = "", from_zero: bool = False
 ) -> Markup:
@@ -44,39 +67,13 @@ def line_chart(
     drawn = [(curve, points) for curve, points in drawn if len(points[0])]
     if not drawn:
         return Markup('<p class="soft">nothing logged yet</p>')
-    x_most = max(float(points[0][-1]) for _, points in drawn)
-    x_least = min(float(points[0][0]) for _, points in drawn)
-    y_least = 0.0 if from_zero else min(float(points[2].min()) for _, points in drawn)
-    y_most = max(float(points[3].max()) for _, points in drawn)
-    if y_most - y_least < LEAST_RANGE:
-        half = max(0.5, abs(y_least) / 1000)
-        y_least, y_most = y_least - half, y_least + half
-    across = lambda x: LEFT + (x - x_least) / max(x_most - x_least, 1) * (WIDTH - LEFT - RIGHT)  # noqa: E731
-    up = lambda y: HEIGHT - BOTTOM - (y - y_least) / (y_most - y_least) * (HEIGHT - TOP - BOTTOM)  # noqa: E731
-    parts = []
-    for tick in ticks(y_least, y_most, 5):
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{up(tick):.1f}" y2="{up(tick):.1f}"/>')
-        parts.append(f'<text class="tick" text-anchor="end" x="{LEFT - 6}" y="{up(tick) + 4:.1f}">{short(tick)}</text>')
-    for tick in ticks(x_least, x_most, 8):
-        parts.append(
-            f'<text class="tick" text-anchor="middle" x="{across(tick):.1f}" y="{HEIGHT - 10}">{short(tick)}</text>'
-        )
-    for curve, (x, mean, least, most) in drawn:
-        if (most > least).any():
-            band = [f"{across(a):.1f},{up(b):.1f}" for a, b in zip(x, most, strict=True)]
-            band += [f"{across(a):.1f},{up(b):.1f}" for a, b in zip(x[::-1], least[::-1], strict=True)]
-            parts.append(f'<polygon class="band {curve.style}" points="{" ".join(band)}"/>')
-        points = " ".join(f"{across(a):.1f},{up(b):.1f}" for a, b in zip(x, mean, strict=True))
-        parts.append(
-            f'<polyline class="curve {curve.style}" points="{points}"><title>{escape(curve.name)}</title></polyline>'
-        )
-        if len(x) == 1:
-            parts.append(f'<circle class="dot {curve.style}" cx="{across(x[0]):.1f}" cy="{up(mean[0]):.1f}" r="3"/>')
+    axes = _axes([points for _, points in drawn], from_zero)
+    parts = [*_grid(axes)]
+    for curve, points in drawn:
+        parts += _curve(axes, curve, points)
     for mark in marks:
-        if x_least <= mark.step <= x_most:
-            at = across(mark.step)
-            parts.append(f'<g class="mark {mark.style}"><title>{escape(mark.message)}</title><line x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')  # fmt: skip
-            parts.append(f'<text text-anchor="middle" x="{at:.1f}" y="{TOP - 6}">{escape(mark.label)}</text></g>')
+        if axes.x_least <= mark.step <= axes.x_most:
+            parts += _mark(axes.across(mark.step), mark)
     parts.append(f'<text class="tick" x="4" y="12">{escape(unit)}</text>')
     legend = "".join(
         f'<span class="key {curve.style}"></span>{escape(curve.name)} &nbsp; ' for curve, _ in drawn if curve.name
@@ -84,6 +81,43 @@ def line_chart(
     return Markup(
         f'<div class="legend">{legend}</div><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>'
     )
+
+
+def _axes(drawn: list[Points], from_zero: bool) -> Axes:
+    """Ranges that hold all curves, none of them empty."""
+    y_least = 0.0 if from_zero else min(float(least.min()) for _, _, least, _ in drawn)
+    y_most = max(float(most.max()) for _, _, _, most in drawn)
+    if y_most - y_least < LEAST_RANGE:
+        half = max(0.5, abs(y_least) / 1000)
+        y_least, y_most = y_least - half, y_least + half
+    return Axes(min(float(x[0]) for x, *_ in drawn), max(float(x[-1]) for x, *_ in drawn), y_least, y_most)
+
+
+def _grid(axes: Axes) -> Iterator[str]:
+    for tick in ticks(axes.y_least, axes.y_most, 5):
+        y = axes.up(tick)
+        yield f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        yield f'<text class="tick" text-anchor="end" x="{LEFT - 6}" y="{y + 4:.1f}">{short(tick)}</text>'
+    for tick in ticks(axes.x_least, axes.x_most, 8):
+        x = axes.across(tick)
+        yield f'<text class="tick" text-anchor="middle" x="{x:.1f}" y="{HEIGHT - 10}">{short(tick)}</text>'
+
+
+def _curve(axes: Axes, curve: Curve, points: Points) -> Iterator[str]:
+    x, mean, least, most = points
+    if (most > least).any():
+        band = [*axes.joined(x, most), *axes.joined(x[::-1], least[::-1])]
+        yield f'<polygon class="band {curve.style}" points="{" ".join(band)}"/>'
+    line, name = " ".join(axes.joined(x, mean)), escape(curve.name)
+    yield f'<polyline class="curve {curve.style}" points="{line}"><title>{name}</title></polyline>'
+    if len(x) == 1:
+        yield f'<circle class="dot {curve.style}" cx="{axes.across(x[0]):.1f}" cy="{axes.up(mean[0]):.1f}" r="3"/>'
+
+
+def _mark(x: float, mark: Mark) -> Iterator[str]:
+    yield f'<g class="mark {mark.style}"><title>{escape(mark.message)}</title>'
+    yield f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+    yield f'<text text-anchor="middle" x="{x:.1f}" y="{TOP - 6}">{escape(mark.label)}</text></g>'
 
 
 def heatmap(steps: np.ndarray, values_TL: np.ndarray, *, least: float, most: float, columns: int = 160) -> Markup:

@@ -72,13 +72,17 @@ class ProfiledSteps:
 def check_job(
     config_path: Path, overrides: list[str], ds_path: Path, world_size: int | None, *, port_may_be_in_use: bool = False
 ) -> Job:
-    """Read and cross-check all inputs of a run.
+    """Read and cross-check all inputs of a run. Nothing is written.
 
     Args:
-        config_path, overrides: the run config and the `key=value` changes to it.
+        config_path: the run config.
+        overrides: `key=value` changes to it.
         ds_path: the ds_config.
         world_size: ranks launched; None in a dry run, where the ds_config's own number is taken.
         port_may_be_in_use: on this host, since ranks are yet to be launched, maybe on others.
+
+    Returns:
+        the inputs of a run that can start.
 
     Raises:
         UserError: with every problem of both configs; or of their fit with the model and the ranks; or the
@@ -87,23 +91,14 @@ def check_job(
     run, (ds, ds_raw) = read_all(lambda: load_run_config(config_path, overrides), lambda: load_ds_config(ds_path))
     group_timeout_s(run.watch)  # refuses an environment that ends a hung job before the watchdog
     shape = load_model_shape(run.model)
-    found = ds.problems_with(shape, ds.world_size if world_size is None else world_size)
-    if run.data.seq_length > shape.max_position_embeddings:
-        found.append(
-            f"data.seq_length {run.data.seq_length} exceeds the model's max_position_embeddings "
-            f"{shape.max_position_embeddings}; lower it or choose another model"
-        )
-    if found:
-        raise ConfigError(f"{ds_path} with {run.model}", found)
+    if problems := _problems_of_fit(run, ds, shape, ds.world_size if world_size is None else world_size):
+        raise ConfigError(f"{ds_path} with {run.model}", problems)
     _check_outputs(run, starts=world_size is not None or port_may_be_in_use)
     tokens = TokenFolder(run.data.tokens)
-    facts = check_tokenizer(tokens, run.tokenizer)
-    check_vocabulary(facts["vocab_size"], shape.vocab_size)
+    tokenizer = check_tokenizer(tokens, run.tokenizer)
+    check_vocabulary(tokenizer["vocab_size"], shape.vocab_size)
     order = batch_order(run, tokens)
-    held_out: list[Source] = []
-    if run.evaluation.every_steps is not None:
-        held_out, _ = held_out_sources(run.evaluation.tokens or run.data.tokens, run.tokenizer)
-        _check_held_out(held_out)
+    held_out = _held_out(run)
     evaluated = None if run.evaluation.tokens is None else TokenFolder(run.evaluation.tokens)
     return Job(
         run,
@@ -116,6 +111,25 @@ def check_job(
         never_held_out=sorted(set(order.names) - (evaluated or tokens).sizes("held_out").keys()),
         identity=identity_of(shape, tokens, run.tokenizer, evaluated),
     )
+
+
+def _problems_of_fit(run: RunConfig, ds: DsConfig, shape: ModelShape, world_size: int) -> list[str]:
+    problems = ds.problems_with(shape, world_size)
+    if run.data.seq_length > shape.max_position_embeddings:
+        problems.append(
+            f"data.seq_length {run.data.seq_length} exceeds the model's max_position_embeddings "
+            f"{shape.max_position_embeddings}; lower it or choose another model"
+        )
+    return problems
+
+
+def _held_out(run: RunConfig) -> list[Source]:
+    """The sources that are evaluated during training; none where that is off."""
+    if run.evaluation.every_steps is None:
+        return []
+    sources, _ = held_out_sources(run.evaluation.tokens or run.data.tokens, run.tokenizer)
+    _check_held_out(sources)
+    return sources
 
 
 def _check_outputs(run: RunConfig, starts: bool) -> None:
@@ -182,12 +196,31 @@ def batch_order(run: RunConfig, tokens: TokenFolder) -> BatchOrder:
 
 
 def describe(job: Job) -> str:
-    """What would run, for --dry-run and the head of the log."""
+    """What would run, for --dry-run and the head of the log.
+
+    Args:
+        job: that `check_job` has found sound.
+
+    Returns:
+        lines that begin with what they are about.
+    """
+    checkpoint = f"a checkpoint every {job.run.checkpoint.every_steps:,} steps"
+    lines = [
+        *_describe_model(job),
+        *_describe_mixture(job),
+        f"routing     {_describe_routing(job.run.routing)}",
+        f"compute     {_describe_compute(job.run)}",
+        *_describe_evaluation(job),
+    ]
+    if (note := export_note(job.shape, job.run.routing)) is not None:
+        lines.append(f"export      {note}")
+    return "\n".join([*lines, f"run folder  {job.run.run_dir}, {checkpoint}"])
+
+
+def _describe_model(job: Job) -> list[str]:
     run, ds, shape = job.run, job.ds, job.shape
     total, active = sum(shape.parameters().values()), sum(shape.active_parameters().values())
-    sequences = job.total_steps * ds.train_batch_size
-    epochs = job.order.epochs(sequences)
-    lines = [
+    return [
         f"model       {total:,} parameters, {active:,} active; {shape.num_moe_layers} MoE layers of "
         f"{shape.n_routed_experts} experts, top {shape.num_experts_per_tok}, {shape.n_shared_experts} shared",
         f"parallel    {ds.world_size} ranks, ZeRO-{ds.zero_optimization.stage}, expert parallel size "
@@ -196,36 +229,46 @@ def describe(job: Job) -> str:
         f"schedule    {job.total_steps:,} steps, {job.total_steps * job.tokens_per_step:,} tokens, {run.schedule.kind}, "
         f"peak lr {run.schedule.peak_lr:g}",
     ]
-    for name, count in job.order.read(sequences).items():
-        lines.append(
-            f"mixture     {name:<12} {count / sequences:6.1%} of the sequences, "
-            f"{count * run.data.seq_length:,.0f} tokens, {epochs[name]:.2f} epochs"
-        )
+
+
+def _describe_mixture(job: Job) -> list[str]:
+    sequences = job.total_steps * job.ds.train_batch_size
+    epochs = job.order.epochs(sequences)
+    lines = [
+        f"mixture     {name:<12} {count / sequences:6.1%} of the sequences, "
+        f"{count * job.run.data.seq_length:,.0f} tokens, {epochs[name]:.2f} epochs"
+        for name, count in job.order.read(sequences).items()
+    ]
     for first, _ in job.order.phases[1:]:
-        lines.append(f"mixture     anneals from step {first * CYCLE // ds.train_batch_size + 1:,}")
-    lines.append(f"routing     {_describe_routing(run.routing)}")
-    lines.append(
-        f"compute     recompute {run.compute.recompute}, {run.compute.attention} attention "
-        f"{'inside each document' if run.data.document_attention else 'over the whole sequence'}, "
-        f"loss in chunks of {run.compute.loss_chunk_tokens:,} tokens"
-        f"{', compiled' if run.compute.compile else ''}{', deterministic' if run.compute.deterministic else ''}"
-    )
-    if job.held_out:
-        counts = ", ".join(f"{sum(s.num_tokens for s in source.shards):,} of {source.name}" for source in job.held_out)
-        lines.append(f"evaluation  every {run.evaluation.every_steps:,} steps, held-out tokens: {counts}")
-    if job.never_held_out:
-        lines.append(f"evaluation  no held-out tokens of {', '.join(job.never_held_out)}: never evaluated")
-    if (note := export_note(shape, run.routing)) is not None:
-        lines.append(f"export      {note}")
-    lines.append(f"run folder  {run.run_dir}, a checkpoint every {run.checkpoint.every_steps:,} steps")
-    return "\n".join(lines)
+        lines.append(f"mixture     anneals from step {first * CYCLE // job.ds.train_batch_size + 1:,}")
+    return lines
 
 
 def _describe_routing(routing: Routing) -> str:
-    capacity, mitigations = routing.capacity, routing.mitigations
-    watched = [name for name, found in mitigations if found is not None]
+    capacity = routing.capacity
+    watched = [name for name, settings in routing.mitigations if settings is not None]
     limit = "" if capacity.mode == "dropless" else f" at {capacity.factor:g} per {capacity.scope.replace('_', ' ')}"
     return (
         f"{routing.aux_loss_scope.replace('_', ' ')} aux loss {routing.aux_loss_coef:g}, z-loss {routing.z_loss_coef:g}, "
         f"bias rate {routing.bias_update_rate:g}, {capacity.mode}{limit}; watched: {', '.join(watched) or 'nothing'}"
     )
+
+
+def _describe_compute(run: RunConfig) -> str:
+    compute = run.compute
+    return (
+        f"recompute {compute.recompute}, {compute.attention} attention "
+        f"{'inside each document' if run.data.document_attention else 'over the whole sequence'}, "
+        f"loss in chunks of {compute.loss_chunk_tokens:,} tokens"
+        f"{', compiled' if compute.compile else ''}{', deterministic' if compute.deterministic else ''}"
+    )
+
+
+def _describe_evaluation(job: Job) -> list[str]:
+    lines = []
+    if job.held_out:
+        counts = ", ".join(f"{sum(s.num_tokens for s in source.shards):,} of {source.name}" for source in job.held_out)
+        lines.append(f"evaluation  every {job.run.evaluation.every_steps:,} steps, held-out tokens: {counts}")
+    if job.never_held_out:
+        lines.append(f"evaluation  no held-out tokens of {', '.join(job.never_held_out)}: never evaluated")
+    return lines
