@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import unicodedata
 
 import pytest
@@ -14,7 +15,7 @@ from data_prep.curation.blocked_urls import BlockedUrls
 from data_prep.curation.cleaning import Phrases, normalize
 from data_prep.curation.language import identify_language
 from data_prep.curation.notices import is_prominent, remove_notices, without_notices
-from data_prep.curation.rules import Judge
+from data_prep.curation.rules import Bound, Judge, LanguageRules
 from data_prep.documents.reading import read_documents, write_documents
 from recipe.base.errors import ConfigError, UserError
 from recipe.base.strict import load_json
@@ -113,15 +114,79 @@ def test_each_rule_drops_what_it_is_for(message, language, text):
     assert Judge(CONFIG.languages[language]).reason(text) == message
 
 
+GRAMS = [
+    "duplicate_5gram",
+    "duplicate_6gram",
+    "duplicate_7gram",
+    "duplicate_8gram",
+    "duplicate_9gram",
+    "duplicate_10gram",
+]
+# of Gopher, table A1 (arXiv 2112.11446): the largest share that a document may have
+TABLE_A1 = {
+    "duplicate_line_share": 0.30,
+    "duplicate_paragraph_share": 0.30,
+    "duplicate_line_character_share": 0.20,
+    "duplicate_paragraph_character_share": 0.20,
+    "top_2gram_share": 0.20,
+    "top_3gram_share": 0.18,
+    "top_4gram_share": 0.16,
+    **{f"{gram}_share": share for gram, share in zip(GRAMS, (0.15, 0.14, 0.13, 0.12, 0.11, 0.10), strict=True)},
+}
+
+
+def repeating(name: str, plain: str) -> str:
+    """A text that repeats itself in the way that a rule is for."""
+    if "line" in name:
+        return "\n".join([plain, plain, plain])
+    if "paragraph" in name:
+        return "\n\n".join([plain, plain, plain])
+    words, glue = (plain.split(), " ") if plain.isascii() else (list(plain), "")
+    return plain + glue + glue.join(words[: int(re.search(r"\d+", name)[0])] * 60)
+
+
+# repetition that another rule drops first when all are asked
+ALONE = [
+    (f"{name}_high", lang, repeating(name, plain))
+    for lang, plain in (("en", ENGLISH), ("zh", CHINESE))
+    for name in CONFIG.languages[lang].rules
+    if name in TABLE_A1
+]
+
+
+@pytest.mark.parametrize(
+    ("message", "language", "text"), [*EXAMPLES, *ALONE], ids=[f"{r}-{lang}" for r, lang, _ in [*EXAMPLES, *ALONE]]
+)
+def test_each_rule_drops_what_it_is_for_by_itself(message, language, text):
+    rules, name = CONFIG.languages[language], message.rpartition("_")[0]
+    judge = Judge(rules.model_copy(update={"rules": {name: rules.rules[name]}}))
+    assert judge.reason(text) == message
+    assert judge.reason({"en": ENGLISH, "zh": CHINESE}[language]) is None
+
+
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_every_kind_of_rule_has_an_example(language):
-    asked = {rule for rule, lang, _ in EXAMPLES if lang == language}
-    # repetition of the same kind at other lengths, which the first of them drops already
-    same = ("duplicate_line_character", "duplicate_paragraph", "top_3", "top_4", "gram_share")
-    for name, bound in CONFIG.languages[language].rules.items():
-        for end in ("min", "max"):
-            rule = f"{name}_{'low' if end == 'min' else 'high'}"
-            assert getattr(bound, end) is None or rule in asked or any(part in name for part in same), rule
+def test_every_rule_has_an_example_in_each_direction(language):
+    asked = {
+        f"{name}_{direction}"
+        for name, bound in CONFIG.languages[language].rules.items()
+        for direction, limit in (("low", bound.min), ("high", bound.max))
+        if limit is not None
+    }
+    assert asked == {rule for rule, lang, _ in [*EXAMPLES, *ALONE] if lang == language}
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_rules_from_the_table_of_gopher_have_its_values(language):
+    rules = {name: bound for name, bound in CONFIG.languages[language].rules.items() if "table A1" in bound.source}
+    assert len(rules) >= 7
+    for name, bound in rules.items():
+        own = "FineWeb" not in bound.source and language == "zh" and "gram" in name and "duplicate" in name
+        assert own or bound.max == TABLE_A1[name], name
+
+
+def test_a_bound_itself_passes():
+    judge = Judge(LanguageRules(rules={"words": Bound(min=5, max=5, source="x")}))
+    assert [judge.reason("word " * n) for n in (4, 5, 6)] == ["words_low", None, "words_high"]
 
 
 def test_every_threshold_has_a_source():
@@ -148,6 +213,17 @@ def test_every_threshold_has_a_source():
 )
 def test_the_language_is_detected_and_must_agree_with_the_label(fields, message):
     assert reason(**fields) == message
+
+
+def test_a_document_of_two_languages_goes_where_neither_has_the_share_that_is_asked_for():
+    text = f"{ENGLISH}\n{CHINESE}"
+    language, share = identify_language(text)
+    assert language == "zh"
+    assert 0.5 < share < 0.6
+    for asked, message in ((0.0, None), (share, None), (share + 0.01, "mixed_language"), (1.0, "mixed_language")):
+        assert reason(text, changed(min_language_share=asked)) == message, asked
+    third = "Большинство людей, которые жили у реки, видели эти лодки раньше и знали, что рынок откроется утром. " * 3
+    assert reason(f"{text}\n{third}") == "mixed_language"  # half of it, as shipped
 
 
 @needs_shared

@@ -77,6 +77,46 @@ def test_a_prompt_that_all_items_share_is_no_contamination(tmp_path):
     assert (code, kept) == (0, {"a"})
 
 
+@pytest.mark.parametrize("items", [2, 3, 4])
+def test_an_ngram_of_as_many_items_as_the_limit_is_a_template(items, tmp_path):
+    (tmp_path / "decontaminate.yaml").write_text("template_items: 3\n")
+    sets = {"x.jsonl": [{"question": f"{QUESTION} {i}"} for i in range(items)]}
+    documents = [document("a", f"{FILLER} {QUESTION}"), document("b", FILLER)]
+    _, left = run(tmp_path, documents, sets, "--config", tmp_path / "decontaminate.yaml")
+    assert left == ({"b"} if items < 3 else {"a", "b"})
+    templates = load_json(tmp_path / "out" / "manifest.json")["results"]["template_ngrams"]
+    words = len(QUESTION.split())
+    assert templates == {"characters": 0, "words": 0 if items < 3 else words - 12}
+
+
+@pytest.mark.parametrize("allowed", [0, 5, 6])
+def test_a_document_may_share_as_many_ngrams_as_is_asked_for(allowed, tmp_path):
+    (tmp_path / "decontaminate.yaml").write_text(f"max_shared: {allowed}\n")
+    shared = len(QUESTION.split()) - 12
+    assert shared == 6
+    _, left = run(
+        tmp_path,
+        [document("a", f"{FILLER} {QUESTION}"), document("b", FILLER)],
+        {"x.jsonl": [{"question": QUESTION}]},
+        "--config",
+        tmp_path / "decontaminate.yaml",
+    )
+    assert left == ({"a", "b"} if allowed >= shared else {"b"})
+
+
+def test_fields_that_are_ignored_are_no_items(tmp_path):
+    (tmp_path / "decontaminate.yaml").write_text("ignored_fields: [source]\n")
+    record = {"question": "Too short?", "source": QUESTION}
+    _, left = run(
+        tmp_path,
+        [document("a", f"{FILLER} {QUESTION}")],
+        {"x.jsonl": [record]},
+        "--config",
+        tmp_path / "decontaminate.yaml",
+    )
+    assert left == {"a"}
+
+
 def test_every_text_of_an_item_counts_but_its_labels():
     record = {"id": "x", "q": "one", "choices": [{"text": "two", "id": "y"}, "three"], "n": 3, "none": None}
     assert list(texts_of(record, frozenset({"id"}))) == ["one", "two", "three"]

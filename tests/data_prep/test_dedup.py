@@ -18,6 +18,7 @@ from data_prep.curation import repeated_lines
 from data_prep.dedup import DedupConfig, main, notes_on_ranking, repeated_ids
 from data_prep.deduplication import signatures
 from data_prep.deduplication.components import find_components
+from data_prep.deduplication.links import pairs_in_bands
 from data_prep.deduplication.minhash import MinHash, pack, similarity
 from data_prep.documents.reading import Part, write_documents
 from recipe.base.strict import load_json
@@ -49,6 +50,7 @@ def document(identity: str, text: str) -> dict[str, str]:
 WORDS = [f"word{i}" for i in range(300)]
 TEXT = " ".join(WORDS)
 GOLDEN_SIGNATURE = [284667828, 592814575, 413829617, 511549921]
+GOLDEN_SHIPPED = "29ee39c00c140b1c6900f1082336416e"  # of the 256 minima of TEXT
 GOLDEN_BANDS = [[17639885852077745562, 13089215753531853141]]
 
 
@@ -124,6 +126,20 @@ def test_signatures_stay_the_same_from_version_to_version():
     signature = minhash.signature("The old ship, 清晨的船长 don't wait for Émile's lantern.")
     assert signature.tolist() == GOLDEN_SIGNATURE
     assert minhash.band_keys(signature[None]).tolist() == GOLDEN_BANDS
+
+
+def test_each_of_the_shipped_hash_functions_stays_the_same():
+    """Multiply-shift needs odd multipliers, of which half of those drawn are not."""
+    minima = MinHash(ngram=5, bands=32, rows=8, seed=1).signature(TEXT)
+    assert minima.shape == (256,)
+    assert xxhash.xxh3_128_hexdigest(minima.astype("<u4").tobytes()) == GOLDEN_SHIPPED
+
+
+def test_every_document_of_a_bucket_is_compared_with_its_neighbour_and_with_the_first():
+    rows = {"key": pa.array([7] * 4 + [9], pa.uint64()), "exact": pa.array([1, 2, 3, 3, 1], pa.uint64())}
+    table = pa.table({**rows, "document": pa.array([10, 30, 20, 40, 50], pa.uint64())})
+    left, right = pairs_in_bands(table)
+    assert sorted(zip(left.tolist(), right.tolist(), strict=True)) == [(10, 20), (10, 30), (20, 30)]
 
 
 def test_documents_meet_where_a_band_agrees_and_nowhere_else():
@@ -323,6 +339,22 @@ def test_lines_that_many_documents_have_go_when_asked(tmp_path):
     counts = load_json(tmp_path / "out" / "manifest.json")["counts"]
     assert (counts["in"], counts["out"], counts["dropped"]) == (4, 3, {"repeated_lines": 1})
     assert counts["repeated_lines"] == {"documents": 4, "lines": 4}
+
+
+@pytest.mark.parametrize(
+    ("documents", "characters", "stays"), [(2, 10, True), (3, 10, False), (4, 10, False), (3, 24, True), (3, 23, False)]
+)
+def test_a_line_goes_from_the_number_of_documents_and_characters_on_that_is_asked_for(
+    documents, characters, stays, tmp_path
+):
+    config = tmp_path / "dedup.yaml"
+    config.write_text(f"repeated_lines: {{min_documents: 3, min_characters: {characters}}}\n")
+    line = "Home | About | Contact."
+    own = [" ".join(f"{name}{i}" for i in range(60)) for name in "abcd"[:documents]]
+    texts = [
+        d["text"] for d in run(tmp_path, [document(str(i), f"{line}\n{t}") for i, t in enumerate(own)], config=config)
+    ]
+    assert texts == [f"{line}\n{text}" if stays else text for text in own]
 
 
 def test_repeated_lines_of_many_ranges_are_in_one_file_and_a_number_that_is_not_finite_is_no_obstacle(tmp_path):

@@ -250,6 +250,18 @@ def test_local_workers_end_with_their_driver_and_share_no_partial_file(tmp_path)
     assert not list(tmp_path.glob(".x*"))
 
 
+def waits_for_the_other(folder: Path, number: int) -> dict[str, bool]:
+    (folder / str(number)).touch()
+    wait_for(lambda: (folder / str(1 - number)).exists(), "the other task", seconds=30)
+    return {"met": True}
+
+
+def test_two_workers_work_at_once(tmp_path):
+    tasks = [(number, tmp_path) for number in range(2)]
+    results = dict(make_engine("local", [], tmp_path / "scratch").run(waits_for_the_other, tasks, 2, "x: phase"))
+    assert results == {0: {"met": True}, 1: {"met": True}}
+
+
 def fails_beside_a_long_one(folder: Path, number: int) -> dict[str, int]:
     (folder / f"{number}.pid").write_text(str(os.getpid()))
     if number == 1:

@@ -390,6 +390,30 @@ def test_more_bad_records_than_permitted_over_all_tasks_say_why(tmp_path):
         stage.run_tasks("documents", work, stage.parts)
 
 
+def test_bad_records_of_tasks_done_before_a_kill_count_too(tmp_path):
+    for name in "abc":
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / f"in/{name}.jsonl").write_text('{"id": "a"}\n')
+
+    def stage() -> Stage:
+        return Stage("x", tmp_path / "in", tmp_path / "out", {}, max_bad=2)
+
+    def killed_at_the_third(documents, number):
+        if number == 2:
+            raise KeyboardInterrupt
+        return {"n": len(list(documents))}
+
+    first = stage()
+    with pytest.raises(KeyboardInterrupt):
+        first.run_tasks("documents", for_documents(first, work=killed_at_the_third), first.parts)
+    assert len(list(tmp_path.glob("out/tasks/documents/*.json"))) == 2
+    first._lock.close()
+    again = stage()
+    work = for_documents(again, work=lambda documents, number: {"n": len(list(documents))})
+    with pytest.raises(UserError, match="3 records of the input are no documents, more than --max-bad 2"):
+        again.run_tasks("documents", work, again.parts)
+
+
 def test_what_a_failed_run_set_aside_goes_when_the_input_was_mended(tmp_path):
     path = tmp_path / "in" / "a.jsonl"
     path.parent.mkdir()

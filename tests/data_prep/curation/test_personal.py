@@ -33,6 +33,17 @@ def test_personal_data_is_masked(text, masked):
     assert counts.total() > 0
 
 
+@pytest.mark.parametrize("prefix", ["13", "14", "15", "16", "17", "18", "19"])
+@pytest.mark.parametrize("form", ["{}012345678", "+86 {}0 1234 5678", "86{}012345678", "{}0-1234-5678"])
+def test_mobile_numbers_of_every_carrier_are_masked(prefix, form):
+    assert mask(f"call {form.format(prefix)}, please") == ("call [phone], please", Counter(phone=1))
+
+
+@pytest.mark.parametrize("prefix", ["10", "11", "12", "23"])
+def test_other_numbers_of_eleven_digits_stay(prefix):
+    assert mask(f"number {prefix}012345678")[1] == Counter()
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -325,6 +325,34 @@ class Wrong(FastEncoder):
         return (ids[::-1].copy(), ends) if any("wrong" in text for text in texts) else (ids, ends)
 
 
+@pytest.mark.parametrize("number", range(len(SELF_TEST)))
+def test_the_fast_encoder_is_refused_at_its_start_where_it_differs_on_a_text_of_the_self_test(
+    number, prepared, monkeypatch
+):
+    encode = ReferenceEncoder.encode
+
+    def other(self, texts):
+        ids, ends = encode(self, texts)
+        return (ids + 1, ends) if texts == [SELF_TEST[number]] else (ids, ends)
+
+    monkeypatch.setattr(ReferenceEncoder, "encode", other)
+    with pytest.raises(EncoderMismatch, match="other ids for a text that starts with"):
+        FastEncoder(prepared.tokenizer)
+
+
+@pytest.mark.parametrize("batch", [["a wrong one", "right"], ["right", "a wrong one"]])
+def test_the_first_document_of_each_batch_is_checked(batch, prepared, monkeypatch):
+    encoder, encode = FastEncoder(prepared.tokenizer), ReferenceEncoder.encode
+    monkeypatch.setattr(
+        ReferenceEncoder, "encode", lambda self, texts: encode(self, [text.replace("wrong", "right") for text in texts])
+    )
+    if batch[0] == "right":
+        encoder.encode(batch)
+    else:
+        with pytest.raises(EncoderMismatch):
+            encoder.encode(batch)
+
+
 def test_a_part_that_fails_its_check_is_encoded_again_by_the_reference(prepared, tmp_path, monkeypatch, capsys):
     documents = [{"id": str(i), "text": f"right {i} " * 20} for i in range(300)]
     documents.insert(256, {"id": "w", "text": "wrong or right"})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -132,3 +135,16 @@ def test_sums_that_are_damaged_or_of_another_shard_are_refused(tmp_path):
     (tmp_path / "b.sums").write_bytes((tmp_path / "b.sums").read_bytes()[:-3])
     with pytest.raises(UserError, match="is damaged; restore it"):
         Shard(tmp_path / "b")
+
+
+def test_the_index_gets_its_name_when_all_that_it_points_at_is_on_disk(tmp_path, monkeypatch):
+    """Who finds an index may read the shard."""
+    steps = []
+    replace, fsync = os.replace, os.fsync
+    monkeypatch.setattr(os, "replace", lambda a, b: (steps.append(Path(b).suffix), replace(a, b)))
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (steps.append(f"flushed {os.readlink(f'/proc/self/fd/{fd}').split('.')[1]}"), fsync(fd))
+    )
+    write(tmp_path / "a", 100)
+    assert steps[-3:] == [".bin", ".sums", ".idx"]
+    assert {"flushed bin", "flushed idx", "flushed sums"} <= set(steps[:-3])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from recipe.base.errors import UserError
-from recipe.data.indexed import Shard, ShardWriter, token_dtype
+from recipe.data.indexed import DamagedShard, Shard, ShardWriter, token_dtype
 from recipe.data.loader import BatchOrder, Permutation, cycle_places
 from recipe.data.mixture import CYCLE, Phase
 from recipe.data.token_folder import Source
@@ -155,3 +155,26 @@ def test_a_source_without_a_share_needs_no_data(sources, phases):
 def test_a_source_that_gets_a_share_later_needs_data_now(sources):
     with pytest.raises(UserError, match="source 'zh' has 121 tokens, too few"):
         BatchOrder(sources, [Phase(0, {"en": 1.0, "zh": 0.0}), Phase(1, {"en": 0.5, "zh": 0.5})], 200, 0)
+
+
+def test_a_damaged_sequence_is_missing_and_no_other_is(sources):
+    """One flipped bit in the Chinese shard."""
+    batches = BatchOrder(sources, [Phase(0, {"en": 0.5, "zh": 0.5})], S, 0, skip_damage=True)
+    whole, numbers, missing = batches.micro_batch(0, 0, 0, 1, 16)
+    assert not missing.any()
+    chinese = batches.names.index("zh")
+    assert 0 < (numbers == chinese).sum() < 16
+    (shard,) = sources[1].shards
+    with open(f"{shard.prefix}.bin", "r+b") as handle:
+        first = handle.read(1)
+        handle.seek(0)
+        handle.write(bytes([first[0] ^ 1]))
+    damaged = [sources[0], Source("zh", (Shard(shard.prefix),), shard.num_tokens, 1)]
+    batches = BatchOrder(damaged, [Phase(0, {"en": 0.5, "zh": 0.5})], S, 0, skip_damage=True)
+    tokens, numbers, missing = batches.micro_batch(0, 0, 0, 1, 16)
+    assert missing.tolist() == (numbers == chinese).tolist()
+    assert not tokens[missing].any()
+    assert np.array_equal(tokens[~missing], whole[~missing])
+    strict = BatchOrder(damaged, [Phase(0, {"en": 0.5, "zh": 0.5})], S, 0)
+    with pytest.raises(DamagedShard):
+        strict.micro_batch(0, 0, 0, 1, 16)
