@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from data_prep.core.command import job_parser
 from data_prep.core.stage import Stage, document_task
@@ -25,21 +25,17 @@ from data_prep.curation.rules import Judge, LanguageRules
 from data_prep.documents.fields import Fields
 from data_prep.documents.reading import Document, Part, write_documents, write_part
 from recipe.base.errors import ConfigError, UserError, exit_on_user_error
-from recipe.base.strict import load_yaml, strict_model
+from recipe.base.strict import Section, load_yaml, strict_model
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Quality(_Strict):
+class Quality(Section):
     """A score of a model of yours, `function(text, lang) -> float`, written to the field `quality`."""
 
     function: str = Field(pattern=r"^[\w.]+:\w+$")  # package.module:function, importable by every worker
     min: float
 
 
-class CurateConfig(_Strict):
+class CurateConfig(Section):
     fields: Fields = Fields()
     languages: dict[str, LanguageRules]
     min_language_share: float = Field(0.5, ge=0, le=1)

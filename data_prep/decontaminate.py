@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from data_prep.core.command import job_parser
 from data_prep.core.shuffle import KEY, Shuffle, column, grouped, read_table, write_table
@@ -32,14 +32,12 @@ from data_prep.documents.listing import KNOWN, every_file, is_named_as_documents
 from data_prep.documents.reading import Document, Part, parts_of, records, write_documents, write_part
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import sha256
-from recipe.base.strict import load_yaml, strict_model
+from recipe.base.strict import Section, load_yaml, strict_model
 
 PENDING_NGRAMS = 4_000_000  # of items, before they are counted: 32 MB
 
 
-class DecontaminateConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class DecontaminateConfig(Section):
     ngram_words: int = Field(13, gt=1)
     ngram_characters: int = Field(20, gt=1)
     template_items: int = Field(10, gt=1)

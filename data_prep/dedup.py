@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from data_prep.core.command import job_parser
 from data_prep.core.shuffle import Shuffle, column, grouped
@@ -38,14 +38,12 @@ from data_prep.deduplication.links import candidates, compare, sign_left, spread
 from data_prep.deduplication.signatures import DROPS_FILES, Catalog, Ranking, sign_part
 from data_prep.documents.reading import Document, Part, records, write_part
 from recipe.base.errors import UserError, exit_on_user_error, nearest
-from recipe.base.strict import load_json, load_yaml, strict_model
+from recipe.base.strict import Section, load_json, load_yaml, strict_model
 
 _EXAMPLES = 5  # of ids that several documents have
 
 
-class DedupConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class DedupConfig(Section):
     ngram: int = Field(5, gt=0)
     bands: int = Field(32, gt=0)
     rows: int = Field(8, gt=0)

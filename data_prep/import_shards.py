@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from data_prep.core.bad_records import BadRecords
 from data_prep.core.command import job_parser
@@ -39,15 +39,13 @@ from data_prep.tokenize_corpus import (
     write_shard,
 )
 from recipe.base.errors import UserError, exit_on_user_error
-from recipe.base.strict import load_json, load_yaml, strict_model
+from recipe.base.strict import Section, load_json, load_yaml, strict_model
 from recipe.data.token_folder import check_named_tokens, tokenizer_facts
 
 LONGEST_TOKENS = MAX_RECORD_BYTES  # of a document: one of tokenize_corpus.py has no more, of a byte each
 
 
-class ImportConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class ImportConfig(Section):
     sources: dict[str, list[str]] = {}
     held_out: float = Field(0.005, ge=0, lt=1)
     max_shard_tokens: int = Field(75_000_000, gt=0)

@@ -13,7 +13,7 @@ from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from data_prep.core.bad_records import BadRecords
 from data_prep.core.command import job_parser
@@ -25,18 +25,14 @@ from data_prep.documents.listing import KNOWN, Files, list_files, matching, name
 from data_prep.documents.reading import BadRecord, Part, document_files, read_documents, unread_files, write_part
 from recipe.base.arguments import positive_int
 from recipe.base.errors import UserError, exit_on_user_error, nearest
-from recipe.base.strict import load_json, load_yaml, strict_model
+from recipe.base.strict import Section, load_json, load_yaml, strict_model
 
 PART_DOCUMENTS = 100  # of one id in a part: no chance
 ENOUGH_IDS = 0.9  # different ones a document; files that each number from 0 have fewer
 FEW_IDS = 1000  # documents are held out by a hash of their id; of fewer ids a share is a matter of chance
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Hub(_Strict):
+class Hub(Section):
     """Arguments of `datasets.load_dataset`."""
 
     path: str  # of a dataset, or a builder (json, parquet) with data_files
@@ -46,7 +42,7 @@ class Hub(_Strict):
     data_files: str | list[str] | None = None
 
 
-class SourceConfig(_Strict):
+class SourceConfig(Section):
     """One source. Exactly one of `hub` and `files`."""
 
     hub: Hub | None = None
@@ -68,7 +64,7 @@ class SourceConfig(_Strict):
         return [] if (self.hub is None) != (self.files is None) else ["give exactly one of 'hub' and 'files'"]
 
 
-class SourcesConfig(_Strict):
+class SourcesConfig(Section):
     sources: dict[str, SourceConfig]
 
     def problems(self) -> list[str]:

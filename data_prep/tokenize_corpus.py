@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from data_prep.core.command import job_parser
 from data_prep.core.shuffle import Shuffle, list_value, producer
@@ -34,7 +34,7 @@ from data_prep.tokenization.encoder import (
 )
 from recipe.base.errors import exit_on_user_error
 from recipe.base.files import sha256
-from recipe.base.strict import load_json, load_yaml, strict_model
+from recipe.base.strict import Section, load_json, load_yaml, strict_model
 from recipe.data.indexed import SUFFIXES, ShardWriter, token_dtype
 from recipe.data.token_folder import check_named_tokens, tokenizer_facts
 
@@ -48,9 +48,7 @@ ENOUGH_IDS = 0.8  # different ones a document, beyond the error of the sketch
 MANY_DOCUMENTS = 1000  # of a source, of which a share can be held out
 
 
-class TokenizeConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class TokenizeConfig(Section):
     source_by: Literal["lang", "source", "both"] = "lang"
     held_out: float = Field(0.005, ge=0, lt=1)
     max_shard_tokens: int = Field(75_000_000, gt=0)

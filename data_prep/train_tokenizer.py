@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from data_prep.core.command import job_parser
@@ -24,16 +24,14 @@ from data_prep.core.tally import merged
 from data_prep.documents.reading import Document
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import write_text
-from recipe.base.strict import load_yaml, strict_model
+from recipe.base.strict import Section, load_yaml, strict_model
 from recipe.huggingface.split_patterns import SPLIT_PATTERNS
 from recipe.huggingface.tokenizer_folder import write_tokenizer_config
 
 SAMPLE_SEED = 20_260_103
 
 
-class TokenizerConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class TokenizerConfig(Section):
     vocab_size: int = Field(gt=0)
     digits: Literal["single", "triple"] = "single"
     eod_token: str = "<|endoftext|>"

@@ -6,10 +6,11 @@ from __future__ import annotations
 import inspect
 import sys
 import types
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
+from pydantic.fields import FieldInfo
 
 from recipe.base.ds_config import DsConfig
 from recipe.base.model_shape import ModelShape
@@ -28,13 +29,21 @@ PARTS = (
 )  # fmt: skip
 
 
-def sections(model: type[BaseModel], prefix: str = "") -> list[tuple[str, type[BaseModel]]]:
-    """A model and those below it, with the dotted names they have in a file."""
-    found = [(prefix, model)]
+def sections(model: type[BaseModel], prefix: str = "") -> list[tuple[str, type[BaseModel], str]]:
+    """A model and those below it: the dotted names they have in a file, and what they are for."""
+    rows = [(prefix, model, inspect.cleandoc(vars(model).get("__doc__") or "").split("\n\nArgs:")[0])]
     for name, field in model.model_fields.items():
         if (inner := inner_model(field.annotation)) is not None:
-            found += sections(inner, f"{prefix}.{field.alias or name}".lstrip("."))
-    return found
+            (at, section, purpose), *below = sections(inner, f"{prefix}.{field.alias or name}".lstrip("."))
+            rows += [(at, section, " ".join(filter(None, [purpose, field.description, null_note(field)]))), *below]
+    return rows
+
+
+def null_note(field: FieldInfo) -> str:
+    """Whether a section may be left out."""
+    if type(None) not in get_args(field.annotation):
+        return ""
+    return "Null by default." if field.default is None else "Null switches it off."
 
 
 def inner_model(annotation: Any) -> type[BaseModel] | None:
@@ -47,15 +56,19 @@ def inner_model(annotation: Any) -> type[BaseModel] | None:
 
 def table(model: type[BaseModel]) -> str:
     """The keys of one section that hold values."""
-    comments = comments_of(model)
     rows = []
     for name, field in model.model_fields.items():
         if inner_model(field.annotation) is None:
-            default = "required" if field.default is PydanticUndefined and field.default_factory is None else f"`{shown(field.get_default(call_default_factory=True))}`"  # fmt: skip
+            default = "required" if field.is_required() else f"`{shown(field.get_default(call_default_factory=True))}`"
             limits = ", ".join(limit for limit in map(limit_of, field.metadata) if limit)
             kind = type_of(field.annotation) + (f", {limits}" if limits else "")
-            rows.append([f"`{field.alias or name}`", kind, default, comments.get(name, "")])
+            rows.append([f"`{field.alias or name}`", kind, default, meaning_of(field)])
     return markdown_table(["key", "value", "default", "meaning"], rows, left=4) if rows else ""
+
+
+def meaning_of(field: FieldInfo) -> str:
+    """The string below a field in the code, on one line."""
+    return " ".join((field.description or "").split()).replace("|", "\\|")
 
 
 def limit_of(item: Any) -> str:
@@ -74,10 +87,8 @@ def type_of(annotation: Any) -> str:
     if get_origin(annotation) in (Union, types.UnionType):
         return " or ".join(type_of(part) for part in get_args(annotation))
     if get_args(annotation):
-        return f"{get_origin(annotation).__name__} of {', '.join(type_of(part) for part in get_args(annotation))}"
-    return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", "Path": "path"}.get(
-        annotation.__name__, annotation.__name__
-    )
+        return f"{get_origin(annotation).__name__}[{', '.join(type_of(part) for part in get_args(annotation))}]"
+    return "path" if annotation is Path else annotation.__name__
 
 
 def shown(value: Any) -> str:
@@ -89,24 +100,13 @@ def shown(value: Any) -> str:
     return str(list(value) if isinstance(value, tuple) else value)
 
 
-def comments_of(model: type[BaseModel]) -> dict[str, str]:
-    """What stands behind a field in the code, or in the lines above it."""
-    found = {}
-    for line in inspect.getsource(model).splitlines():
-        name, colon, rest = line.strip().partition(":")
-        if colon and name in model.model_fields and "  # " in rest:
-            found[name] = rest.split("  # ", 1)[1].replace("|", "\\|")
-    return found
-
-
 def document() -> str:
     parts = [HEAD]
     for title, root, message in PARTS:
         parts += [f"## {title}", message]
-        for name, model in sections(root):
-            text = inspect.cleandoc(vars(model).get("__doc__") or "").split("\n\nArgs:")[0].replace("\n", " ")
-            body = table(model)
-            parts += [part for part in (f"### `{name}`" if name else "", text if name else "", body) if part]
+        for name, model, purpose in sections(root):
+            heading = [f"### `{name}`", " ".join(purpose.split())] if name else []
+            parts += [part for part in (*heading, table(model)) if part]
     return "\n\n".join(parts)
 
 

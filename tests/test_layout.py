@@ -160,6 +160,12 @@ def test_the_native_scans_are_used_with_their_character_table():
     assert users == {"data_prep.curation.characters"}
 
 
+def test_configurations_are_read_by_one_base_class():
+    # `Section` refuses unknown keys; a model of its own settings may forget to.
+    users = {module_name(p) for p in FILES if imported_names(p) & {"pydantic.ConfigDict", "pydantic.BaseModel"}}
+    assert users == {"recipe.base.strict", "recipe.describe_settings"}
+
+
 def imported_names(path: Path) -> set[str]:
     nodes = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.ImportFrom)]
     return {f"{node.module}.{alias.name}" for node in nodes for alias in node.names}

@@ -13,9 +13,8 @@ from collections.abc import Callable
 from datetime import date
 from functools import cache
 
-from pydantic import BaseModel, ConfigDict
-
 from data_prep.curation.characters import native
+from recipe.base.strict import Section
 
 EMAIL = re.compile(r"(?<![\w.+-])[A-Za-z0-9_][\w.%+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])", re.A)
 IDENTITY = re.compile(r"(?<![0-9A-Za-z])[1-9]\d{16}[\dXx](?![0-9A-Za-z])", re.A)
@@ -32,10 +31,8 @@ IPV4 = re.compile(r"(?<![\w.-])(?:\d{1,3}\.){3}\d{1,3}(?![\d.]*\d)", re.A)
 IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])", re.A)
 
 
-class Masks(BaseModel):
+class Masks(Section):
     """What stands in for each kind; null leaves that kind alone."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     email: str | None = "email@example.com"  # RFC 2606
     phone: str | None = "[phone]"

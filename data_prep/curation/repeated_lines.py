@@ -14,20 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from data_prep.core.partial_files import partial_path
 from data_prep.core.shuffle import Shuffle, column, grouped, producer
 from data_prep.curation.characters import native
 from data_prep.documents.reading import Document, Part, parse, records
+from recipe.base.strict import Section
 
 _CHUNK_LINES = 2_000_000  # hashes in memory at a time: 16 MB
 _CHUNK_DOCUMENTS = 100_000  # arrays of them: 10 MB
 
 
-class RepeatedLines(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class RepeatedLines(Section):
     min_documents: int = Field(gt=1)  # documents from which a line is removed
     min_characters: int = Field(20, gt=0)  # shorter lines stay: list items, headings
 

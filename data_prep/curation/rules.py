@@ -9,27 +9,24 @@ from __future__ import annotations
 
 from functools import cache
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from data_prep.curation.characters import native
 from recipe.base.errors import nearest
+from recipe.base.strict import Section
 
 STATISTICS: tuple[str, ...] = tuple(native.STATISTICS)
 _PLACE = {name: place for place, name in enumerate(STATISTICS)}
 
 
-class Bound(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class Bound(Section):
     min: float | None = None
     max: float | None = None
     source: str = Field(min_length=1)  # who uses this value, or why it was chosen
 
 
-class LineRules(BaseModel):
+class LineRules(Section):
     """Lines and notices that go before the document is judged."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     min_words: int = Field(0, ge=0)
     max_word_length: int = Field(1000, gt=0)
@@ -37,10 +34,8 @@ class LineRules(BaseModel):
     source: str = ""
 
 
-class LanguageRules(BaseModel):
+class LanguageRules(Section):
     """Everything that curation asks of the documents of one language."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     stop_words: list[str] = []
     lines: LineRules = LineRules()

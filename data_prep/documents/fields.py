@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import orjson
-from pydantic import BaseModel, ConfigDict
+
+from recipe.base.strict import Section
 
 Document = dict[str, Any]
 LABELS = ("lang", "source", "url", "license")
@@ -22,10 +23,8 @@ _DEPTH = 250
 MAX_CHARACTERS = 32 * 1024**2  # of a text: six of the longest novels; so a worker's memory has a bound
 
 
-class Fields(BaseModel):
+class Fields(Section):
     """Our name of a field -> its name in the input. A dot leads into a field; null leaves ours out."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str | None = "id"  # null: records are numbered, whatever ids they have
     text: str = "text"

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from recipe.base.errors import ConfigError
 from recipe.base.model_shape import ModelShape
@@ -42,77 +42,134 @@ REFUSED_KEYS = {
 }
 
 
-class _Section(Section):
-    model_config = ConfigDict(strict=True)
+class _Section(Section, strict=True):
+    """JSON has types, so nothing is converted."""
 
 
 class Bf16(_Section):
+    """Precision of training."""
+
     enabled: bool
+    """Train in bf16, with fp32 master weights. False: fp32."""
     immediate_grad_update: bool = False
+    """Add a gradient to its fp32 sum as soon as it is computed, not after the backward pass. Stages 0 and 1 only."""
     check_grad_overflow: bool = True
+    """Let DeepSpeed skip a step whose gradients are not finite. The recipe looks for itself (`numerics`)."""
 
 
 class ZeroOptimization(_Section):
+    """What DeepSpeed's ZeRO divides among ranks (arXiv 1910.02054), and in which portions it communicates."""
+
     stage: Literal[0, 1, 2, 3]
+    """What is divided among ranks: 0 nothing, 1 optimizer states, 2 gradients too, 3 parameters too. Higher: less
+    memory, more communication."""
     contiguous_gradients: bool = True
+    """Copy gradients into one buffer as they are computed, against fragmented memory."""
     overlap_comm: bool | None = None
+    """Communicate gradients while the backward pass goes on. Null: true for stage 3, else false."""
     reduce_scatter: bool = True
+    """Average gradients by reduce-scatter rather than all-reduce: each rank receives only its part."""
     reduce_bucket_size: int = Field(500_000_000, gt=0)
+    """Elements, not bytes, of gradients that are reduced at a time. Larger: fewer messages, more memory."""
     allgather_bucket_size: int = Field(500_000_000, gt=0)
+    """Stages 1 and 2: elements, not bytes, of parameters that are gathered at a time."""
     allgather_partitions: bool = True
+    """Stages 1 and 2: gather updated parameters by all-gather rather than by a broadcast of each rank."""
     round_robin_gradients: bool = False
+    """Stages 1 and 2: deal gradients out to ranks in turn, which speeds up copies to host memory."""
     sub_group_size: int = Field(1_000_000_000, gt=0)
+    """Stage 3: elements, not bytes, that the optimizer updates at a time. Lower it when the step runs out of memory."""
     stage3_prefetch_bucket_size: int = Field(50_000_000, ge=0)
+    """Stage 3: elements of parameters that are gathered ahead of use. Larger: more overlap, more memory."""
     stage3_param_persistence_threshold: int = Field(100_000, ge=0)
+    """Stage 3: parameters with fewer elements are not divided. Lower: less memory, more small messages."""
     stage3_model_persistence_threshold: int | None = Field(None, ge=0)
+    """Stage 3: most elements of a rank that may stay undivided by the threshold above. Null: no limit."""
     stage3_max_live_parameters: int = Field(1_000_000_000, ge=0)
+    """Stage 3: most elements of gathered parameters on a rank before some are released. Lower: less memory, more
+    communication."""
     stage3_max_reuse_distance: int = Field(1_000_000_000, ge=0)
+    """Stage 3: a parameter that is used again within so many elements is not released."""
     stage3_module_granularity_threshold: int = Field(0, ge=0)
+    """Stage 3: modules with fewer parameters per submodule are gathered as a whole, which saves overhead. 0: none."""
     enable_sanity_checks: bool = False
+    """DeepSpeed's internal checks; slow, for finding a fault."""
     log_trace_cache_warnings: bool = False
+    """Stage 3: warn when the order of modules changes, after which it is traced again."""
 
 
 class ExpertParallel(_Section):
+    """How AutoEP divides experts among ranks and computes them."""
+
     enabled: Literal[True]
-    autoep_size: int = Field(gt=0)  # ranks that share one set of experts; <= GPUs of a node keeps it on NVLink
-    preset_model: Literal["deepseek_v3"]  # the AutoEP preset whose module names and arithmetic ours follow
+    """Experts are divided among ranks by AutoEP; the recipe has no other way."""
+    autoep_size: int = Field(gt=0)
+    """Ranks that share one set of experts; at most the GPUs of a node keeps their traffic on NVLink. Divides the
+    experts and the ranks."""
+    preset_model: Literal["deepseek_v3"]
+    """The AutoEP preset whose module names and arithmetic ours follow."""
     async_split_plan: bool = False
+    """Copy the counts of tokens that ranks exchange to the host without waiting for the GPU."""
     use_grouped_mm: bool = True
+    """Compute all experts of a rank in one grouped matmul rather than in a loop."""
     disable_triton_grouped_mm: bool = False
+    """Not DeepSpeed's Triton kernel for the grouped matmul, but torch's; if the kernel fails."""
     gate_up_impl: Literal["separate", "fused"] = "separate"
+    """The experts' gate and up projections as two matmuls or as one; `fused` needs `use_grouped_mm`."""
 
 
 class CommsLogger(_Section):
+    """DeepSpeed's own log of collectives. `watch.stragglers_every_steps` of the run config is the cheaper one."""
+
     enabled: bool
+    """Time and count every collective; slows training, for finding a fault."""
     verbose: bool = False
+    """Print each collective as it is made."""
     prof_all: bool = True
+    """Look at all kinds of collectives; false: at `prof_ops` only."""
     debug: bool = False
+    """Print the function that called too."""
     prof_ops: list[str] = []
+    """Kinds of collectives to look at when `prof_all` is false, such as all_gather."""
 
 
 class DataTypes(_Section):
+    """Types of what DeepSpeed keeps beside the weights."""
+
     grad_accum_dtype: Literal["fp32", "bf16"]
+    """Type in which gradients are added up over micro-batches; fp32 loses nothing, bf16 needs half the memory."""
 
 
 class CheckpointSection(_Section):
+    """DeepSpeed's own checks when it saves; when to save is in the run config."""
+
     tag_validation: Literal["Ignore", "Warn", "Fail"] = "Warn"
+    """What DeepSpeed does when ranks save under different names: nothing, warn, or fail."""
 
 
 class DsConfig(_Section):
     """One ds_config: batch, precision, ZeRO and expert parallelism of one cluster size."""
 
-    train_batch_size: int = Field(gt=0)  # sequences a step, over all ranks
+    train_batch_size: int = Field(gt=0)
+    """Sequences per step, over all ranks: micro-batch * accumulation * ranks."""
     train_micro_batch_size_per_gpu: int = Field(gt=0)
+    """Sequences per rank and forward pass. As large as fits in memory."""
     gradient_accumulation_steps: int = Field(gt=0)
+    """Forward and backward passes per step, whose gradients are added up."""
     gradient_clipping: float = Field(gt=0)
+    """Largest norm of the whole gradient; a larger one is scaled down to it. 1.0 is usual."""
     zero_optimization: ZeroOptimization
     expert_parallel: ExpertParallel
     bf16: Bf16 | None = None
     data_types: DataTypes | None = None
     communication_data_type: Literal["fp32", "bf16"] | None = None
+    """Type in which gradients are communicated. Null: DeepSpeed's choice, the type they have."""
     steps_per_print: int = Field(1_000_000_000, gt=0)
+    """Steps between DeepSpeed's own lines. The default means never: the recipe logs by itself."""
     wall_clock_breakdown: bool = False
+    """DeepSpeed times the parts of each step, which makes the GPU wait; for finding a fault."""
     memory_breakdown: bool = False
+    """DeepSpeed prints the memory in use at the parts of each step; for finding a fault."""
     comms_logger: CommsLogger | None = None
     checkpoint: CheckpointSection | None = None
 

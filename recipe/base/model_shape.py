@@ -20,40 +20,70 @@ class RopeParameters(Section):
     """Rotary position embedding: base frequency and the fraction of each head that is rotated."""
 
     rope_type: Literal["default"] = "default"
+    """Frequencies as they are; scaled ones are not supported."""
     rope_theta: float = Field(10_000.0, gt=0)
+    """Base of the frequencies; larger for longer contexts. 10,000 is RoFormer's (arXiv 2104.09864)."""
     partial_rotary_factor: float = Field(1.0, gt=0, le=1)
+    """Share of each head that is rotated."""
 
 
 class ModelShape(Section):
     """Every number of `config.json` that shapes the model. Names are those of transformers' `glm4_moe`."""
 
     model_type: Literal["recipe_moe"]
+    """Marks a config.json as one of this recipe."""
     vocab_size: int = Field(gt=0)
+    """Rows of the embedding and of the head, in tokens; at least the tokenizer's."""
     hidden_size: int = Field(gt=0)
-    intermediate_size: int = Field(gt=0)  # of the dense layers
-    moe_intermediate_size: int = Field(gt=0)  # of one expert
+    """Width of the residual stream."""
+    intermediate_size: int = Field(gt=0)
+    """Inner width of the MLP of the dense layers."""
+    moe_intermediate_size: int = Field(gt=0)
+    """Inner width of one expert's MLP."""
     num_hidden_layers: int = Field(gt=0)
-    first_k_dense_replace: int = Field(ge=0)  # leading dense layers
+    """Decoder layers, dense and MoE."""
+    first_k_dense_replace: int = Field(ge=0)
+    """Leading layers with a dense MLP instead of experts."""
     num_attention_heads: int = Field(gt=0)
+    """Query heads."""
     num_key_value_heads: int = Field(gt=0)
+    """Key and value heads; fewer than query heads: grouped-query attention (arXiv 2305.13245). Divides the query
+    heads."""
     head_dim: int = Field(gt=0)
+    """Width of one head."""
     use_qk_norm: bool = True
+    """RMSNorm on the queries and keys of each head, which keeps attention logits small."""
     attention_bias: bool = False
-    attention_dropout: float = Field(0.0, ge=0, le=0)  # pretraining on fresh tokens needs none
+    """Biases on the query, key and value projections."""
+    attention_dropout: float = Field(0.0, ge=0, le=0)
+    """Must be 0: pretraining on fresh tokens needs none."""
     n_routed_experts: int = Field(ge=2)
-    n_shared_experts: int = Field(ge=0)  # 0: none
+    """Experts of a layer that the router chooses from."""
+    n_shared_experts: int = Field(ge=0)
+    """Experts of a layer that every token passes, as one MLP of their joint width. 0: none."""
     num_experts_per_tok: int = Field(gt=0)
+    """Routed experts that a token is sent to, the router's top-k."""
     n_group: int = Field(1, gt=0)
+    """Groups that experts are divided into, to limit a token to some of them. 1: no limit."""
     topk_group: int = Field(1, gt=0)
-    scoring_func: Literal["sigmoid", "softmax"] = "sigmoid"  # softmax: no bias updates or shared experts, to export
+    """Groups that a token's experts may come from."""
+    scoring_func: Literal["sigmoid", "softmax"] = "sigmoid"
+    """Makes scores of router logits. A softmax model can be exported only without bias updates and shared experts."""
     norm_topk_prob: bool = True
+    """Scale the weights of a token's experts to a sum of 1."""
     routed_scaling_factor: float = Field(1.0, gt=0)
+    """Factor on the sum of the routed experts' outputs; 2.5 in DeepSeek-V3's config.json."""
     hidden_act: Literal["silu"] = "silu"
+    """Activation of the MLPs: SwiGLU's (arXiv 2002.05202)."""
     rms_norm_eps: float = Field(1e-5, gt=0)
+    """Added to the mean square in RMSNorm, so that nothing is divided by zero."""
     rope_parameters: RopeParameters = RopeParameters()
     max_position_embeddings: int = Field(gt=0)
+    """Longest sequence, in tokens."""
     initializer_range: float = Field(0.02, gt=0)
+    """Standard deviation of the initial weights."""
     tie_word_embeddings: Literal[False] = False
+    """Must be false: embedding and head have weights of their own."""
 
     @property
     def num_moe_layers(self) -> int:

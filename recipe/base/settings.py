@@ -28,8 +28,11 @@ LOCAL_HOST = "127.0.0.1"  # metrics are for this host unless a run says otherwis
 class Anneal(Section):
     """The last part of training, with more of the better sources (as Llama 3, arXiv 2407.21783, section 3.1.3)."""
 
-    share: float = Field(gt=0, lt=1)  # of the run's sequences, from the end
-    tier_weights: dict[int, float]  # tier -> factor on the weights of its sources
+    share: float = Field(gt=0, lt=1)
+    """Part of the run's sequences, counted from the end, that is annealed."""
+    tier_weights: dict[int, float]
+    """Tier -> factor on the weights of its sources during the anneal; above 1 for the better tiers. Sources without
+    a tier keep their weight."""
 
     def problems(self) -> list[str]:
         return _problems_of_weights("data.mixture.anneal.tier_weights", self.tier_weights)
@@ -38,11 +41,19 @@ class Anneal(Section):
 class Mixture(Section):
     """How the sources are mixed: p proportional to factor * tokens ** alpha, or explicit weights."""
 
-    alpha: float = Field(0.5, ge=0, le=1)  # 1: as they are; 0: equally; 0.5 lifts the smaller language
-    weights: dict[str, float] | None = None  # source -> weight, overrides alpha and factors; must name every source
-    factors: dict[str, float] = {}  # source -> factor on its share
-    max_epochs: float | None = Field(None, gt=0)  # of any source; what it cannot fill goes to the others
-    tiers: dict[str, int] = {}  # source -> quality tier, 1 the best
+    alpha: float = Field(0.5, ge=0, le=1)
+    """Exponent on a source's tokens: 1 draws sources as large as they are, 0 equally often; 0.5 lifts the smaller
+    language."""
+    weights: dict[str, float] | None = None
+    """Source -> weight, relative to the others'. Overrides `alpha` and `factors` and must name every source; for
+    shares that were found by experiment."""
+    factors: dict[str, float] = {}
+    """Source -> factor on its weight, 1 where none is given; to lift or lower single sources."""
+    max_epochs: float | None = Field(None, gt=0)
+    """Most often that a source may be repeated, in epochs; what it cannot fill goes to the others. Null: no limit.
+    Up to 4 cost little (arXiv 2305.16264)."""
+    tiers: dict[str, int] = {}
+    """Source -> quality tier, 1 the best; only `anneal` reads them."""
     anneal: Anneal | None = None
 
     def problems(self) -> list[str]:
@@ -62,12 +73,22 @@ class Mixture(Section):
 
 
 class Data(Section):
-    tokens: Path  # output folder of data_prep/tokenize_corpus.py
-    seq_length: int = Field(gt=1)  # tokens predicted per sequence
+    """What the model is trained on, and how it is cut into sequences."""
+
+    tokens: Path
+    """Output folder of data_prep/tokenize_corpus.py."""
+    seq_length: int = Field(gt=1)
+    """Tokens predicted per sequence; at most the model's `max_position_embeddings`."""
     mixture: Mixture = Mixture()
-    document_attention: bool = False  # attention and positions stay inside each packed document
-    on_damage: Literal["stop", "skip"] = "stop"  # what a damaged block of a shard does; skipped sequences are counted
-    max_damaged_share: float = Field(0.01, ge=0, le=1)  # of what was read; above it, and a batch, skip stops too
+    document_attention: bool = False
+    """Attention and positions stay inside each packed document. With false, tokens see the documents before theirs
+    in the sequence."""
+    on_damage: Literal["stop", "skip"] = "stop"
+    """What happens at a damaged block of a shard: `stop` ends the run, `skip` leaves its sequences out and counts
+    them."""
+    max_damaged_share: float = Field(0.01, ge=0, le=1)
+    """With `on_damage` skip: share of the sequences read that may be damaged. The run stops when more are, and more
+    than one batch."""
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]  # decay of a mean, 1 would never forget
@@ -77,38 +98,61 @@ class Optimizer(Section):
     """AdamW. Decay touches matrices only: norms, biases and embeddings are left alone."""
 
     betas: tuple[Beta, Beta] = (0.9, 0.95)
+    """Decay rates of the mean gradient and of the mean squared gradient, per step. 0.95 instead of torch's 0.999 as
+    in GPT-3 (arXiv 2005.14165, appendix B)."""
     eps: float = Field(1e-8, gt=0)
+    """Added to the root of the mean squared gradient, so that no update divides by zero."""
     weight_decay: float = Field(0.1, ge=0)
+    """Weight decay of AdamW: a step shrinks a weight by learning rate * weight_decay."""
 
 
 class Schedule(Section):
     """Learning rate by tokens seen: linear warmup, then cosine, or WSD (stable, then linear decay)."""
 
     total_tokens: int = Field(gt=0)
+    """Length of the run, in tokens. The last step may go beyond it by less than a batch."""
     kind: Literal["cosine", "wsd"] = "cosine"
+    """Shape after the warmup: `cosine` falls to `min_lr` over all that remains; `wsd` stays at `peak_lr` until the
+    final decay, so that a run can be prolonged or branched."""
     peak_lr: float = Field(gt=0)
+    """Learning rate at the end of the warmup."""
     min_lr: float = Field(ge=0)
+    """Learning rate at `total_tokens`; at most `peak_lr`. A tenth of it is common, 0 for wsd."""
     warmup_tokens: int = Field(ge=0)
-    decay_tokens: int = Field(0, ge=0)  # WSD only: length of the final decay
+    """Tokens over which the learning rate rises from 0 to `peak_lr` in a line."""
+    decay_tokens: int = Field(0, ge=0)
+    """WSD only: length of the final decay in tokens; a tenth of `total_tokens` in MiniCPM (arXiv 2404.06395)."""
 
 
 class Compute(Section):
     """What trades memory for time without changing what is learned."""
 
-    recompute: Literal["none", "reentrant", "non_reentrant"] = "none"  # of each decoder layer's activations
-    compile: bool = False  # what lies between matmuls as one kernel each, by torch.compile; a minute at each start
-    deterministic: bool = False  # the same bits from the same start on the same ranks; slower on a GPU
+    recompute: Literal["none", "reentrant", "non_reentrant"] = "none"
+    """Compute each decoder layer's activations again in the backward pass: less memory for about a third more
+    FLOPs. The two variants are those of torch.utils.checkpoint."""
+    compile: bool = False
+    """Fuse what lies between matmuls into one kernel each, by torch.compile; takes a minute at each start."""
+    deterministic: bool = False
+    """The same bits from the same start on the same ranks; slower on a GPU. For finding a fault."""
     attention: Literal["sdpa", "flash_attention_2", "flex_attention"] = "sdpa"
-    loss_chunk_tokens: int = Field(2048, gt=0)  # 2,048 tokens * 131,072 vocabulary * 4 bytes = 1 GiB of logits
+    """Attention kernel: torch's `sdpa`, `flash_attention_2` (needs the package flash-attn) or `flex_attention`."""
+    loss_chunk_tokens: int = Field(2048, gt=0)
+    """Tokens whose logits are in memory at a time. 2,048 tokens * 131,072 vocabulary * 4 bytes = 1 GiB of logits;
+    lower it when the loss runs out of memory."""
 
 
 class Checkpoint(Section):
     """When to save and what to keep. Besides these, one marked `keep` stays: the last before a WSD decay is."""
 
     every_steps: int = Field(gt=0)
+    """Steps between checkpoints. A failure loses at most these steps, a save costs writing time."""
     keep_last: int = Field(2, gt=0)
-    keep_every_steps: int | None = Field(None, gt=0)  # those after a multiple of it stay for ever
-    asynchronous: bool = True  # copied to host memory and written while training goes on
+    """Newest checkpoints that stay on disk."""
+    keep_every_steps: int | None = Field(None, gt=0)
+    """Checkpoints of steps that are a multiple of it stay for ever. Null: none does."""
+    asynchronous: bool = True
+    """Copy to host memory and write while training goes on. With false, training waits for the write; for hosts
+    short of memory."""
 
     def problems(self) -> list[str]:
         keep, every = self.keep_every_steps, self.every_steps
@@ -124,26 +168,38 @@ class Spikes(Section):
     """A step whose loss or gradient norm is far above the last ones'. Defaults are OLMo-core's (skip_step_optimizer.py)."""
 
     sigmas: float = Field(6.0, gt=0)
-    window: int = Field(128, ge=8)  # steps; watched from half of it on
-    sustained: int = Field(16, gt=1)  # skipped in a row before the run goes back to the checkpoint before them
+    """Robust standard deviations above the median of the window, from which on a step is skipped."""
+    window: int = Field(128, ge=8)
+    """Steps that a step is compared with; watched once half of them have been seen."""
+    sustained: int = Field(16, gt=1)
+    """Steps skipped in a row, after which the run goes back to the checkpoint before them and past their data."""
 
 
 class Numerics(Section):
     """What happens to steps that would spoil the weights."""
 
-    max_nonfinite_in_a_row: int = Field(8, gt=0)  # skipped, then the run stops
+    max_nonfinite_in_a_row: int = Field(8, gt=0)
+    """Steps in a row whose loss or gradient norm is NaN or infinite: each is skipped, after so many the run stops."""
     spikes: Spikes | None = Spikes()
 
 
 class Watch(Section):
     """Hangs, stragglers, silent corruption."""
 
-    no_progress_s: float = Field(900, gt=0)  # then the ranks say where they are and the job ends
-    start_s: float = Field(3600, gt=0)  # the same until the first step is done: loading, compiling
+    no_progress_s: float = Field(900, gt=0)
+    """Seconds without progress after which the ranks write where they are and the job ends. Above the longest step,
+    save or evaluation."""
+    start_s: float = Field(3600, gt=0)
+    """The same, in seconds, until the first step is done, which loads and compiles."""
     heartbeat_s: float = Field(10, gt=0)
-    stragglers_every_steps: int | None = Field(100, gt=0)  # one step whose waits for collectives are timed
-    straggler_ratio: float = Field(1.2, gt=1)  # a rank's own time over the median's, from which on it is an event
-    corruption_check_every_steps: int | None = Field(None, gt=0)  # one computation on all ranks, compared bit by bit
+    """Seconds between two heartbeats of a rank; below both limits above."""
+    stragglers_every_steps: int | None = Field(100, gt=0)
+    """Steps between two whose waits for collectives are timed to find slow ranks. Null: never."""
+    straggler_ratio: float = Field(1.2, gt=1)
+    """A rank's own time over the median's, from which on it is reported as a straggler."""
+    corruption_check_every_steps: int | None = Field(None, gt=0)
+    """Steps between two checks for silent corruption: the same computation on every rank, compared bit by bit.
+    Null: never."""
 
     def problems(self) -> list[str]:
         return [
@@ -157,24 +213,36 @@ class Watch(Section):
 class Evaluation(Section):
     """Held-out loss during training, of every source, over all of its held-out tokens."""
 
-    every_steps: int | None = Field(None, gt=0)  # and after the last step; null: never
-    tokens: Path | None = None  # another output of data_prep/tokenize_corpus.py; null: that of data.tokens
-    batch_size: int = Field(8, gt=0)  # sequences per rank at a time
+    every_steps: int | None = Field(None, gt=0)
+    """Steps between evaluations; there is one after the last step too. Null: never."""
+    tokens: Path | None = None
+    """Another output of data_prep/tokenize_corpus.py to evaluate on. Null: the held-out part of `data.tokens`."""
+    batch_size: int = Field(8, gt=0)
+    """Sequences per rank at a time; lower it when evaluation runs out of memory."""
 
 
 class Logging(Section):
+    """How often metrics are written, and where they are served."""
+
     every_steps: int = Field(10, gt=0)
-    prometheus_port: int | None = Field(None, gt=0, lt=65536)  # of rank 0's host, where /metrics has the newest values
-    prometheus_host: str = LOCAL_HOST  # address that it listens on; 0.0.0.0: all of the host's, for a server elsewhere
+    """Steps between two lines of metrics. Mitigations of routing see the logged steps alone."""
+    prometheus_port: int | None = Field(None, gt=0, lt=65536)
+    """Port of rank 0's host where /metrics serves the newest values. Null: none. Needs the extra `prometheus`."""
+    prometheus_host: str = LOCAL_HOST
+    """Address that it listens on. 0.0.0.0: all of the host's, for a Prometheus server elsewhere."""
 
 
 class RunConfig(Section):
     """A training run."""
 
     run_dir: Path
-    model: Path  # folder with config.json
-    tokenizer: Path  # folder written by data_prep/train_tokenizer.py
+    """Folder of the run: checkpoints, metrics, logs. Resuming needs the same."""
+    model: Path
+    """Folder with the model's config.json."""
+    tokenizer: Path
+    """Folder written by data_prep/train_tokenizer.py."""
     seed: int = 0
+    """Seed of the order of the data, the initial weights and the router's jitter. Cannot change on resuming."""
     data: Data
     schedule: Schedule
     checkpoint: Checkpoint

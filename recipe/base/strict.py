@@ -25,9 +25,12 @@ NAME_MAX = 255  # bytes of a file's name, limits.h
 
 
 class Section(BaseModel):
-    """A part of a configuration: unknown keys are refused, and nothing changes it once it is read."""
+    """A part of a configuration: unknown keys are refused, and nothing changes it once it is read.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    The string below a field is its meaning; docs/configuration.md prints it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 def load_json(path: str | Path) -> Any:
