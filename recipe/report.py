@@ -55,7 +55,7 @@ def report(run_dir: Path, interconnect: str | None) -> str:
     happened = faults(events)
     shown = happened[-MOST_HAPPENED:]
     first = len(happened) - len(shown) + 1
-    marks = [_mark(number, one) for number, one in enumerate(shown, start=first)]
+    marks = [_mark(number, fault) for number, fault in enumerate(shown, start=first)]
     spent = goodput(starts, events, history)
     plan, no_plan = planned_and_measured(starts[-1], events, history, interconnect)
     environment = jinja2.Environment(
@@ -74,7 +74,7 @@ def report(run_dir: Path, interconnect: str | None) -> str:
         charts=_charts(history, evaluations, marks, max(hottest, 1.5)),
         hottest=max(hottest, 1.5),
         lost=_lost(history),
-        happened=[_row(number, one) for number, one in enumerate(shown, start=first)],
+        happened=[_row(number, fault) for number, fault in enumerate(shown, start=first)],
         left_out=len(happened) - len(shown),
         goodput=_parts(spent),
         data=_data(history),
@@ -94,7 +94,7 @@ def report(run_dir: Path, interconnect: str | None) -> str:
 
 def _charts(history: History, evaluations: list[dict[str, Any]], marks: list[Mark], hottest: float) -> dict[str, Any]:
     steps = history.steps
-    lost = [Curve("", one["step"], one["loss"], "lost") for one in history.lost]
+    lost = [Curve("", stretch["step"], stretch["loss"], "lost") for stretch in history.lost]
     if lost:
         lost[0] = Curve("done again", lost[0].x, lost[0].y, "lost")
     held_out = [
@@ -121,7 +121,7 @@ def _facts(starts: list[Any], events: list[Any], history: History, evaluations: 
     run, tokens = starts[-1]["run_config"], history["tokens"][-1]
     total = run["schedule"]["total_tokens"]
     rate = float(np.nanmedian(history["tokens_per_s"][-50:]))
-    found = [
+    facts = [
         ("state", state_of(events)),
         ("step", f"{history.steps[-1]:,}"),
         ("tokens", f"{charts.short(tokens)} of {charts.short(total)}"),
@@ -129,37 +129,37 @@ def _facts(starts: list[Any], events: list[Any], history: History, evaluations: 
         ("tokens/s", f"{rate:,.0f}"),
     ]
     if np.isfinite(history["mfu"][-1]):
-        found.append(("MFU", f"{history['mfu'][-1]:.1%}"))
+        facts.append(("MFU", f"{history['mfu'][-1]:.1%}"))
     if tokens < total:
-        found.append(("left", duration(ratio(total - tokens, rate))))
+        facts.append(("left", duration(ratio(total - tokens, rate))))
     if evaluations:
-        best = evaluations[-1]["sources"]
-        found += [(f"held-out {name}", f"{one['bits_per_byte']:.4f} bits/byte") for name, one in best.items()]
+        newest = evaluations[-1]["sources"]
+        facts += [(f"held-out {name}", f"{result['bits_per_byte']:.4f} bits/byte") for name, result in newest.items()]
     whole = sum(spent.values())
-    found.append(("goodput", f"{spent['training'] / whole:.1%}" if whole else "-"))
-    found.append(("starts", f"{len(starts)}"))
-    return found
+    facts.append(("goodput", f"{spent['training'] / whole:.1%}" if whole else "-"))
+    facts.append(("starts", f"{len(starts)}"))
+    return facts
 
 
-def _mark(number: int, one: Happened) -> Mark:
-    message = f"{number}: {TITLES.get(one.kind, one.kind)}, {one.first.get('message', '')}"
-    return Mark(one.first["step"], str(number), message, "bad" if one.serious else "warn")
+def _mark(number: int, fault: Happened) -> Mark:
+    message = f"{number}: {TITLES.get(fault.kind, fault.kind)}, {fault.first.get('message', '')}"
+    return Mark(fault.first["step"], str(number), message, "bad" if fault.serious else "warn")
 
 
-def _row(number: int, one: Happened) -> dict[str, Any]:
+def _row(number: int, fault: Happened) -> dict[str, Any]:
     return {
         "label": number,
-        "style": "bad" if one.serious else "warn",
-        "when": _when(one.first["time"]),
-        "step": one.first["step"],
-        "title": TITLES.get(one.kind, one.kind.replace("_", " ")),
-        "count": one.count,
-        "message": one.last.get("message", ""),
+        "style": "bad" if fault.serious else "warn",
+        "when": _when(fault.first["time"]),
+        "step": fault.first["step"],
+        "title": TITLES.get(fault.kind, fault.kind.replace("_", " ")),
+        "count": fault.count,
+        "message": fault.last.get("message", ""),
     }
 
 
 def _lost(history: History) -> str:
-    steps = sum(len(one["step"]) for one in history.lost)
+    steps = sum(len(stretch["step"]) for stretch in history.lost)
     return f"{steps:,} logged step{'s' if steps > 1 else ''}" if steps else ""
 
 

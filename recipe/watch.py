@@ -42,9 +42,9 @@ def view(run_dir: Path) -> Group:
     beats = read_heartbeats(run_dir / HEARTBEATS, len(starts))
     ages = heartbeat_ages(run_dir / HEARTBEATS, beats) if beats else {}
     parts: list[Any] = [line(f"{run_dir}  {state_of(events)}, start {len(starts)}", style="bold")]
-    found = alarms(starts[-1], events, last, ages, beats)
-    parts += [line(f"! {alarm.message}", style="bold red" if alarm.serious else "yellow") for alarm in found]
-    if not found:
+    raised = alarms(starts[-1], events, last, ages, beats)
+    parts += [line(f"! {alarm.message}", style="bold red" if alarm.serious else "yellow") for alarm in raised]
+    if not raised:
         parts.append(line("no alarms", style="green"))
     if last is None:
         parts.append(line("no step logged yet"))
@@ -52,9 +52,9 @@ def view(run_dir: Path) -> Group:
         parts.append(_numbers(run_dir, starts[-1]["run_config"], last))
     if beats and state_of(events) == "running":
         slowest = max(ages.values())
-        places = sorted({beat.phase for beat in beats.values()})
+        phases = sorted({beat.phase for beat in beats.values()})
         parts.append(
-            line(f"{len(beats)} ranks, oldest heartbeat {slowest:.0f} s, in: {', '.join(places)}", style="dim")
+            line(f"{len(beats)} ranks, oldest heartbeat {slowest:.0f} s, in: {', '.join(phases)}", style="dim")
         )
     for event in events[-EVENTS:]:
         when = time.strftime("%m-%d %H:%M:%S", time.gmtime(event["time"]))
@@ -82,7 +82,7 @@ def _numbers(run_dir: Path, run: dict[str, Any], last: dict[str, Any]) -> Table:
     evaluations = read_evaluations(run_dir)
     if evaluations:
         newest = evaluations[-1]
-        rows.append(("held-out", f"step {newest['step']:,}", ", ".join(f"{name} {found['bits_per_byte']:.4f} bits/byte" for name, found in newest["sources"].items())))  # fmt: skip
+        rows.append(("held-out", f"step {newest['step']:,}", ", ".join(f"{name} {result['bits_per_byte']:.4f} bits/byte" for name, result in newest["sources"].items())))  # fmt: skip
     for row in rows:
         table.add_row(*map(line, row))
     return table

@@ -31,31 +31,34 @@ def alarms(
         start: the last entry of attempts.jsonl.
         last: the last line of metrics.jsonl.
         beats_age_s: seconds since each rank's heartbeat was written.
-        beats: what they said.
+        beats: the ranks' heartbeats.
     """
     now = time.time() if now is None else now
     state, watch = state_of(events), start["run_config"]["watch"]
-    found = []
+    raised = []
     if state.startswith("ended"):
-        found.append(Alarm(True, state))
+        raised.append(Alarm(True, state))
     if state == "running":
-        found += _silence(watch, last, beats_age_s, beats, now)
-    for one in faults(events):
-        if now - one.last["time"] < RECENT_S and not (one.kind == "attempt_ended" and state.startswith("ended")):
-            times = f" ({one.count:,} times)" if one.count > 1 else ""
-            ago = duration(now - one.last["time"])
-            found.append(
-                Alarm(one.serious, f"{ago} ago, step {one.last['step']:,}{times}: {one.last.get('message', one.kind)}")
+        raised += _silence(watch, last, beats_age_s, beats, now)
+    for fault in faults(events):
+        if now - fault.last["time"] < RECENT_S and not (fault.kind == "attempt_ended" and state.startswith("ended")):
+            times = f" ({fault.count:,} times)" if fault.count > 1 else ""
+            ago = duration(now - fault.last["time"])
+            raised.append(
+                Alarm(
+                    fault.serious,
+                    f"{ago} ago, step {fault.last['step']:,}{times}: {fault.last.get('message', fault.kind)}",
+                )
             )
     if last is not None:
         if last["expert_load_max_over_mean"] > OVERLOAD:
-            found.append(
+            raised.append(
                 Alarm(False, f"an expert has {last['expert_load_max_over_mean']:.1f} times the mean load of its layer")
             )
         dead = sum(last["routing"].get("dead_experts", []))
         if dead:
-            found.append(Alarm(False, f"{dead:.0f} experts got no token in step {last['step']:,}"))
-    return sorted(found, key=lambda alarm: not alarm.serious)
+            raised.append(Alarm(False, f"{dead:.0f} experts got no token in step {last['step']:,}"))
+    return sorted(raised, key=lambda alarm: not alarm.serious)
 
 
 def _silence(
@@ -63,14 +66,14 @@ def _silence(
 ) -> list[Alarm]:
     patience = 3 * watch["heartbeat_s"]
     silent = sorted(rank for rank, age in ages.items() if age > patience)
-    found = []
+    raised = []
     if silent:
-        who = ", ".join(f"rank {rank} on {beats[rank].host} ({beats[rank].phase})" for rank in silent[:4])
+        ranks = ", ".join(f"rank {rank} on {beats[rank].host} ({beats[rank].phase})" for rank in silent[:4])
         more = f" and {len(silent) - 4} more" if len(silent) > 4 else ""
-        found.append(Alarm(True, f"no heartbeat for {duration(max(ages[rank] for rank in silent))}: {who}{more}"))
+        raised.append(Alarm(True, f"no heartbeat for {duration(max(ages[rank] for rank in silent))}: {ranks}{more}"))
     if last is not None and now - last["time"] > watch["no_progress_s"]:
-        found.append(Alarm(True, f"no logged step for {duration(now - last['time'])}, the last was {last['step']:,}"))
-    return found
+        raised.append(Alarm(True, f"no logged step for {duration(now - last['time'])}, the last was {last['step']:,}"))
+    return raised
 
 
 def heartbeat_ages(folder: Path, beats: dict[int, Heartbeat]) -> dict[int, float]:

@@ -94,7 +94,7 @@ def breakdown(events: list[dict[str, Any]], steps: int, top: int = 15) -> Breakd
         by_phase[item.phase] += seconds
         by_part[item.part][item.kind] += seconds
         by_name[item.name].append(seconds)
-    longest = sorted(by_name.items(), key=lambda found: -sum(found[1]))[:top]
+    longest = sorted(by_name.items(), key=lambda item: -sum(item[1]))[:top]
     return Breakdown(
         steps,
         phases.wall_us / 1e6 / steps,
@@ -141,13 +141,13 @@ class _Phases:
     """The annotated phases, one after another on one thread."""
 
     def __init__(self, complete: list[dict[str, Any]]):
-        found = sorted((e["ts"], e["ts"] + e["dur"], e["name"][len(PHASE) :]) for e in complete if _is(e, PHASE))
-        if not found:
+        spans = sorted((e["ts"], e["ts"] + e["dur"], e["name"][len(PHASE) :]) for e in complete if _is(e, PHASE))
+        if not spans:
             raise ValueError("the trace has no annotated phases")
         self.thread = next(e["tid"] for e in complete if _is(e, PHASE))
-        self._begins = [begin for begin, _, _ in found]
-        self._names = [name for _, _, name in found]
-        self._end = max(end for _, end, _ in found)
+        self._begins = [begin for begin, _, _ in spans]
+        self._names = [name for _, _, name in spans]
+        self._end = max(end for _, end, _ in spans)
         self.wall_us = self._end - self._begins[0]
 
     def at(self, ts: float) -> str:
@@ -222,14 +222,14 @@ def _is(event: dict[str, Any], prefix: str) -> bool:
 
 def _parents(events: list[dict[str, Any]]) -> list[int]:
     """For events by start, the longer first: the number of the one around each, -1 for none."""
-    found: list[int] = []
+    parents: list[int] = []
     stack: list[int] = []
     for number, event in enumerate(events):
         while stack and event["ts"] >= events[stack[-1]]["ts"] + events[stack[-1]]["dur"]:
             stack.pop()
-        found.append(stack[-1] if stack else -1)
+        parents.append(stack[-1] if stack else -1)
         stack.append(number)
-    return found
+    return parents
 
 
 def _covered_us(work: Iterable[Work]) -> float:
@@ -241,21 +241,21 @@ def _covered_us(work: Iterable[Work]) -> float:
     return covered
 
 
-def as_text(found: Breakdown) -> str:
+def as_text(times: Breakdown) -> str:
     """Tables for people: phases, parts by kind, the longest kernels."""
     ms = lambda seconds: f"{1e3 * seconds:,.2f}"  # noqa: E731
-    share = lambda seconds: f"{ratio(seconds, found.wall_s):.1%}"  # noqa: E731
-    what = "the GPU's kernels" if found.busy_s is not None else "the host's operations"
-    lines = [f"{ms(found.wall_s)} ms a step, mean of {found.steps}; times are of {what}", ""]
-    phases = sorted(found.phases.items(), key=lambda item: -item[1])
-    if found.busy_s is not None:
-        phases.append(("idle", found.wall_s - found.busy_s))
+    share = lambda seconds: f"{ratio(seconds, times.wall_s):.1%}"  # noqa: E731
+    operations = "the GPU's kernels" if times.busy_s is not None else "the host's operations"
+    lines = [f"{ms(times.wall_s)} ms a step, mean of {times.steps}; times are of {operations}", ""]
+    phases = sorted(times.phases.items(), key=lambda item: -item[1])
+    if times.busy_s is not None:
+        phases.append(("idle", times.wall_s - times.busy_s))
     lines += [markdown_table(["phase", "ms", "of the step"], [[n, ms(s), share(s)] for n, s in phases]), ""]
-    kinds = [*KINDS, *sorted({k for by_kind in found.parts.values() for k in by_kind} - {*KINDS, OTHER}), OTHER]
+    kinds = [*KINDS, *sorted({k for by_kind in times.parts.values() for k in by_kind} - {*KINDS, OTHER}), OTHER]
     rows = [
         [part, *(ms(by_kind[k]) if k in by_kind else "" for k in kinds), ms(sum(by_kind.values())), share(sum(by_kind.values()))]
-        for part, by_kind in sorted(found.parts.items(), key=lambda item: -sum(item[1].values()))
+        for part, by_kind in sorted(times.parts.items(), key=lambda item: -sum(item[1].values()))
     ]  # fmt: skip
     lines += [markdown_table(["part, ms", *kinds, "all", "of the step"], rows), ""]
-    rows = [[t["name"][:90].replace("|", "/"), f"{t['count']:,.0f}", ms(t["s"]), share(t["s"])] for t in found.top]
+    rows = [[t["name"][:90].replace("|", "/"), f"{t['count']:,.0f}", ms(t["s"]), share(t["s"])] for t in times.top]
     return "\n".join([*lines, markdown_table(["longest", "times a step", "ms", "of the step"], rows)])

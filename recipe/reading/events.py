@@ -27,18 +27,18 @@ class Happened:
 
 def faults(events: list[dict[str, Any]]) -> list[Happened]:
     """All that is not ordinary, oldest first; a kind that repeats without another in between is one."""
-    found: list[Happened] = []
+    groups: list[Happened] = []
     for event in events:
         kind = event["event"]
         asked = kind == "attempt_ended" and event["kind"] == "stopped" and event["code"] == 0
         if kind in ORDINARY or asked:
             continue
-        same = found and found[-1].kind == kind and kind != "attempt_ended"
+        same = groups and groups[-1].kind == kind and kind != "attempt_ended"
         if same:
-            found[-1] = Happened(kind, found[-1].first, event, found[-1].count + 1)
+            groups[-1] = Happened(kind, groups[-1].first, event, groups[-1].count + 1)
         else:
-            found.append(Happened(kind, event, event, 1))
-    return found
+            groups.append(Happened(kind, event, event, 1))
+    return groups
 
 
 def state_of(events: list[dict[str, Any]]) -> str:

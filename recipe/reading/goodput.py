@@ -18,37 +18,37 @@ def goodput(starts: list[dict[str, Any]], events: list[dict[str, Any]], history:
 
     Starting is from a start to its first step, lost steps are those that a fault undid, down is between two attempts.
     """
-    found = dict.fromkeys(PARTS, 0.0)
+    spent = dict.fromkeys(PARTS, 0.0)
     logged = np.sort(np.concatenate([history["time"], *(stretch["time"] for stretch in history.lost)]))
     spoken = np.sort([*logged, *(e["time"] for e in events)])
     begins = [start["time"] for start in starts]
     for number, begin in enumerate(begins, start=1):
         until = begins[number] if number < len(begins) else np.inf
-        mine = [e for e in events if e["attempt"] == number]
-        ended = [e for e in mine if e["event"] == "attempt_ended"]
+        of_attempt = [e for e in events if e["attempt"] == number]
+        ended = [e for e in of_attempt if e["event"] == "attempt_ended"]
         words = spoken[(spoken >= begin) & (spoken < until)]
         end = ended[-1]["time"] if ended else float(words[-1]) if len(words) else begin
         steps = logged[(logged >= begin) & (logged < until)]
-        started = [e["time"] for e in mine if e["event"] == "started"]
+        started = [e["time"] for e in of_attempt if e["event"] == "started"]
         trains_from = started[-1] if started else end
         lost = min(sum(e["lost_s"] for e in ended), end - trains_from) if len(steps) else 0.0
-        found["starting"] += trains_from - begin
-        found["lost steps"] += lost
-        found["training"] += end - trains_from - lost
+        spent["starting"] += trains_from - begin
+        spent["lost steps"] += lost
+        spent["training"] += end - trains_from - lost
         if until < np.inf:
-            found["down"] += until - end
-    _split_training(found, history)
-    return found
+            spent["down"] += until - end
+    _split_training(spent, history)
+    return spent
 
 
-def _split_training(found: dict[str, float], history: History) -> None:
+def _split_training(spent: dict[str, float], history: History) -> None:
     """What of the training was waiting for data, checkpoints and evaluation, by the shares of the logged steps."""
     phases = history.under("phase_s")
     whole = sum(float(np.nansum(values)) for values in phases.values())
     if whole == 0:
         return
-    training = found["training"]
+    training = spent["training"]
     for phase, part in _OF_PHASES.items():
         if phase in phases:
-            found[part] = training * float(np.nansum(phases[phase])) / whole
-            found["training"] -= found[part]
+            spent[part] = training * float(np.nansum(phases[phase])) / whole
+            spent["training"] -= spent[part]

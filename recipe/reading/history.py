@@ -59,9 +59,9 @@ def history_of(lines: Iterable[dict[str, Any]]) -> History:
     lost = []
     for line in lines:
         if rows and line["step"] <= rows[-1]["step"]:
-            kept = next(number for number, row in enumerate(rows) if row["step"] >= line["step"])
-            lost.append(_stretch(rows[kept:]))
-            del rows[kept:], loads[kept:]
+            first = next(number for number, row in enumerate(rows) if row["step"] >= line["step"])
+            lost.append(_stretch(rows[first:]))
+            del rows[first:], loads[first:]
         rows.append(_flat(line))
         loads.append(line["routing"]["load_max_over_mean"])
     names = sorted({name for row in rows for name in row} - {"step"})

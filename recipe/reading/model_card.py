@@ -66,9 +66,9 @@ def model_card(
         for name, seen in read.items()
     ]  # fmt: skip
     of_license = [
-        [name, license, f"{count:,}", f"{ratio(count, sum(found.values())):.1%}"]
-        for name, found in licenses.items()
-        for license, count in sorted(found.items(), key=lambda item: -item[1])
+        [name, license, f"{count:,}", f"{ratio(count, sum(tokens.values())):.1%}"]
+        for name, tokens in licenses.items()
+        for license, count in sorted(tokens.items(), key=lambda item: -item[1])
     ]
     parts = [
         _front_matter(run, tokens_manifest, facts, read),
@@ -152,8 +152,8 @@ def _evaluation(run_dir: Path, step: int) -> str:
     parts = []
     if held_out and held_out[-1]["step"] == step:
         rows = [
-            [name, f"{found['bits_per_byte']:.4f}", f"{found['loss']:.4f}", f"{found['tokens']:,}"]
-            for name, found in held_out[-1]["sources"].items()
+            [name, f"{result['bits_per_byte']:.4f}", f"{result['loss']:.4f}", f"{result['tokens']:,}"]
+            for name, result in held_out[-1]["sources"].items()
         ]
         parts.append(markdown_table(["held-out", "bits per byte", "loss, nats per token", "tokens"], rows))
     results = read_record(run_dir / DOWNSTREAM_RESULTS) or {}
