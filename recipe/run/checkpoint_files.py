@@ -88,8 +88,8 @@ def step_of(checkpoint: Path) -> int:
 
 def complete(folder: Path) -> list[Path]:
     """Committed checkpoints, oldest first."""
-    found = [p.parent for p in folder.glob(f"step_*/{MANIFEST}") if _NAME.fullmatch(p.parent.name)]
-    return sorted(found, key=step_of)
+    checkpoints = [p.parent for p in folder.glob(f"step_*/{MANIFEST}") if _NAME.fullmatch(p.parent.name)]
+    return sorted(checkpoints, key=step_of)
 
 
 def find(folder: Path, name: str | None) -> Path:
@@ -100,16 +100,16 @@ def find(folder: Path, name: str | None) -> Path:
     """
     if (problem := glob_problem(folder)) is not None:
         raise UserError(problem)
-    found = {path.name: path for path in complete(folder)}
-    if not found:
+    checkpoints = {path.name: path for path in complete(folder)}
+    if not checkpoints:
         raise UserError(f"{folder} has no complete checkpoint; give a run that has saved one")
     if name is None:
-        return list(found.values())[-1]
+        return list(checkpoints.values())[-1]
     step = re.fullmatch(r"step_(\d{1,18})", name)
     whole = checkpoint_name(int(step[1])) if step else name
-    if whole not in found:
-        raise UserError(f"{folder} has no checkpoint '{name}'; it has {', '.join(found)}")
-    return found[whole]
+    if whole not in checkpoints:
+        raise UserError(f"{folder} has no checkpoint '{name}'; it has {', '.join(checkpoints)}")
+    return checkpoints[whole]
 
 
 def no_checkpoint_left(folder: Path, step: int) -> UserError:
@@ -152,16 +152,16 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
 
 def damage(checkpoint: Path, files: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
     """What is wrong with some of a checkpoint's files, by its manifest's facts of them; one sentence each."""
-    found = []
+    problems = []
     for name, facts in files:
         path = checkpoint / name
         if not path.exists():
-            found.append(f"{path} is missing")
+            problems.append(f"{path} is missing")
         elif path.stat().st_size != facts["bytes"]:
-            found.append(f"{path} has {path.stat().st_size:,} bytes, not {facts['bytes']:,}")
+            problems.append(f"{path} has {path.stat().st_size:,} bytes, not {facts['bytes']:,}")
         elif sha256(path) != facts["sha256"]:
-            found.append(f"{path} does not have its checksum")
-    return found
+            problems.append(f"{path} does not have its checksum")
+    return problems
 
 
 def set_aside(checkpoint: Path, why: str) -> Path:

@@ -203,7 +203,7 @@ def check_run_folder(job: Job, *, resumes: bool) -> list[str]:
             "come next, since data.mixture has max_epochs or anneal; restore it or choose another run_dir"
         )
     changes = differences(_without_paths(last), _without_paths(run))
-    changes += differences(*({EVALUATION: found.get(EVALUATION)} for found in (start["identity"], job.identity)))
+    changes += differences(*({EVALUATION: identity.get(EVALUATION)} for identity in (start["identity"], job.identity)))
     changes += [f"ds_config {change}" for change in differences(start["ds_config"], job.ds_raw)]
     if last.run_dir != run.run_dir.absolute():
         changes.append(f"the run folder is {run.run_dir.absolute()}, was {last.run_dir}: moved, or a copy of that run")
