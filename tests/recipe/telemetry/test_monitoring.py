@@ -43,7 +43,13 @@ def test_a_watched_run_shows_everything_and_learns_the_same(new_run, write_ds):
     assert evaluations[-1]["sources"] == json.loads((watched.run_dir / "evaluation.json").read_text())["sources"]
 
     last = steps[-1]
-    assert undocumented("metrics.jsonl", last) == undocumented("evaluations.jsonl", evaluations[-1]) == []
+    (manifest,) = (watched.run_dir / "checkpoints" / "step_00000020").glob("manifest.json")
+    written = {
+        "metrics.jsonl": last,
+        "evaluations.jsonl": evaluations[-1],
+        "checkpoints": json.loads(manifest.read_text()),
+    }
+    assert [name for title, record in written.items() for name in undocumented(title, record)] == []
     batch = load_ds_config(ds)[0].train_batch_size  # of both ranks
     for m in steps:  # each of which is logged
         assert m["tokens_per_s"] * m["step_time_s"] == pytest.approx(batch * 32)
