@@ -33,10 +33,10 @@ def resume_from(text: str) -> str:
 
 
 def profiled_steps(text: str) -> ProfiledSteps:
-    found = re.fullmatch(r"steps=(\d+)\.\.(\d+)", text)
-    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+    steps = re.fullmatch(r"steps=(\d+)\.\.(\d+)", text)
+    if steps is None or not 1 <= int(steps[1]) <= int(steps[2]):
         raise argparse.ArgumentTypeError(f"'{text}' is not of the form steps=10..12")
-    return ProfiledSteps(int(found[1]), int(found[2]))
+    return ProfiledSteps(int(steps[1]), int(steps[2]))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -32,7 +32,9 @@ class Mitigator:
             "overload": settings.overload,
             "logit_growth": settings.logit_growth,
         }
-        self._detectors: dict[str, Any] = {name: found for name, found in detectors.items() if found is not None}
+        self._detectors: dict[str, Any] = {
+            name: detector for name, detector in detectors.items() if detector is not None
+        }
         self.state = {name: dict((state or {}).get(name, {"since": None, "until": None})) for name in self._detectors}
         self._apply()
 
@@ -81,7 +83,7 @@ class Mitigator:
     def _apply(self) -> None:
         """Set what the control goes by from the remedies that hold."""
         control, base = self._control, self._control.settings
-        active = {name: found for name, found in self._detectors.items() if self.state[name]["until"] is not None}
+        active = {name: settings for name, settings in self._detectors.items() if self.state[name]["until"] is not None}
         collapse, overload, logits = (active.get(name) for name in ("collapse", "overload", "logit_growth"))
         if collapse is not None and collapse.action == "raise_aux_loss":
             control.aux_loss_coef = base.aux_loss_coef * collapse.aux_loss_factor

@@ -75,7 +75,7 @@ class StepTime:
 @contextmanager
 def timed_collectives() -> Iterator[StepTime]:
     """Time a step, and in it what is waited for collectives."""
-    found, inside = StepTime(socket.gethostname()), False
+    step_time, inside = StepTime(socket.gethostname()), False
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         kind, counted = KINDS[name]
@@ -85,12 +85,12 @@ def timed_collectives() -> Iterator[StepTime]:
             if inside:  # DeepSpeed's functions call torch's
                 return function(*args, **kwargs)
             inside = True
-            found.sent_bytes[kind] += _bytes(args, kwargs, counted)
+            step_time.sent_bytes[kind] += _bytes(args, kwargs, counted)
             try:
                 if kwargs.get("async_op"):
                     handle = function(*args, **kwargs)
-                    return None if handle is None else _Handle(handle, found, kind)
-                with _waiting(found, kind):
+                    return None if handle is None else _Handle(handle, step_time, kind)
+                with _waiting(step_time, kind):
                     return function(*args, **kwargs)
             finally:
                 inside = False
@@ -103,40 +103,40 @@ def timed_collectives() -> Iterator[StepTime]:
         setattr(module, name, timed(name, function))
     begun = time.perf_counter()
     try:
-        yield found
+        yield step_time
         _synchronize()
-        found.memory_gib = memory_gib()
-        found.whole_s = time.perf_counter() - begun
+        step_time.memory_gib = memory_gib()
+        step_time.whole_s = time.perf_counter() - begun
     finally:
         for module, name, function in originals:
             setattr(module, name, function)
 
 
-def compare(mine: StepTime, ratio: float) -> tuple[dict[str, Any], str | None]:
+def compare(step_time: StepTime, ratio: float) -> tuple[dict[str, Any], str | None]:
     """The ranks of a timed step side by side; all ranks together.
 
     Returns:
         metrics, and what to say of the slowest rank if its own time is `ratio` times the median's or more.
     """
-    return judged(gathered(mine), ratio)
+    return judged(gathered(step_time), ratio)
 
 
 def judged(times: list[StepTime], ratio: float) -> tuple[dict[str, Any], str | None]:
-    own = [found.own_s for found in times]
+    own = [rank_time.own_s for rank_time in times]
     median = statistics.median(own)
     slowest = max(range(len(own)), key=own.__getitem__)
     over = own[slowest] / max(median, 1e-9)
-    kinds = {kind for found in times for kind in found.sent_bytes}
+    kinds = {kind for rank_time in times for kind in rank_time.sent_bytes}
     metrics = {
         "slowest_rank": slowest,
         "slowest_host": times[slowest].host,
         "slowest_over_median": over,
         "own_median_s": median,
-        "waited_median_s": statistics.median(found.waited_s for found in times),
-        "waited_least_s": min(found.waited_s for found in times),
-        "comm_waited_s": {k: statistics.median(found.waits_s[k] for found in times) for k in sorted(kinds)},
-        "comm_bytes": {k: statistics.mean(found.sent_bytes[k] for found in times) for k in sorted(kinds)},
-        "memory_most_gib": max(found.memory_gib for found in times),
+        "waited_median_s": statistics.median(rank_time.waited_s for rank_time in times),
+        "waited_least_s": min(rank_time.waited_s for rank_time in times),
+        "comm_waited_s": {k: statistics.median(rank_time.waits_s[k] for rank_time in times) for k in sorted(kinds)},
+        "comm_bytes": {k: statistics.mean(rank_time.sent_bytes[k] for rank_time in times) for k in sorted(kinds)},
+        "memory_most_gib": max(rank_time.memory_gib for rank_time in times),
     }
     if over < ratio:
         return metrics, None
@@ -149,34 +149,34 @@ def judged(times: list[StepTime], ratio: float) -> tuple[dict[str, Any], str | N
 class _Handle:
     """What an asynchronous collective returned, whose wait is timed."""
 
-    def __init__(self, handle: Any, found: StepTime, kind: str):
-        self._handle, self._found, self._kind = handle, found, kind
+    def __init__(self, handle: Any, step_time: StepTime, kind: str):
+        self._handle, self._step_time, self._kind = handle, step_time, kind
 
     def wait(self, *args: Any, **kwargs: Any) -> Any:
-        with _waiting(self._found, self._kind):
+        with _waiting(self._step_time, self._kind):
             return self._handle.wait(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._handle, name)
 
 
-def _bytes(args: tuple[Any, ...], kwargs: dict[str, Any], place: int | None) -> int:
-    """Bytes of the tensor or tensors that stand at one place among a call's arguments."""
+def _bytes(args: tuple[Any, ...], kwargs: dict[str, Any], position: int | None) -> int:
+    """Bytes of the tensor or tensors that stand at a position among a call's arguments."""
     given = [*args, *kwargs.values()]
-    if place is None or place >= len(given):
+    if position is None or position >= len(given):
         return 0
-    tensors = given[place] if isinstance(given[place], list | tuple) else [given[place]]
+    tensors = given[position] if isinstance(given[position], list | tuple) else [given[position]]
     return sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor))
 
 
 @contextmanager
-def _waiting(found: StepTime, kind: str) -> Iterator[None]:
+def _waiting(step_time: StepTime, kind: str) -> Iterator[None]:
     """Time what is done inside, without the computation that was queued before it."""
     _synchronize()
     begun = time.perf_counter()
     yield
     _synchronize()
-    found.waits_s[kind] += time.perf_counter() - begun
+    step_time.waits_s[kind] += time.perf_counter() - begun
 
 
 def _synchronize() -> None:

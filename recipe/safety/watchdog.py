@@ -27,7 +27,7 @@ SAYING_S = 30.0  # that the files of a file system that does not answer may take
 
 
 @dataclass
-class Allocation:
+class Progress:
     """Where the training of this rank is; the loop says so, the watchdog looks."""
 
     step: int = 0
@@ -46,7 +46,7 @@ class Watchdog(threading.Thread):
 
     def __init__(self, folder: RunFolder, settings: Watch):
         super().__init__(name="watchdog", daemon=True)
-        self.place = Allocation()
+        self.progress = Progress()
         self._folder, self._settings = folder, settings
         self._stopped = threading.Event()
         self._beat = 0
@@ -58,7 +58,7 @@ class Watchdog(threading.Thread):
     def first_step_is_done(self) -> None:
         """From now on progress is expected at the pace of steps."""
         self._patience_s = self._settings.no_progress_s
-        self.place.enter("between steps")
+        self.progress.enter("between steps")
 
     def __enter__(self) -> Watchdog:
         self.start()
@@ -71,11 +71,11 @@ class Watchdog(threading.Thread):
     def run(self) -> None:
         # A beat waits as long as the file system does, so beats have a thread of their own.
         threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True).start()
-        seen, since = self.place.number, time.monotonic()
+        seen, since = self.progress.number, time.monotonic()
         while not self._stopped.wait(self._settings.heartbeat_s):
             now = time.monotonic()
-            if self.place.number != seen:
-                seen, since = self.place.number, now
+            if self.progress.number != seen:
+                seen, since = self.progress.number, now
             if now - since > self._patience_s:
                 self._end_job(now - since)
 
@@ -106,7 +106,7 @@ class Watchdog(threading.Thread):
 
     def _name_culprits(self, waited_s: float) -> None:
         """The first of the ranks that still live speaks for all."""
-        place, folder = self.place, self._folder
+        progress, folder = self.progress, self._folder
         before = read_heartbeats(folder.heartbeats, folder.attempt)
         for _ in range(2):  # all have then had the time for a beat
             self._stopped.wait(self._settings.heartbeat_s)
@@ -123,21 +123,21 @@ class Watchdog(threading.Thread):
         if ended and not culprits:
             message = f"rank {', '.join(map(str, sorted(ended)[:8]))} had ended before"
         message = (
-            f"no progress for {waited_s:.0f} s in step {place.step:,} ({place.phase}): {message}; "
+            f"no progress for {waited_s:.0f} s in step {progress.step:,} ({progress.phase}): {message}; "
             f"stacks are in {folder.stacks(rank()).parent}"
         )
         with suppress(OSError, ValueError):  # a closed or broken standard error
             print(f"error: {message}", file=sys.stderr, flush=True)
         for culprit in culprits:
             with suppress(OSError):
-                folder.record_failure("hang", message, rank=culprit.rank, host=culprit.host, step=place.step)
+                folder.record_failure("hang", message, rank=culprit.rank, host=culprit.host, step=progress.step)
         if culprits:
             return
         # The others leave without a word, which must not make them those that are waited for.
         hosts = {rank(): socket.gethostname()} | {number: beat.host for number, beat in after.items()}
         for number, host in hosts.items():
             with suppress(OSError):
-                folder.record_failure("hang", message, rank=number, host=host, step=place.step, witness=True)
+                folder.record_failure("hang", message, rank=number, host=host, step=progress.step, witness=True)
 
     def _beat_once(self) -> None:
         """A beat that cannot be written is said once: what it is there for is to end the job, which needs no file."""
@@ -151,7 +151,7 @@ class Watchdog(threading.Thread):
 
     def _write(self) -> None:
         self._beat += 1
-        place = self.place
+        progress = self.progress
         write_heartbeat(
             self._folder.heartbeats,
             Heartbeat(
@@ -159,9 +159,9 @@ class Watchdog(threading.Thread):
                 host=socket.gethostname(),
                 pid=os.getpid(),
                 attempt=self._folder.attempt,
-                step=place.step,
-                phase=place.phase,
-                place=place.number,
+                step=progress.step,
+                phase=progress.phase,
+                place=progress.number,
                 beat=self._beat,
             ),
         )

@@ -125,8 +125,8 @@ class MetricsWriter:
         self._folder.evaluation(step=step, seconds=seconds, sources=results)
         self._show(tagged_evaluation(results), step)
         message = "  ".join(
-            f"{name} {found['bits_per_byte']:.4f} bits/byte, loss {found['loss']:.4f}"
-            for name, found in results.items()
+            f"{name} {result['bits_per_byte']:.4f} bits/byte, loss {result['loss']:.4f}"
+            for name, result in results.items()
         )
         self._print(f"step {step:>7,}  held-out  {message}")
 
@@ -186,16 +186,16 @@ def load_image(load_LE: torch.Tensor) -> torch.Tensor:
 
 def tagged(values: dict[str, Any]) -> dict[str, float]:
     """A step's metrics as tag -> number; what is no number (hosts, counts per expert) is not among them."""
-    found = {tag: values[name] for name, tag in SCALARS.items() if name in values}
+    tags = {tag: values[name] for name, tag in SCALARS.items() if name in values}
     for name, tag in MAPPINGS.items():
-        found |= {tag.format(key): value for key, value in values.get(name, {}).items()}
+        tags |= {tag.format(key): value for key, value in values.get(name, {}).items()}
     by_source = {f"{name}/{source}": v for source, of in values.get("sources", {}).items() for name, v in of.items()}
     for name, of_layers in {**values.get("routing", {}), **by_source}.items():
-        found |= {f"moe/{name}/moe_layer_{layer:02d}": value for layer, value in enumerate(of_layers)}
-    return found
+        tags |= {f"moe/{name}/moe_layer_{layer:02d}": value for layer, value in enumerate(of_layers)}
+    return tags
 
 
 def tagged_evaluation(sources: dict[str, dict[str, float]]) -> dict[str, float]:
     """Held-out results by source as tag -> number."""
     names = ("loss", "bits_per_byte")
-    return {f"eval/{source}/{name}": found[name] for source, found in sources.items() for name in names}
+    return {f"eval/{source}/{name}": result[name] for source, result in sources.items() for name in names}

@@ -23,12 +23,12 @@ import torch.distributed as dist
 from recipe.base.errors import UserError
 from recipe.checkpoints import store as checkpoint
 from recipe.safety import corruption
-from recipe.safety.watchdog import Allocation
+from recipe.safety.watchdog import Progress
 from recipe.training import loop
 from recipe.training.start import FAULTS
 
 
-def install(engine: deepspeed.DeepSpeedEngine, place: Allocation, attempt: int) -> None:
+def install(engine: deepspeed.DeepSpeedEngine, progress: Progress, attempt: int) -> None:
     """Put the faults of this attempt and rank in place.
 
     Raises:
@@ -37,24 +37,24 @@ def install(engine: deepspeed.DeepSpeedEngine, place: Allocation, attempt: int) 
     for fault in json.loads(os.environ[FAULTS]):
         if fault["kind"] not in _KINDS:
             raise UserError(f"{FAULTS} has an unknown kind '{fault['kind']}'; known: {', '.join(sorted(_KINDS))}")
-        mine = fault.get("rank") in (None, dist.get_rank())
-        if mine and fault.get("attempt", 1) == attempt:
-            _KINDS[fault["kind"]](fault, engine, place)
+        of_this_rank = fault.get("rank") in (None, dist.get_rank())
+        if of_this_rank and fault.get("attempt", 1) == attempt:
+            _KINDS[fault["kind"]](fault, engine, progress)
 
 
 def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _due(fault: dict[str, Any], place: Allocation) -> bool:
+def _due(fault: dict[str, Any], progress: Progress) -> bool:
     """Whether a step is one of the fault's: `step`, and `steps` of them."""
-    return fault["step"] <= place.step < fault["step"] + fault.get("steps", 1)
+    return fault["step"] <= progress.step < fault["step"] + fault.get("steps", 1)
 
 
 def _in_forward(action: Callable[[dict[str, Any]], None]) -> Callable[..., None]:
-    def put(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Allocation) -> None:
+    def put(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, progress: Progress) -> None:
         def hook(*_: Any) -> None:
-            if _due(fault, place):
+            if _due(fault, progress):
                 action(fault)
 
         engine.module.model.layers[1].register_forward_pre_hook(hook)
@@ -62,20 +62,20 @@ def _in_forward(action: Callable[[dict[str, Any]], None]) -> Callable[..., None]
     return put
 
 
-def _kill_in_backward(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Allocation) -> None:
+def _kill_in_backward(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, progress: Progress) -> None:
     def hook(*_: Any) -> None:
-        if _due(fault, place):
+        if _due(fault, progress):
             _die()
 
     engine.module.model.layers[1].register_full_backward_pre_hook(hook)
 
 
-def _kill_in_collective(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Allocation) -> None:
+def _kill_in_collective(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, progress: Progress) -> None:
     """The others are in the all-to-all already, or will be."""
     original = deepspeed.comm.all_to_all_single
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        if _due(fault, place):
+        if _due(fault, progress):
             time.sleep(0.2)
             _die()
         return original(*args, **kwargs)
@@ -83,17 +83,17 @@ def _kill_in_collective(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine
     deepspeed.comm.all_to_all_single = call
 
 
-def _kill_in_save(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Allocation) -> None:
+def _kill_in_save(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, progress: Progress) -> None:
     """At a point of the commit protocol, in the first save from `step` on."""
 
     def reached(point: str) -> None:
-        if point == fault["point"] and place.step >= fault["step"]:
+        if point == fault["point"] and progress.step >= fault["step"]:
             _die()
 
     checkpoint.reached = reached
 
 
-def _fill_disk(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Allocation) -> None:
+def _fill_disk(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, progress: Progress) -> None:
     """Between the look at the free space and the writing, once."""
     filler = Path(fault["file"])
 
@@ -106,15 +106,15 @@ def _fill_disk(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: 
     checkpoint.reached = reached
 
 
-def _nan_gradient(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Allocation) -> None:
+def _nan_gradient(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, progress: Progress) -> None:
     def hook(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        if _due(fault, place) and output.requires_grad:
+        if _due(fault, progress) and output.requires_grad:
             output.register_hook(lambda gradient: gradient * float("nan"))
 
     engine.module.model.layers[1].register_forward_hook(hook)
 
 
-def _bad_data(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Allocation) -> None:
+def _bad_data(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, progress: Progress) -> None:
     """Logits many times too large, and with them loss and gradient, while the data's position is in [first, last)."""
     original, bad = loop.Prefetcher.take, [False]
 
@@ -129,27 +129,27 @@ def _bad_data(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: A
     engine.module.model.norm.register_forward_hook(hook)
 
 
-def _collapse(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Allocation) -> None:
+def _collapse(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, progress: Progress) -> None:
     """Every router prefers the same experts by far, once."""
     done: list[int] = []
 
     def hook(*_: Any) -> None:
-        if _due(fault, place) and not done:
-            done.append(place.step)
+        if _due(fault, progress) and not done:
+            done.append(progress.step)
             for layer in engine.module.model.layers[engine.module.config.first_k_dense_replace :]:
                 layer.mlp.router.e_score_correction_bias[: layer.mlp.top_k] += fault["bias"]
 
     engine.module.model.layers[0].register_forward_pre_hook(hook)
 
 
-def _clock(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Allocation) -> None:
+def _clock(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, progress: Progress) -> None:
     original = time.time
-    time.time = lambda: original() + (fault["seconds"] if place.step >= fault["step"] else 0.0)
+    time.time = lambda: original() + (fault["seconds"] if progress.step >= fault["step"] else 0.0)
 
 
-def _corrupt_arithmetic(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, place: Allocation) -> None:
+def _corrupt_arithmetic(fault: dict[str, Any], engine: deepspeed.DeepSpeedEngine, progress: Progress) -> None:
     original = corruption.digest_of_results
-    corruption.digest_of_results = lambda *args: original(*args)[::-1] if _due(fault, place) else original(*args)
+    corruption.digest_of_results = lambda *args: original(*args)[::-1] if _due(fault, progress) else original(*args)
 
 
 def _out_of_memory(fault: dict[str, Any]) -> None:

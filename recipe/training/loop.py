@@ -221,7 +221,7 @@ class Training:
 
     def _finish(self, outcome: Outcome) -> None:
         """Leave a checkpoint of weights that are known to be sound, and say how the attempt ended."""
-        self.watchdog.place.enter("finishing")
+        self.watchdog.progress.enter("finishing")
         if not self.guard.in_doubt:
             verdict = self._try_weights()
             if verdict is not None and verdict.proof is False:
@@ -343,7 +343,7 @@ class Training:
         raise UserError(f"{why}; {newest}; lower schedule.peak_lr, look at the data or at that rank's GPU, and resume")
 
     def _enter(self, phase: str, step: int | None = None) -> None:
-        self.watchdog.place.enter(phase, step)
+        self.watchdog.progress.enter(phase, step)
         self.throughput.phases.enter(phase)
         if self.profiler is not None:
             self.profiler.enter(phase)

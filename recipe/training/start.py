@@ -52,11 +52,11 @@ def train_on(
     """
     store = CheckpointStore(folder.path / "checkpoints", job.run.checkpoint, provenance(job))
     orders, saved = from_first_rank(lambda: (read_orders(folder.path), saved_checkpoints(folder.path)))
-    watchdog.place.enter("verifying the checkpoint")
+    watchdog.progress.enter("verifying the checkpoint")
     chosen = _choose(store, folder, resume, orders, [event["step"] for event in saved])
-    watchdog.place.enter("building the engine")
+    watchdog.progress.enter("building the engine")
     engine = _build(job)
-    watchdog.place.enter("loading the checkpoint")
+    watchdog.progress.enter("loading the checkpoint")
     state = _restore(engine, store, folder, chosen)
     store.took_s = saved[-1].get("took_s", 0.0) if saved else 0.0
     spike = None if is_name(resume) else orders.rewind
@@ -64,7 +64,7 @@ def train_on(
     if FAULTS in os.environ:
         from recipe.training import faults  # late: a run without faults has none of their code
 
-        faults.install(engine, watchdog.place, folder.attempt)
+        faults.install(engine, watchdog.progress, folder.attempt)
     outcome = Training(engine, job, store, state, folder, watchdog, time_limit_s, profiled).run()
     return _exit_code(outcome, folder, store, state)
 

@@ -135,7 +135,7 @@ def corrupted(folder: RunFolder, corruption: Corruption, monkeypatch) -> int:
         run_dir=folder.path, seed=1, optimizer=None, compute=None, checkpoint=Checkpoint(every_steps=2)
     )  # fmt: skip
     job = SimpleNamespace(run=run, ds_raw={}, shape=None)
-    watchdog = SimpleNamespace(place=SimpleNamespace(enter=lambda _: None))
+    watchdog = SimpleNamespace(progress=SimpleNamespace(enter=lambda _: None))
     return attempt.train_on(job, folder, watchdog, resume="auto", time_limit_s=None)  # type: ignore[arg-type]
 
 
