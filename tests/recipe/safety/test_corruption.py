@@ -18,6 +18,7 @@ from recipe.base.ranks import RESTART
 from recipe.base.settings import Checkpoint
 from recipe.checkpoints import store as checkpoint
 from recipe.checkpoints.store import CheckpointStore, TrainState
+from recipe.engine.step_guard import Rewind
 from recipe.run import checkpoint_files as on_disk
 from recipe.run.folder import Orders, RunFolder, read_orders
 from recipe.safety import corruption as corruption_check
@@ -114,16 +115,16 @@ def test_retention_keeps_the_checkpoint_that_would_be_gone_back_to(tmp_path):
     assert on_disk.expendable(tmp_path, 2, None) == [two, four, six]
 
 
-def corrupted(folder: RunFolder, corruption: Corruption, monkeypatch) -> int:
-    """An attempt whose training ends so in step 9, with the last good corruption check after step 6."""
+def ended(folder: RunFolder, outcome: Outcome, monkeypatch) -> int:
+    """The exit code of an attempt whose training ends so in step 9, with the last good corruption check after step 6."""
 
     class Training:
         def __init__(self, engine, job, store, state, *_: object):
             self.state = state
 
         def run(self) -> Outcome:
-            self.state.step, self.state.good_probe = 9, 6
-            return Outcome("corruption", corruption=corruption)
+            self.state.step, self.state.sequences, self.state.good_probe = 9, 72, 6
+            return outcome
 
     monkeypatch.setattr(attempt, "Training", Training)
     monkeypatch.setattr(attempt, "provenance", lambda _: {})
@@ -142,18 +143,36 @@ def corrupted(folder: RunFolder, corruption: Corruption, monkeypatch) -> int:
 def test_the_next_start_goes_back_and_sees_the_same_data(alone, tmp_path, monkeypatch):
     committed(tmp_path / "checkpoints", 4, 6, 8)
     first = RunFolder(tmp_path, 1)
-    assert corrupted(first, Corruption({1: "host1"}, known=True), monkeypatch) == RESTART
+    assert ended(first, Outcome("corruption", corruption=Corruption({1: "host1"}, known=True)), monkeypatch) == RESTART
     assert read_orders(tmp_path).good_until == 6
     found = incident_of(tmp_path, 1, RESTART)
     assert (found.kind, found.rank, found.host, found.ranks) == ("corruption", 1, "host1", (1,))
     with pytest.raises(UserError, match="start again without that host"):
-        corrupted(RunFolder(tmp_path, 2), Corruption({0: "a", 1: "b"}, known=False), monkeypatch)
+        ended(
+            RunFolder(tmp_path, 2),
+            Outcome("corruption", corruption=Corruption({0: "a", 1: "b"}, known=False)),
+            monkeypatch,
+        )
     assert not (tmp_path / "checkpoints" / "step_00000008").exists()
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [e["event"] for e in events] == ["started", "corruption", "checkpoint_suspect", "started", "corruption"]
     assert "left out" not in events[3]["message"]
     assert read_orders(tmp_path).good_until == 6
     assert incident_of(tmp_path, 2, 2).kind == "unknown"  # nobody's host is named
+
+
+def test_a_rewind_is_ordered_and_the_next_start_goes_past_the_data_of_the_spike(alone, tmp_path, monkeypatch):
+    committed(tmp_path / "checkpoints", 4)
+    spike = Outcome("rewind", spike=Rewind(7, "2 steps in a row were spikes"))
+    assert ended(RunFolder(tmp_path, 1), spike, monkeypatch) == RESTART
+    assert read_orders(tmp_path).rewind == {
+        "number": 1, "before_step": 7, "sequences": 72, "message": "2 steps in a row were spikes"
+    }  # fmt: skip
+    assert ended(RunFolder(tmp_path, 2), Outcome("finished"), monkeypatch) == 0
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [e["event"] for e in events if e["event"] in ("started", "rewind")] == ["started", "rewind", "started"]
+    assert events[-1]["message"].endswith("; the data up to sequence 72 are left out")
+    assert events[-1]["checkpoint"] == "step_00000004"
 
 
 def supervisor(place, ranks: int) -> Supervisor:

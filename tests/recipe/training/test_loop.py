@@ -17,6 +17,7 @@ from recipe.engine import step_guard
 from recipe.engine.step_guard import Unsound
 from recipe.run.job import ProfiledSteps
 from recipe.safety.corruption import Corruption
+from recipe.telemetry.phases import NAMES
 from recipe.training import loop
 from recipe.training.loop import LAST_BEFORE_DECAY, Outcome, Training
 from recipe.training.schedule import learning_rate
@@ -66,6 +67,7 @@ class FakeRun:
         self.metrics: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []
         self.counted: list[int] = []
+        self.phases: list[tuple[int, str]] = []  # as they are reported, with the steps done before
         self.updates_bias: list[bool] = []
         self.rates: list[list[float]] = []
         self.opened: list[str] = []
@@ -104,14 +106,14 @@ class FakeRun:
         monkeypatch.setattr(loop, "Prefetcher", lambda _: SimpleNamespace(take=lambda *_: batches))
         mitigator = SimpleNamespace(state={}, update=lambda *_: [])
         monkeypatch.setattr(loop, "Mitigator", lambda *_: mitigator)
-        phases = SimpleNamespace(enter=lambda _: None)
+        phases = SimpleNamespace(enter=lambda phase: self.phases.append((self.state.step, NAMES[phase])))
         throughput = SimpleNamespace(phases=phases, count=self.counted.append, take=dict)
         monkeypatch.setattr(loop, "Throughput", lambda *_: throughput)
         monkeypatch.setattr(loop, "MetricsWriter", self._closing("writer"))
         monkeypatch.setattr(loop, "StepProfiler", self._closing("profiler"))
         monkeypatch.setattr(loop, "routing_metrics", lambda *_: {})
         monkeypatch.setattr(loop, "run_step", self._run_step)
-        monkeypatch.setattr(loop, "evaluate_engine", lambda *_, **__: self.done.append((self.state.step, "evaluation")))
+        monkeypatch.setattr(loop, "evaluate_engine", self._evaluate)
         monkeypatch.setattr(loop, "check_for_corruption", self._check_for_corruption)
         monkeypatch.setattr(loop, "compare", self._compare)
 
@@ -147,6 +149,10 @@ class FakeRun:
         guard.offer(torch.tensor(self.losses.get(step, 2.0)), TOKENS)
         engine.optimizer.step()
         return None, "sums" if observing else None
+
+    def _evaluate(self, *_: Any, progress: Callable[[], None], **__: Any) -> None:
+        progress()
+        self.done.append((self.state.step, "evaluation"))
 
     def _check_for_corruption(self, *_: Any) -> Corruption | None:
         self.done.append((self.state.step, "corruption check"))
@@ -270,6 +276,21 @@ def test_throughput_counts_the_tokens_of_all_ranks(new_run):
     run = new_run()
     run.begin().run()
     assert run.counted == [TOKENS] * 4
+
+
+def test_the_time_of_reading_checkpoints_and_evaluation_is_told_from_the_rest(new_run):
+    run = new_run(3, evaluation={"every_steps": 2}, checkpoint={"every_steps": 2})
+    run.begin().run()
+    assert [name for step, name in run.phases if step == 0] == ["data_wait"]
+    assert [name for step, name in run.phases if step == 1] == ["checkpoint", "other", "data_wait"]
+    evaluation_and_save = ["evaluation", "other", "checkpoint", "other"]
+    assert [name for step, name in run.phases if step == 2] == [
+        "checkpoint",
+        "other",
+        *evaluation_and_save,
+        "data_wait",
+    ]
+    assert [name for step, name in run.phases if step == 3] == ["checkpoint", "other", *evaluation_and_save]
 
 
 @pytest.mark.parametrize(("share", "moving"), [(0.0, 8), (0.25, 6), (0.5, 4), (1.0, 0)])
