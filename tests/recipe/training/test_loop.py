@@ -69,6 +69,7 @@ class FakeRun:
         self.counted: list[int] = []
         self.phases: list[tuple[int, str]] = []  # as they are reported, with the steps done before
         self.updates_bias: list[bool] = []
+        self.read: list[tuple[int, int]] = []  # position in sequences, and the one read ahead
         self.rates: list[list[float]] = []
         self.opened: list[str] = []
         self.arguments: dict[str, tuple[Any, ...]] = {}
@@ -102,8 +103,7 @@ class FakeRun:
             monkeypatch.setattr(module.dist, "get_rank", lambda: 0)
             monkeypatch.setattr(module.dist, "get_world_size", lambda: RANKS)
         monkeypatch.setattr(step_guard.dist, "all_reduce", lambda tensor: tensor.mul_(RANKS))
-        batches = [SimpleNamespace(missing=0)]
-        monkeypatch.setattr(loop, "Prefetcher", lambda _: SimpleNamespace(take=lambda *_: batches))
+        monkeypatch.setattr(loop, "Prefetcher", lambda _: SimpleNamespace(take=self._take))
         mitigator = SimpleNamespace(state={}, update=lambda *_: [])
         monkeypatch.setattr(loop, "Mitigator", lambda *_: mitigator)
         phases = SimpleNamespace(enter=lambda phase: self.phases.append((self.state.step, NAMES[phase])))
@@ -139,6 +139,10 @@ class FakeRun:
                 run.done.append((step, "profile"))
 
         return Closing
+
+    def _take(self, position: int, following: int) -> list[Any]:
+        self.read.append((position, following))
+        return [SimpleNamespace(missing=0)]
 
     def _run_step(self, engine: Any, *_: Any, step: int, observing: bool, update_bias: bool, guard: Any, **__: Any):
         if guard.trial:
@@ -322,6 +326,13 @@ def test_a_stop_that_is_asked_for_saves_and_says_so(asked_after, new_run):
     assert [entry[0] for entry in run.done if entry[1] == "save"] == [asked_after]
     assert [event["event"] for event in run.events] == ["stopped"]
     assert run.opened == []
+
+
+def test_weights_are_tried_on_data_that_the_last_update_was_not_made_from(new_run):
+    run = new_run(5, losses={4: math.nan})
+    run.begin().run()
+    assert run.read[:5] == [(2 * step, 2 * step + 2) for step in range(5)]
+    assert run.read[5:] == [(4, 10)]  # of step 3: step 4 was skipped, step 5 was the last update
 
 
 def test_a_stop_in_the_last_step_is_the_end(new_run):
