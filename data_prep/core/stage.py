@@ -22,8 +22,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 import recipe
 from data_prep.core.bad_records import WHAT_TO_DO, BadRecords
 from data_prep.core.engines import Engine, LocalEngine, make_engine
@@ -37,6 +35,7 @@ from recipe.base.errors import UserError
 from recipe.base.files import sha256, write_json
 from recipe.base.output_paths import check_output_folder
 from recipe.base.strict import load_json
+from recipe.base.tables import ProgressLine
 
 SCHEMA, VERSION = "data_prep.stage", 3
 
@@ -133,7 +132,7 @@ class Stage:
         bad = sum(result.get("bad_records", 0) for result in done.values())
         title = f"{self.name}: {phase}"
         with (
-            tqdm(total=len(tasks), initial=len(done), desc=title, unit="task", disable=None) as bar,
+            ProgressLine(title, len(tasks), len(done)) as progress,
             closing(self.engine.run(function, todo, workers or self.workers, title)) as finished,
         ):
             for number, result in finished:
@@ -144,7 +143,7 @@ class Stage:
                         f"{self._bad_records_say()}; {WHAT_TO_DO}"
                     )
                 write_json(markers[number], result)
-                bar.update()
+                progress.advance()
         results = [load_json(marker) for marker in markers]
         for result in results:
             if "read" in result:

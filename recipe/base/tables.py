@@ -1,9 +1,13 @@
-"""Markdown tables, and numbers as people read them: whatever a run measures, it can be printed."""
+"""Markdown tables, progress, and numbers as people read them: whatever a run measures, it can be printed."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
@@ -49,3 +53,51 @@ def as_float(value: float) -> float:
         return float(value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf
+
+
+class ProgressLine:
+    """How far something is, on a line of a terminal's stderr that is written over; elsewhere nothing.
+
+    It has no thread and leaves the cursor alone, so that a process may fork, or end at once, while it is shown.
+
+    Args:
+        done: of `total`, before this start.
+    """
+
+    SHOWN_EVERY_S = 0.1
+
+    def __init__(self, title: str, total: int, done: int = 0, clock: Callable[[], float] = time.monotonic):
+        self._title, self._total, self._done, self._first, self._clock = title, total, done, done, clock
+        self._started, self._shown = clock(), -math.inf
+        self._on_terminal = sys.stderr.isatty()
+        self.show()
+
+    def advance(self) -> None:
+        """One more is done."""
+        self._done += 1
+        if self._clock() - self._shown >= self.SHOWN_EVERY_S:
+            self.show()
+
+    def show(self) -> None:
+        self._shown = self._clock()
+        advanced, left = self._done - self._first, ""
+        if advanced:
+            left = f", {duration((self._total - self._done) * (self._shown - self._started) / advanced)} left"
+        share = f"{self._done / self._total:4.0%}" if self._total else ""
+        self._write(f"{self._title} {self._done:,}/{self._total:,} {share}{left}")
+
+    def clear(self) -> None:
+        """Make room for a line of something else; `show` brings it back."""
+        self._write("")
+
+    def __enter__(self) -> ProgressLine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
+    def _write(self, text: str) -> None:
+        if self._on_terminal:
+            width = shutil.get_terminal_size().columns - 1  # a longer line would wrap and stay
+            with suppress(OSError):
+                print(f"\r{text[:width]}\x1b[K", end="", file=sys.stderr, flush=True)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from recipe.base.settings import LOCAL_HOST
-from recipe.base.tables import as_float, duration
+from recipe.base.tables import ProgressLine, as_float, duration
 from recipe.run.folder import RunFolder
 from recipe.run.reports import say
 from recipe.telemetry.board import Board
@@ -104,13 +102,11 @@ class MetricsWriter:
         self._board = Board(folder.path / "tensorboard", purge_step=first_step)
         self._board.add_custom_scalars(LAYOUT)
         self._open.callback(self._flush)
-        on_terminal = sys.stderr.isatty()
-        self._bar = tqdm(total=total_steps, initial=first_step - 1, unit="step", disable=not on_terminal, leave=False)
-        self._open.callback(self._bar.close)
+        self._progress = self._open.enter_context(ProgressLine("steps", total_steps, first_step - 1))
 
     def step_is_done(self) -> None:
-        """For the progress bar, which only a terminal has."""
-        self._bar.update()
+        """For the progress line, which only a terminal has."""
+        self._progress.advance()
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Write a step's metrics."""
@@ -152,9 +148,9 @@ class MetricsWriter:
         self._folder.reports.write(self._folder.path / "tensorboard", self._board.flush)
 
     def _print(self, line: str) -> None:
-        self._bar.clear()
+        self._progress.clear()
         say(line)
-        self._bar.refresh()
+        self._progress.show()
 
     def _console_line(self, step: int, values: dict[str, Any]) -> str:
         mfu = f"  mfu {values['mfu']:5.1%}" if "mfu" in values else ""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
+import os
 
 import pytest
 
-from recipe.base.tables import as_float, duration, exponential, ratio
+from recipe.base.tables import ProgressLine, as_float, duration, exponential, ratio
 
 INF, NAN = math.inf, math.nan
 
@@ -34,3 +36,38 @@ def test_exponentials_and_whole_numbers_beyond_a_float_are_infinite():
     assert [exponential(x) for x in (1000.0, INF, -INF)] == [INF, INF, 0.0]
     assert math.isnan(exponential(NAN))
     assert [as_float(x) for x in (3, 10**400, -(10**400))] == [3.0, INF, -INF]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_one_line_of_a_terminal_with_the_time_left(monkeypatch):
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((32, 24)))
+    now = [0.0]
+    with ProgressLine("curate", 10, done=4, clock=lambda: now[0]) as progress:
+        now[0] = 2.0
+        progress.advance()
+        now[0] = 2.05
+        progress.advance()  # too soon after the last one to be shown
+        progress.clear()
+        progress.show()
+    shown = terminal.getvalue().split("\r")[1:]
+    assert shown == [f"{text}\x1b[K" for text in (
+        "curate 4/10  40%", "curate 5/10  50%, 10.0 s left", "", "curate 6/10  60%, 4.1 s left", "",
+    )]  # fmt: skip
+
+
+def test_progress_never_wraps_and_counts_nothing_too(monkeypatch):
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((10, 24)))
+    ProgressLine("a long title", 0)
+    assert terminal.getvalue() == "\ra long ti\x1b[K"
+
+
+def test_progress_is_silent_where_there_is_no_terminal(capsys):
+    with ProgressLine("curate", 2) as progress:
+        progress.advance()
+    assert capsys.readouterr() == ("", "")
