@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import configparser
+import re
 import sys
 import sysconfig
+from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -36,6 +39,9 @@ DATA_JOBS_MAY_IMPORT = {
     "recipe.huggingface.split_patterns",
     "recipe.huggingface.tokenizer_folder",
 }
+IMPORT_NAMES = {"megatron_core": "megatron", "pyyaml": "yaml"}  # of distributions whose module has another name
+IMPORTED_BY_OTHERS = {"accelerate": "lm_eval.models.huggingface"}  # which does not name it itself
+TOOLS = {"mypy", "pytest", "pytest_xdist", "ruff", "types_pyyaml"}
 MOST_MODULES = {"recipe": 12, "launch": 20, "data_prep": 20}  # of a folder
 
 
@@ -43,6 +49,7 @@ def module_name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Full names of all modules that a file imports, late imports included."""
     found = set()
@@ -166,6 +173,64 @@ def test_configurations_are_read_by_one_base_class():
     assert users == {"recipe.base.strict", "recipe.describe_settings"}
 
 
+def declared_extras() -> dict[str, set[str]]:
+    """The modules of setup.cfg's packages by extra; those that every use needs at ""."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    lists = {"": config["options"]["install_requires"], **config["options.extras_require"]}
+    return {extra: {requirement(line) for line in re.findall(r"^\w.*", text, re.M)} for extra, text in lists.items()}
+
+
+def requirement(line: str) -> str:
+    name = re.match(r"[\w-]+", line)[0].lower().replace("-", "_")
+    return IMPORT_NAMES.get(name, name)
+
+
+def packages_of(paths: list[Path]) -> dict[str, set[str]]:
+    """Packages of others -> the files that import them."""
+    users: dict[str, set[str]] = {}
+    for path in paths:
+        for package in {i.split(".")[0] for i in imports(path)} - sys.stdlib_module_names - {*MOST_MODULES, "tests"}:
+            users.setdefault(package, set()).add(module_name(path))
+    return users
+
+
+def test_every_package_that_is_imported_is_declared_and_every_declared_one_is_imported():
+    extras = declared_extras()
+    of_tests = {p for p in extras.pop("test") if p != "deepspeed_moe_recipe"} - TOOLS
+    declared, used = set().union(*extras.values()), set(packages_of(FILES))
+    every_import = set().union(*map(imports, FILES))
+    assert used - declared == set()
+    assert declared - used == {p for p, user in IMPORTED_BY_OTHERS.items() if user in every_import}
+    assert of_tests - set(packages_of(sorted((ROOT / "tests").rglob("*.py")))) == set()
+
+
+def test_everything_is_installed_for_the_tests():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    extras = set(config["options.extras_require"]) - {"test"}
+    (everything,) = re.findall(r"deepspeed-moe-recipe\[(.*)\]", config["options.extras_require"]["test"])
+    assert set(everything.split(",")) == extras
+    assert ".[test]" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "extras"),
+    [
+        (DATA_JOBS_MAY_IMPORT, {"", "data", "ray"}),
+        ({"recipe.base", "recipe.planner", "recipe.reading", "recipe.run", "recipe.report", "recipe.watch"}, {"", "prometheus"}),
+        ({"recipe"}, {"", "train", "downstream", "prometheus"}),
+    ],
+    ids=["data jobs", "planning and reading", "training"],
+)  # fmt: skip
+def test_a_use_needs_only_its_extras(prefixes, extras):
+    declared = declared_extras()
+    allowed = set().union(*(declared[extra] for extra in extras))
+    users = packages_of([p for p in FILES if below(module_name(p), prefixes)])
+    assert {package: modules for package, modules in users.items() if package not in allowed} == {}
+
+
+@cache
 def imported_names(path: Path) -> set[str]:
     nodes = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.ImportFrom)]
     return {f"{node.module}.{alias.name}" for node in nodes for alias in node.names}

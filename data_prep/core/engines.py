@@ -179,10 +179,8 @@ class RayEngine:
     def run(
         self, function: Function, tasks: Numbered, workers: int, title: str
     ) -> Generator[tuple[int, Any], None, None]:
-        try:
-            import ray
-        except ImportError:
-            raise UserError("--engine ray needs Ray; install it with pip install 'deepspeed-moe-recipe[ray]'") from None
+        import ray
+
         if not ray.is_initialized():
             _must_answer(self.address)
             ray.init(

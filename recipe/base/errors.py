@@ -14,9 +14,35 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
+from types import TracebackType
 from typing import Any
 
 INTERRUPTED = 128 + 2  # exit code after ctrl-C, as of a shell
+OURS = ("recipe", "data_prep", "launch")
+# Packages that only some uses need -> the extras of setup.cfg that bring them, by what they are for.
+EXTRAS = {"train": "training, evaluation, export", "data": "data jobs",
+          "downstream": "downstream tasks", "prometheus": "Prometheus", "ray": "data jobs on Ray"}  # fmt: skip
+EXTRAS_OF = {
+    "accelerate": ("downstream",),
+    "datasets": ("data", "downstream"),
+    "deepspeed": ("train",),
+    "eldc": ("data",),
+    "fastokens": ("data",),
+    "ftfy": ("data",),
+    "huggingface_hub": ("train",),
+    "isal": ("data",),
+    "lm_eval": ("downstream",),
+    "opencc": ("data",),
+    "prometheus_client": ("prometheus",),
+    "pyarrow": ("data",),
+    "ray": ("ray",),
+    "safetensors": ("train",),
+    "tensorboard": ("train",),
+    "tokenizers": ("train", "data"),
+    "torch": ("train",),
+    "transformers": ("train", "data"),
+    "zstandard": ("data",),
+}
 FIRST_RANK_SPEAKS_S = 10.0  # longer than the launcher takes to see a failed rank and end the others
 
 
@@ -81,13 +107,49 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def what_to_do(error: BaseException) -> str | None:
     """The sentence for the user if `error` is one that they can act on, else None (a defect of ours).
 
-    Besides `UserError` those are a disk that is full and a folder that may not be written.
+    Besides `UserError` those are a disk that is full, a folder that may not be written, and a package of an extra
+    that is not installed.
     """
     if isinstance(error, UserError):
         return str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS_OF and _importer(error) in (*OURS, "__main__"):
+        return how_to_install(error.name)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
         return f"{error.filename or 'output'}: {os.strerror(error.errno)}; free or permit it and run again"
     return None
+
+
+def how_to_install(package: str) -> str:
+    """The sentence for a package that is not installed: the extra that brings it."""
+    *others, last = [f"pip install -e '.[{extra}]' for {EXTRAS[extra]}" for extra in EXTRAS_OF[package]]
+    return f"the Python package {package} is not installed: {', or '.join([*others, last])}"
+
+
+def explain_missing_packages() -> None:
+    """Let this process end with one sentence and code 2 where a module cannot be imported for want of an extra.
+
+    Scripts import their modules before `main` is there to be wrapped by `exit_on_user_error`.
+    """
+    report = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        of_ours = isinstance(error, ModuleNotFoundError) and _importer(error) in OURS
+        message = what_to_do(error) if of_ours and not hasattr(sys, "ps1") else None
+        if message is None:
+            report(kind, error, trace)
+        else:
+            _print_once_per_host(message)
+            raise SystemExit(2)  # the interpreter takes it as the exit code
+
+    sys.excepthook = hook
+
+
+def _importer(error: BaseException) -> str:
+    """The package whose import failed, or where another error was raised; a user's own module may lack what it likes."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else str(trace.tb_frame.f_globals.get("__name__")).split(".")[0]
 
 
 def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
@@ -97,7 +159,7 @@ def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
     def wrapped(*args, **kwargs) -> int:
         try:
             return main(*args, **kwargs) or 0
-        except (UserError, OSError) as error:
+        except (UserError, OSError, ModuleNotFoundError) as error:
             message = what_to_do(error)
             if message is None:
                 raise

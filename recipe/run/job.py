@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.base.ds_config import DsConfig, load_ds_config
-from recipe.base.errors import ConfigError, UserError, read_all
+from recipe.base.errors import ConfigError, UserError, how_to_install, read_all
 from recipe.base.model_shape import ModelShape, load_model_shape
 from recipe.base.output_paths import check_output_folder, glob_problem
 from recipe.base.routing_settings import Routing
@@ -157,9 +157,7 @@ def check_prometheus(port: int | None, host: str = LOCAL_HOST, may_be_in_use: bo
     if port is None:
         return
     if importlib.util.find_spec("prometheus_client") is None:
-        raise UserError(
-            "logging.prometheus_port needs prometheus-client; install it with pip install -e '.[prometheus]'"
-        )
+        raise UserError(f"logging.prometheus_port: {how_to_install('prometheus_client')}")
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the exporter's server does
         try:

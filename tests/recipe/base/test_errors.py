@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 
 import pytest
 
 from recipe.base import errors
-from recipe.base.errors import FIRST_RANK_SPEAKS_S, ConfigError, UserError, exit_on_user_error
+from recipe.base.errors import (
+    EXTRAS,
+    EXTRAS_OF,
+    FIRST_RANK_SPEAKS_S,
+    ConfigError,
+    UserError,
+    exit_on_user_error,
+    how_to_install,
+)
+from recipe.telemetry.prometheus import Exporter
+from tests.conftest import ROOT
+from tests.test_layout import declared_extras
 
 
 @exit_on_user_error
@@ -61,3 +74,75 @@ def test_an_error_comes_out_of_a_worker_process_as_it_was(error):
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is type(error)
     assert (str(again), again.args, vars(again)) == (str(error), error.args, vars(error))
+
+
+@pytest.fixture
+def blocked(monkeypatch):
+    """Modules that cannot be imported, as if their package were not installed."""
+    return lambda *names: [monkeypatch.setitem(sys.modules, name, None) for name in names]
+
+
+def test_a_late_import_of_a_missing_package_says_which_extra_to_install(blocked, capsys):
+    blocked("prometheus_client")
+    assert exit_on_user_error(lambda: Exporter(1, "run"))() == 2
+    assert capsys.readouterr().err == (
+        "error: the Python package prometheus_client is not installed: pip install -e '.[prometheus]' for Prometheus\n"
+    )
+
+
+def test_a_package_of_two_extras_says_what_each_is_for():
+    assert how_to_install("tokenizers") == (
+        "the Python package tokenizers is not installed: pip install -e '.[train]' for training, evaluation, export, "
+        "or pip install -e '.[data]' for data jobs"
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "package"),
+    [
+        ("recipe.somewhere", "recipe_native"),  # no package of an extra: a defect of ours
+        ("users_module", "torch"),  # not our import
+    ],
+)
+def test_other_failed_imports_keep_their_traceback(module, package, blocked):
+    blocked(package)
+    with pytest.raises(ModuleNotFoundError):
+        exit_on_user_error(lambda: exec(f"import {package}", {"__name__": module}))()
+
+
+def failed_import(module: str, package: str) -> ModuleNotFoundError:
+    with pytest.raises(ModuleNotFoundError) as caught:
+        exec(f"import {package}", {"__name__": module})
+    return caught.value
+
+
+def test_a_script_whose_modules_cannot_be_imported_ends_with_the_same_sentence(blocked, monkeypatch, capsys):
+    blocked("torch", "absent")
+    others: list[str] = []
+    monkeypatch.setattr("sys.excepthook", lambda kind, error, trace: others.append(str(error)))
+    errors.explain_missing_packages()
+    error = failed_import("recipe.training.start", "torch")
+    with pytest.raises(SystemExit) as exit_:
+        sys.excepthook(type(error), error, error.__traceback__)
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err.startswith("error: the Python package torch is not installed: pip install")
+    for module, package in (("recipe.x", "absent"), ("__main__", "torch"), ("users_module", "torch")):
+        error = failed_import(module, package)
+        sys.excepthook(type(error), error, error.__traceback__)
+    assert len(others) == 3
+
+
+def test_importing_the_project_explains_missing_packages():
+    # One process: what the interpreter makes of the hook's exit code can be seen from outside alone.
+    code = "import sys; sys.modules['torch'] = None; import recipe.engine.agree"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "pip install -e '.[train]'" in done.stderr
+
+
+def test_the_extras_of_setup_cfg_are_those_of_the_sentences():
+    extras = declared_extras()
+    of_core = extras.pop("")
+    expected = {package: tuple(extra for extra in EXTRAS if package in extras[extra]) for package in EXTRAS_OF}
+    assert expected == EXTRAS_OF
+    assert {p for extra in EXTRAS for p in extras[extra]} - of_core == set(EXTRAS_OF)
