@@ -188,43 +188,43 @@ class DsConfig(_Section):
 
     def problems(self) -> list[str]:
         """What this file alone shows to be impossible, one sentence each."""
-        found = []
+        problems = []
         experts = self.expert_parallel
         if self.train_batch_size % self._sequences_per_rank:
-            found.append(
+            problems.append(
                 f"train_batch_size {self.train_batch_size} is not a multiple of train_micro_batch_size_per_gpu "
                 f"{self.train_micro_batch_size_per_gpu} * gradient_accumulation_steps {self.gradient_accumulation_steps}"
             )
         elif self.world_size % experts.autoep_size:
-            found.append(
+            problems.append(
                 f"expert_parallel.autoep_size {experts.autoep_size} does not divide the {self.world_size} ranks "
                 "that the batch sizes imply; choose a divisor"
             )
         fp32_sums = self.data_types is not None and self.data_types.grad_accum_dtype == "fp32"
         if self.zero_optimization.stage == 0 and self.bf16_enabled and fp32_sums:
-            found.append(
+            problems.append(
                 "zero_optimization.stage 0 with bf16 cannot add gradients in fp32 in DeepSpeed; "
                 "set data_types.grad_accum_dtype bf16 or a higher stage"
             )
         if experts.gate_up_impl == "fused" and not experts.use_grouped_mm:
-            found.append('gate_up_impl "fused" needs use_grouped_mm true')
-        return found
+            problems.append('gate_up_impl "fused" needs use_grouped_mm true')
+        return problems
 
     def problems_with(self, shape: ModelShape, world_size: int) -> list[str]:
         """What does not fit the model or the number of ranks that were launched, one sentence each."""
-        found = []
+        problems = []
         if world_size != self.world_size:
-            found.append(
+            problems.append(
                 f"train_batch_size {self.train_batch_size} = {self.train_micro_batch_size_per_gpu} micro-batch * "
                 f"{self.gradient_accumulation_steps} accumulation * ranks is written for {self.world_size} ranks, but "
                 f"{world_size} were launched; launch {self.world_size} or use the ds_config for {world_size}"
             )
         if shape.n_routed_experts % self.expert_parallel.autoep_size:
-            found.append(
+            problems.append(
                 f"expert_parallel.autoep_size {self.expert_parallel.autoep_size} does not divide the model's "
                 f"{shape.n_routed_experts} routed experts; choose a divisor"
             )
-        return found
+        return problems
 
 
 def load_ds_config(path: str | Path) -> tuple[DsConfig, dict[str, Any]]:
@@ -239,16 +239,16 @@ def load_ds_config(path: str | Path) -> tuple[DsConfig, dict[str, Any]]:
     raw = load_json(path)
     if not isinstance(raw, dict):
         raise ConfigError(path, ["must hold a JSON object"])
-    found = [f"'{key}' {reason}" for key, reason in REFUSED_KEYS.items() if _holds(raw, key)]
+    problems = [f"'{key}' {reason}" for key, reason in REFUSED_KEYS.items() if _holds(raw, key)]
     auto = _paths_of_auto(raw)
-    found += [f"'{name}' is \"auto\", which DeepSpeed does not resolve here; write the value" for name in auto]
+    problems += [f"'{name}' is \"auto\", which DeepSpeed does not resolve here; write the value" for name in auto]
     try:
         checked = strict_model(DsConfig, _without(raw, REFUSED_KEYS), path)
     except ConfigError as error:
         others = [p for p in error.problems if not any(p.startswith(f"'{name}' is ") for name in auto)]
-        raise ConfigError(path, found + others) from None
-    if found:
-        raise ConfigError(path, found)
+        raise ConfigError(path, problems + others) from None
+    if problems:
+        raise ConfigError(path, problems)
     return checked, raw
 
 
@@ -272,10 +272,10 @@ def _without(values: dict[str, Any], keys: Collection[str], prefix: str = "") ->
 
 
 def _paths_of_auto(values: dict[str, Any], prefix: str = "") -> list[str]:
-    found = []
+    paths = []
     for key, value in values.items():
         if value == "auto":
-            found.append(prefix + key)
+            paths.append(prefix + key)
         elif isinstance(value, dict) and prefix.count(".") < 4:  # deeper than any section of DeepSpeed
-            found += _paths_of_auto(value, f"{prefix}{key}.")
-    return found
+            paths += _paths_of_auto(value, f"{prefix}{key}.")
+    return paths

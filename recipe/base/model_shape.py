@@ -91,37 +91,37 @@ class ModelShape(Section):
 
     def problems(self) -> list[str]:
         """What cannot work together, one sentence each; empty when the shape is sound."""
-        found = []
+        problems = []
         if self.first_k_dense_replace >= self.num_hidden_layers:
-            found.append(
+            problems.append(
                 f"first_k_dense_replace {self.first_k_dense_replace} leaves no MoE layer of "
                 f"num_hidden_layers {self.num_hidden_layers}; lower it"
             )
         if self.num_attention_heads % self.num_key_value_heads:
-            found.append(
+            problems.append(
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of "
                 f"num_key_value_heads {self.num_key_value_heads}"
             )
         if self.num_experts_per_tok > self.n_routed_experts:
-            found.append(
+            problems.append(
                 f"num_experts_per_tok {self.num_experts_per_tok} exceeds n_routed_experts {self.n_routed_experts}"
             )
         if self.n_routed_experts % self.n_group:
-            found.append(f"n_group {self.n_group} does not divide n_routed_experts {self.n_routed_experts}")
+            problems.append(f"n_group {self.n_group} does not divide n_routed_experts {self.n_routed_experts}")
         elif self.n_routed_experts // self.n_group < 2:
-            found.append("a routing group needs at least 2 experts; lower n_group")
+            problems.append("a routing group needs at least 2 experts; lower n_group")
         elif self.topk_group > self.n_group:
-            found.append(f"topk_group {self.topk_group} exceeds n_group {self.n_group}")
+            problems.append(f"topk_group {self.topk_group} exceeds n_group {self.n_group}")
         elif self.topk_group * (self.n_routed_experts // self.n_group) < self.num_experts_per_tok:
-            found.append(
+            problems.append(
                 f"topk_group {self.topk_group} groups hold fewer than num_experts_per_tok {self.num_experts_per_tok} experts"
             )
         rotary_dim = int(self.head_dim * self.rope_parameters.partial_rotary_factor)
         if rotary_dim % 2 or rotary_dim == 0:
-            found.append(
+            problems.append(
                 f"the rotated part of a head ({rotary_dim} of head_dim {self.head_dim}) must be even and positive"
             )
-        return found
+        return problems
 
     def parameters(self) -> dict[str, int]:
         """Number of parameters by term; the sum is the model's total."""

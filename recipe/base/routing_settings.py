@@ -104,23 +104,25 @@ class Routing(Section):
 
     def problems(self) -> list[str]:
         """What cannot work together, one sentence each."""
-        found, overload = [], self.mitigations.overload
+        problems, overload = [], self.mitigations.overload
         if overload is not None and self.capacity.mode == "dropless":
-            found.append("routing.mitigations.overload tightens a capacity; set routing.capacity.mode drop or reroute")
+            problems.append(
+                "routing.mitigations.overload tightens a capacity; set routing.capacity.mode drop or reroute"
+            )
         elif overload is not None and overload.capacity_factor >= self.capacity.factor:
-            found.append(
+            problems.append(
                 f"routing.mitigations.overload.capacity_factor {overload.capacity_factor:g} does not tighten "
                 f"routing.capacity.factor {self.capacity.factor:g}; lower it"
             )
         collapse = self.mitigations.collapse
         if collapse is not None and collapse.action == "raise_aux_loss" and self.aux_loss_coef == 0:
-            found.append(
+            problems.append(
                 "routing.mitigations.collapse raises an aux loss whose routing.aux_loss_coef is 0; "
                 "set one, choose action revive, or set collapse null"
             )
         logits = self.mitigations.logit_growth
         if logits is not None and self.z_loss_coef == 0:
-            found.append(
+            problems.append(
                 "routing.mitigations.logit_growth raises a z-loss whose routing.z_loss_coef is 0; set one, or null it"
             )
-        return found
+        return problems

@@ -57,19 +57,19 @@ class Mixture(Section):
     anneal: Anneal | None = None
 
     def problems(self) -> list[str]:
-        found = [] if self.anneal is None else self.anneal.problems()
+        problems = [] if self.anneal is None else self.anneal.problems()
         if self.anneal is not None:
             unknown = sorted({str(t) for t in self.tiers.values()} - {str(t) for t in self.anneal.tier_weights})
-            found += [
+            problems += [
                 f"data.mixture.tiers names tier {t}, which anneal.tier_weights has no weight for" for t in unknown
             ]
-        found += _problems_of_weights("data.mixture.weights", self.weights or {})
-        found += _problems_of_weights("data.mixture.factors", self.factors)
+        problems += _problems_of_weights("data.mixture.weights", self.weights or {})
+        problems += _problems_of_weights("data.mixture.factors", self.factors)
         if self.weights is not None and not any(self.weights.values()):
-            found.append("data.mixture.weights are all zero; give one source a weight, or set null")
+            problems.append("data.mixture.weights are all zero; give one source a weight, or set null")
         if self.weights is not None and self.factors:
-            found.append("data.mixture.weights overrides factors; keep one")
-        return found
+            problems.append("data.mixture.weights overrides factors; keep one")
+        return problems
 
 
 class Data(Section):
@@ -256,21 +256,21 @@ class RunConfig(Section):
 
     def problems(self) -> list[str]:
         schedule = self.schedule
-        found = [
+        problems = [
             *self.data.mixture.problems(),
             *self.routing.problems(),
             *self.checkpoint.problems(),
             *self.watch.problems(),
         ]
         if schedule.min_lr > schedule.peak_lr:
-            found.append(f"schedule.min_lr {schedule.min_lr} exceeds schedule.peak_lr {schedule.peak_lr}")
+            problems.append(f"schedule.min_lr {schedule.min_lr} exceeds schedule.peak_lr {schedule.peak_lr}")
         if schedule.kind == "wsd" and schedule.decay_tokens == 0:
-            found.append("schedule.kind wsd needs schedule.decay_tokens")
+            problems.append("schedule.kind wsd needs schedule.decay_tokens")
         if schedule.kind == "cosine" and schedule.decay_tokens:
-            found.append("schedule.decay_tokens is for kind wsd; the cosine decays over all that follows the warmup")
+            problems.append("schedule.decay_tokens is for kind wsd; the cosine decays over all that follows the warmup")
         if schedule.warmup_tokens + schedule.decay_tokens > schedule.total_tokens:
-            found.append("schedule.warmup_tokens + decay_tokens exceed schedule.total_tokens")
-        return found
+            problems.append("schedule.warmup_tokens + decay_tokens exceed schedule.total_tokens")
+        return problems
 
 
 def absolute(run: RunConfig) -> RunConfig:

@@ -237,9 +237,9 @@ def _inner_model(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for argument in get_args(annotation):
-        found = _inner_model(argument)
-        if found is not None:
-            return found
+        model = _inner_model(argument)
+        if model is not None:
+            return model
     return None
 
 
