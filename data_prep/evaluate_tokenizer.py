@@ -25,7 +25,7 @@ from data_prep.documents.reading import Document
 from data_prep.tokenization.encoder import Encoder, ReferenceEncoder, load_encoder
 from data_prep.tokenize_corpus import batches
 from recipe.base.errors import UserError, exit_on_user_error
-from recipe.base.files import sha256, write_text
+from recipe.base.files import replacing, sha256, write_text
 from recipe.data.token_folder import tokenizer_file
 
 
@@ -86,9 +86,8 @@ def measure_part(documents: Iterable[Document], number: int, *, folders: list[Pa
                 used_ids = np.union1d(used_ids, ids)
     path = used / f"{number:05d}.npy"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(partial_path(path), "wb") as raw:
+    with replacing(path, partial_path(path)) as temporary, open(temporary, "wb") as raw:
         np.save(raw, used_ids)
-    partial_path(path).replace(path)
     return {"counts": counts}
 
 

@@ -23,7 +23,7 @@ from data_prep.core.stage import Stage, for_documents
 from data_prep.core.tally import merged
 from data_prep.documents.reading import Document
 from recipe.base.errors import UserError, exit_on_user_error
-from recipe.base.files import write_text
+from recipe.base.files import replacing, write_text
 from recipe.base.strict import Section, load_yaml, strict_model
 from recipe.huggingface.split_patterns import SPLIT_PATTERNS
 from recipe.huggingface.tokenizer_folder import write_tokenizer_config
@@ -147,13 +147,9 @@ def language_of(document: Document) -> str:
 def write_texts(path: Path, texts: Iterable[bytes]) -> None:
     """Write texts one behind the other, each after its size; the file has its name when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = partial_path(path)
-    with open(temporary, "wb") as file:
+    with replacing(path, partial_path(path)) as temporary, open(temporary, "wb") as file:
         for text in texts:
             file.write(len(text).to_bytes(8, "little") + text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def read_texts(path: Path) -> Iterator[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.base.errors import UserError, exit_on_user_error, what_to_do
+from recipe.base.files import replacing
 from recipe.base.output_paths import check_output_file
 from recipe.base.strict import load_json
 from recipe.huggingface.split_patterns import composes, llama_cpp_name
@@ -196,10 +196,9 @@ def new_file(output: Path) -> Iterator[Path]:
     folders = [folder for folder in output.absolute().parents if not folder.exists()]
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield partial(output)
-        os.replace(partial(output), output)
+        with replacing(output, partial(output)) as temporary:
+            yield temporary
     except BaseException:
-        partial(output).unlink(missing_ok=True)
         for folder in folders:  # innermost first; one that holds something else by now stays
             try:
                 folder.rmdir()

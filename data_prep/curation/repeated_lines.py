@@ -7,7 +7,6 @@ documents spares what is quoted.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from data_prep.core.partial_files import partial_path
 from data_prep.core.shuffle import Shuffle, column, grouped, producer
 from data_prep.curation.characters import native
 from data_prep.documents.reading import Document, Part, parse, records
+from recipe.base.files import replacing
 from recipe.base.strict import Section
 
 _CHUNK_LINES = 2_000_000  # hashes in memory at a time: 16 MB
@@ -87,15 +87,11 @@ def _range_path(folder: Path, number: int) -> Path:
 def _save(path: Path, pieces: list[np.ndarray]) -> None:
     """Write arrays of hashes as one, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = partial_path(path)
     header = {"descr": "<u8", "fortran_order": False, "shape": (sum(map(len, pieces)),)}
-    with open(temporary, "wb") as raw:
+    with replacing(path, partial_path(path)) as temporary, open(temporary, "wb") as raw:
         np.lib.format.write_array_header_1_0(raw, header)
         for piece in pieces:
             raw.write(np.ascontiguousarray(piece, "<u8").data)
-        raw.flush()
-        os.fsync(raw.fileno())
-    temporary.replace(path)
 
 
 class LineFilter:

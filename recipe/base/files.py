@@ -6,21 +6,46 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import orjson
 
 
+@contextmanager
+def replacing(path: Path, temporary: Path | None = None) -> Iterator[Path]:
+    """A path to write to, which then replaces `path`: a reader or a loss of power sees the old file or the new one.
+
+    On an error nothing of it stays. The folder must exist.
+
+    Args:
+        temporary: the path, in the same folder, where `path` with `.partial` behind it will not do.
+    """
+    temporary = temporary or path.with_name(path.name + ".partial")
+    try:
+        yield temporary
+        flush_file(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    flush_folder(path.absolute().parent)
+
+
+def rename_folder(folder: Path, target: Path) -> None:
+    """Give a folder, whose files are flushed, the name by which readers know that it is whole; a loss of power changes nothing."""
+    for parent, _, _ in os.walk(folder):
+        flush_folder(Path(parent))
+    os.rename(folder, target)
+    flush_folder(target.absolute().parent)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write through a temporary name and flush, so that a reader or a crash sees the old file or the new one."""
+    """Write so that a reader or a crash sees the old file or the new one; the folder is made if there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    with open(temporary, "w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:

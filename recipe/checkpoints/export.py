@@ -7,7 +7,6 @@ Rank 0 writes a tensor and forgets it before the next. A layer is one file.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from safetensors import safe_open
 from torch import nn
 
 from recipe.base.errors import UserError
-from recipe.base.files import flush_file, flush_folder, write_json, write_text
+from recipe.base.files import flush_file, rename_folder, write_json, write_text
 from recipe.base.model_shape import ModelShape
 from recipe.base.output_paths import check_output_folder
 from recipe.base.routing_settings import Routing
@@ -331,8 +330,6 @@ def _finish(export: Export, file_of: dict[str, str], total_bytes: int, dtype: st
         write_text(folder / "README.md", export.card)
     for path in folder.iterdir():
         flush_file(path)
-    flush_folder(folder)
     if export.output.exists():
         raise UserError(f"--output {export.output} was made by another meanwhile; choose a new folder")
-    os.rename(folder, export.output)
-    flush_folder(export.output.absolute().parent)
+    rename_folder(folder, export.output)

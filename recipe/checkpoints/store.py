@@ -10,7 +10,6 @@ needs no collective of its own, and a rank whose disk is full fails the save for
 
 from __future__ import annotations
 
-import os
 import shutil
 import threading
 import time
@@ -26,7 +25,7 @@ import torch
 import torch.distributed as dist
 
 from recipe.base.errors import UserError
-from recipe.base.files import flush_folder, write_json, write_text
+from recipe.base.files import flush_folder, rename_folder, write_json, write_text
 from recipe.base.settings import Checkpoint
 from recipe.base.strict import load_json
 from recipe.checkpoints.fingerprints import EngineShare, added_up, described, not_as_recorded, packed
@@ -523,10 +522,8 @@ class CheckpointStore:
             write_json(partial / on_disk.MANIFEST, {**save.manifest, **added})
             if save.keep is not None:
                 write_text(partial / on_disk.KEEP, save.keep + "\n")
-            flush_folder(partial)
             reached("manifest")
-            os.rename(partial, final)
-            flush_folder(self.folder)
+            rename_folder(partial, final)
             reached("renamed")
             write_text(self.folder / "latest", final.name)
             reached("latest")

@@ -7,7 +7,6 @@ expert biases are, keep what the engine was built with. The losses differ by 5e-
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from contextlib import redirect_stdout
@@ -17,7 +16,7 @@ import deepspeed
 import torch
 
 from recipe.base.errors import UserError
-from recipe.base.files import flush_file, flush_folder, sha256, write_json
+from recipe.base.files import flush_file, rename_folder, sha256, write_json
 from recipe.checkpoints.unpickling import only_known_classes
 from recipe.engine.build import own_hyperparameters
 from recipe.engine.deepspeed_private import convert_to_universal, loading_universal, torch_optimizer
@@ -57,10 +56,8 @@ def make_universal(checkpoint: Path, workers: int) -> Path:
         files[str(path.relative_to(partial))] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     made_from = on_disk.digest(checkpoint)
     write_json(partial / on_disk.MANIFEST, {**manifest, "files": files, "made_from": made_from})
-    flush_folder(partial)
     shutil.rmtree(target, ignore_errors=True)
-    os.rename(partial, target)
-    flush_folder(target.parent)
+    rename_folder(partial, target)
     return target
 
 

@@ -5,7 +5,6 @@ Only rank 0 is profiled. Until the first of the steps nothing is hooked or annot
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from recipe.base.files import write_text
+from recipe.base.files import replacing, write_text
 from recipe.reading.breakdown import as_text, breakdown, read_trace
 from recipe.run.job import ProfiledSteps
 from recipe.telemetry.phases import NAMES
@@ -96,12 +95,8 @@ def traced(model: nn.Module, path: Path) -> Iterator[PhaseRanges]:
             torch.cuda.synchronize()  # the last kernels belong to the last step
         ranges.close()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name("." + path.name)  # torch looks at the suffix
-    try:
+    with replacing(path, path.with_name("." + path.name)) as partial:  # torch looks at the suffix
         profiler.export_chrome_trace(str(partial))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class StepProfiler:

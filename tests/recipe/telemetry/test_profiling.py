@@ -60,7 +60,7 @@ def test_a_disk_without_room_for_it_is_told(model, tmp_path, monkeypatch, fails)
         raise ValueError("the trace ends within a word")
 
     if fails == "os.replace":
-        monkeypatch.setattr(profiling.os, "replace", full)
+        monkeypatch.setattr(os, "replace", full)
     elif fails == "write_text":
         monkeypatch.setattr(profiling, "write_text", full)
     else:
