@@ -29,11 +29,15 @@ from recipe.checkpoints.fingerprints import Fingerprints, described, engine_fing
 from recipe.engine.autoep import MATRICES, AutoEPMoELayer, interchange_name, moe_layers
 from recipe.engine.collectives import any_rank, from_first_rank
 from recipe.engine.deepspeed_private import full_shape, is_partitioned
-from recipe.huggingface.architectures import Architecture, export_architecture, export_config
+from recipe.huggingface.architectures import (
+    EXPERT_BIAS,
+    Architecture,
+    export_architecture,
+    export_config,
+    is_expert_bias,
+)
 from recipe.huggingface.safetensors_writer import Declared, SafetensorsWriter
 from recipe.huggingface.tokenizer_folder import check_tokenizer_export, special_ids, write_tokenizer
-
-BIAS = "e_score_correction_bias"
 
 
 @dataclass(frozen=True)
@@ -102,14 +106,14 @@ def check_bias(engine: deepspeed.DeepSpeedEngine, architecture: Architecture) ->
     """
     if architecture.correction_bias:
         return
-    biased = [name for name, layer in moe_layers(engine.module) if getattr(layer.router, BIAS).any()]
+    biased = [name for name, layer in moe_layers(engine.module) if getattr(layer.router, EXPERT_BIAS).any()]
     if any_rank(bool(biased)):
         raise _no_place_for_bias(architecture, f"in the checkpoint it is not zero ({', '.join(biased[:1])})")
 
 
 def _no_place_for_bias(architecture: Architecture, reason: str) -> UserError:
     return UserError(
-        f"the model routes by softmax and would be exported as {architecture.model_type}, which has no {BIAS}, but {reason}; "
+        f"the model routes by softmax and would be exported as {architecture.model_type}, which has no {EXPERT_BIAS}, but {reason}; "
         "train with routing.bias_update_rate 0, or with scoring_func sigmoid, which is exported as glm4_moe"
     )
 
@@ -164,7 +168,7 @@ def _write_weights(
         total_bytes += sum(tensor.nbytes for tensor in declared.values())
         written |= declared.keys()
     # A bias that the architecture has no place for is zero.
-    missing = {name for name in expected.keys() - written if architecture.correction_bias or not name.endswith(BIAS)}
+    missing = {name for name in expected.keys() - written if architecture.correction_bias or not is_expert_bias(name)}
     assert not missing, f"the export lacks {sorted(missing)}"
     return file_of, total_bytes
 
@@ -247,7 +251,7 @@ def _pieces(module: nn.Module, prefix: str, architecture: Architecture, shape: M
         if ".mlp.experts." not in name:
             yield Piece([interchange_name(name)], parameter.dtype, full_shape(parameter), _gather_of(parameter))
     for name, buffer in module.named_buffers(prefix=prefix):
-        if name.endswith(BIAS) and architecture.correction_bias:
+        if is_expert_bias(name) and architecture.correction_bias:
             yield Piece([interchange_name(name)], torch.float32, tuple(buffer.shape), _values_of(buffer.detach().float))
     for name, layer in module.named_modules(prefix=prefix):
         if isinstance(layer, AutoEPMoELayer):

@@ -32,6 +32,7 @@ from recipe.engine.deepspeed_private import (
     master_parts,
     padded_partition,
 )
+from recipe.huggingface.architectures import EXPERT_MATRIX, is_expert_bias
 
 Fingerprints = dict[str, int]  # by the names of the interchange layout
 BLOCK = 1 << 16  # elements that share one table of weights; as int64 they fit into a core's cache
@@ -40,7 +41,6 @@ _MODULO = 1 << 64
 # Both precisions of a model, as integers of their size; what is added makes the smallest of them 1.
 _BITS = {torch.bfloat16: (torch.int16, (1 << 15) + 1), torch.float32: (torch.int32, (1 << 31) + 1)}
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _BITS}
-_EXPERT = re.compile(r"(?P<layer>.*\.mlp\.experts)\.(?P<expert>\d+)\.(?P<matrix>\w+)\.weight")
 
 
 def fingerprint(tensor: torch.Tensor, first: int = 0, dtype: torch.dtype | None = None) -> int:
@@ -148,7 +148,8 @@ class EngineShare:
     def compute(self) -> None:
         """One pass over the weights; on a GPU queued on the current stream."""
         self._sums = [
-            _sum(piece.values, piece.first, None if _is_bias(piece.name) else self.dtype) for piece in self._pieces
+            _sum(piece.values, piece.first, None if is_expert_bias(piece.name) else self.dtype)
+            for piece in self._pieces
         ]
 
     def counted(self) -> Fingerprints:
@@ -203,7 +204,7 @@ def not_as_recorded(engine: deepspeed.DeepSpeedEngine, manifest: dict[str, Any])
     wrong = share.differing_from(expected)
     if share.names and dtype.itemsize > _dtype(engine).itemsize:
         # Saved in fp32 and trained on in bf16: the model's weights are those of the optimizer, rounded.
-        biases = {name: number for name, number in expected.items() if _is_bias(name)}
+        biases = {name: number for name, number in expected.items() if is_expert_bias(name)}
         rounded = EngineShare(engine, masters=True).total()
         return wrong + EngineShare(engine).differing_from({**rounded, **biases})
     share = EngineShare(engine, dtype)
@@ -220,7 +221,7 @@ def folder_fingerprints(
         weights: from a name to its values.
         dtype: what the engine to compare with has; None: the tensors' own.
     """
-    return {name: fingerprint(weights(name), dtype=torch.float32 if _is_bias(name) else dtype) for name in names}
+    return {name: fingerprint(weights(name), dtype=torch.float32 if is_expert_bias(name) else dtype) for name in names}
 
 
 def check_engine_equals(engine: deepspeed.DeepSpeedEngine, weights: Callable[[str], torch.Tensor], source: str) -> None:
@@ -249,12 +250,12 @@ def one_by_one(weights: Callable[[str], torch.Tensor]) -> Callable[[str], torch.
         return weights(name)
 
     def of(name: str) -> torch.Tensor:
-        if (match := _EXPERT.fullmatch(name)) is None:
+        if (match := EXPERT_MATRIX.fullmatch(name)) is None:
             return weights(name)
-        layer, expert, matrix = match["layer"], int(match["expert"]), match["matrix"]
+        experts, expert, matrix = match["experts"], int(match["expert"]), match["matrix"]
         if matrix == "down_proj":
-            return stacked(f"{layer}.down_proj")[expert]
-        return stacked(f"{layer}.gate_up_proj")[expert].chunk(2)[matrix == "up_proj"]
+            return stacked(f"{experts}.down_proj")[expert]
+        return stacked(f"{experts}.gate_up_proj")[expert].chunk(2)[matrix == "up_proj"]
 
     return of
 
@@ -272,7 +273,7 @@ def described(names: list[str]) -> str:
     """Tensors in a few words, experts by their numbers."""
     shown: dict[str, None] = {}
     for name in names:
-        match = _EXPERT.fullmatch(name)
+        match = EXPERT_MATRIX.fullmatch(name)
         layer = re.search(r"layers\.(\d+)\.", name)
         shown[f"expert {match['expert']} of layer {layer[1]}" if match and layer else name] = None
     words = list(shown)
@@ -284,8 +285,8 @@ def packed(prints: Fingerprints, dtype: torch.dtype) -> dict[str, Any]:
     packed_: dict[str, Any] = {}
     for name, number in prints.items():
         text = f"{number:016x}"
-        if match := _EXPERT.fullmatch(name):
-            packed_.setdefault(f"{match['layer']}.*.{match['matrix']}.weight", []).append(text)
+        if match := EXPERT_MATRIX.fullmatch(name):
+            packed_.setdefault(f"{match['experts']}.*.{match['matrix']}.weight", []).append(text)
         else:
             packed_[name] = text
     return {"dtype": str(dtype).removeprefix("torch."), "tensors": packed_}
@@ -306,11 +307,6 @@ def _dtype(engine: deepspeed.DeepSpeedEngine) -> torch.dtype:
     return next(engine.module.parameters()).dtype
 
 
-def _is_bias(name: str) -> bool:
-    """An expert bias, which is fp32 whatever the model's precision."""
-    return name.endswith("e_score_correction_bias")
-
-
 # The names of each parameter's tensors, the same on all ranks, and what this rank holds of them.
 _Tensors = Iterator[tuple[list[str], list[Piece]]]
 
@@ -321,7 +317,7 @@ def _of_model(engine: deepspeed.DeepSpeedEngine) -> _Tensors:
     for name, parameter in engine.module.named_parameters():
         yield _tensors_of(engine, name, parameter, *_held(parameter), shared_out=is_partitioned(parameter))
     for name, buffer in engine.module.named_buffers():
-        if _is_bias(name):
+        if is_expert_bias(name):
             name = interchange_name(name)
             # Copied, since a step moves them before the optimizer's update.
             yield [name], [Piece(name, buffer.detach().clone(), 0, True, first_rank)]

@@ -25,6 +25,7 @@ from recipe.engine.deepspeed_private import (
     zero3_masters,
 )
 from recipe.engine.routing_control import RoutingControl
+from recipe.huggingface.architectures import is_expert_bias
 from recipe.huggingface.import_weights import Weights
 from recipe.model import RecipeMoeConfig, RecipeMoeForCausalLM
 from recipe.model.fusion import fuse
@@ -68,7 +69,7 @@ def build_model(
                         parameter.copy_(weights(name))
         if weights is not None:
             for name, buffer in model.named_buffers():
-                if name.endswith("e_score_correction_bias"):
+                if is_expert_bias(name):
                     buffer.copy_(weights(name))
     if compute.recompute != "none":
         model.recompute_layers(use_reentrant=compute.recompute == "reentrant")

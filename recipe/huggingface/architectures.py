@@ -18,7 +18,15 @@ from recipe.base.routing_settings import Routing
 
 # mixtral's names of an expert's matrices, transformers' MixtralBlockSparseTop2MLP: w2(silu(w1(x)) * w3(x))
 MIXTRAL_MATRICES = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
-_EXPERT = re.compile(r"(.*)\.mlp\.experts\.(\d+)\.(gate|up|down)_proj\.weight")
+EXPERT_BIAS = "e_score_correction_bias"  # of a router: fp32 whatever the model's precision
+# An expert's matrix in the interchange layout.
+EXPERT_MATRIX = re.compile(
+    r"(?P<experts>(?P<layer>.*)\.mlp\.experts)\.(?P<expert>\d+)\.(?P<matrix>(gate|up|down)_proj)\.weight"
+)
+
+
+def is_expert_bias(name: str) -> bool:
+    return name.endswith(EXPERT_BIAS)
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ class Architecture:
 
     Args:
         model_type, class_name: in its config.json.
-        correction_bias: it has the expert bias (`e_score_correction_bias`) of a router.
+        correction_bias: it has the expert bias (`EXPERT_BIAS`) of a router.
         renamed: from an interchange name to this architecture's.
     """
 
@@ -42,9 +50,9 @@ class Architecture:
 
 
 def _mixtral_name(name: str) -> str:
-    if parts := _EXPERT.fullmatch(name):
-        matrix = MIXTRAL_MATRICES[f"{parts[3]}_proj"]
-        return f"{parts[1]}.block_sparse_moe.experts.{parts[2]}.{matrix}.weight"
+    if parts := EXPERT_MATRIX.fullmatch(name):
+        matrix = MIXTRAL_MATRICES[parts["matrix"]]
+        return f"{parts['layer']}.block_sparse_moe.experts.{parts['expert']}.{matrix}.weight"
     return name.replace(".mlp.gate.", ".block_sparse_moe.gate.")
 
 

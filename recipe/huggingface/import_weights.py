@@ -17,7 +17,7 @@ import torch
 
 from recipe.base.errors import ConfigError, UserError
 from recipe.base.model_shape import ModelShape
-from recipe.huggingface.architectures import GLM4_MOE, MIXTRAL, QWEN3_MOE, Architecture
+from recipe.huggingface.architectures import EXPERT_BIAS, GLM4_MOE, MIXTRAL, QWEN3_MOE, Architecture, is_expert_bias
 from recipe.huggingface.source_config import SourceConfig, read_source_config
 from recipe.huggingface.weights_folder import FLOATS, SafetensorsFolder
 from recipe.model import RecipeMoeConfig, RecipeMoeForCausalLM
@@ -30,7 +30,7 @@ Size = tuple[int, ...]
 _SAME = sorted(set(ModelShape.model_fields) - {"model_type", "initializer_range", "attention_dropout", "max_position_embeddings"})  # fmt: skip
 _OF_EXPERTS = {"first_k_dense_replace", "moe_intermediate_size", "n_routed_experts", "n_shared_experts", "num_experts_per_tok",
                "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor", "scoring_func"}  # fmt: skip
-_HALVES, _MATRICES = ("gate_proj", "up_proj"), ("gate_proj", "up_proj", "down_proj")
+_HALVES = ("gate_proj", "up_proj")
 _MOST_NAMED = 3  # tensors in a sentence
 
 
@@ -148,7 +148,7 @@ def same_model(folder: Path, shape: ModelShape) -> ImportedWeights:
     architecture = architectures[source.model_type]
     parameters = {}
     for name, size in _run_parameters(shape):
-        if name.endswith("e_score_correction_bias") and not architecture.correction_bias:
+        if is_expert_bias(name) and not architecture.correction_bias:
             parameters[name] = Parameter({}, lambda size=size: torch.zeros(size))
         elif name == "lm_head.weight" and source.tied:
             parameters[name] = Parameter({"model.embed_tokens.weight": size}, _as_it_is)
@@ -192,13 +192,13 @@ def upcycled(folder: Path, shape: ModelShape, initial: Initial) -> ImportedWeigh
     if problems := _cutting_problems(source.values["intermediate_size"], shape):
         raise ConfigError(f"{folder} to the run's model", problems)
     _check_equal(source, shape, set(_SAME) - _OF_EXPERTS)
-    tensors = SafetensorsFolder(folder)
+    tensors, cuts = SafetensorsFolder(folder), _Cuts(shape)
     parameters = {}
     for name, size in _run_parameters(shape):
         if name == "lm_head.weight" and source.tied:
             parameters[name] = Parameter({"model.embed_tokens.weight": size}, _as_it_is)
         elif ".mlp." in name and int(name.split(".")[2]) >= shape.first_k_dense_replace:
-            parameters[name] = _cut_of_mlp(name, size, shape, initial)
+            parameters[name] = cuts.parameter(name, size, initial)
         else:
             parameters[name] = Parameter({name: size}, _as_it_is)
     return ImportedWeights(tensors, source, parameters)
@@ -219,41 +219,70 @@ def _cutting_problems(dense: int, shape: ModelShape) -> list[str]:
     return problems
 
 
-def _cut_of_mlp(name: str, size: Size, shape: ModelShape, initial: Initial) -> Parameter:
-    """A parameter of an MoE layer from the dense layer's MLP."""
-    layer, kind = name.split(".mlp.")
-    width, chosen, copies = shape.moe_intermediate_size, shape.num_experts_per_tok, shape.n_routed_experts // shape.num_experts_per_tok  # fmt: skip
-    shared = shape.n_shared_experts * width
-    dense = shared + chosen * width
-    sizes = {"gate_proj": (dense, shape.hidden_size), "up_proj": (dense, shape.hidden_size), "down_proj": (shape.hidden_size, dense)}  # fmt: skip
+@dataclass(frozen=True)
+class _Cuts:
+    """How a dense layer's MLP is cut along its width, and what each parameter of the MoE layer takes of it."""
 
-    def sources(*matrices: str) -> dict[str, Size]:
-        return {f"{layer}.mlp.{matrix}.weight": sizes[matrix] for matrix in matrices}
+    shape: ModelShape
 
-    if kind == "gate.weight":
+    @property
+    def shared(self) -> int:
+        """The width that the shared experts take."""
+        return self.shape.n_shared_experts * self.shape.moe_intermediate_size
 
-        def router() -> torch.Tensor:
-            rows = torch.empty(size)
-            initial(name, rows)
-            return rows[::chosen].repeat_interleave(chosen, dim=0)
+    def of_experts(self) -> list[slice]:
+        """The widths that the experts of a group take."""
+        width = self.shape.moe_intermediate_size
+        begins = (self.shared + cut * width for cut in range(self.shape.num_experts_per_tok))
+        return [slice(begin, begin + width) for begin in begins]
 
-        return Parameter({}, router)
-    if kind == "gate.e_score_correction_bias":
-        return Parameter({}, lambda: torch.zeros(size))
-    if kind.startswith("shared_experts."):
-        matrix = kind.split(".")[1]
-        return Parameter(sources(matrix), lambda part: part[:, :shared] if matrix == "down_proj" else part[:shared])
-    cuts = [slice(shared + cut * width, shared + (cut + 1) * width) for cut in range(chosen)]
-    if kind == "experts.gate_up_proj":
-        return Parameter(
-            sources(*_HALVES),
-            lambda gate, up: torch.stack([torch.cat([gate[cut], up[cut]]) for cut in cuts]).repeat(copies, 1, 1),
-        )
-    scale = chosen / shape.routed_scaling_factor
-    return Parameter(
-        sources("down_proj"),
-        lambda down: (torch.stack([down[:, cut] for cut in cuts]).float() * scale).repeat(copies, 1, 1),
-    )
+    def parameter(self, name: str, size: Size, initial: Initial) -> Parameter:
+        """A parameter of an MoE layer from the dense layer's MLP."""
+        layer, kind = name.split(".mlp.")
+        if kind == "gate.weight":
+            return Parameter({}, lambda: self.router(name, size, initial))
+        if kind == f"gate.{EXPERT_BIAS}":
+            return Parameter({}, lambda: torch.zeros(size))
+        if kind.startswith("shared_experts."):
+            matrix = kind.split(".")[1]
+            return Parameter(
+                self._sources(layer, matrix), self.shared_down if matrix == "down_proj" else self.shared_half
+            )
+        if kind == "experts.gate_up_proj":
+            return Parameter(self._sources(layer, *_HALVES), self.experts_gate_up)
+        return Parameter(self._sources(layer, "down_proj"), self.experts_down)
+
+    def _sources(self, layer: str, *matrices: str) -> dict[str, Size]:
+        hidden = self.shape.hidden_size
+        dense = self.shared + self.shape.num_experts_per_tok * self.shape.moe_intermediate_size
+        return {
+            f"{layer}.mlp.{matrix}.weight": (hidden, dense) if matrix == "down_proj" else (dense, hidden)
+            for matrix in matrices
+        }
+
+    def router(self, name: str, size: Size, initial: Initial) -> torch.Tensor:
+        """Random rows, equal within a group of K experts."""
+        rows, chosen = torch.empty(size), self.shape.num_experts_per_tok
+        initial(name, rows)
+        return rows[::chosen].repeat_interleave(chosen, dim=0)
+
+    def shared_half(self, gate_or_up: torch.Tensor) -> torch.Tensor:
+        return gate_or_up[: self.shared]
+
+    def shared_down(self, down: torch.Tensor) -> torch.Tensor:
+        return down[:, : self.shared]
+
+    def experts_gate_up(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        return self._copied([torch.cat([gate[cut], up[cut]]) for cut in self.of_experts()])
+
+    def experts_down(self, down: torch.Tensor) -> torch.Tensor:
+        """Scaled by what the scores of a group, 1/K each, and the routed scaling factor make of it."""
+        scale = self.shape.num_experts_per_tok / self.shape.routed_scaling_factor
+        return self._copied([down[:, cut].float() * scale for cut in self.of_experts()])
+
+    def _copied(self, group: list[torch.Tensor]) -> torch.Tensor:
+        """[E, ...] of the experts of one group."""
+        return torch.stack(group).repeat(self.shape.n_routed_experts // self.shape.num_experts_per_tok, 1, 1)
 
 
 def shape_values(folder: Path, upcycle: bool = False) -> dict[str, Any]:
