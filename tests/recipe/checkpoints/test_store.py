@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from recipe.base.settings import Checkpoint, Schedule
-from recipe.checkpoints import store as checkpoint_module
+from recipe.checkpoints import stored
 from recipe.checkpoints.snapshot import not_finite
 from recipe.checkpoints.store import CheckpointStore, _Save
 from recipe.run import checkpoint_files as on_disk
@@ -66,7 +66,7 @@ def test_the_last_before_a_decay_that_has_moved_is_not_kept_for_it(decay_tokens,
     schedule = Schedule(total_tokens=1000, kind="wsd", peak_lr=1, min_lr=0, warmup_tokens=0, decay_tokens=decay_tokens)
     training: Any = SimpleNamespace(job=SimpleNamespace(run=SimpleNamespace(schedule=schedule)))
     store = CheckpointStore(tmp_path, Checkpoint(every_steps=1))
-    monkeypatch.setattr(checkpoint_module, "from_first_rank", lambda make: make())
+    monkeypatch.setattr(stored, "from_first_rank", lambda make: make())
     store.unmark(LAST_BEFORE_DECAY, lambda manifest: Training._is_last_before_decay(training, manifest))
     marked = {on_disk.step_of(p) for p in on_disk.complete(tmp_path) if on_disk.kept_for(p)}
     assert marked == kept | {8, 9}
