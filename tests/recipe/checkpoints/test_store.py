@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections import OrderedDict
 from pathlib import Path
@@ -15,14 +16,17 @@ import pytest
 import torch
 
 from recipe.base.settings import Checkpoint, Schedule
+from recipe.checkpoints import store as store_module
 from recipe.checkpoints import stored
 from recipe.checkpoints.snapshot import not_finite
-from recipe.checkpoints.store import CheckpointStore, _Save
+from recipe.checkpoints.store import CheckpointStore, TrainState, _Save
+from recipe.engine.deepspeed_private import CheckpointCommitInfo, TorchCheckpointEngine
 from recipe.run import checkpoint_files as on_disk
 from recipe.run.records import saved_checkpoints
 from recipe.training import stopping
 from recipe.training.loop import LAST_BEFORE_DECAY, Training
 from recipe.training.stopping import StopRequest, process_age_s
+from tests.recorded import recorded_disk
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -104,3 +108,91 @@ def test_what_a_run_has_saved_since_it_began_is_known(tmp_path):
     assert saved_checkpoints(tmp_path) == []
     write({"event": "started", "step": 0, "checkpoint": None}, {"event": "imported", "step": 0})
     assert [event["event"] for event in saved_checkpoints(tmp_path)] == ["imported"]
+
+
+def alone(monkeypatch) -> None:
+    """One rank, without a process group."""
+    for module in (store_module, stored):
+        monkeypatch.setattr(module, "from_first_rank", lambda make: make())
+    for name in ("any_rank", "all_ranks"):
+        monkeypatch.setattr(store_module, name, lambda holds: holds)
+    for name, value in (("get_rank", 0), ("get_world_size", 1)):
+        monkeypatch.setattr(torch.distributed, name, lambda *_, value=value, **__: value)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
+    share = SimpleNamespace(names=[], dtype=torch.float32, counted=dict, compute=lambda: None)
+    monkeypatch.setattr(store_module, "EngineShare", lambda engine, replicas: share)
+    monkeypatch.setattr(store_module, "topology", lambda engine: {"world_size": 1})
+
+
+class Engine:
+    """Hands two files of one tensor to the checkpoint engine, as DeepSpeed does."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.weights, self.checkpoint_engine = torch.ones(3), TorchCheckpointEngine()
+
+    def save_checkpoint(self, folder: str, tag: str, save_latest: bool) -> None:
+        self.checkpoint_engine.create(CheckpointCommitInfo(tag=tag, save_dir=folder, save_latest=save_latest))
+        for name in ("model_states.pt", "zero/optim_states.pt"):
+            self.checkpoint_engine.save({"w": self.weights}, f"{folder}/{tag}/{name}")
+        self.checkpoint_engine.commit(None)
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name_and_latest_is_moved_last(tmp_path, monkeypatch):
+    alone(monkeypatch)
+    store = CheckpointStore(tmp_path, Checkpoint(every_steps=1))
+    calls = recorded_disk(monkeypatch)
+    store.save_now(Engine(), TrainState(step=7), keep="for the paper")
+    partial, final = tmp_path / "step_00000007.partial", tmp_path / "step_00000007"
+    renamed = calls.index(("rename", partial, final))
+    before = {path for kind, path, *_ in calls[:renamed] if kind == "fsync"}
+    names = [path.relative_to(final) for path in final.rglob("*")]
+    assert len(names) == 2 + 1 + 3  # the files and a folder; their list, the manifest and why it is kept
+    written = {partial / name for name in names}
+    written |= {path.with_name(path.name + ".partial") for path in written}  # some are renamed themselves
+    assert before - {partial} <= written
+    assert {path.name.removesuffix(".partial") for path in before} >= {name.name for name in names}
+    # Folders after all that is in them.
+    flushed = [path for kind, path, *_ in calls[:renamed] if kind == "fsync"]
+    assert {flushed[-1], flushed[-2]} == {partial, partial / "zero"}
+    assert calls[renamed + 1] == ("fsync", tmp_path)
+    latest = calls.index(("rename", tmp_path / "latest.partial", tmp_path / "latest"))
+    assert latest > renamed
+    assert (tmp_path / "latest").read_text() == "step_00000007"
+
+
+def test_checkpoints_to_be_kept_stay_when_others_go(tmp_path, monkeypatch):
+    alone(monkeypatch)
+    store = CheckpointStore(tmp_path, Checkpoint(every_steps=5, keep_last=1, keep_every_steps=10))
+    engine, steps = Engine(), []
+    for step in range(5, 30, 5):
+        store.save(engine, TrainState(step=step))
+        store.prove(sound=True)
+        assert store.finish()
+        steps.append([on_disk.step_of(path) for path in on_disk.complete(tmp_path)])
+    assert steps == [[5], [10], [10, 15], [10, 20], [10, 20, 25]]
+
+
+def test_a_save_in_the_background_returns_before_it_is_written(tmp_path, monkeypatch):
+    alone(monkeypatch)
+    go, write = threading.Event(), store_module.write_files
+    monkeypatch.setattr(store_module, "write_files", lambda *words: go.wait(30) and write(*words))
+    store = CheckpointStore(tmp_path, Checkpoint(every_steps=1, asynchronous=True))
+    engine = Engine()
+    store.save(engine, TrainState(step=1))
+    assert (store.votes()["written"], on_disk.complete(tmp_path)) == (0.0, [])
+    store.before_update()
+    engine.weights.zero_()  # small, such as an expert bias, and saved as it was
+    go.set()
+    assert store.finish()
+    (path,) = on_disk.complete(tmp_path)
+    assert torch.load(path / "model_states.pt")["w"].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_a_save_in_the_foreground_is_written_when_it_returns(tmp_path, monkeypatch):
+    alone(monkeypatch)
+    store = CheckpointStore(tmp_path, Checkpoint(every_steps=1, asynchronous=False))
+    store.save(Engine(), TrainState(step=1))
+    assert store.votes() == {"written": 1.0, "unwritten": 0.0, "unsound": 0.0}
+    assert store.finish()

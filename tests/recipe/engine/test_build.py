@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import deepspeed
 import pytest
 import torch
 
 from recipe.base.errors import UserError
-from recipe.base.settings import Compute
+from recipe.base.settings import Compute, Optimizer
+from recipe.engine import build
 from recipe.engine.autoep import RecipeLayer, RecipeRouter, recipe_layers
 from recipe.engine.build import check_compute, parameter_groups
 from tests.conftest import launch
@@ -31,6 +33,22 @@ def test_weight_decay_touches_matrices_but_not_embeddings_norms_or_biases():
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     assert [id(p) for p in decayed["params"]] == [id(model["linear"].weight)]
     assert len(spared["params"]) == 4
+
+
+def test_the_optimizer_is_the_run_configs(monkeypatch):
+    model = torch.nn.ModuleDict({"linear": torch.nn.Linear(2, 2), "norm": torch.nn.LayerNorm(2)})
+    monkeypatch.setattr(build, "build_model", lambda *_: model)
+    monkeypatch.setattr(
+        deepspeed, "initialize", lambda model, optimizer, config: (optimizer(list(model.parameters())),)
+    )
+    settings = Optimizer(betas=(0.8, 0.7), eps=1e-5, weight_decay=0.3)
+    ds = {"zero_optimization": {"stage": 1}}
+    optimizer = build.build_engine(None, ds, seed=0, optimizer=settings, compute=Compute())
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert [(g["betas"], g["eps"], g["weight_decay"], len(g["params"])) for g in optimizer.param_groups] == [
+        ((0.8, 0.7), 1e-5, 0.3, 1),
+        ((0.8, 0.7), 1e-5, 0.0, 3),
+    ]
 
 
 def test_compiling_without_a_compiler_is_refused_before_anything_starts(monkeypatch):

@@ -16,7 +16,7 @@ from recipe.base.errors import UserError
 from recipe.base.files import write_json
 from recipe.base.ranks import RESTART
 from recipe.base.settings import Checkpoint
-from recipe.checkpoints import store as checkpoint
+from recipe.checkpoints import stored as checkpoint
 from recipe.checkpoints.store import CheckpointStore, TrainState
 from recipe.engine.step_guard import Rewind
 from recipe.run import checkpoint_files as on_disk
