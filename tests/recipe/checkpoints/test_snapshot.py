@@ -20,6 +20,14 @@ INFO = CheckpointCommitInfo(tag="step", save_dir="nowhere", save_latest=False)
 LARGE = COPIED_AT_ONCE_BYTES // 4  # elements of fp32
 
 
+@pytest.fixture(autouse=True)
+def _collect_only_what_a_test_makes():
+    """Else each collection walks all that torch, transformers and other tests have made, seconds of it."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 class Memory(mmap.mmap):
     """Of a tensor, to see when nothing refers to it any more."""
 
