@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from launch.cluster.allocation import add_allocation_arguments, allocation_of
+from launch.cluster.decision import Decision, End, Failure, Outcome, Rules, decide, incident_in, outcome_of
 from launch.cluster.incidents import Incident, incident_of, last_step
 from recipe.base.arguments import natural_int, natural_seconds, positive_seconds
 from recipe.base.errors import UserError, exit_on_user_error
@@ -46,7 +47,6 @@ SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 let the step end, save and stop; twice ends
 seconds.
 
 exit code: 0 the schedule is done; 75 stopped before its end, started again it goes on; 2 something that you must change."""
-MAX_BACKOFF_S = 300.0
 POLL_S = 0.5
 REMOTE_END_S = (
     10.0  # for the launcher to end ranks on other hosts: a pkill by pdsh and a second (deepspeed/launcher/runner.py)
@@ -110,8 +110,8 @@ class Supervisor:
         self.ds_path: Path = args.deepspeed_config
         self.job = self._check_launch()
         self.run_dir = self.job.run.run_dir
-        self.place = allocation_of(args, args.launcher, self.run_dir)
-        self.place.check(self.job.ds.world_size)
+        self.allocation = allocation_of(args, args.launcher, self.run_dir)
+        self.allocation.check(self.job.ds.world_size)
         check_run_folder(self.job, resumes=True)  # the ranks do so too, after a checkpoint was resharded for them
         self.lock = self._take_run()
         self.holds_run = True
@@ -164,35 +164,52 @@ class Supervisor:
             step_before = self._newest_step()
             self.starts_before, self.start_ended = self._attempts(), False
             code = self._attempt()
-            word = self._last_word() if self._attempts() > self.starts_before else {}
-            if code == 0 and word.get("event") == "finished":
+            end = self._end_of_attempt(code)
+            outcome = outcome_of(end)
+            if outcome is Outcome.FINISHED:
                 return 0
-            stopped = word.get("event") == "stopped"
-            if code != 2 and (self._stop_is_asked(word) or (stopped and word["why"] != "signal")):
+            if outcome is Outcome.STOPPED:
                 print(f"supervisor: stopped, the newest checkpoint is of step {self._newest_step():,}", flush=True)
                 return RESTART
-            if self._attempts() == self.starts_before:
-                if code == 2:  # it says why itself, and no attempt has ended
-                    raise UserError("not restarted: the ranks refused to start; see the error above")
-                incident = Incident("unknown", f"the launcher ended with code {code} before the run began")
-            elif word.get("event") in ("stopped", "rewind"):
-                incident = Incident(word["event"], word["message"])
-            else:
-                incident = incident_of(self.run_dir, self._attempts(), code)
-            advanced = self._newest_step() > step_before or incident.kind == "rewind"
-            stalls = 0 if advanced else stalls + 1
-            if (end := self._end_of(incident, code, stalls)) is not None:
-                self._record(incident, code, end, 0.0)
-                raise UserError(end)
-            backoff_s = 0.0 if incident.kind == "rewind" else min(MAX_BACKOFF_S, self.args.backoff * 2**stalls)
-            self._record(incident, code, f"restart in {backoff_s:.0f} s", backoff_s)
-            self._wait(backoff_s)
+            if outcome is Outcome.REFUSED:  # they say why themselves, and no attempt has ended
+                raise UserError("not restarted: the ranks refused to start; see the error above")
+            incident = incident_in(end) or incident_of(self.run_dir, self._attempts(), code)
+            decision = self._decide(incident, code, stalls, advanced=self._newest_step() > step_before)
+            stalls = decision.stalls
+            self._carry_out(decision)
+            self._record(incident, code, decision)
+            if decision.give_up is not None:
+                raise UserError(decision.give_up)
+            self._wait(decision.backoff_s)
             if self._stop_is_asked({}):
                 return RESTART
 
-    def _stop_is_asked(self, word: dict[str, Any]) -> bool:
+    def _end_of_attempt(self, code: int) -> End:
+        began = self._attempts() > self.starts_before
+        event = self._last_event() if began else {}
+        return End(code, began, event, self._stop_is_asked(event))
+
+    def _decide(self, incident: Incident, code: int, stalls: int, *, advanced: bool) -> Decision:
+        """`decide`, with what this run's ds_config and hosts allow."""
+        args = self.args
+        micro_batch = self.job.ds_raw["train_micro_batch_size_per_gpu"]
+        rules = Rules(self.run_dir, args.max_stalls, args.backoff, args.step_down_on_oom, micro_batch)
+        bad_hosts = frozenset(host for rank in incident.ranks if (host := self.allocation.host_of(rank)) is not None)
+        no_spare = self.allocation.problem_without(bad_hosts, self.job.ds.world_size)
+        return decide(Failure(incident, code, stalls, advanced, bad_hosts, no_spare), rules)
+
+    def _carry_out(self, decision: Decision) -> None:
+        """Change what the next attempt is started with."""
+        if decision.leave_out:
+            self.allocation.leave_out(set(decision.leave_out))
+        if decision.blame is not None:
+            self.allocation.blame(decision.blame)
+        if decision.step_down:
+            self._step_down()
+
+    def _stop_is_asked(self, event: dict[str, Any]) -> bool:
         """By a signal, or by a file or the time limit where no rank trained that could answer them."""
-        return bool(self.signals) or (not word and (asked_by_file(self.stop_file) or self._limit_is_near()))
+        return bool(self.signals) or (not event and (asked_by_file(self.stop_file) or self._limit_is_near()))
 
     def _limit_is_near(self) -> bool:
         limit_s = self.args.time_limit
@@ -204,55 +221,21 @@ class Supervisor:
             return False
         return left_s < START_MARGIN_S
 
-    def _last_word(self) -> dict[str, Any]:
-        """What the newest attempt said of its state last: started, finished, stopped or rewind."""
+    def _last_event(self) -> dict[str, Any]:
+        """The newest attempt's last event of its own state: started, finished, stopped or rewind."""
         number, kinds = self._attempts(), ("started", "finished", "stopped", "rewind")
         events = read_events(self.run_dir)
         ours = [e for e in events if e["attempt"] == number and e["event"] in kinds]
         return ours[-1] if ours else {}
 
-    def _end_of(self, incident: Incident, code: int, stalls: int) -> str | None:
-        """Why there is no restart, if there is none; what is changed for the next one otherwise."""
-        if code == 2 or incident.kind == "user_error":
-            return f"not restarted: {incident.message}"
-        if stalls > self.args.max_stalls:
-            return f"{stalls} starts in a row ended without a new checkpoint, the last: {incident.message}; look at {self.run_dir}"
-        if incident.kind == "out_of_memory" and self.args.step_down_on_oom:
-            return self._step_down()
-        if incident.kind == "corruption":
-            return self._leave_out(incident)
-        if incident.rank is not None and incident.kind in ("killed", "hang", "error"):
-            self.place.blame(incident.rank)
-        return None
-
-    def _leave_out(self, incident: Incident) -> str | None:
-        """Use the hosts that compute other bits no more, at once; says why the run cannot go on without them."""
-        hosts = {host for rank in incident.ranks if (host := self.place.host_of(rank)) is not None}
-        self.place.leave_out(hosts)
-        try:
-            self.place.check(self.job.ds.world_size)
-        except UserError as error:
-            why = str(error)
-        else:
-            if hosts and hosts <= self.place.excluded:
-                return None
-            why = "there is no other host to go on with"
-        return (
-            f"not restarted: {incident.message}; {why}. Started again without that host, the run goes on from a checkpoint "
-            "before the last good probe"
-        )
-
-    def _step_down(self) -> str | None:
+    def _step_down(self) -> None:
         """Half the micro-batch and twice the accumulation from now on."""
         raw = dict(self.job.ds_raw)
-        if raw["train_micro_batch_size_per_gpu"] % 2:
-            return "out of memory with a micro-batch that cannot be halved; see the ways out in the log"
         raw["train_micro_batch_size_per_gpu"] //= 2
         raw["gradient_accumulation_steps"] *= 2
         self.ds_path = self.run_dir / "ds_config.stepped_down.json"
         write_json(self.ds_path, raw)
         self.job = self._check_launch()
-        return None
 
     def _attempt(self) -> int:
         """Run the launcher once, to the end of all its processes on this host; returns its exit code."""
@@ -260,7 +243,7 @@ class Supervisor:
         self._refuse_running_ranks(LOCK_PATIENCE_S)
         if self._stop_is_asked({}):
             return RESTART
-        words = self.place.command(self.job.ds.world_size)
+        words = self.allocation.command(self.job.ds.world_size)
         script: list[object] = [
             ROOT / "recipe/train.py",
             "--config",
@@ -272,7 +255,7 @@ class Supervisor:
         script += ["--resume", "auto"]
         if self.args.time_limit is not None:
             script += ["--time-limit", self.args.time_limit - (time.monotonic() - self.began)]
-        words += self.place.typed([str(word) for word in script])
+        words += self.allocation.typed([str(word) for word in script])
         if self._stop_is_asked({}):
             return RESTART
         print(f"supervisor: {shlex.join(words)}", flush=True)
@@ -309,7 +292,7 @@ class Supervisor:
         if (number := self._attempts()) == self.starts_before:
             return True
         beats = read_heartbeats(self.run_dir / "heartbeats", number)
-        return not self._last_word() and not any(beat.step > 0 for beat in beats.values())
+        return not self._last_event() and not any(beat.step > 0 for beat in beats.values())
 
     def _end_start(self) -> None:
         """Nothing is to be saved yet: end the launcher and its ranks, on other hosts through the launcher."""
@@ -340,8 +323,10 @@ class Supervisor:
                     f"{found[-1]} could not be resharded (see above); give the ds_config that it was written with"
                 )
 
-    def _record(self, incident: Incident, code: int, message: str, backoff_s: float) -> None:
+    def _record(self, incident: Incident, code: int, decision: Decision) -> None:
         """Append the end of an attempt to events.jsonl."""
+        backoff_s = 0.0 if decision.give_up is not None else decision.backoff_s
+        consequence = decision.give_up or f"restart in {backoff_s:.0f} s"
         number, newest = self._attempts(), self._newest_step()
         events = [e for e in read_events(self.run_dir) if e["event"] in ("checkpoint", "started")]
         since = events[-1]["time"] if events else time.time()
@@ -355,12 +340,12 @@ class Supervisor:
             "code": code,
             "kind": incident.kind,
             "rank": incident.rank,
-            "host": incident.host if incident.rank is None else self.place.host_of(incident.rank) or incident.host,
+            "host": incident.host if incident.rank is None else self.allocation.host_of(incident.rank) or incident.host,
             "lost_steps": max(0, (reached or 0) - newest),
             "lost_s": max(0.0, time.time() - since),
             "backoff_s": backoff_s,
-            "excluded_hosts": sorted(self.place.excluded),
-            "message": f"{incident.message}; {message}",
+            "excluded_hosts": sorted(self.allocation.excluded),
+            "message": f"{incident.message}; {consequence}",
         }
         append_record(self.run_dir / EVENTS, event)
         print(f"supervisor: attempt {number} ended with code {code}: {event['message']}", flush=True)
@@ -386,7 +371,7 @@ class Supervisor:
 
     def _end_at_once(self, group: int) -> None:
         """What ends ranks of other hosts, at SIGTERM, is the launcher here, so it gets the time to."""
-        if self.place.remote and self.signals == 2:
+        if self.allocation.remote and self.signals == 2:
             signal_group(group, signal.SIGTERM)
             kill = threading.Timer(REMOTE_END_S, self._kill, (group,))
             kill.daemon = True

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from launch.cluster.hosts import (
     check_hosts,
     deepspeed_launcher,
     free_port,
+    hosts_for,
     is_this_host,
     read_hostfile,
     write_hostfile,
@@ -30,6 +32,7 @@ from recipe.base.arguments import positive_int
 from recipe.base.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
+NO_OTHER_HOST = "there is no other host to go on with"
 ANSWER_S = 10  # that a host may take to answer over ssh
 # Of a Slurm node, as sinfo's %t begins; one that ends with a star does not answer.
 LOST_STATES = ("down", "drain", "drng", "fail", "maint", "unk")
@@ -73,6 +76,10 @@ class Allocation(ABC):
     @abstractmethod
     def check(self, ranks: int) -> None:
         """Raises UserError if so many ranks cannot be started here; asks no host and writes nothing."""
+
+    @abstractmethod
+    def problem_without(self, hosts: Set[str], ranks: int) -> str | None:
+        """Why so many ranks cannot go on without these hosts, if they cannot; asks no host and changes nothing."""
 
     @abstractmethod
     def leave_out(self, hosts: set[str]) -> None:
@@ -128,11 +135,14 @@ class ThisHost(Allocation):
     def run_on(self, host: str, words: list[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
         return run(words, timeout_s)
 
+    def problem_without(self, hosts: Set[str], ranks: int) -> str | None:
+        return NO_OTHER_HOST
+
     def leave_out(self, hosts: set[str]) -> None:
-        """There is no other."""
+        """There is no other host."""
 
     def blame(self, rank: int) -> None:
-        """There is no other."""
+        """There is no other host."""
 
     @property
     def excluded(self) -> set[str]:
@@ -154,6 +164,13 @@ class _Pool(Allocation):
     @property
     def excluded(self) -> set[str]:
         return self.pool.excluded
+
+    def problem_without(self, hosts: Set[str], ranks: int) -> str | None:
+        try:
+            hosts_for(self.hosts, ranks, self.excluded | hosts)
+        except UserError as error:
+            return str(error)
+        return None if hosts else NO_OTHER_HOST
 
     def leave_out(self, hosts: set[str]) -> None:
         self.pool.excluded |= hosts
@@ -280,7 +297,7 @@ def add_allocation_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def allocation_of(args: argparse.Namespace, launcher: list[str], folder: Path) -> Allocation:
-    """The place that a command line names.
+    """The allocation that a command line names.
 
     Raises:
         UserError: an unreadable hostfile, or no Slurm job.

@@ -20,9 +20,10 @@ import pytest
 from launch import supervise as module
 from launch.supervise import Supervisor, end_group, signal_group
 from recipe.base.errors import UserError
-from recipe.base.files import write_json
+from recipe.base.files import append_json, write_json
 from recipe.base.ranks import RESTART, STOP_SIGNALS
 from recipe.run.checkpoint_files import SCHEMA, VERSION, topology
+from recipe.run.folder import RunFolder
 from recipe.run.heartbeats import Heartbeat, write_heartbeat
 from recipe.training.stopping import StopRequest
 from tests.conftest import ROOT
@@ -33,7 +34,7 @@ SUPERVISOR = """
 import sys, time
 from pathlib import Path
 from types import SimpleNamespace
-from launch.cluster import allocation as places
+from launch.cluster import allocation
 from launch import supervise
 
 run_dir, launcher, checks_s = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
@@ -41,10 +42,10 @@ def check_job(*_, **__):
     print("checking", flush=True)
     time.sleep(checks_s)
     parts = {"expert_parallel": SimpleNamespace(autoep_size=1), "zero_optimization": SimpleNamespace(stage=3)}
-    return SimpleNamespace(run=SimpleNamespace(run_dir=run_dir), ds=SimpleNamespace(world_size=2, **parts), ds_raw={})
+    return SimpleNamespace(run=SimpleNamespace(run_dir=run_dir), ds=SimpleNamespace(world_size=2, **parts), ds_raw={"train_micro_batch_size_per_gpu": 2})
 supervise.check_job = check_job
 supervise.check_run_folder = lambda *_, **__: []  # that is of a real launch
-places.ThisHost.command = lambda self, ranks: [sys.executable, "-c", launcher, str(run_dir)]
+allocation.ThisHost.command = lambda self, ranks: [sys.executable, "-c", launcher, str(run_dir)]
 sys.exit(supervise.main(["--num_gpus", "2", "--config", "c", "--deepspeed_config", "d", *sys.argv[4:]]))
 """
 READY = "import pathlib, signal, sys, time; run = pathlib.Path(sys.argv[1]); "
@@ -175,6 +176,7 @@ def test_a_group_that_is_gone_is_let_be(monkeypatch):
     end_group(process.pid, 1.0)
 
 
+DS_RAW = {"train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 3, "bf16": {"enabled": True}}
 ARGUMENTS = ["--num_gpus", "2", "--config", "c", "--deepspeed_config", "d", "--grace", "1"]
 
 
@@ -183,7 +185,7 @@ def checked(tmp_path, monkeypatch) -> list[dict[str, Any]]:
     """Inputs of a run that need no data, for a supervisor in this process; how they are checked."""
     parts = {"expert_parallel": SimpleNamespace(autoep_size=1), "zero_optimization": SimpleNamespace(stage=3)}
     ds = SimpleNamespace(world_size=2, **parts)
-    job = SimpleNamespace(run=SimpleNamespace(run_dir=tmp_path / "run"), ds=ds, ds_raw={})
+    job = SimpleNamespace(run=SimpleNamespace(run_dir=tmp_path / "run"), ds=ds, ds_raw=dict(DS_RAW))
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(module, "check_job", lambda *_, **how: calls.append(how) or job)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
@@ -194,6 +196,124 @@ def checked(tmp_path, monkeypatch) -> list[dict[str, Any]]:
 def supervisor(checked) -> Supervisor:
     """One in this process, that a test asks by its methods and not by signals."""
     return Supervisor(module.parse(ARGUMENTS))
+
+
+class Launches:
+    """A launcher that only says how each attempt ends: each of `ends` is its exit code and what it does before."""
+
+    def __init__(self, supervisor: Supervisor, *ends: tuple[int, Callable[[], object]]):
+        self.words: list[list[str]] = []
+        self.supervisor, self.ends = supervisor, ends
+        supervisor._run_group = self.run  # type: ignore[method-assign]
+
+    def run(self, words: list[str]) -> int:
+        self.words.append(words)
+        assert len(self.words) < 20, "started for ever"
+        code, act = self.ends[min(len(self.words), len(self.ends)) - 1]
+        act()
+        return code
+
+    def of(self, option: str) -> list[str]:
+        return [words[words.index(option) + 1] for words in self.words]
+
+
+def in_process(checked: object, *words: str) -> Supervisor:
+    return Supervisor(module.parse([*ARGUMENTS, "--backoff", "0", *words]))
+
+
+def events(supervisor: Supervisor) -> list[dict[str, Any]]:
+    path = supervisor.run_dir / "events.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def begin(supervisor: Supervisor, **event: object) -> None:
+    """As rank 0 of an attempt does: say that it began, and what became of it."""
+    append_json(supervisor.run_dir / "attempts.jsonl", {})
+    append_json(supervisor.run_dir / "events.jsonl", {"attempt": supervisor._attempts(), "time": time.time(), **event})
+
+
+def save(supervisor: Supervisor, step: int) -> None:
+    topology_here = topology(world_size=2, autoep_size=1, zero_stage=3)
+    path = supervisor.run_dir / "checkpoints" / f"step_{step:08d}" / "manifest.json"
+    write_json(path, {"schema": SCHEMA, "version": VERSION, "topology": topology_here})
+
+
+def nothing() -> None:
+    pass
+
+
+@pytest.mark.parametrize("stalls", [0, 2])
+def test_a_run_that_dies_at_each_start_is_given_up(stalls, checked):
+    supervisor = in_process(checked, "--max-stalls", str(stalls))
+    launches = Launches(supervisor, (1, nothing))
+    with pytest.raises(UserError, match=f"{stalls + 1} starts in a row ended without a new checkpoint, the last: the"):
+        supervisor.run()
+    assert len(launches.words) == stalls + 1
+    assert [e["event"] for e in events(supervisor)] == ["attempt_ended"] * (stalls + 1)
+
+
+def test_a_checkpoint_starts_the_count_of_stalls_again(checked):
+    supervisor = in_process(checked, "--max-stalls", "1")
+    launches = Launches(supervisor, (1, nothing), (1, lambda: save(supervisor, 2)), (1, nothing))
+    with pytest.raises(UserError, match="2 starts in a row"):
+        supervisor.run()
+    assert len(launches.words) == 4  # a stall, an advance, two stalls
+
+
+def test_a_second_attempt_gets_what_is_left_of_the_time_limit(checked):
+    supervisor = in_process(checked, "--time-limit", "1000")
+
+    def take_400_s() -> None:
+        supervisor.began -= 400
+
+    launches = Launches(supervisor, (1, take_400_s), (0, lambda: begin(supervisor, event="finished")))
+    assert supervisor.run() == 0
+    first, second = map(float, launches.of("--time-limit"))
+    assert 900 < first < 1000
+    assert first - 500 < second <= first - 400
+
+
+def test_out_of_memory_halves_the_micro_batch_of_the_next_attempt(checked):
+    supervisor = in_process(checked, "--step-down-on-oom")
+
+    def run_out_of_memory() -> None:
+        begin(supervisor, event="started")
+        RunFolder(supervisor.run_dir, supervisor._attempts()).record_failure(
+            "out_of_memory", "no memory", rank=1, host="h"
+        )
+
+    launches = Launches(supervisor, (1, run_out_of_memory), (0, lambda: begin(supervisor, event="finished")))
+    assert supervisor.run() == 0
+    assert launches.of("--deepspeed_config") == ["d", str(supervisor.run_dir / "ds_config.stepped_down.json")]
+    stepped_down = json.loads((supervisor.run_dir / "ds_config.stepped_down.json").read_text())
+    assert stepped_down == {**DS_RAW, "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 6}
+
+
+def test_a_host_that_fails_twice_gives_way_to_a_spare(checked, tmp_path, monkeypatch):
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("a slots=1\nb slots=1\nc slots=1\n")
+    words = ["--hostfile", str(hostfile), *ARGUMENTS[2:], "--backoff", "0", "--max-stalls", "9"]
+    monkeypatch.setattr("launch.cluster.allocation.Hosts.lost", lambda self, hosts: [])
+    monkeypatch.setenv("DS_ENV_FILE", "")  # the command sets it
+    supervisor = Supervisor(module.parse(words))
+
+    def rank_1_fails() -> None:
+        begin(supervisor, event="started")
+        RunFolder(supervisor.run_dir, supervisor._attempts()).record_failure("error", "broken", rank=1, host="b")
+
+    used: list[str] = []
+    look = lambda: used.append(",".join(supervisor.allocation.chosen))  # noqa: E731
+    end = lambda: begin(supervisor, event="finished")  # noqa: E731
+    Launches(
+        supervisor,
+        (1, lambda: [look(), rank_1_fails()]), (1, lambda: [look(), rank_1_fails()]), (0, lambda: [look(), end()]),
+    )  # fmt: skip
+    assert supervisor.run() == 0
+    assert used == ["a,b", "a,b", "a,c"]
+    ends = [e for e in events(supervisor) if e["event"] == "attempt_ended"]
+    assert [(e["kind"], e["rank"], e["host"], e["excluded_hosts"]) for e in ends] == [
+        ("error", 1, "b", []), ("error", 1, "b", ["b"]),
+    ]  # fmt: skip
 
 
 def once_launched(supervisor: Supervisor, act: Callable[[], object]) -> None:
@@ -302,7 +422,7 @@ ENDS_OTHERS = READY + (
 def test_the_second_signal_leaves_the_launcher_the_time_to_end_other_hosts(
     remote, launcher, signals, code, supervisor, monkeypatch
 ):
-    monkeypatch.setattr(supervisor.place, "remote", remote)
+    monkeypatch.setattr(supervisor.allocation, "remote", remote)
     monkeypatch.setattr(module, "REMOTE_END_S", 0.3 if signals == 2 else 60.0)
     monkeypatch.setattr(supervisor, "_is_starting", lambda: False)
     once_launched(supervisor, lambda: [supervisor._asked(signal.SIGTERM, None) for _ in range(signals)])

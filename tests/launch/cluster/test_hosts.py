@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.cluster import allocation as places
+from launch.cluster import allocation
 from launch.cluster.allocation import lost_nodes
 from launch.cluster.hosts import HostPool, host_problem, hosts_for, is_this_host, read_hostfile, write_hostfile
 from recipe.base.errors import UserError
@@ -88,10 +88,10 @@ def test_other_words_are_not(host):
 
 def test_slurms_hosts_are_checked_too(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_NODELIST", "a,-oProxyCommand=id")
-    monkeypatch.setattr(places, "_output", lambda *_: "a\n-oProxyCommand=id\n")
+    monkeypatch.setattr(allocation, "_output", lambda *_: "a\n-oProxyCommand=id\n")
     args = argparse.Namespace(gpus_per_node=2, slurm=True, hostfile=None, num_gpus=None)
     with pytest.raises(UserError, match="SLURM_JOB_NODELIST: '-oProxyCommand=id' is no host name"):
-        places.allocation_of(args, [], Path("unused"))
+        allocation.allocation_of(args, [], Path("unused"))
 
 
 def test_this_host_is_known_by_its_names_and_addresses():
@@ -124,6 +124,31 @@ def test_a_host_that_failed_twice_is_left_out():
     pool.blame("b")
     assert pool.excluded == {"b"}
     assert pool.choose(16) == {"a": 8, "c": 8}
+
+
+def test_a_rank_is_on_the_host_that_has_its_slot(tmp_path):
+    here = allocation.Hosts({"a": 2, "b": 1, "c": 2}, [], tmp_path)
+    here.chosen = here.hosts
+    assert [here.host_of(rank) for rank in range(6)] == ["a", "a", "b", "c", "c", None]
+    for rank in (1, 3, 4, 9):  # the last is none of ours
+        here.blame(rank)
+    assert here.excluded == {"c"}
+
+
+@pytest.mark.parametrize(
+    ("hosts", "problem"),
+    [
+        ({"b"}, None),
+        (set(), "there is no other host to go on with"),
+        ({"a", "b"}, "the hosts without a, b give 8 ranks, but the ds_config is for 16; add a host"),
+    ],
+)
+def test_whether_a_run_can_go_on_without_some_hosts(hosts, problem, tmp_path):
+    three = allocation.Hosts(HOSTS, [], tmp_path)
+    found = three.problem_without(hosts, 16)
+    assert found is None if problem is None else found.startswith(problem)
+    assert three.excluded == set()
+    assert allocation.ThisHost(8, [], tmp_path).problem_without({"a"}, 8) == "there is no other host to go on with"
 
 
 def test_slurm_nodes_that_are_down_leaving_or_silent_are_lost():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
 
-from launch.cluster.incidents import incident_of, last_step, signal_of
+from launch.cluster.incidents import CAUSES, incident_of, last_step, signal_of
 from recipe.run.folder import RunFolder
 from recipe.run.heartbeats import Heartbeat, write_heartbeat
 
@@ -41,6 +42,18 @@ def test_a_cause_goes_before_its_witnesses(folder):
     folder.record_failure("out_of_memory", "no memory", rank=3, host="host1")
     found = incident_of(folder.path, 2, 1)
     assert (found.kind, found.rank, found.host, found.message) == ("out_of_memory", 3, "host1", "no memory")
+
+
+@pytest.mark.parametrize("ranks", [(1, 3), (3, 1)])
+@pytest.mark.parametrize(("cause", "consequence"), list(itertools.permutations(CAUSES, 2)))
+def test_the_earliest_cause_is_named_and_not_what_follows_from_it(cause, consequence, ranks, folder, monkeypatch):
+    times = iter((50.0, 100.0, 101.0))
+    monkeypatch.setattr("time.time", lambda: next(times))
+    for kind, rank in (("peer_lost", 0), (cause, ranks[0]), (consequence, ranks[1])):
+        folder.record_failure(kind, f"the {kind}", rank=rank, host=f"host{rank // 2}")
+    incident = incident_of(folder.path, 2, 1)
+    assert (incident.kind, incident.message) == (cause, f"the {cause}")
+    assert (incident.rank, incident.host) == (ranks[0], f"host{ranks[0] // 2}")
 
 
 def test_what_is_not_known_is_said(folder, tmp_path):

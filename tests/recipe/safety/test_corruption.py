@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from launch.cluster.allocation import Hosts, ThisHost
+from launch.cluster.allocation import Allocation, Hosts, ThisHost
 from launch.cluster.incidents import incident_of
 from launch.supervise import Supervisor
 from recipe.base.errors import UserError
@@ -175,11 +175,12 @@ def test_a_rewind_is_ordered_and_the_next_start_goes_past_the_data_of_the_spike(
     assert events[-1]["checkpoint"] == "step_00000004"
 
 
-def supervisor(place, ranks: int) -> Supervisor:
+def supervisor(allocation: Allocation, ranks: int) -> Supervisor:
     made = object.__new__(Supervisor)
-    made.place, made.job = place, SimpleNamespace(ds=SimpleNamespace(world_size=ranks))  # type: ignore[assignment]
-    made.args = argparse.Namespace(max_stalls=3, step_down_on_oom=False)
-    place.chosen = dict(list(place.hosts.items())[:ranks])
+    made.job = SimpleNamespace(ds=SimpleNamespace(world_size=ranks), ds_raw={"train_micro_batch_size_per_gpu": 1})  # type: ignore[assignment]
+    made.args = argparse.Namespace(max_stalls=3, backoff=0.0, step_down_on_oom=False)
+    made.allocation, made.run_dir = allocation, allocation.folder
+    allocation.chosen = dict(list(allocation.hosts.items())[:ranks])
     return made
 
 
@@ -188,10 +189,12 @@ def test_its_host_is_left_out_at_once_where_there_is_a_spare(tmp_path):
     folder.record_failure("corruption", "silent data corruption: rank 1 on b", rank=1, host="b")
     incident = incident_of(tmp_path, 1, RESTART)
     spare = supervisor(Hosts({"a": 1, "b": 1, "c": 1}, [], tmp_path), 2)
-    assert spare._end_of(incident, RESTART, 0) is None
-    assert spare.place.excluded == {"b"}
-    for place in (Hosts({"a": 1, "b": 1}, [], tmp_path), ThisHost(2, [], tmp_path)):
-        message = supervisor(place, 2)._end_of(incident, RESTART, 0)
+    decision = spare._decide(incident, RESTART, 0, advanced=False)
+    assert decision.give_up is None
+    spare._carry_out(decision)
+    assert spare.allocation.excluded == {"b"}
+    for allocation in (Hosts({"a": 1, "b": 1}, [], tmp_path), ThisHost(2, [], tmp_path)):
+        message = supervisor(allocation, 2)._decide(incident, RESTART, 0, advanced=False).give_up
         assert message is not None
         assert message.startswith("not restarted: silent data corruption: rank 1 on b; ")
         assert "goes on from a checkpoint before the last good probe" in message
