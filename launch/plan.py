@@ -17,7 +17,6 @@ from recipe.base.errors import ConfigError, UserError, exit_on_user_error
 from recipe.base.hardware import ACCELERATORS, Cluster, cluster_of
 from recipe.base.model_shape import ModelShape, load_model_shape
 from recipe.planner.plan import Budget, Plan
-from recipe.planner.search import shipped
 from recipe.planner.search.ds_writer import write
 from recipe.planner.search.search import (
     EP_SIZES,
@@ -28,8 +27,7 @@ from recipe.planner.search.search import (
     on_paper,
     search,
 )
-from recipe.planner.tables.design_tables import TABLES
-from recipe.planner.tables.report import clusters_table, describe_plan, describe_search
+from recipe.planner.tables.report import describe_plan, describe_search
 from recipe.planner.workload import RunFacts, Workload
 
 EXAMPLE = """examples:
@@ -94,26 +92,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--usd-per-gpu-hour", type=count, help="(default: a list price, see recipe/base/hardware.py)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--write", type=Path, help="write the ds_config that was found here")
-    parser.add_argument("--write-shipped", action="store_true", help="write every file of ds_configs/ anew")
-    parser.add_argument("--table", choices=TABLES, help="print a table of docs/design.md")
-    parser.add_argument("--shipped", action="store_true", help="print the table of ds_configs/")
     return parser.parse_args(argv)  # fmt: skip
 
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    if args.write_shipped:
-        for path, config in shipped.files().items():
-            write(config, path)
-            print(f"wrote {path}")
-        return
-    if args.shipped:
-        print(clusters_table(shipped.plans()), shipped_reasons(), sep="\n\n")
-        return
-    if args.table:
-        print(TABLES[args.table]())
-        return
     _check_arguments(args)
     shape = load_model_shape(args.model)
     budget = Budget(args.tokens, args.usd_per_gpu_hour)
@@ -123,28 +107,23 @@ def main(argv: list[str] | None = None) -> None:
         _search(args, shape, budget)
 
 
-def shipped_reasons() -> str:
-    """A line of Markdown on each shipped file."""
-    return "\n".join(f"- `{s.name}.json`: {s.why}." for s in shipped.SHIPPED)
-
-
 def _check_arguments(args: argparse.Namespace) -> None:
-    found = []
+    problems = []
     if args.model is None:
-        found.append("--model is missing; give a folder with config.json")
+        problems.append("--model is missing; give a folder with config.json")
     given = args.ds_config is not None
     if given and args.search:
-        found.append("give either --ds-config or --search")
+        problems.append("give either --ds-config or --search")
     if not given and args.gpus is None:
-        found.append("--gpus is missing; give it, or a --ds-config")
+        problems.append("--gpus is missing; give it, or a --ds-config")
     if given and args.write is not None:
-        found.append("--write is for a ds_config that is looked for; the given one is already written")
+        problems.append("--write is for a ds_config that is looked for; the given one is already written")
     if args.imbalance is not None and args.imbalance < 1:
-        found.append(f"--imbalance {args.imbalance:g} is below 1; the busiest rank has at least the mean")
+        problems.append(f"--imbalance {args.imbalance:g} is below 1; the busiest rank has at least the mean")
     if given and (args.zero or args.ep):
-        found.append("--zero and --ep narrow what is looked for; the ds_config has its own")
-    if found:
-        raise UserError("; ".join(found))
+        problems.append("--zero and --ep narrow what is looked for; the ds_config has its own")
+    if problems:
+        raise UserError("; ".join(problems))
 
 
 def _plan(args: argparse.Namespace, shape: ModelShape, budget: Budget) -> None:
@@ -152,8 +131,8 @@ def _plan(args: argparse.Namespace, shape: ModelShape, budget: Budget) -> None:
     cluster = cluster_of(args.gpu, args.gpus or ds.world_size, args.interconnect)
     run = RunFacts(args.seq, args.recompute or "non_reentrant", imbalance=args.imbalance, compile=args.compile)
     plan = Plan(Workload(shape, cluster, ds, run), budget)
-    if found := plan.problems():
-        raise ConfigError(f"{args.ds_config} with {args.model}", found)
+    if problems := plan.problems():
+        raise ConfigError(f"{args.ds_config} with {args.model}", problems)
     print(json.dumps(plan.as_dict(), indent=2) if args.json else describe_plan(plan))
 
 
@@ -191,13 +170,13 @@ def _print_search(
             {"name": c.name, "fits": c.fits, "step_s": c.step_s, "peak_gib": c.plan.memory.peak_gib} for c in ranked
         ]
         on_paper_too = [{"name": p.name, "step_s": p.estimate.step_s} for p in paper]
-        found = {
+        report = {
             "plan": ranked[0].plan.as_dict(),
             "ds_config": ranked[0].config,
             "choices": choices,
             "on_paper": on_paper_too,
         }
-        print(json.dumps(found, indent=2))
+        print(json.dumps(report, indent=2))
         return
     print(describe_search(ranked, paper), describe_plan(ranked[0].plan), sep="\n\n")
 

@@ -123,8 +123,8 @@ def decide(failure: Failure, rules: Rules) -> Decision:
             return Decision(stalls, give_up=why)
         return Decision(stalls, backoff_s, step_down=True)
     if incident.kind == "corruption":
-        why = None if failure.no_spare is None else _no_spare_sentence(failure)
-        return Decision(stalls, backoff_s, give_up=why, leave_out=failure.bad_hosts)
+        no_spare = None if failure.no_spare is None else _no_spare_sentence(failure)
+        return Decision(stalls, backoff_s, give_up=no_spare, leave_out=failure.bad_hosts)
     return Decision(stalls, backoff_s, blame=incident.rank if incident.kind in BLAMED else None)
 
 

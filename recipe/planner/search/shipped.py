@@ -1,6 +1,6 @@
 """The ds_configs that the repository ships: for which model and cluster each is, and how its JSON is chosen.
 
-`launch/plan.py --write-shipped` writes them all; a test regenerates them and compares.
+`python recipe/describe_plans.py --write-ds-configs` writes them all; a test regenerates them and compares.
 """
 
 from __future__ import annotations
@@ -53,13 +53,18 @@ SHIPPED = (
 
 
 @cache
+def fastest(model: str, gpu: str, gpus: int, interconnect: str, sequences: int, ep: int) -> Candidate:
+    """The fastest choice that fits with ZeRO-3 and this expert-parallel size; the smallest where nothing fits."""
+    shape, cluster = load_model_shape(MODELS / model), cluster_of(gpu, gpus, interconnect)
+    return search(shape, cluster, RunFacts(), Budget(), sequences, stages=(3,), ep_sizes=(ep,))[0]
+
+
 def chosen(shipped: Shipped) -> Candidate:
     """The fastest choice that fits, within what is kept."""
-    shape = load_model_shape(MODELS / shipped.model)
-    cluster = cluster_of(shipped.gpu, shipped.gpus, shipped.interconnect)
-    ranked = search(shape, cluster, RunFacts(), Budget(), shipped.sequences, stages=(3,), ep_sizes=(shipped.ep,))
-    assert ranked[0].fits, f"nothing fits {shipped.name}"
-    return ranked[0]
+    s = shipped
+    candidate = fastest(s.model, s.gpu, s.gpus, s.interconnect, s.sequences, s.ep)
+    assert candidate.fits, f"nothing fits {s.name}"
+    return candidate
 
 
 def cpu_2() -> dict[str, Any]:
@@ -71,6 +76,11 @@ def cpu_2() -> dict[str, Any]:
 def files() -> dict[Path, dict[str, Any]]:
     """Path and content of every shipped ds_config."""
     return {DS_CONFIGS / "cpu_2.json": cpu_2(), **{s.path: chosen(s).config for s in SHIPPED}}
+
+
+def named(name: str) -> Shipped:
+    """The file `name`.json."""
+    return next(s for s in SHIPPED if s.name == name)
 
 
 def plans() -> dict[str, tuple[str, Plan]]:

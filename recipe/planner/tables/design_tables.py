@@ -1,4 +1,7 @@
-"""The tables of docs/design.md: the design point on other networks, its alternatives, and its way to 1,024 GPUs."""
+"""The planner's tables of docs/design.md, docs/performance.md and ds_configs/README.md.
+
+The design point on other networks, its alternatives, its way to 1,024 GPUs, what compiling changes, and the shipped ds_configs.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from recipe.planner.memory import saved_bytes_per_token
 from recipe.planner.plan import Budget, Plan
 from recipe.planner.search import shipped
 from recipe.planner.search.search import Candidate, on_paper, search, why_it_lost
+from recipe.planner.tables.report import clusters_table
 from recipe.planner.timeline import CONSERVATIVE, EXPECTED, OPTIMISTIC
 from recipe.planner.workload import RunFacts, Workload
 
@@ -19,7 +23,7 @@ NETWORKS = {"200g": "200 Gb/s a node", "400g": "400 Gb/s a node", "8x200g": "200
 
 def design_point(interconnect: str = NETWORK) -> Plan:
     """The plan of the shipped a100_256.json on another network."""
-    work = shipped.plans()[DESIGN_POINT][1].work
+    work = shipped.chosen(shipped.named(DESIGN_POINT)).plan.work
     return Plan(Workload(work.shape, cluster_of(GPU, work.ranks, interconnect), work.ds, work.run))
 
 
@@ -73,12 +77,10 @@ def _figures(candidate: Candidate) -> list[str]:
 
 def scaling_table() -> str:
     """More GPUs at the same model: batch, what is gathered and exposed, failures, and the cost of a token."""
-    base = design_point()
+    base, model = design_point(), shipped.named(DESIGN_POINT).model
     rows = []
     for gpus, per_rank in ((256, 8), (512, 4), (512, 8), (1024, 2), (1024, 4), (1024, 8)):
-        cluster = cluster_of(GPU, gpus, NETWORK)
-        best = search(base.work.shape, cluster, RunFacts(), Budget(), gpus * per_rank, stages=(3,), ep_sizes=(8,))[0]
-        plan = best.plan
+        plan = shipped.fastest(model, GPU, gpus, NETWORK, gpus * per_rank, base.work.ep).plan
         network = sum(s for c, s in plan.expected.collectives_s.items() if plan.link_of(c) == "network")
         ratio = plan.cost(EXPECTED).usd / base.cost(EXPECTED).usd
         rows.append(
@@ -120,7 +122,14 @@ def compiled_table() -> str:
     return markdown_table(head, rows)
 
 
+def ds_configs_table() -> str:
+    """The shipped ds_configs: what is planned of each, and what it is for."""
+    reasons = "\n".join(f"- `{s.name}.json`: {s.why}." for s in shipped.SHIPPED)
+    return f"{clusters_table(shipped.plans())}\n\n{reasons}"
+
+
 TABLES = {
+    "ds_configs": ds_configs_table,
     "compiled": compiled_table,
     "networks": networks_table,
     "alternatives": alternatives_table,
