@@ -6,10 +6,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.cluster.allocation import Allocation, add_allocation_arguments, allocation_of, run
+from launch.cluster.checks import judge, median
 from launch.cluster.hosts import write_hostfile
 from recipe.base.arguments import positive_int
 from recipe.base.ds_config import load_ds_config
@@ -37,18 +36,14 @@ EXAMPLE = """examples:
 
 exit code: 0 every host is good; 1 some are not, and are not in the hostfile that is written; 2 something that you must change."""
 
-# What a host must have. A figure that is compared with the other hosts' is a share of their median; of two, neither is the slow one.
-CLOCK_S = 0.5  # beyond the time that asking takes
-GPU_USED_MIB = 1024  # of another process
-SHM_GIB, SHM_GPU_GIB = 0.25, 8.0  # the buffers of CPU ranks; NCCL's and pinned memory
-NOFILE = 4096  # sockets of a thousand peers, shards and checkpoints
-MATMUL_SHARE, LINK_SHARE, DISK_SHARE = 0.93, 0.8, 0.5
+# Of the median of all; of two, neither is the slow one.
+MATMUL_SHARE, LINK_SHARE = 0.93, 0.8
 FACTS_S = 300.0  # that a host may take to answer
 
 
 @dataclass
 class Report:
-    """What was found of all hosts."""
+    """What is known of all hosts."""
 
     facts: dict[str, dict[str, Any]]
     bad: dict[str, list[str]]  # host -> reasons
@@ -79,117 +74,49 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def ask(place: Allocation, folder: Path, mib: int) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
+def ask(allocation: Allocation, folder: Path, mib: int) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
     """The facts of the hosts that answer, and why others do not."""
-
-    def one(host: str) -> tuple[str, dict[str, Any] | str]:
-        words = [
-            sys.executable,
-            str(ROOT / "launch/cluster/host_facts.py"),
-            "--folder",
-            str(folder),
-            "--mib",
-            str(mib),
-            "--host",
-            host,
-        ]
-        begun = time.time()
-        done = place.run_on(host, words, FACTS_S)
-        ended = time.time()
-        if done.returncode:
-            message = (done.stderr.strip() or f"code {done.returncode}").splitlines()[-1]
-            return host, f"cannot be asked: {message}"
-        found = json.loads(done.stdout.strip().splitlines()[-1])
-        # The host's clock was read in between; what lies outside is a difference of clocks.
-        found["clock_s"] = max(0.0, begun - found["time"], found["time"] - ended)
-        found["seen_here"] = (folder / f"preflight.{host}").exists()
-        return host, found
-
     with ThreadPoolExecutor(max_workers=64) as pool:
-        answers = list(pool.map(one, place.hosts))
-    facts = {host: found for host, found in answers if isinstance(found, dict)}
-    return facts, {host: [found] for host, found in answers if isinstance(found, str)}
+        answers = dict(pool.map(lambda host: (host, _ask_host(allocation, host, folder, mib)), allocation.hosts))
+    facts = {host: answer for host, answer in answers.items() if isinstance(answer, dict)}
+    return facts, {host: [answer] for host, answer in answers.items() if isinstance(answer, str)}
 
 
-def judge(facts: Mapping[str, dict[str, Any]], slots: Mapping[str, int], needed_gib: float) -> dict[str, list[str]]:
-    """What is wrong with each host, by what it has; hosts without a fault have no entry."""
-    bad: dict[str, list[str]] = {}
-    usual = {
-        name: _most([f["versions"].get(name, "missing") for f in facts.values()])
-        for name in sorted({name for f in facts.values() for name in f["versions"]})
-    }
-    drivers = _most([gpu["driver_version"] for f in facts.values() for gpu in f["gpus"]])
-    names = _most([gpu["name"] for f in facts.values() for gpu in f["gpus"]])
-    speed = {key: _median([f[key] for f in facts.values()]) for key in ("write_mb_per_s", "read_mb_per_s")}
-    with_gpus = any(f["gpus"] for f in facts.values())
-    for host, f in facts.items():
-        message = [
-            f"{name} {f['versions'].get(name, 'missing')}, the others have {value}; install the same environment"
-            for name, value in usual.items()
-            if f["versions"].get(name, "missing") != value
-        ]
-        if with_gpus:
-            message += _judge_gpus(f["gpus"], slots[host], names, drivers)
-        if f["clock_s"] > CLOCK_S:
-            message.append(f"clock is off by {f['clock_s']:.1f} s; start chrony or ntpd")
-        if not f["seen_here"]:
-            message.append("what it writes to --folder is not seen here; mount the shared file system")
-        if f["free_gib"] < needed_gib:
-            message.append(f"{f['free_gib']:.0f} GiB free in --folder, the run needs {needed_gib:.0f}; make room")
-        if f["shm_free_gib"] < (SHM_GPU_GIB if with_gpus else SHM_GIB):
-            message.append(
-                f"{f['shm_free_gib']:.2f} GiB free in /dev/shm; remove what killed runs left, or mount it larger"
-            )
-        if f["nofile"] < NOFILE:
-            message.append(f"ulimit -n is {f['nofile']}; raise it to {NOFILE} in limits.conf")
-        if f["infiniband"] and f["memlock"] != -1:
-            message.append("ulimit -l is limited, which RDMA needs unlimited; set memlock in limits.conf")
-        for key, name in (("write_mb_per_s", "writes"), ("read_mb_per_s", "reads")):
-            if len(facts) > 2 and f[key] < DISK_SHARE * speed[key]:
-                message.append(f"{name} --folder at {f[key]:.0f} MB/s, the others at {speed[key]:.0f}")
-        if message:
-            bad[host] = message
-    return bad
-
-
-def _judge_gpus(gpus: list[dict[str, str]], slots: int, name: str, driver: str) -> list[str]:
-    message = []
-    if len(gpus) != slots:
-        message.append(
-            f"{len(gpus)} GPUs, the hostfile says {slots}; look for one that fell off the bus (dmesg, Xid 79)"
-        )
-    for number, gpu in enumerate(gpus):
-        if gpu["name"] != name:
-            message.append(f"GPU {number} is a {gpu['name']}, the others are {name}")
-        if gpu["driver_version"] != driver:
-            message.append(f"driver {gpu['driver_version']}, the others have {driver}")
-        if float(gpu["memory.used"]) > GPU_USED_MIB:
-            message.append(f"GPU {number} has {gpu['memory.used']} MiB in use; end the process that holds it")
-        if gpu["ecc.errors.uncorrected.volatile.total"] not in ("0", "[N/A]"):
-            message.append(f"GPU {number} has uncorrected memory errors; reset or replace it")
-    return list(dict.fromkeys(message))
+def _ask_host(allocation: Allocation, host: str, folder: Path, mib: int) -> dict[str, Any] | str:
+    """The facts of a host, or why there are none."""
+    script = [sys.executable, str(ROOT / "launch/cluster/host_facts.py")]
+    begun = time.time()
+    done = allocation.run_on(host, [*script, "--folder", str(folder), "--mib", str(mib), "--host", host], FACTS_S)
+    ended = time.time()
+    if done.returncode:
+        return f"cannot be asked: {(done.stderr.strip() or f'code {done.returncode}').splitlines()[-1]}"
+    facts: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    # The host's clock was read in between; what lies outside is a difference of clocks.
+    facts["clock_s"] = max(0.0, begun - facts["time"], facts["time"] - ended)
+    facts["seen_here"] = (folder / f"preflight.{host}").exists()
+    return facts
 
 
 def judge_links(links: dict[str, Any], slots: Mapping[str, int]) -> dict[str, list[str]]:
     """What is wrong with each host by what its ranks measured: a slow GPU, slow links inside, slow links to all others."""
     bad: dict[str, list[str]] = {}
-    median = _median(links["tflops"])
+    usual_tflops = median(links["tflops"])
     numbers = iter(links["tflops"])
     for host, count in slots.items():
         for gpu in range(count):
-            if (found := next(numbers)) < MATMUL_SHARE * median and len(links["tflops"]) > 2:
+            if (rate := next(numbers)) < MATMUL_SHARE * usual_tflops and len(links["tflops"]) > 2:
                 bad.setdefault(host, []).append(
-                    f"GPU {gpu} multiplies at {found:.3g} TFLOP/s, {found / median:.0%} of the median; look at its clocks and heat"
+                    f"GPU {gpu} multiplies at {rate:.3g} TFLOP/s, {rate / usual_tflops:.0%} of the median; look at its clocks and heat"
                 )
     for op in ("all_reduce", "all_to_all"):
         inside = {host: values[op] for host, values in links["inside"].items()}
-        between = {host: _median(rates) for host in slots if (rates := rates_of(links, host, op))}
-        for where, found_of in (("inside", inside), ("to the other hosts", between)):
-            usual = _median(list(found_of.values()))
-            for host, found in found_of.items():
-                if len(found_of) > 2 and found < LINK_SHARE * usual:
+        between = {host: median(rates) for host in slots if (rates := rates_of(links, host, op))}
+        for where, rate_of in (("inside", inside), ("to the other hosts", between)):
+            usual = median(list(rate_of.values()))
+            for host, rate in rate_of.items():
+                if len(rate_of) > 2 and rate < LINK_SHARE * usual:
                     bad.setdefault(host, []).append(
-                        f"{op} {where} at {found:.3g} GB/s, {found / usual:.0%} of the median; look at its NICs and cables"
+                        f"{op} {where} at {rate:.3g} GB/s, {rate / usual:.0%} of the median; look at its NICs and cables"
                     )
     return bad
 
@@ -199,13 +126,13 @@ def rates_of(links: dict[str, Any], host: str, op: str) -> list[float]:
     return [values[op] for pair, values in links["between"].items() if host in pair.split(" ")]
 
 
-def measure(place: Allocation, slots: dict[str, int], folder: Path, seconds: float, mib: int) -> dict[str, Any]:
+def measure(allocation: Allocation, slots: dict[str, int], folder: Path, seconds: float, mib: int) -> dict[str, Any]:
     """Run launch/preflight_ranks.py on these hosts; raises UserError if it fails."""
     output = folder / "preflight.links.json"
-    words = place.command(sum(slots.values()))
+    words = allocation.command(sum(slots.values()))
     script: list[object] = [ROOT / "launch/preflight_ranks.py", "--output", output]
     script += ["--burn-seconds", seconds, "--mib", mib]
-    words += place.typed([str(word) for word in script])
+    words += allocation.typed([str(word) for word in script])
     done = run(words)
     if done.returncode:
         raise UserError(f"the hosts could not measure together (code {done.returncode}):\n{done.stderr[-2000:]}")
@@ -227,14 +154,14 @@ def planned(links: dict[str, Any], slots: Mapping[str, int], interconnect: str |
     network = network_bytes_per_s(interconnect or accelerator.network)
     model, size = Links(Cluster(accelerator, 2 * each, network)), mib * 2**20
     both = {"inside": Group(each, each), "between": Group(2 * each, each)}
-    found = {}
+    rates = {}
     for where, group in both.items():
-        found[f"{where} all_reduce"] = size / model.ring_s("all_reduce", size, group) / 1e9 if group.ranks > 1 else 0.0
-        found[f"{where} all_to_all"] = size / model.all_to_all_s(size, group) / 1e9 if group.ranks > 1 else 0.0
-    return found
+        rates[f"{where} all_reduce"] = size / model.ring_s("all_reduce", size, group) / 1e9 if group.ranks > 1 else 0.0
+        rates[f"{where} all_to_all"] = size / model.all_to_all_s(size, group) / 1e9 if group.ranks > 1 else 0.0
+    return rates
 
 
-def needed_gib(args: argparse.Namespace, place: Allocation) -> float:
+def needed_gib(args: argparse.Namespace, allocation: Allocation) -> float:
     """GiB of the checkpoints that a run keeps, one of them being written; checks that the ranks are enough.
 
     Raises:
@@ -245,7 +172,7 @@ def needed_gib(args: argparse.Namespace, place: Allocation) -> float:
     if args.config is None:
         return 0.0
     config, (ds, _) = load_run_config(args.config), load_ds_config(args.deepspeed_config)
-    ranks = sum(place.hosts.values())
+    ranks = sum(allocation.hosts.values())
     if ranks < ds.world_size:
         raise UserError(f"the hosts have {ranks} ranks, but {args.deepspeed_config} is for {ds.world_size}; add hosts")
     # Weights in their precision, and two moments and the weights in fp32: 14 bytes, or 12 where the weights are fp32.
@@ -270,19 +197,11 @@ def table(report: Report, slots: Mapping[str, int]) -> str:
         for op in ("all_reduce", "all_to_all"):
             cells.append(f"{links['inside'][host][op]:.3g}" if measured and host in links["inside"] else "-")
             rates = rates_of(links, host, op) if measured else []
-            cells.append(f"{_median(rates):.3g} / {min(rates):.3g}" if rates else "-")
+            cells.append(f"{median(rates):.3g} / {min(rates):.3g}" if rates else "-")
         rows.append(cells)
     head = ["host", "", "GPUs", "clock ms", "write MB/s", "read MB/s", "free GiB", "TFLOP/s",
             "all-reduce inside", "between (median / least)", "all-to-all inside", "between"]  # fmt: skip
     return markdown_table(head, rows, left=2)
-
-
-def _most(values: list[str]) -> str:
-    return Counter(values).most_common(1)[0][0] if values else ""
-
-
-def _median(values: list[float]) -> float:
-    return statistics.median(values) if values else 0.0
 
 
 @exit_on_user_error
@@ -291,20 +210,20 @@ def main(argv: list[str] | None = None) -> int:
     args.folder.mkdir(parents=True, exist_ok=True)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     folder = args.folder.resolve()
-    place = allocation_of(args, args.launcher, folder / "preflight")
-    needed = needed_gib(args, place)
-    facts, bad = ask(place, folder, args.mib)
-    for host in place.hosts:
+    allocation = allocation_of(args, args.launcher, folder / "preflight")
+    needed = needed_gib(args, allocation)
+    facts, bad = ask(allocation, folder, args.mib)
+    for host in allocation.hosts:
         (folder / f"preflight.{host}").unlink(missing_ok=True)
-    report = Report(facts, bad | judge(facts, place.hosts, needed))
-    place.leave_out(set(report.bad))
-    good = {host: slots for host, slots in place.hosts.items() if host not in report.bad}
+    report = Report(facts, bad | judge(facts, allocation.hosts, needed))
+    allocation.leave_out(set(report.bad))
+    good = {host: slots for host, slots in allocation.hosts.items() if host not in report.bad}
     expected: dict[str, float] = {}
     if good:
-        report.links = {**measure(place, good, folder, args.burn_seconds, args.mib), "slots": good}
+        report.links = {**measure(allocation, good, folder, args.burn_seconds, args.mib), "slots": good}
         report.bad |= judge_links(report.links, good)
         expected = planned(report.links, good, args.interconnect, args.mib)
-    print(table(report, place.hosts))
+    print(table(report, allocation.hosts))
     for name, rate in expected.items():
         print(f"planned {name}: {rate:.3g} GB/s")
     for host, reasons in report.bad.items():
@@ -317,7 +236,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("no host is good; see above")
     if args.write is not None:
         write_hostfile(args.write, good)
-        print(f"wrote {args.write}: {len(good)} of {len(place.hosts)} hosts")
+        print(f"wrote {args.write}: {len(good)} of {len(allocation.hosts)} hosts")
     return 1 if report.bad else 0
 
 

@@ -27,12 +27,12 @@ REPEATS = 5
 def rounds(hosts: int) -> list[list[tuple[int, int]]]:
     """A tournament: each two hosts meet once, and in a round nobody meets two others."""
     seats = list(range(hosts + hosts % 2))
-    found = []
+    pairs_of_rounds = []
     for _ in range(len(seats) - 1):
         pairs = zip(seats[: len(seats) // 2], reversed(seats[len(seats) // 2 :]), strict=True)
-        found.append([(min(p), max(p)) for p in pairs if max(p) < hosts])
+        pairs_of_rounds.append([(min(p), max(p)) for p in pairs if max(p) < hosts])
         seats = [seats[0], seats[-1], *seats[1:-1]]
-    return found if hosts > 1 else []
+    return pairs_of_rounds if hosts > 1 else []
 
 
 def tflops(device: torch.device, seconds: float) -> float:
@@ -89,31 +89,31 @@ def measure(seconds: float, mib: int) -> dict[str, Any]:
     here, each = int(os.environ["CROSS_RANK"]), int(os.environ["LOCAL_SIZE"])
     hosts = dist.get_world_size() // each
     ranks_of = [list(range(host * each, (host + 1) * each)) for host in range(hosts)]
-    mine: dict[str, Any] = {
+    measured: dict[str, Any] = {
         "tflops": tflops(device, seconds),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
     }
     if each > 1:
         group = dist.new_group(ranks_of[here], use_local_synchronization=True)
-        mine["inside"] = bandwidths(group, device, mib)
+        measured["inside"] = bandwidths(group, device, mib)
         dist.destroy_process_group(group)
-    mine["between"] = {}
+    measured["between"] = {}
     for number, pairs in enumerate(rounds(hosts)):
-        for one, other in pairs:
-            if here in (one, other):
-                ranks = ranks_of[one] + ranks_of[other]
+        for first, second in pairs:
+            if here in (first, second):
+                ranks = ranks_of[first] + ranks_of[second]
                 group = dist.new_group(ranks, use_local_synchronization=True, group_desc=f"round {number}")
-                mine["between"][f"{one}-{other}"] = bandwidths(group, device, mib)
+                measured["between"][f"{first}-{second}"] = bandwidths(group, device, mib)
                 dist.destroy_process_group(group)
         dist.barrier()
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, mine)
-    between = {pair: values for one in found for pair, values in one["between"].items()}
-    inside = {host: found[host * each]["inside"] for host in range(hosts) if each > 1}
+    of_ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, measured)
+    between = {pair: values for of_rank in of_ranks for pair, values in of_rank["between"].items()}
+    inside = {host: of_ranks[host * each]["inside"] for host in range(hosts) if each > 1}
     dist.destroy_process_group()
     return {
-        "device": found[0]["device"],
-        "tflops": [one["tflops"] for one in found],
+        "device": of_ranks[0]["device"],
+        "tflops": [of_rank["tflops"] for of_rank in of_ranks],
         "inside": inside,
         "between": between,
     }
@@ -126,9 +126,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--mib", required=True, type=positive_int)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    found = measure(args.burn_seconds, args.mib)
+    measured = measure(args.burn_seconds, args.mib)
     if os.environ["RANK"] == "0":
-        write_json(args.output, found)
+        write_json(args.output, measured)
     return 0
 
 

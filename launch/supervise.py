@@ -135,7 +135,7 @@ class Supervisor:
         )
 
     def _refuse_running_ranks(self, patience_s: float) -> None:
-        """Raise UserError while the rank 0 of somebody else's start, or of one of ours that ends, holds the run."""
+        """Raise UserError while a rank 0 holds the run: of another launch, or of an attempt of ours that still ends."""
         deadline = time.monotonic() + patience_s
         while (holder := lock_holder(self.run_dir / LOCK)) is not None:
             if self.signals:
@@ -288,7 +288,7 @@ class Supervisor:
                 self._end_start()
 
     def _is_starting(self) -> bool:
-        """Whether the ranks of the newest start have yet to say that they train: by an event, or without room for one by a beat."""
+        """Whether the ranks of the newest attempt have yet to tell that they train: by an event, or on a full disk by a heartbeat."""
         if (number := self._attempts()) == self.starts_before:
             return True
         beats = read_heartbeats(self.run_dir / "heartbeats", number)
@@ -308,19 +308,22 @@ class Supervisor:
         """
         orders = read_orders(self.run_dir)  # by which the next start sets younger ones aside
         limits = [step for step in (orders.good_until, orders.left_above) if step is not None]
-        found = [p for p in complete(self.run_dir / "checkpoints") if all(step_of(p) <= limit for limit in limits)]
-        if not found:
+        checkpoints = [
+            p for p in complete(self.run_dir / "checkpoints") if all(step_of(p) <= limit for limit in limits)
+        ]
+        if not checkpoints:
             return
-        written, here = read_manifest(found[-1])["topology"], topology_of(self.job.ds)
+        newest = checkpoints[-1]
+        written, here = read_manifest(newest)["topology"], topology_of(self.job.ds)
         if written == here:
             return
-        check_convertible(found[-1], written, here)
-        if universal_state(found[-1]) != "ready":
+        check_convertible(newest, written, here)
+        if universal_state(newest) != "ready":
             reshard = [sys.executable, str(ROOT / "launch/reshard.py"), "--run", str(self.run_dir)]
-            code = self._run_group([*reshard, "--checkpoint", found[-1].name])
+            code = self._run_group([*reshard, "--checkpoint", newest.name])
             if code and not self._stop_is_asked({}):
                 raise UserError(
-                    f"{found[-1]} could not be resharded (see above); give the ds_config that it was written with"
+                    f"{newest} could not be resharded (see above); give the ds_config that it was written with"
                 )
 
     def _record(self, incident: Incident, code: int, decision: Decision) -> None:
@@ -392,8 +395,8 @@ class Supervisor:
         return len(read_attempts(self.run_dir))
 
     def _newest_step(self) -> int:
-        found = complete(self.run_dir / "checkpoints")
-        return step_of(found[-1]) if found else 0
+        checkpoints = complete(self.run_dir / "checkpoints")
+        return step_of(checkpoints[-1]) if checkpoints else 0
 
 
 def end_group(group: int, grace_s: float) -> None:
@@ -416,15 +419,15 @@ def signal_group(group: int, number: signal.Signals) -> None:
 
 def processes_of(group: int) -> list[int]:
     """Living processes of a process group, from /proc (those not yet reaped by their parent are dead)."""
-    found = []
+    living = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
         except (OSError, ValueError):
             continue
         if int(its_group) == group and state not in "ZX":
-            found.append(int(path.parent.name))
-    return found
+            living.append(int(path.parent.name))
+    return living
 
 
 @exit_on_user_error

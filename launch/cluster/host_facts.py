@@ -45,17 +45,17 @@ def facts(folder: Path, mib: int, host: str) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions_here = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions_here[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "missing"
+            versions_here[name] = "missing"
     import torch
 
     if torch.cuda.is_available():
-        found |= {"cuda": str(torch.version.cuda), "nccl": ".".join(map(str, torch.cuda.nccl.version()))}
-    return found
+        versions_here |= {"cuda": str(torch.version.cuda), "nccl": ".".join(map(str, torch.cuda.nccl.version()))}
+    return versions_here
 
 
 def gpus() -> list[dict[str, str]]:

@@ -138,11 +138,11 @@ def hosts_for(hosts: dict[str, int], ranks: int, excluded: Collection[str]) -> d
     for host, slots in hosts.items():
         if host not in excluded and sum(chosen.values()) < ranks:
             chosen[host] = slots
-    found = sum(chosen.values())
-    if found != ranks:
+    slots_chosen = sum(chosen.values())
+    if slots_chosen != ranks:
         without = f" without {', '.join(sorted(excluded))}" if excluded else ""
         raise UserError(
-            f"the hosts{without} give {found} ranks, but the ds_config is for {ranks}; add a host, or give the ds_config "
+            f"the hosts{without} give {slots_chosen} ranks, but the ds_config is for {ranks}; add a host, or give the ds_config "
             "for what is left (the checkpoint is resharded)"
         )
     return chosen
