@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from data_prep.core.command import CONFIGS
-from data_prep.curate import CurateConfig, Curator, load_curate_config
+from data_prep.curate import CurateConfig, Curator, curate_documents, load_curate_config
 from data_prep.curation.blocked_urls import BlockedUrls
 from data_prep.curation.cleaning import Phrases, normalize
 from data_prep.curation.language import identify_language
@@ -19,7 +19,8 @@ from data_prep.curation.rules import Bound, Judge, LanguageRules
 from data_prep.documents.reading import read_documents, write_documents
 from recipe.base.errors import ConfigError, UserError
 from recipe.base.strict import load_json
-from tests.conftest import SHARED, needs_shared, run_python
+from tests.conftest import SHARED, documents_in, needs_shared
+from tests.data_prep.job_server import run_job
 
 CONFIG = load_curate_config(CONFIGS / "curate.yaml")
 CURATOR = Curator(CONFIG)
@@ -568,6 +569,57 @@ def test_a_text_too_large_is_dropped_unread():
     assert reason("x" * 5_000_001) == "too_large"
 
 
+@pytest.mark.parametrize(("characters", "message"), [(len(ENGLISH) - 1, "too_large"), (len(ENGLISH), None)])
+def test_the_largest_size_is_in_characters(characters, message):
+    assert reason(ENGLISH, changed(max_characters=characters)) == message
+
+
+@pytest.mark.parametrize(("words", "message"), [(0, "blocked_words"), (1, "blocked_words"), (2, None)])
+def test_as_many_blocked_words_stay_as_is_allowed(words, message):
+    values = CONFIG.model_dump()
+    values["languages"]["en"]["max_blocked_words"] = words
+    values["blocked_words"] = {"en": ["baskets", "bread"]}
+    assert reason(ENGLISH, Curator(CurateConfig(**values))) == message
+
+
+def test_lines_of_few_words_and_of_long_ones_go_when_asked():
+    values = CONFIG.model_dump()
+    values["languages"]["en"]["lines"].update(min_words=3, max_word_length=20)
+    lines = ["two words", "now three words", "a word of " + "x" * 20, "a word of " + "x" * 21]
+    verdict = Curator(CurateConfig(**values)).judge({"id": "a", "text": "\n".join([ENGLISH, *lines])}, "x")
+    assert verdict.document["text"].split("\n")[1:] == lines[1:3]
+    assert verdict.lines_dropped == 2
+
+
+def test_the_numbers_of_a_run_are_those_of_the_documents_that_stay(tmp_path):
+    documents = [
+        ENGLISH + "\nAll rights reserved.\nWe use cookies.\n",
+        ENGLISH + " All rights reserved.",
+        CHINESE + "\n扫码关注我们\n他们说那家店的电话是13800138000，或13900139000。",
+        "Too short, that is to say. All rights reserved.",
+    ]
+    curated = curate_documents(
+        [{"id": str(number), "text": text} for number, text in enumerate(documents)],
+        0,
+        config=CONFIG,
+        output=tmp_path,
+        source="web",
+    )
+    numbers = curated["numbers"]
+    assert numbers["lines_dropped"] == {"en": 2, "zh": 1}
+    assert numbers["sentences_dropped"] == {"en": 1, "zh": 0}
+    assert numbers["masked"] == {"en": {}, "zh": {"phone": 2}}
+    assert numbers["log2_characters"] == {"en": {"9": 2}, "zh": {"8": 1}}  # 256 to 511 characters, 128 to 255
+    assert {lang: sum(shares.values()) for lang, shares in numbers["confidence"].items()} == {"en": 3, "zh": 1}
+    groups = {lang: curated["groups"][lang]["web"] for lang in ("en", "zh")}
+    assert [groups["en"][key] for key in ("in", "out", "dropped")] == [3, 2, {"words_low": 1}]
+    assert groups["en"]["bytes_in"] == sum(len(documents[number].encode()) for number in (0, 1, 3))
+    assert groups["en"]["bytes_dropped"] == {"words_low": len(documents[3])}
+    kept = documents_in(tmp_path)
+    for lang in ("en", "zh"):
+        assert groups[lang]["bytes_out"] == sum(len(d["text"].encode()) for d in kept if d["lang"] == lang)
+
+
 def test_traditional_characters_are_simplified_when_asked():
     values = CONFIG.model_dump()
     values["languages"]["zh"]["simplify"] = True
@@ -601,7 +653,7 @@ def test_counts_and_samples_of_the_dropped_are_kept_for_reading(tmp_path):
         [{"id": "1", "text": ENGLISH + " Write to a.b@c.org."}, {"id": "2", "text": CHINESE}]
         + [{"id": str(i), "text": f"Too short, that is to say, of the kind {i}."} for i in range(3, 30)],
     )
-    done = run_python("data_prep/curate.py", "--input", tmp_path / "web.jsonl", "--output", tmp_path / "out")
+    done = run_job("data_prep/curate.py", "--input", tmp_path / "web.jsonl", "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "curate: 29 in, 2 out" in done.stdout
     manifest = load_json(tmp_path / "out" / "manifest.json")
@@ -621,7 +673,7 @@ def test_counts_and_samples_of_the_dropped_are_kept_for_reading(tmp_path):
 
 @needs_shared
 def test_most_of_a_real_corpus_of_prose_is_kept(tmp_path):
-    done = run_python(
+    done = run_job(
         "data_prep/curate.py", "--input", SHARED / "corpus" / "en_peps.jsonl.gz", "--output", tmp_path / "out"
     )
     assert done.returncode == 0, done.stderr

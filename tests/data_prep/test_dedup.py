@@ -24,6 +24,7 @@ from data_prep.documents.reading import Part, write_documents
 from recipe.base.strict import load_json
 from tests.conftest import SHARED, documents_in, needs_shared, run_python
 from tests.data_prep.curation import reference
+from tests.data_prep.job_server import run_job
 
 
 def run(tmp_path, documents, name="out", files=1, config=None, against=()):
@@ -66,6 +67,33 @@ def test_exact_and_near_duplicates_go_and_the_longest_stays(tmp_path):
     (cluster,) = read_clusters(tmp_path / "out")
     assert cluster["kept"] == "c"
     assert sorted(cluster["dropped"]) == [["a", "near_duplicate"], ["b", "near_duplicate"]]
+
+
+def test_clusters_and_bytes_are_counted_by_size_language_and_fate(tmp_path):
+    texts = [" ".join(f"{name}{i}" for i in range(100)) for name in "abcd"]
+    sizes = (2, 2, 3, 1)
+    documents = [
+        {"id": f"{t}-{copy}", "text": text, "lang": ("en", "zh")[t % 2], "source": "web"}
+        for t, (text, size) in enumerate(zip(texts, sizes, strict=True))
+        for copy in range(size)
+    ]
+    assert len(run(tmp_path, documents)) == 4
+    counts = load_json(tmp_path / "out" / "manifest.json")["counts"]
+    assert (counts["clusters"], counts["clusters_by_size"]) == (3, {"2": 2, "3": 1})
+    size = {lang: len(texts[0]) for lang in ("en", "zh")}
+    assert counts["groups"]["en"]["web"] == {
+        "in": 5, "out": 2, "dropped": {"exact_duplicate": 3},
+        "bytes_in": 5 * size["en"], "bytes_out": 2 * size["en"], "bytes_dropped": {"exact_duplicate": 3 * size["en"]},
+    }  # fmt: skip
+    assert [counts["groups"]["zh"]["web"][key] for key in ("in", "out")] == [3, 2]
+
+
+@pytest.mark.parametrize(("threshold", "stay"), [(0.5, 1), (0.7, 1), (0.9, 2)])
+def test_documents_less_alike_than_the_threshold_stay(threshold, stay, tmp_path):
+    config = tmp_path / "dedup.yaml"
+    config.write_text(f"threshold: {threshold}\nbands: 64\nrows: 4\n")
+    documents = [document("a", TEXT), document("b", " ".join(WORDS[:240]))]  # 236 of 296 5-grams: Jaccard 0.8
+    assert len(run(tmp_path, documents, config=config)) == stay
 
 
 def test_of_equally_long_ones_the_smallest_id_stays(tmp_path):
@@ -421,7 +449,7 @@ def test_planted_near_duplicates_of_real_text(tmp_path):
     source.mkdir()
     for path in (SHARED / "near_duplicates").glob("documents-*.jsonl.gz"):
         (source / path.name).symlink_to(path)
-    done = run_python("data_prep/dedup.py", "--input", source, "--output", tmp_path / "out")
+    done = run_job("data_prep/dedup.py", "--input", source, "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     (tmp_path / "kept").write_text("\n".join(d["id"] for d in documents_in(tmp_path / "out")))
     score = json.loads(run_python(SHARED / "near_duplicates" / "score.py", tmp_path / "kept").stdout)

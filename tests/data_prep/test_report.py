@@ -9,7 +9,7 @@ import pytest
 from data_prep.documents.reading import write_documents
 from data_prep.report import main
 from recipe.base.strict import load_json
-from tests.conftest import run_python
+from tests.data_prep.job_server import run_job
 
 
 def test_every_stage_rule_and_source_is_in_one_file(prepared, tmp_path):
@@ -30,8 +30,7 @@ def test_every_stage_rule_and_source_is_in_one_file(prepared, tmp_path):
 def test_text_of_documents_is_never_markup(tmp_path):
     write_documents(tmp_path / "in.jsonl", [{"id": "<b>", "text": "<script>alert(1)</script> of the"}])
     assert (
-        run_python("data_prep/curate.py", "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out").returncode
-        == 0
+        run_job("data_prep/curate.py", "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out").returncode == 0
     )
     assert main([str(tmp_path / "out"), "--output", str(tmp_path / "report.html")]) == 0
     text = (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -116,6 +116,36 @@ def test_the_manifest_counts_text_bytes_for_bits_per_byte(prepared):
         assert source.text_bytes == sum(len(d["text"].encode()) for d in held)
 
 
+def test_tokens_are_counted_by_source_split_and_licence(prepared, tmp_path):
+    documents = [
+        {"id": "a", "text": "The old ship", "lang": "en", "source": "web", "license": "CC0"},
+        {"id": "b", "text": "清晨的船长看着潮水", "lang": "zh", "source": "web"},
+        {"id": "c", "text": "The ship of the harbour is old", "lang": "en", "source": "web"},
+        {"id": "d", "text": "The people by the river and the old harbour of the ship", "lang": "en", "source": "books", "license": "CC0"},
+    ]
+    write_documents(tmp_path / "in.jsonl", documents)
+    hf = AutoTokenizer.from_pretrained(prepared.tokenizer)
+    tokens = [len(hf.encode(d["text"], add_special_tokens=False)) + 1 for d in documents]
+    assert len(set(tokens)) == 4
+    a, b, c, d = tokens
+    for source_by, licenses in (
+        ("lang", {"en": {"CC0": a + d, "not stated": c}, "zh": {"not stated": b}}),
+        ("source", {"books": {"CC0": d}, "web": {"CC0": a, "not stated": b + c}}),
+        ("both", {"en-books": {"CC0": d}, "en-web": {"CC0": a, "not stated": c}, "zh-web": {"not stated": b}}),
+    ):
+        (tmp_path / "tokenize.yaml").write_text(f"source_by: {source_by}\nheld_out: 0\n")
+        words = ["--input", tmp_path / "in.jsonl", "--tokenizer", prepared.tokenizer, "--output", tmp_path / source_by]
+        assert main([str(w) for w in (*words, "--config", tmp_path / "tokenize.yaml", "--workers", 1)]) == 0
+        manifest = load_json(tmp_path / source_by / "manifest.json")
+        assert manifest["results"]["licenses"] == licenses
+        totals = manifest["counts"]["totals"]["train"]
+        assert {name: total["tokens"] for name, total in totals.items()} == {
+            name: sum(by_license.values()) for name, by_license in licenses.items()
+        }
+        assert sum(total["documents"] for total in totals.values()) == 4
+        assert sum(total["text_bytes"] for total in totals.values()) == sum(len(d["text"].encode()) for d in documents)
+
+
 def test_the_share_held_out_is_the_one_asked_for():
     ids = [f"doc-{i}" for i in range(20_000)]
     assert np.mean([is_held_out(i, 0.05) for i in ids]) == pytest.approx(0.05, abs=0.005)
