@@ -615,6 +615,7 @@ def test_the_numbers_of_a_run_are_those_of_the_documents_that_stay(tmp_path):
     assert [groups["en"][key] for key in ("in", "out", "dropped")] == [3, 2, {"words_low": 1}]
     assert groups["en"]["bytes_in"] == sum(len(documents[number].encode()) for number in (0, 1, 3))
     assert groups["en"]["bytes_dropped"] == {"words_low": len(documents[3])}
+    assert groups["zh"]["bytes_in"] == len(documents[2].encode())
     kept = documents_in(tmp_path)
     for lang in ("en", "zh"):
         assert groups[lang]["bytes_out"] == sum(len(d["text"].encode()) for d in kept if d["lang"] == lang)
