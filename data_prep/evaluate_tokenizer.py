@@ -22,8 +22,7 @@ from data_prep.core.stage import Stage, for_documents
 from data_prep.core.tally import merged
 from data_prep.curation.characters import native
 from data_prep.documents.reading import Document
-from data_prep.tokenization.encoder import Encoder, ReferenceEncoder, load_encoder
-from data_prep.tokenize_corpus import batches
+from data_prep.tokenization.encoder import Encoder, ReferenceEncoder, batches, load_encoder
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import replacing, sha256, write_text
 from recipe.data.token_folder import tokenizer_file

@@ -10,12 +10,11 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xxhash
 from pydantic import Field
 
@@ -24,25 +23,15 @@ from data_prep.core.command import job_parser
 from data_prep.core.shuffle import Shuffle
 from data_prep.core.stage import Stage
 from data_prep.core.tally import merged
-from data_prep.documents.json_lines import MAX_RECORD_BYTES
-from data_prep.documents.reading import BadRecord, Part
+from data_prep.documents.reading import Part
 from data_prep.tokenization.checks import check_tokens, load_reference, notes, tokens_compared
-from data_prep.tokenization.foreign_shards import Block, ForeignShard, ShardRange, open_shard, prefixes_below
-from data_prep.tokenize_corpus import (
-    SHUFFLE_SEED,
-    Rows,
-    held_out_far_off,
-    is_held_out,
-    shard_tasks,
-    source_name,
-    totals_of,
-    write_shard,
-)
+from data_prep.tokenization.foreign_documents import PieceDocuments
+from data_prep.tokenization.foreign_shards import ShardRange, open_shard, prefixes_below
+from data_prep.tokenization.held_out import held_out_far_off, is_held_out
+from data_prep.tokenization.shards import TokenRows, shard_tasks, source_name, totals_of, write_shard
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.strict import Section, load_json, load_yaml, strict_model
 from recipe.data.token_folder import check_named_tokens, tokenizer_facts
-
-LONGEST_TOKENS = MAX_RECORD_BYTES  # of a document: one of tokenize_corpus.py has no more, of a byte each
 
 
 class ImportConfig(Section):
@@ -149,76 +138,6 @@ def import_piece(
     series = {f"{split}-{source}": {"split": split, "source": source, **rows[split].close()} for split in sorted(rows)}
     counts = {source: {**documents.counts, **tokens_compared(shard, piece, facts, tokenizer)}}
     return {"series": series, "counts": counts, "last": documents.last(source), "bad_records": len(documents.bad)}
-
-
-class PieceDocuments:
-    """The documents of a piece that have tokens, without the end, and counts of how they ended."""
-
-    def __init__(self, shard: ForeignShard, facts: dict[str, Any], bad: BadRecords):
-        self.bad = bad
-        self._shard, self._eod, self._vocab_size = shard, facts["eod_id"], facts["vocab_size"]
-        self.counts = {"ended": 0, "appended": 0, "ends_in_text": 0}
-        self._last: Counter[int] = Counter()
-
-    def read(self, piece: ShardRange) -> Iterator[np.ndarray]:
-        """Tokens of each document, uint32.
-
-        Raises:
-            UserError: an id that the tokenizer does not have.
-        """
-        for block in self._shard.blocks(piece, LONGEST_TOKENS):
-            if block.tokens is None:
-                reason = f"longer than {LONGEST_TOKENS:,} tokens"
-                self.bad(BadRecord(self._shard.bin, block.first + 1, reason, "", piece.start))
-                continue
-            self._check(block)
-            ids, offsets = block.tokens.astype(np.uint32), block.offsets
-            starts, ends = offsets[:-1], offsets[1:]
-            full = ends > starts
-            last = ids[ends[full] - 1]
-            ended = np.zeros(len(ends), bool)
-            ended[full] = last == self._eod
-            self.counts["ends_in_text"] += int((ids == self._eod).sum() - ended.sum())
-            ends = ends - ended
-            has_text = ends > starts
-            self.counts["ended"] += int((has_text & ended).sum())
-            self.counts["appended"] += int((has_text & ~ended).sum())
-            self._count_last(last[last != self._eod])
-            for start, end in zip(starts[has_text].tolist(), ends[has_text].tolist(), strict=True):
-                yield ids[start:end]
-
-    def last(self, source: str) -> dict[str, dict[str, int]]:
-        """The tokens that most of the documents without an end have last, with how many do."""
-        return {source: {str(token): count for token, count in self._last.most_common(8)}}
-
-    def _count_last(self, last: np.ndarray) -> None:
-        self._last.update(dict(zip(*(values.tolist() for values in np.unique(last, return_counts=True)), strict=True)))
-
-    def _check(self, block: Block) -> None:
-        tokens = block.tokens
-        assert tokens is not None
-        if tokens.size == 0 or (tokens.min() >= 0 and tokens.max() < self._vocab_size):
-            return
-        at = int(np.argmax((tokens < 0) | (tokens >= self._vocab_size)))
-        document = block.first + int(np.searchsorted(block.offsets, at, side="right")) - 1
-        raise UserError(
-            f"document {document:,} of {self._shard.bin} (the first is 0) has the token id {tokens[at]}, and the ids of the "
-            f"--tokenizer end at {self._vocab_size - 1:,}; give the tokenizer that the shard was made with"
-        )
-
-
-class TokenRows(Rows):
-    """Token rows of one piece for one series of shards."""
-
-    def add_tokens(self, tokens: np.ndarray, text_bytes: int, eod: int) -> None:
-        row = np.empty(tokens.size + 1, np.uint32)
-        row[:-1], row[-1] = tokens, eod
-        self._keys.append(xxhash.xxh3_64_intdigest(tokens.data, seed=SHUFFLE_SEED))
-        self._bytes.append(text_bytes)
-        self._tokens.append(row)
-        self._size += row.size
-        self._licenses["not stated"] += row.size
-        self.flush_if_full()
 
 
 def _check_output(output: Path, inputs: Iterable[str | Path]) -> None:

@@ -10,7 +10,7 @@ special tokens around them and the same at each run.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from unicodedata import normalize
 import numpy as np
 import orjson
 
+from data_prep.documents.reading import Document
 from recipe.base.errors import UserError
 from recipe.huggingface.tokenizer_folder import SELF_TEST
 
@@ -26,6 +27,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tasks are the pa
 os.environ.setdefault("RAYON_NUM_THREADS", "1")
 os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
 
+BATCH, BATCH_CHARACTERS = 256, 4_000_000  # documents encoded together
 CHECKED_CHARACTERS = 20_000  # of one document in each batch: a few percent of the time
 SCRIPTS = {
     "Latin letters": "letters of an alphabet", "Chinese characters": "清晨青石镇的船长", "kana": "ひらがなカタカナ",
@@ -196,3 +198,17 @@ def load_encoder(folder: Path) -> tuple[FastEncoder | ReferenceEncoder, str | No
         return FastEncoder(folder), None
     except EncoderMismatch as error:
         return ReferenceEncoder(folder), str(error)
+
+
+def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Documents to encode together: `BATCH` of them, or as many as have `BATCH_CHARACTERS`."""
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document["text"])
+        if len(batch) == BATCH or size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

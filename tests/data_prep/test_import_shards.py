@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from data_prep import import_shards, report
 from data_prep.import_shards import main
-from data_prep.tokenization import foreign_shards
+from data_prep.tokenization import foreign_documents, foreign_shards
 from recipe import train
 from recipe.base.errors import UserError
 from recipe.base.strict import load_json
@@ -374,7 +374,7 @@ def test_an_id_that_the_tokenizer_does_not_have_is_refused_with_its_document(tok
 
 
 def test_a_document_that_takes_too_much_memory_is_set_aside(bring_in, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(import_shards, "LONGEST_TOKENS", 3)
+    monkeypatch.setattr(foreign_documents, "LONGEST_TOKENS", 3)
     monkeypatch.setattr(foreign_shards, "BLOCK_TOKENS", 3)
     code, output = bring_in(write_neox(tmp_path / "a", SMALL), held_out=0)
     assert code == 0

@@ -10,7 +10,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from data_prep.documents.reading import write_documents
-from data_prep.tokenize_corpus import few_held_out, is_far_off, is_held_out, main, notes, source_name
+from data_prep.tokenization.held_out import few_held_out, is_far_off, is_held_out
+from data_prep.tokenization.shards import source_name
+from data_prep.tokenize_corpus import main, notes
 from data_prep.train_tokenizer import TokenizerConfig, train, write_folder
 from recipe.base.errors import UserError
 from recipe.base.files import sha256
@@ -121,7 +123,13 @@ def test_tokens_are_counted_by_source_split_and_licence(prepared, tmp_path):
         {"id": "a", "text": "The old ship", "lang": "en", "source": "web", "license": "CC0"},
         {"id": "b", "text": "清晨的船长看着潮水", "lang": "zh", "source": "web"},
         {"id": "c", "text": "The ship of the harbour is old", "lang": "en", "source": "web"},
-        {"id": "d", "text": "The people by the river and the old harbour of the ship", "lang": "en", "source": "books", "license": "CC0"},
+        {
+            "id": "d",
+            "text": "The people by the river and the old harbour of the ship",
+            "lang": "en",
+            "source": "books",
+            "license": "CC0",
+        },
     ]
     write_documents(tmp_path / "in.jsonl", documents)
     hf = AutoTokenizer.from_pretrained(prepared.tokenizer)

@@ -26,6 +26,7 @@ from data_prep.curation import repeated_lines
 from data_prep.deduplication import signatures
 from data_prep.deduplication.links import spread_bands
 from data_prep.documents.reading import BadRecord, Part, parts_of, records, unread_files, write_documents, write_part
+from data_prep.tokenization import shards
 from recipe.base.errors import UserError
 from recipe.base.files import write_json
 from recipe.base.strict import load_json
@@ -196,7 +197,7 @@ class Letters:
 def test_chunks_of_an_earlier_attempt_go_when_a_task_writes_fewer(tmp_path, monkeypatch):
     """One attempt with more documents, languages and lines, and one with fewer, give what the second alone gives."""
     monkeypatch.setattr(signatures, "CHUNK_DOCUMENTS", 2)
-    monkeypatch.setattr(tokenize_corpus, "CHUNK_TOKENS", 20)
+    monkeypatch.setattr(shards, "CHUNK_TOKENS", 20)
     monkeypatch.setattr(repeated_lines, "_CHUNK_DOCUMENTS", 2)
     many = [{**document(str(i)), "lang": "en" if i % 2 else "zh"} for i in range(12)]
     few = [each for each in many if each["lang"] == "en"][:3]

@@ -19,7 +19,8 @@ from data_prep.tokenization.encoder import (
     ReferenceEncoder,
     load_encoder,
 )
-from data_prep.tokenize_corpus import Losses, main, notes
+from data_prep.tokenization.losses import Losses
+from data_prep.tokenize_corpus import main, notes
 from recipe.base.strict import load_json
 from recipe.data.indexed import Shard
 from recipe.data.token_folder import tokenizer_facts
@@ -385,8 +386,8 @@ def test_nothing_is_left_of_what_the_fast_encoder_wrote_of_a_part(prepared, tmp_
     write_documents(tmp_path / "in.jsonl", documents)
     monkeypatch.setattr(encoder, "FastEncoder", LateAndLonger)
     monkeypatch.setattr(tokenize_corpus, "load_encoder", load_encoder.__wrapped__)
-    monkeypatch.setattr(tokenize_corpus, "BATCH", 10)
-    monkeypatch.setattr(tokenize_corpus, "CHUNK_TOKENS", 2000)
+    monkeypatch.setattr(encoder, "BATCH", 10)
+    monkeypatch.setattr("data_prep.tokenization.shards.CHUNK_TOKENS", 2000)
     words = ["--input", tmp_path / "in.jsonl", "--tokenizer", prepared.tokenizer, "--output", tmp_path / "out"]
     assert main([str(w) for w in (*words, "--workers", 1)]) == 0
     shards = load_json(tmp_path / "out" / "manifest.json")["results"]["shards"]
