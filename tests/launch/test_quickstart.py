@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from tests.conftest import SHARED, needs_shared, run_python
+from launch.quickstart import main
+from tests.conftest import SHARED, Called, needs_shared, run_python
 
 
 def quickstart(tmp_path, *more):
@@ -47,12 +48,12 @@ def test_a_corpus_of_real_documents(tmp_path):
     assert "planted, caught" not in found
 
 
-def test_mistakes_end_in_one_sentence(tmp_path):
-    done = run_python("launch/quickstart.py", "--work", tmp_path, "--corpus", tmp_path / "nowhere")
+def test_mistakes_end_in_one_sentence(tmp_path, capsys):
+    done = Called(main, capsys, "--work", tmp_path, "--corpus", tmp_path / "nowhere")
     assert done.returncode == 2
     assert "does not exist; give a file or folder" in done.stderr
     (tmp_path / "thesis.tex").touch()
-    done = run_python("launch/quickstart.py", "--work", tmp_path)
+    done = Called(main, capsys, "--work", tmp_path)
     assert done.returncode == 2
     assert "holds files of something else" in done.stderr
     assert (tmp_path / "thesis.tex").exists()

@@ -6,14 +6,15 @@ import json
 
 import pytest
 
+from launch.rehearse import main
 from recipe.planner.search import shipped
-from tests.conftest import ROOT, run_python
+from tests.conftest import ROOT, Called, run_forked
 
 MODELS = ROOT / "recipe/configs/models"
 
 
 def rehearse(*words: object, **options):
-    return run_python("launch/rehearse.py", *words, **options)
+    return run_forked("launch/rehearse.py", *words, **options)
 
 
 @pytest.mark.distributed
@@ -46,8 +47,8 @@ def test_every_shipped_ds_config_does_what_is_planned(config):
         (("--ds-config", "ds_configs/cpu_2.json", "--model", MODELS / "tiny", "--layers", 1), "between 2 and"),
     ],
 )
-def test_what_cannot_be_rehearsed_is_refused_in_a_sentence(words, sentence):
-    done = rehearse(*words)
+def test_what_cannot_be_rehearsed_is_refused_in_a_sentence(words, sentence, capsys):
+    done = Called(main, capsys, *words)
     assert done.returncode == 2
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from recipe.base.errors import UserError
 from recipe.base.strict import load_json
 from recipe.evaluation.downstream import EngineLM, known_tasks
-from tests.conftest import ROOT, documents_in, launch, run_python
+from tests.conftest import ROOT, documents_in, launch, run_forked
 
 SCRIPT = ("recipe/evaluate_model.py", "downstream")
 SHIPPED = ROOT / "recipe" / "configs" / "downstream"
@@ -64,7 +64,7 @@ def test_an_answer_longer_than_the_context_is_refused():
 
 def test_the_engine_and_its_export_score_the_same(trained, exported, tasks, tmp_path):
     words = ["--tasks", "small_en,small_zh", "--tasks-path", tasks]
-    saved = run_python(*SCRIPT, "--save-data", tmp_path / "data", *words)
+    saved = run_forked(*SCRIPT, "--save-data", tmp_path / "data", *words)
     assert saved.returncode == 0, saved.stderr[-3000:]
     for path in tasks.glob("*.jsonl"):
         path.rename(path.with_suffix(".away"))  # from here on the saved ones are all there is
@@ -72,7 +72,7 @@ def test_the_engine_and_its_export_score_the_same(trained, exported, tasks, tmp_
     done = launch(2, *SCRIPT, "--run", trained.run_dir, *words)
     assert done.returncode == 0, done.stderr[-3000:]
     of_run = load_json(trained.run_dir / "results.json")
-    done = run_python(*SCRIPT, "--model", exported, *words, "--output", tmp_path / "stock.json")
+    done = run_forked(*SCRIPT, "--model", exported, *words, "--output", tmp_path / "stock.json")
     assert done.returncode == 0, done.stderr[-3000:]
     of_export = load_json(tmp_path / "stock.json")["tasks"]
     assert of_run["step"] == 20
@@ -105,7 +105,7 @@ def test_the_shipped_groups_are_made_of_tasks_of_the_harness():
 )
 def test_tasks_that_cannot_be_had_are_told(words, message, tmp_path):
     (tmp_path / "config.json").write_text("{}")  # which is read after the tasks
-    done = run_python(*SCRIPT, "--model", tmp_path, *words)
+    done = run_forked(*SCRIPT, "--model", tmp_path, *words)
     assert done.returncode == 2, done.stderr[-2000:]
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from data_prep import tokenize_corpus
 from recipe.base.files import read_json_lines, sha256
@@ -237,7 +238,8 @@ def test_checkpoints_that_are_gone_are_not_taken_for_a_new_run(finished, new_run
 
 
 def other_model(run, folder: Path, prepared: Prepared) -> list[str]:
-    shape = json.loads((ROOT / "recipe/configs/models/tiny/config.json").read_text())
+    model = Path(yaml.safe_load(run.config.read_text())["model"])
+    shape = json.loads((model / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**shape, "rope_parameters": {"rope_theta": 5e5}}))
     return [f"model={folder}"]
 
@@ -396,7 +398,7 @@ def test_a_branch_of_the_weights_alone_begins_anew(finished, new_run, ds_path):
     done = launch(1, BRANCH, *words, *run.arguments(ds_path, "--set", "schedule.total_tokens=4096"))
     assert done.returncode == 2
     assert (
-        "has other settings: betas is [0.9, 0.99], was [0.9, 0.95]; restore them, or branch with --weights-only"
+        "has other settings: betas is [0.9, 0.99], was [0.9, 0.95]; eps is 1e-07, was 1e-08; restore them, or branch with --weights-only"
         in done.stderr
     )
     assert not run.run_dir.exists()
