@@ -11,9 +11,11 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from data_prep.documents.reading import read_documents
@@ -21,8 +23,7 @@ from launch.cluster.hosts import deepspeed_launcher, free_port
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.strict import load_json
 from recipe.data.mixture import CYCLE, plan_mixture
-from recipe.data.token_folder import TokenFolder
-from recipe.data.unigram import unigram_entropy
+from recipe.data.token_folder import Source, TokenFolder
 from recipe.run.folder import load_run_folder
 from recipe.run.records import read_metrics
 
@@ -50,6 +51,23 @@ def python(script: str, *arguments: object) -> None:
 
 def deepspeed(script: str, *arguments: object) -> None:
     command(deepspeed_launcher(), "--quiet", "--num_gpus", RANKS, "--master_port", free_port(), script, *arguments)
+
+
+def unigram_entropy(sources: Iterable[Source], weights: dict[str, float]) -> float:
+    """Entropy in nats per token of the mixture's token frequencies: the loss of a model that knows these and nothing else."""
+    mixed = np.zeros(0)
+    for source in sources:
+        counts = np.zeros(0)
+        for shard in source.shards:
+            counts = _sum(counts, np.bincount(shard.tokens).astype(np.float64))
+        mixed = _sum(mixed, weights[source.name] * counts / counts.sum())
+    p = mixed[mixed > 0] / mixed.sum()
+    return float(-(p * np.log(p)).sum())
+
+
+def _sum(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    size = max(a.size, b.size)
+    return np.pad(a, (0, size - a.size)) + np.pad(b, (0, size - b.size))
 
 
 def write_configs(work: Path) -> None:

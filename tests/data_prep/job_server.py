@@ -189,7 +189,8 @@ def exit_code_of(script: str) -> int:
     except BaseException:
         traceback.print_exc()
         code = 1
-    threading._shutdown()  # type: ignore[attr-defined]
+    with suppress(OSError):  # a pool's thread may close its pipe just now, which Python's own end passes over too
+        threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from launch.quickstart import main
+from launch.quickstart import main, unigram_entropy
 from tests.conftest import SHARED, Called, needs_shared, run_python
 
 
@@ -66,3 +68,10 @@ def test_a_failing_step_stops_the_road(tmp_path):
     assert done.returncode == 2
     assert "holds no documents" in done.stderr
     assert "dedup.py" not in done.stdout
+
+
+def test_unigram_entropy_of_equally_frequent_tokens_is_the_log_of_their_number():
+    source = lambda name, *shards: SimpleNamespace(name=name, shards=[SimpleNamespace(tokens=t) for t in shards])  # noqa: E731
+    sources = [source("en", np.array([0, 1])), source("zh", np.array([9, 7]), np.array([2, 8]))]
+    assert unigram_entropy(sources[1:], {"zh": 1.0}) == pytest.approx(np.log(4))
+    assert unigram_entropy(sources, {"en": 0.5, "zh": 0.5}) == pytest.approx((np.log(4) + np.log(8)) / 2)

@@ -41,7 +41,7 @@ def source(prepared, tmp_path_factory) -> Path:
 def local(prepared, source, tmp_path_factory) -> dict[str, dict[str, bytes]]:
     """What the local engine writes, by job."""
     written = {}
-    for job in ("curate", "decontaminate", "tokenize_corpus"):
+    for job in ("curate", "dedup", "tokenize_corpus"):
         output = tmp_path_factory.mktemp("local") / job
         done = run_job(*job_words(job, source, output, prepared))
         assert done.returncode == 0, done.stderr
@@ -69,10 +69,10 @@ def workers_of_ray() -> list[psutil.Process]:
 
 
 def test_two_ray_nodes_give_the_bytes_of_a_local_run(prepared, source, local, ray_address, tmp_path):
-    words = job_words("decontaminate", source, tmp_path / "out", prepared)  # phases with a shuffle between them
+    words = job_words("dedup", source, tmp_path / "out", prepared)  # phases with a shuffle between them
     done = run_job(*words, "--workers", 2, "--engine", "ray", "--engine-option", f"address={ray_address}")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert contents(tmp_path / "out") == local["decontaminate"]
+    assert contents(tmp_path / "out") == local["dedup"]
 
 
 def test_a_ray_worker_that_is_killed_is_replaced(prepared, source, local, ray_address, tmp_path):
@@ -111,10 +111,10 @@ def test_a_ray_cluster_that_is_not_there_is_told(tmp_path):
 
 
 def test_a_slurm_job_array_gives_the_bytes_of_a_local_run(prepared, source, local, slurm, tmp_path):
-    words = job_words("decontaminate", source, tmp_path / "out", prepared, "--workers", 2, "--engine", "slurm")
+    words = job_words("tokenize_corpus", source, tmp_path / "out", prepared, "--workers", 2, "--engine", "slurm")
     done = run_job(*words, "--engine-option", "partition=cpu", "--engine-option", "time=5", env=slurm)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert contents(tmp_path / "out") == local["decontaminate"]
+    assert contents(tmp_path / "out") == local["tokenize_corpus"]
 
 
 def test_an_array_that_is_cancelled_is_replaced(prepared, source, local, slurm, tmp_path):

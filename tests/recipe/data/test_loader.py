@@ -12,7 +12,6 @@ from recipe.data.indexed import DamagedShard, Shard, ShardWriter, token_dtype
 from recipe.data.loader import BatchOrder, Permutation, cycle_places
 from recipe.data.mixture import CYCLE, Phase
 from recipe.data.token_folder import Source
-from recipe.data.unigram import unigram_entropy
 
 S = 8
 
@@ -124,10 +123,6 @@ def test_places_fill_the_cycle_in_proportion(weights):
 def test_a_source_shorter_than_a_sequence_is_refused(sources):
     with pytest.raises(UserError, match="source 'zh' has 121 tokens, too few"):
         BatchOrder(sources, [Phase(0, {"en": 0.5, "zh": 0.5})], 200, 0)
-
-
-def test_unigram_entropy_of_equally_frequent_tokens_is_the_log_of_their_number(sources):
-    assert unigram_entropy(sources[1:], {"zh": 1.0}) == pytest.approx(np.log(15 * S + 1))
 
 
 def test_each_cycle_has_a_pattern_of_its_own(sources):
