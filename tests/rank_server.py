@@ -23,6 +23,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from recipe.base.ranks import STOP_SIGNALS
+
 ROOT = Path(__file__).resolve().parent.parent
 OTHERS_SPEAK_S = 1.0  # that the other ranks get when one has failed, as under the launcher
 OTHERS_SAVE_S = 30.0  # that they get then where they are asked to stop first, as under the launcher
@@ -168,11 +170,19 @@ def lead(request: dict[str, Any]) -> NoReturn:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     redirect(request["output"])
     os.environ.update(request["env"])
-    code = run_ranks(request) if request["ranks"] else wait_for({fork(request, {}): 0})
+    code = run_ranks(request) if request["ranks"] else run_alone(request)
     temporary = Path(f"{request['output']}.code_")
     temporary.write_text(str(code))
     temporary.rename(f"{request['output']}.code")
     os._exit(0)
+
+
+def run_alone(request: dict[str, Any]) -> int:
+    """Run a script without the launcher's environment; signals to the leader are the script's."""
+    pid = fork(request, {})
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda received, _: os.kill(pid, received))
+    return wait_for({pid: 0})
 
 
 def redirect(output: str) -> None:

@@ -16,7 +16,8 @@ import pytest
 
 from recipe.base.files import append_json, read_json_lines
 from recipe.run.records import read_metrics
-from tests.conftest import CPU, ROOT, RunFiles, ds_config, launch, schedule_of, write_run
+from tests.conftest import CPU, ROOT, RunFiles, ds_config, launch, schedule_of, start_forked, write_run
+from tests.rank_server import Launched
 
 STEPS = 12
 SCHEDULE = schedule_of(STEPS)
@@ -29,11 +30,11 @@ SECTIONS = {
 
 @dataclass
 class Supervised:
-    """A run under launch/train.sh."""
+    """A run under the supervisor."""
 
     run: RunFiles
-    process: subprocess.Popen
-    log: Path
+    process: subprocess.Popen | Launched
+    log: Path | None = None  # of a real launch; a forked one has its own
 
     @property
     def run_dir(self) -> Path:
@@ -51,6 +52,9 @@ class Supervised:
 
     @property
     def output(self) -> str:
+        if isinstance(self.process, Launched):
+            return "".join(self.process.output())
+        assert self.log is not None
         return self.log.read_text(errors="replace")
 
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
@@ -79,23 +83,30 @@ class Supervised:
 
 
 @pytest.fixture
-def supervise(new_run, write_ds, tmp_path):
-    """A function that starts a small run under the supervisor, with faults; 2 ranks, 12 steps, a checkpoint every 2."""
+def supervise(new_run, small_model, write_ds, tmp_path):
+    """A function that starts a small run under the supervisor, with faults; 2 ranks, 12 steps, a checkpoint every 2.
+
+    Its ranks are forked, and so is the supervisor, unless `real`: then both are started by launch/train.sh and the launcher.
+    """
     started: list[Supervised] = []
 
     def start(
         name: str, faults: list[dict[str, Any]] | None = None, *, words: tuple[object, ...] = (), ds: Path | None = None,
-        run: RunFiles | None = None, **sections: Any,
+        run: RunFiles | None = None, real: bool = False, **sections: Any,
     ) -> Supervised:  # fmt: skip
-        run = run or new_run(name, **{**SECTIONS, **sections})
+        run = run or new_run(name, **{"model": str(small_model), **SECTIONS, **sections})
         ds = ds or write_ds(2, micro_batch=4, accumulation=1, autoep_size=2)
         log = tmp_path / f"{name}_{len(started)}.log"
-        command = ["launch/train.sh", "--num_gpus", 2, *run.arguments(ds), "--backoff", 0, "--max-stalls", 9, *words]
-        environment = {**CPU, "RECIPE_FAULTS": json.dumps(faults)} if faults else CPU
+        arguments = ["--num_gpus", 2, *run.arguments(ds), "--backoff", 0, "--max-stalls", 9, *words, "--", "--quiet"]
+        environment = {"RECIPE_FAULTS": json.dumps(faults)} if faults else {}
+        if not real:
+            process = start_forked("tests/faults/forked_supervisor.py", *arguments, env=environment)
+            started.append(Supervised(run, process))
+            return started[-1]
         with open(log, "w") as handle:
             process = subprocess.Popen(
-                [str(word) for word in (*command, "--", "--quiet")],
-                cwd=ROOT, env=environment, stdout=handle, stderr=subprocess.STDOUT, start_new_session=True,
+                ["launch/train.sh", *map(str, arguments)],
+                cwd=ROOT, env={**CPU, **environment}, stdout=handle, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         started.append(Supervised(run, process, log))
         return started[-1]
@@ -107,10 +118,10 @@ def supervise(new_run, write_ds, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def undisturbed(prepared, tmp_path_factory) -> dict[int, float]:
+def undisturbed(prepared, small_model, tmp_path_factory) -> dict[int, float]:
     """The losses of the same run without a fault, by step."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    run, ds = write_run(folder, "run", prepared, **SECTIONS), folder / "ds.json"
+    run, ds = write_run(folder, "run", prepared, model=str(small_model), **SECTIONS), folder / "ds.json"
     ds.write_text(json.dumps(ds_config(2, micro_batch=4, accumulation=1, autoep_size=2)))
     done = launch(2, "recipe/train.py", *run.arguments(ds))
     assert done.returncode == 0, done.stderr[-3000:]

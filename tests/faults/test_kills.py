@@ -13,7 +13,7 @@ from recipe.checkpoints.store import COMMIT_POINTS
 from recipe.run.checkpoint_files import complete
 from recipe.run.heartbeats import read_heartbeats
 from recipe.run.records import read_metrics
-from tests.conftest import launch, run_python, schedule_of
+from tests.conftest import launch, run_forked, schedule_of
 from tests.faults.conftest import SECTIONS, report, seconds_to_notice
 from tests.recipe.reading.test_report import screenshot
 
@@ -57,7 +57,7 @@ def test_killed_in_the_step_and_at_every_point_of_the_commit_protocol(supervise,
         )
     assert not list((run.run_dir / "checkpoints").glob("*.partial"))
     assert len(complete(run.run_dir / "checkpoints")) == 3
-    drawn = run_python("recipe/report.py", run.run_dir)
+    drawn = run_forked("recipe/report.py", run.run_dir)
     assert drawn.returncode == 0, drawn.stderr
     page = (run.run_dir / "report.html").read_text(encoding="utf-8")
     assert page.split("<h2>What happened")[0].count('<g class="mark bad">') == len(faults)
@@ -66,11 +66,11 @@ def test_killed_in_the_step_and_at_every_point_of_the_commit_protocol(supervise,
 
 
 @pytest.mark.soak
-def test_fifty_random_kills_over_one_run(supervise, new_run, write_ds):
+def test_fifty_random_kills_over_one_run(supervise, new_run, small_model, write_ds):
     """Ranks killed from outside at random moments, also while they start and save."""
     kills = 50
     schedule = schedule_of(12 * kills)
-    whole = new_run("whole", **{**SECTIONS, "schedule": schedule})
+    whole = new_run("whole", **{**SECTIONS, "model": str(small_model), "schedule": schedule})
     done = launch(
         2, "recipe/train.py", *whole.arguments(write_ds(2, micro_batch=4, accumulation=1, autoep_size=2)), timeout=900
     )

@@ -14,9 +14,12 @@ from tests.faults.conftest import STEPS, report, seconds_to_notice
 
 pytestmark = [pytest.mark.distributed, pytest.mark.faults, pytest.mark.slow]
 
+# From step 3 on, so that what is done to a run from outside comes before its end on any machine.
+SLOWLY = [{"kind": "sleep", "rank": 0, "step": 3, "steps": STEPS, "seconds": 0.5}]
+
 
 def test_a_stopped_rank_is_named_and_the_job_restarted(supervise, undisturbed):
-    run = supervise("stopped", [{"kind": "stop_process", "rank": 1, "step": 5}])
+    run = supervise("stopped", [{"kind": "stop_process", "rank": 1, "step": 5}], real=True)
     assert run.finished() == undisturbed
     (end,) = run.events("attempt_ended")
     assert (end["kind"], end["rank"]) == ("hang", 1)
@@ -31,7 +34,7 @@ def test_a_stopped_rank_is_named_and_the_job_restarted(supervise, undisturbed):
 
 
 def test_ranks_whose_launcher_is_ended_save_and_are_started_again(supervise, undisturbed):
-    run = supervise("launcher", watch={"no_progress_s": 60, "heartbeat_s": 1})
+    run = supervise("launcher", SLOWLY, real=True, watch={"no_progress_s": 60, "heartbeat_s": 1})
     run.until_step(5)
     group = os.getpgid(read_heartbeats(run.run_dir / "heartbeats", 1)[0].pid)
     os.kill(group, signal.SIGTERM)  # the deepspeed process leads its group
@@ -47,7 +50,7 @@ def test_ranks_whose_launcher_is_ended_save_and_are_started_again(supervise, und
 
 
 def test_a_signal_to_the_supervisor_saves_and_a_new_one_goes_on(supervise, undisturbed):
-    run = supervise("asked")
+    run = supervise("asked", SLOWLY)
     run.until_step(5)
     run.process.send_signal(signal.SIGUSR1)
     assert run.wait() == 75
@@ -66,7 +69,7 @@ def test_a_signal_to_the_supervisor_saves_and_a_new_one_goes_on(supervise, undis
 
 
 def test_a_signal_while_the_run_starts_ends_it_at_once(supervise):
-    run = supervise("early")
+    run = supervise("early", real=True)
     run.until(lambda: "supervisor: " in run.output)  # the launcher has been started, no rank yet
     run.process.send_signal(signal.SIGTERM)
     assert run.wait() == 75
@@ -86,7 +89,7 @@ def test_a_time_limit_is_kept(supervise):
 
 def test_two_attempts_do_not_share_a_run_folder(supervise, undisturbed):
     """The first one's ranks are held while the second tries, so that they cannot finish before it."""
-    run = supervise("raced", watch={"no_progress_s": 200})
+    run = supervise("raced", SLOWLY, watch={"no_progress_s": 200})
     run.until_step(2)
     ranks = [beat.pid for beat in read_heartbeats(run.run_dir / "heartbeats", 1).values()]
     for pid in ranks:

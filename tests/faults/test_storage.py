@@ -61,7 +61,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(small_disk, supervise, un
 
 def test_a_run_does_not_end_well_without_its_last_checkpoint(small_disk, supervise):
     with open(small_disk / "filler", "wb") as handle:
-        handle.write(bytes(150 << 20))  # no room for any checkpoint from the beginning
+        handle.write(bytes(190 << 20))  # no room for any checkpoint from the beginning
     run = supervise("lastless", run_dir=str(small_disk / "run"))
     run.run = type(run.run)(run.run.config, small_disk / "run")
     assert run.wait() == 2
