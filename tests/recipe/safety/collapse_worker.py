@@ -42,8 +42,8 @@ def plant(parameter: torch.Tensor, name: str, config: RecipeMoeConfig, seed: int
 def train(routing: Routing) -> dict:
     rank, world = dist.get_rank(), dist.get_world_size()
     config = RecipeMoeConfig.from_folder("recipe/configs/models/tiny")
-    config.vocab_size, config.num_hidden_layers = VOCAB, 2
-    ds_raw = ds_config(world, micro_batch=MICRO, accumulation=1, autoep_size=world, stage=1)
+    config.vocab_size, config.num_hidden_layers = VOCAB, 3
+    ds_raw = ds_config(world, micro_batch=MICRO, accumulation=1, autoep_size=world)
     engine = build_engine(config, ds_raw, seed=1, optimizer=Optimizer(), compute=Compute())
     control = control_routing(engine, routing, seq_length=SEQ, sources=["en"], seed=1)
     mitigator = Mitigator(control)
