@@ -52,6 +52,20 @@ def test_bf16_gradients_are_as_near_to_fp32_as_the_plain_loss_is():
     assert errors[0] < 1.2 * errors[1] < 0.03
 
 
+def test_the_bf16_weights_gradient_is_added_up_in_fp32():
+    """Equal rows, a chunk each: a bf16 sum stands still once a chunk's gradient is under half of its last bit."""
+    tokens = 512
+    hidden, weight, targets = inputs(torch.bfloat16)
+    hidden, targets = hidden.detach()[1:2].expand(tokens, D).contiguous(), targets[1:2].expand(tokens)
+    gradients = []
+    for chunk_tokens in (1, tokens):
+        weight.grad = None
+        summed_loss(hidden, weight, targets, chunk_tokens).backward()
+        gradients.append(weight.grad.float())
+    in_chunks, at_once = gradients
+    assert (in_chunks - at_once).norm() < 2e-3 * at_once.norm()
+
+
 def test_logits_exist_for_one_chunk_at_a_time(monkeypatch):
     sizes = []
     linear = F.linear

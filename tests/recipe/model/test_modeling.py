@@ -21,12 +21,13 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.glm4_moe.modeling_glm4_moe import Glm4MoeRMSNorm
 
 from recipe.base.errors import UserError
 from recipe.base.model_shape import ModelShape
 from recipe.huggingface.architectures import export_config
 from recipe.model import RecipeMoeConfig, RecipeMoeForCausalLM, RecipeMoeModel
-from recipe.model.modeling import CACHE, LanguageModelHead, MoeBlock, initialize_parameter
+from recipe.model.modeling import CACHE, LanguageModelHead, MoeBlock, initialize_parameter, rms_norm
 from tests.conftest import ROOT
 
 
@@ -48,6 +49,15 @@ def initialized(config: RecipeMoeConfig, seed: int = 1) -> RecipeMoeForCausalLM:
             if hasattr(module, "e_score_correction_bias"):
                 module.e_score_correction_bias.normal_(0, 0.1, generator=torch.Generator().manual_seed(seed))
     return model
+
+
+def test_a_bf16_norm_is_transformers_bit_for_bit():
+    generator = torch.Generator().manual_seed(0)
+    x_TD = (4 * torch.randn(64, 96, generator=generator)).bfloat16()
+    plain = Glm4MoeRMSNorm(96, eps=1e-5).bfloat16()
+    with torch.no_grad():
+        plain.weight.copy_(1 + 0.3 * torch.randn(96, generator=generator))
+    assert torch.equal(rms_norm(x_TD, plain.weight, 1e-5), plain(x_TD))
 
 
 @pytest.mark.parametrize(
