@@ -28,7 +28,7 @@ from recipe.engine.deepspeed_private import (
     unpermute_by_local_expert,
 )
 from recipe.engine.routing_control import RoutingControl
-from recipe.model.routing.dispatch import combine, dispatch, grouped_places, sorted_places
+from recipe.model.routing.dispatch import combine, dispatch, grouped_positions, sorted_positions
 from recipe.model.routing.router import jitter, router_logits, score_shares, scores_and_choice, weights_of
 
 # AutoEP's names of an expert's matrices, w2(silu(w1(x)) * w3(x)), and those of the interchange layout.
@@ -105,9 +105,9 @@ class RecipeLayer(AutoEPMoELayer):
 
     def _here(self, x_TD: torch.Tensor, weights_TK, experts_TK, counts_E) -> torch.Tensor:
         """All experts are this rank's: rows go straight to where their grouped GEMM wants them."""
-        place_A, assignment_N, sizes_E = grouped_places(experts_TK, counts_E)
-        rows_ND = self.experts(dispatch(x_TD, place_A, assignment_N), sizes_E)
-        return combine(rows_ND, weights_TK, place_A, assignment_N)
+        position_A, assignment_N, sizes_E = grouped_positions(experts_TK, counts_E)
+        rows_ND = self.experts(dispatch(x_TD, position_A, assignment_N), sizes_E)
+        return combine(rows_ND, weights_TK, position_A, assignment_N)
 
     def _everywhere(self, x_TD: torch.Tensor, weights_TK, experts_TK, counts_E) -> torch.Tensor:
         """Experts are spread over the expert-parallel group, whose ranks exchange rows."""
@@ -115,14 +115,14 @@ class RecipeLayer(AutoEPMoELayer):
         # Without limits every assignment has a row, and their number is known without asking the GPU.
         limited = self.training and self.router.control is not None and self.router.control.limits
         num_rows = sum(plan_of().input_splits) if limited else experts_TK.numel()
-        place_A, assignment_N = sorted_places(experts_TK, num_rows)
-        rows_ND = dispatch(x_TD, place_A, assignment_N)
+        position_A, assignment_N = sorted_positions(experts_TK, num_rows)
+        rows_ND = dispatch(x_TD, position_A, assignment_N)
         plan = plan_of()
         rows_ND = all_to_all(self.ep_group, rows_ND, plan.input_splits, plan.output_splits)
         by_expert, places, aligned, received = permute_by_local_expert(rows_ND, plan.local_counts_by_source)
         rows_ND = unpermute_by_local_expert(self.experts(by_expert, aligned), places, received)
         rows_ND = all_to_all(self.ep_group, rows_ND, plan.output_splits, plan.input_splits)
-        return combine(rows_ND, weights_TK, place_A, assignment_N)
+        return combine(rows_ND, weights_TK, position_A, assignment_N)
 
     def _planned(self, experts_TK: torch.Tensor, counts_E: torch.Tensor) -> Callable[[], SplitPlan]:
         """How many rows go where and come from where, once it is asked for; with `async_split_plan` on its way until then."""

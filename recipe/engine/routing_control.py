@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from recipe.base.routing_settings import Routing
 from recipe.model.routing.balance import AttachLoss, load_balancing_loss, router_z_terms, updated_bias
-from recipe.model.routing.capacity import expert_capacity, limited
+from recipe.model.routing.capacity import apply_capacity, expert_capacity
 
 # Sums over tokens that a router writes on a logged step, in this order after its counts and shares.
 SCALARS = ("aux_loss", "z_loss", "entropy", "top1_share", "dropped", "rerouted", "tokens")
@@ -155,7 +155,7 @@ class RoutingControl:
             first = dist.get_rank(ep_group) * tokens
             choice_TE, chosen_TK, valid_T = (_gathered(t, ep_group) for t in (choice_TE, chosen_TK, valid_T))
         # Every rank of the group decides for all of its tokens alike, and takes its own.
-        experts_TK, kept_TK = limited(
+        experts_TK, kept_TK = apply_capacity(
             choice_TE,
             chosen_TK,
             valid_T,

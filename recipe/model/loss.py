@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from recipe.base.model_shape import IGNORED
 from recipe.model.fusion import fusible
-from recipe.model.matmul import add_wide_matmul
+from recipe.model.matmul import add_fp32_matmul
 
 
 def next_token_loss(logits_BSV: torch.Tensor, targets_BS: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
@@ -70,7 +70,7 @@ class ChunkedLoss(torch.autograd.Function):
             if grad_hidden is not None:
                 torch.mm(grad_CV, weight_VD, out=grad_hidden[rows])
             if grad_weight is not None:
-                add_wide_matmul(grad_weight, grad_CV.T, hidden_CD)
+                add_fp32_matmul(grad_weight, grad_CV.T, hidden_CD)
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight_VD.dtype))
         return total
 

@@ -1,9 +1,9 @@
 """Capacity of experts: which assignments are kept, dropped, or sent to another expert.
 
 An expert takes at most `capacity` assignments of the tokens it is decided for. The decision has no gradient;
-weights are taken afterwards. `limited` is what runs; a loop over tokens in the tests says what it means.
+weights are taken afterwards. `apply_capacity` is what runs; a loop over tokens in the tests says what it means.
 
-Legend: T tokens, E routed experts, K experts per token, A = T*K assignments (token-major), M those without a place.
+Legend: T tokens, E routed experts, K experts per token, A = T*K assignments (token-major), M those without a slot.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def expert_capacity(factor: float, tokens: int, top_k: int, num_experts: int) ->
     return math.ceil(factor * tokens * top_k / num_experts)
 
 
-def limited(
+def apply_capacity(
     preferences_TE: torch.Tensor,
     experts_TK: torch.Tensor,
     valid_T: torch.Tensor,
@@ -34,13 +34,13 @@ def limited(
         experts_TK: the router's choice.
         valid_T: bool; assignments of padding are never kept.
         latest_first: whether those of the latest tokens give way, instead of those with the lowest preference.
-        reroute: in rounds, every assignment without a place asks for its token's best expert among those
+        reroute: in rounds, every assignment without a slot asks for its token's best expert among those
             that have room and that the token does not use; a round ends with the experts over capacity
-            turning down those that give way; until all have a place or nowhere is left to go. Of several
+            turning down those that give way; until all have a slot or nowhere is left to go. Of several
             assignments of a token, the first asks.
 
     Returns:
-        experts_TK: with the rerouted experts in place.
+        experts_TK: with the experts that assignments were rerouted to.
         kept_TK: bool.
     """
     num_experts, top_k = preferences_TE.shape[-1], experts_TK.shape[-1]

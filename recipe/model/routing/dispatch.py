@@ -15,7 +15,7 @@ from recipe.model.fusion import fusible
 ROW_ALIGNMENT = 8  # rows of an expert in a grouped GEMM: 16 bytes over the 2 of a bf16 element
 
 
-def grouped_places(
+def grouped_positions(
     experts_TK: torch.Tensor, counts_E: torch.Tensor, alignment: int = ROW_ALIGNMENT
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Where each assignment's row stands when rows are grouped by expert, each group padded to `alignment`.
@@ -27,7 +27,7 @@ def grouped_places(
         counts_E: assignments of each expert.
 
     Returns:
-        place_A: row of each assignment, -1 where it is dropped.
+        position_A: row of each assignment, -1 where it is dropped.
         assignment_N: assignment of each row, -1 for padding; N = A + E * alignment.
         sizes_E: rows of each group, int32, at least `alignment`.
     """
@@ -39,17 +39,17 @@ def grouped_places(
     firsts = torch.cat((counts_E.cumsum(0) - counts_E, counts_E.sum().view(1)))
     sorted_A, order = _sorted(experts_A)
     rank_A = torch.arange(experts_A.numel(), device=experts_A.device) - firsts[sorted_A]
-    sorted_place_A = (starts[sorted_A] + rank_A).clamp(max=num_rows)
-    place_A = torch.empty_like(experts_A).scatter_(0, order, sorted_place_A)
-    assignment_N = experts_A.new_full((num_rows + 1,), -1).scatter_(0, sorted_place_A, order)[:num_rows]
-    return torch.where(place_A < num_rows, place_A, -1), assignment_N, sizes_E.to(torch.int32)
+    sorted_position_A = (starts[sorted_A] + rank_A).clamp(max=num_rows)
+    position_A = torch.empty_like(experts_A).scatter_(0, order, sorted_position_A)
+    assignment_N = experts_A.new_full((num_rows + 1,), -1).scatter_(0, sorted_position_A, order)[:num_rows]
+    return torch.where(position_A < num_rows, position_A, -1), assignment_N, sizes_E.to(torch.int32)
 
 
-def sorted_places(experts_TK: torch.Tensor, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same without padding, for the first `num_rows` assignments by expert: place_A and assignment_N."""
+def sorted_positions(experts_TK: torch.Tensor, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same without padding, for the first `num_rows` assignments by expert: position_A and assignment_N."""
     _, order = _sorted(experts_TK.flatten())
-    place_A = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
-    return torch.where(place_A < num_rows, place_A, -1), order[:num_rows]
+    position_A = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
+    return torch.where(position_A < num_rows, position_A, -1), order[:num_rows]
 
 
 def _sorted(experts_A: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,42 +58,47 @@ def _sorted(experts_A: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return values.long(), order
 
 
-def dispatch(x_TD: torch.Tensor, place_A: torch.Tensor, assignment_N: torch.Tensor) -> torch.Tensor:
+def dispatch(x_TD: torch.Tensor, position_A: torch.Tensor, assignment_N: torch.Tensor) -> torch.Tensor:
     """Rows [N, D] of the tokens that are assigned; zero where the row is padding."""
-    return _ToExperts.apply(x_TD, place_A, assignment_N)
+    return _Dispatch.apply(x_TD, position_A, assignment_N)
 
 
 def combine(
-    rows_ND: torch.Tensor, weights_TK: torch.Tensor, place_A: torch.Tensor, assignment_N: torch.Tensor
+    rows_ND: torch.Tensor, weights_TK: torch.Tensor, position_A: torch.Tensor, assignment_N: torch.Tensor
 ) -> torch.Tensor:
     """The sums [T, D] of each token's rows by their weights, added in fp32; what is dropped counts for nothing."""
-    return _FromExperts.apply(rows_ND, weights_TK, place_A, assignment_N)
+    return _Combine.apply(rows_ND, weights_TK, position_A, assignment_N)
 
 
-class _ToExperts(torch.autograd.Function):
+class _Dispatch(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_TD: torch.Tensor, place_A: torch.Tensor, assignment_N: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(place_A)
-        ctx.top_k = place_A.numel() // x_TD.shape[0]
+    def forward(ctx, x_TD: torch.Tensor, position_A: torch.Tensor, assignment_N: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(position_A)
+        ctx.top_k = position_A.numel() // x_TD.shape[0]
         return _spread(x_TD, assignment_N, ctx.top_k)
 
     @staticmethod
     def backward(ctx, grad_ND: torch.Tensor):
-        (place_A,) = ctx.saved_tensors
-        return _summed(grad_ND, place_A.view(-1, ctx.top_k)), None, None
+        (position_A,) = ctx.saved_tensors
+        return _summed(grad_ND, position_A.view(-1, ctx.top_k)), None, None
 
 
-class _FromExperts(torch.autograd.Function):
+class _Combine(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows_ND, weights_TK, place_A, assignment_N) -> torch.Tensor:
-        ctx.save_for_backward(rows_ND, weights_TK, place_A, assignment_N)
-        return _weighted_sum(rows_ND, weights_TK, place_A.view_as(weights_TK))
+    def forward(ctx, rows_ND, weights_TK, position_A, assignment_N) -> torch.Tensor:
+        ctx.save_for_backward(rows_ND, weights_TK, position_A, assignment_N)
+        return _weighted_sum(rows_ND, weights_TK, position_A.view_as(weights_TK))
 
     @staticmethod
     def backward(ctx, grad_TD: torch.Tensor):
-        rows_ND, weights_TK, place_A, assignment_N = ctx.saved_tensors
+        rows_ND, weights_TK, position_A, assignment_N = ctx.saved_tensors
         grad_rows = _spread_by_weight(grad_TD, weights_TK, assignment_N)
-        return grad_rows, _row_products(grad_TD, rows_ND, place_A.view_as(weights_TK)).to(weights_TK.dtype), None, None
+        return (
+            grad_rows,
+            _row_products(grad_TD, rows_ND, position_A.view_as(weights_TK)).to(weights_TK.dtype),
+            None,
+            None,
+        )
 
 
 @fusible(rows_vary=True)
@@ -110,25 +115,25 @@ def _spread_by_weight(grad_TD: torch.Tensor, weights_TK: torch.Tensor, assignmen
 
 
 @fusible(rows_vary=True)
-def _summed(rows_ND: torch.Tensor, place_TK: torch.Tensor) -> torch.Tensor:
-    kept_TK1 = (place_TK >= 0).unsqueeze(2)
-    return torch.where(kept_TK1, _picked(rows_ND, place_TK).float(), 0.0).sum(dim=1).to(rows_ND.dtype)
+def _summed(rows_ND: torch.Tensor, position_TK: torch.Tensor) -> torch.Tensor:
+    present_TK1 = (position_TK >= 0).unsqueeze(2)
+    return torch.where(present_TK1, _picked(rows_ND, position_TK).float(), 0.0).sum(dim=1).to(rows_ND.dtype)
 
 
 @fusible(rows_vary=True)
-def _weighted_sum(rows_ND: torch.Tensor, weights_TK: torch.Tensor, place_TK: torch.Tensor) -> torch.Tensor:
-    weights_TK = torch.where(place_TK >= 0, weights_TK, 0.0)
-    return (_picked(rows_ND, place_TK) * weights_TK.unsqueeze(2)).sum(dim=1).to(rows_ND.dtype)
+def _weighted_sum(rows_ND: torch.Tensor, weights_TK: torch.Tensor, position_TK: torch.Tensor) -> torch.Tensor:
+    weights_TK = torch.where(position_TK >= 0, weights_TK, 0.0)
+    return (_picked(rows_ND, position_TK) * weights_TK.unsqueeze(2)).sum(dim=1).to(rows_ND.dtype)
 
 
 @fusible(rows_vary=True)
-def _row_products(grad_TD: torch.Tensor, rows_ND: torch.Tensor, place_TK: torch.Tensor) -> torch.Tensor:
-    products_TK = (_picked(rows_ND, place_TK).float() * grad_TD.unsqueeze(1)).sum(dim=2)
-    return torch.where(place_TK >= 0, products_TK, 0.0)
+def _row_products(grad_TD: torch.Tensor, rows_ND: torch.Tensor, position_TK: torch.Tensor) -> torch.Tensor:
+    products_TK = (_picked(rows_ND, position_TK).float() * grad_TD.unsqueeze(1)).sum(dim=2)
+    return torch.where(position_TK >= 0, products_TK, 0.0)
 
 
-def _picked(rows_ND: torch.Tensor, place_TK: torch.Tensor) -> torch.Tensor:
+def _picked(rows_ND: torch.Tensor, position_TK: torch.Tensor) -> torch.Tensor:
     """Rows [T, K, D]; any row where the assignment has none."""
     if rows_ND.shape[0] == 0:  # all are dropped
-        return rows_ND.new_zeros(*place_TK.shape, rows_ND.shape[1])
-    return rows_ND[place_TK.clamp(min=0)]
+        return rows_ND.new_zeros(*position_TK.shape, rows_ND.shape[1])
+    return rows_ND[position_TK.clamp(min=0)]

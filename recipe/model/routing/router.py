@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from recipe.model.fusion import fusible
-from recipe.model.matmul import wide_matmul
+from recipe.model.matmul import fp32_matmul
 
 
 def router_logits(x_TD: torch.Tensor, weight_ED: torch.Tensor) -> torch.Tensor:
@@ -29,7 +29,7 @@ class _Fp32Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_TD: torch.Tensor, weight_ED: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(x_TD, weight_ED)
-        return wide_matmul(x_TD, weight_ED.T)
+        return fp32_matmul(x_TD, weight_ED.T)
 
     @staticmethod
     def backward(ctx, grad_TE: torch.Tensor):
@@ -37,8 +37,8 @@ class _Fp32Linear(torch.autograd.Function):
         if x_TD.dtype != torch.bfloat16:
             return (grad_TE @ weight_ED.float()).to(x_TD.dtype), (grad_TE.T @ x_TD.float()).to(weight_ED.dtype)
         parts_TEE = _bf16_parts(grad_TE)
-        grad_x = wide_matmul(parts_TEE, torch.cat((weight_ED, weight_ED)))
-        upper_ED, lower_ED = wide_matmul(parts_TEE.T, x_TD).chunk(2)
+        grad_x = fp32_matmul(parts_TEE, torch.cat((weight_ED, weight_ED)))
+        upper_ED, lower_ED = fp32_matmul(parts_TEE.T, x_TD).chunk(2)
         return grad_x.to(x_TD.dtype), (upper_ED + lower_ED).to(weight_ED.dtype)
 
 

@@ -159,7 +159,7 @@ class PlainMoe(nn.Module):
 def plain_limit(
     wishes: list[list[float]], chosen: list[list[int]], valid: list[bool], capacity: Capacity, places: int | None = None
 ) -> tuple[list[list[int]], list[list[bool]]]:
-    """The rule of `recipe.model.routing.capacity.limited`, by hand; `places` overrides the capacity's number."""
+    """The rule of `recipe.model.routing.capacity.apply_capacity`, by hand; `places` overrides the capacity's number."""
     experts, top_k = len(wishes[0]), len(chosen[0])
     if places is None:
         places = math.ceil(capacity.factor * len(wishes) * top_k / experts)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from recipe.base.routing_settings import Capacity
-from recipe.model.routing.capacity import expert_capacity, limited
+from recipe.model.routing.capacity import apply_capacity, expert_capacity
 from recipe.model.routing.router import preferences
 from tests.recipe.engine.plain_moe import plain_limit
 
@@ -35,7 +35,7 @@ def test_limits_equal_the_rule_by_hand(kind, gives_way, mode, capacity):
         wish_TE = wishes(kind, seed)
         chosen_TK = wish_TE.topk(K).indices
         valid = torch.rand(T, generator=torch.Generator().manual_seed(seed)) > 0.1
-        experts, kept = limited(
+        experts, kept = apply_capacity(
             wish_TE, chosen_TK, valid, capacity, latest_first=gives_way == "latest_position", reroute=mode == "reroute"
         )
         settings = Capacity(mode=mode, gives_way=gives_way)
@@ -54,7 +54,7 @@ def test_everything_has_a_place_when_each_expert_could_take_all():
     chosen_TK = wish_TE.topk(K).indices
     assert expert_capacity(E / K, T, K, E) == T
     for reroute in (False, True):
-        experts, kept = limited(
+        experts, kept = apply_capacity(
             wish_TE, chosen_TK, torch.ones(T, dtype=torch.bool), T, latest_first=False, reroute=reroute
         )
         assert torch.equal(experts, chosen_TK)
@@ -66,7 +66,7 @@ def test_rerouting_fills_the_experts_that_dropping_leaves_idle():
     chosen_TK = wish_TE.topk(K).indices
     places = expert_capacity(1.0, T, K, E)
     kept = {
-        reroute: limited(
+        reroute: apply_capacity(
             wish_TE, chosen_TK, torch.ones(T, dtype=torch.bool), places, latest_first=False, reroute=reroute
         )[1]
         for reroute in (False, True)

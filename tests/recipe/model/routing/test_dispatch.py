@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recipe.model.fusion import fused
-from recipe.model.routing.dispatch import combine, dispatch, grouped_places, sorted_places
+from recipe.model.routing.dispatch import combine, dispatch, grouped_positions, sorted_positions
 
 T, D, E, K = 13, 6, 5, 2
 
@@ -22,48 +22,48 @@ def routed(dropped: bool) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("dropped", [False, True])
 def test_each_group_has_its_experts_assignments_in_order_and_then_padding(dropped):
     experts_TK, counts_E = routed(dropped)
-    place_A, assignment_N, sizes_E = grouped_places(experts_TK, counts_E)
+    position_A, assignment_N, sizes_E = grouped_positions(experts_TK, counts_E)
     assert assignment_N.numel() == T * K + 8 * E
     assert sizes_E.tolist() == [max(8, -(-count // 8) * 8) for count in counts_E.tolist()]
     start = 0
     for expert, size in enumerate(sizes_E.tolist()):
         mine = [a for a, e in enumerate(experts_TK.flatten().tolist()) if e == expert]
         assert assignment_N[start : start + size].tolist() == mine + [-1] * (size - len(mine))
-        assert place_A[mine].tolist() == list(range(start, start + len(mine)))
+        assert position_A[mine].tolist() == list(range(start, start + len(mine)))
         start += size
     assert (assignment_N[start:] == -1).all()
-    assert (place_A[experts_TK.flatten() == E] == -1).all()
+    assert (position_A[experts_TK.flatten() == E] == -1).all()
 
 
 def test_without_padding_the_first_rows_are_the_kept_ones_by_expert():
     experts_TK, counts_E = routed(dropped=True)
-    place_A, assignment_N = sorted_places(experts_TK, int(counts_E.sum()))
+    position_A, assignment_N = sorted_positions(experts_TK, int(counts_E.sum()))
     flat = experts_TK.flatten()
     assert assignment_N.tolist() == sorted((a for a in range(T * K) if flat[a] < E), key=lambda a: (flat[a].item(), a))
-    assert all(assignment_N[p] == a if p >= 0 else flat[a] == E for a, p in enumerate(place_A.tolist()))
+    assert all(assignment_N[p] == a if p >= 0 else flat[a] == E for a, p in enumerate(position_A.tolist()))
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dropped", [False, True])
 def test_rows_sums_and_gradients_equal_a_loop_over_assignments(dropped, compiled):
     experts_TK, counts_E = routed(dropped)
-    place_A, assignment_N, _ = grouped_places(experts_TK, counts_E)
+    position_A, assignment_N, _ = grouped_positions(experts_TK, counts_E)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(T, D, generator=generator, requires_grad=True)
     weights = torch.rand(T, K, generator=generator, requires_grad=True)
     scale_N = torch.arange(1.0, assignment_N.numel() + 1)
     upstream = torch.randn(T, D, generator=generator)
     with fused(compiled):
-        rows = dispatch(x, place_A, assignment_N)
+        rows = dispatch(x, position_A, assignment_N)
         assert (rows[assignment_N < 0] == 0).all()
-        out = combine((rows * scale_N.unsqueeze(1)).sin(), weights, place_A, assignment_N)
+        out = combine((rows * scale_N.unsqueeze(1)).sin(), weights, position_A, assignment_N)
         (out * upstream).sum().backward()
     found = out.detach(), x.grad, weights.grad
     x, weights = x.detach().requires_grad_(), weights.detach().requires_grad_()
     plain = []
     for t in range(T):
         kept = [k for k in range(K) if experts_TK[t, k] < E]
-        terms = [weights[t, k] * (x[t] * scale_N[place_A[t * K + k]]).sin() for k in kept]
+        terms = [weights[t, k] * (x[t] * scale_N[position_A[t * K + k]]).sin() for k in kept]
         plain.append(torch.stack(terms).sum(dim=0) if terms else torch.zeros(D))
     (torch.stack(plain) * upstream).sum().backward()
     for ours, expected in zip(found, (torch.stack(plain).detach(), x.grad, weights.grad), strict=True):
@@ -72,11 +72,11 @@ def test_rows_sums_and_gradients_equal_a_loop_over_assignments(dropped, compiled
 
 def test_a_rank_whose_assignments_are_all_dropped_has_no_rows_and_a_graph():
     experts_TK = torch.full((T, K), E)
-    place_A, assignment_N = sorted_places(experts_TK, 0)
+    position_A, assignment_N = sorted_positions(experts_TK, 0)
     x, weights = torch.randn(T, D, requires_grad=True), torch.rand(T, K, requires_grad=True)
-    rows = dispatch(x, place_A, assignment_N)
+    rows = dispatch(x, position_A, assignment_N)
     assert rows.shape == (0, D)
-    out = combine(rows, weights, place_A, assignment_N)
+    out = combine(rows, weights, position_A, assignment_N)
     assert (out == 0).all()
     out.sum().backward()
     assert (x.grad == 0).all()
