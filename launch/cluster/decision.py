@@ -119,7 +119,7 @@ def decide(failure: Failure, rules: Rules) -> Decision:
     backoff_s = 0.0 if rewound else min(MAX_BACKOFF_S, rules.backoff_s * 2**stalls)
     if incident.kind == "out_of_memory" and rules.step_down_on_oom:
         if rules.micro_batch % 2:
-            why = "out of memory with a micro-batch that cannot be halved; see the ways out in the log"
+            why = "out of memory with a micro-batch that cannot be halved; see the suggestions in the log"
             return Decision(stalls, give_up=why)
         return Decision(stalls, backoff_s, step_down=True)
     if incident.kind == "corruption":

@@ -1,4 +1,4 @@
-"""What would need less memory than a plan, and what each costs in time."""
+"""Changes that would need less memory than a plan, and what each costs in time."""
 
 from __future__ import annotations
 
@@ -24,14 +24,21 @@ class Suggestion:
 
 
 def suggestions(plan: Plan) -> list[Suggestion]:
-    """Changes that lower the peak, the cheapest in time first."""
-    found = []
+    """Changes that lower the peak of GPU memory.
+
+    Args:
+        plan: the plan whose peak is too high; the changes are made to its workload one at a time.
+
+    Returns:
+        Each change with its peak and its cost in time, the cheapest first; empty where none helps.
+    """
+    helping = []
     for change, work in _changes(plan.work):
         other = Plan(work, plan.budget)
         if other.memory.peak_gib < plan.memory.peak_gib and not work.ds.problems_with(work.shape, work.ranks):
             slowdown = other.time(EXPECTED).step_s / plan.time(EXPECTED).step_s - 1
-            found.append(Suggestion(change, other.memory.peak_gib, slowdown))
-    return sorted(found, key=lambda way: (way.slowdown, way.peak_gib))
+            helping.append(Suggestion(change, other.memory.peak_gib, slowdown))
+    return sorted(helping, key=lambda suggestion: (suggestion.slowdown, suggestion.peak_gib))
 
 
 def _changes(work: Workload) -> Iterator[tuple[str, Workload]]:

@@ -1,6 +1,6 @@
 """What a rank knows of its own end, left in the run folder for whoever starts the run again.
 
-When memory runs out it also says what the plan expected, what was reached, and the cheapest ways out.
+When memory runs out it also says what the plan expected, what was reached, and the cheapest suggestions.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def memory_report(job: Job) -> str:
         f"planned peak   {plan.memory.peak_gib:.1f} GiB in the {plan.memory.peak_moment}: "
         + ", ".join(f"{name} {size:.1f}" for name, size in terms[:4]),
         f"reached        {reached}",
-        *(f"way out        {way}" for way in suggestions(plan)[:3]),
+        *(f"suggestion     {suggestion}" for suggestion in suggestions(plan)[:3]),
     ]
     return "\n".join(lines)
 

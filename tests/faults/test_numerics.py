@@ -158,7 +158,7 @@ def test_out_of_memory_says_what_could_be_done_and_steps_down_when_asked(supervi
     (end,) = run.events("attempt_ended")
     assert (end["kind"], end["rank"]) == ("out_of_memory", 1)
     assert "planned peak" in run.output
-    assert run.output.count("way out        ") >= 2
+    assert run.output.count("suggestion     ") >= 2
     stepped = (run.run_dir / "ds_config.stepped_down.json").read_text()
     assert '"train_micro_batch_size_per_gpu": 2' in stepped
     assert '"gradient_accumulation_steps": 2' in stepped
@@ -166,7 +166,7 @@ def test_out_of_memory_says_what_could_be_done_and_steps_down_when_asked(supervi
         assert losses[step] == pytest.approx(loss, rel=1e-4)
     report(
         "out of memory on one rank",
-        "the rank, the plan, the peak, three ways out",
+        "the rank, the plan, the peak, three suggestions",
         seconds=None,
         lost_steps=end["lost_steps"],
         then="with --step-down-on-oom half the micro-batch, twice the accumulation",

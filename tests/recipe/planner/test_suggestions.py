@@ -1,4 +1,4 @@
-"""What to do when memory runs out: each way needs less, the cheapest in time comes first."""
+"""What to do when memory runs out: each suggestion needs less, the cheapest in time comes first."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def plan_of(**facts) -> Plan:
     return Plan(Workload(shape, cluster_of("a100-80gb", 256, "400g"), ds, RunFacts(**facts)))
 
 
-def test_each_way_needs_less_and_the_cheapest_comes_first():
+def test_each_suggestion_needs_less_and_the_cheapest_comes_first():
     plan = plan_of(recompute="none")
-    found = suggestions(plan)
-    assert len(found) >= 3
-    assert all(way.peak_gib < plan.memory.peak_gib for way in found)
-    assert [way.slowdown for way in found] == sorted(way.slowdown for way in found)
-    message = " ".join(map(str, found))
+    ranked = suggestions(plan)
+    assert len(ranked) >= 3
+    assert all(suggestion.peak_gib < plan.memory.peak_gib for suggestion in ranked)
+    assert [suggestion.slowdown for suggestion in ranked] == sorted(suggestion.slowdown for suggestion in ranked)
+    message = " ".join(map(str, ranked))
     assert "train_micro_batch_size_per_gpu 4, gradient_accumulation_steps 2" in message
     assert "compute.recompute non_reentrant" in message
