@@ -82,67 +82,94 @@ def attention_s(gpu: Accelerator, tokens: float, seq_length: int, width: float) 
     return tokens * 2 * 2 * width * (seq_length / 2) / (gpu.bf16_flops * efficiency)
 
 
-def layer_s(
-    gpu: Accelerator,
-    model: Architecture,
-    software: Software,
-    *,
-    moe: bool,
-    tokens: float,
-    seq_length: int,
-    tp: int = 1,
-    expert_ranks: int = 1,
-    expert_tp: int = 1,
-    imbalance: float = 1.0,
-    flash: bool = True,
-    sequence_parallel: bool = True,
-) -> LayerTime:
-    """One layer's compute.
+@dataclass(frozen=True)
+class LayerLoad:
+    """What a layer computes in a micro-batch, and over how many ranks it is split."""
+
+    moe: bool  # whether its MLP is routed
+    tokens: float  # of a tensor-parallel group's micro-batch
+    seq_length: int
+    tp: int = 1  # ranks that split attention and the MLPs
+    expert_ranks: int = 1  # ranks that split the experts
+    expert_tp: int = 1  # ranks that split each expert
+    imbalance: float = 1.0  # rows of the busiest rank over the mean
+    flash: bool = True  # attention without the score matrix in memory
+    sequence_parallel: bool = True  # whether a tensor-parallel group also splits what lies between its matmuls
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Of a part of a layer, forward."""
+
+    matmuls_s: float = 0.0
+    attention_s: float = 0.0
+    moved_bytes: float = 0.0  # beyond the matmuls
+
+    def __add__(self, other: _Work) -> _Work:
+        return _Work(
+            self.matmuls_s + other.matmuls_s,
+            self.attention_s + other.attention_s,
+            self.moved_bytes + other.moved_bytes,
+        )
+
+
+def layer_s(gpu: Accelerator, model: Architecture, software: Software, load: LayerLoad) -> LayerTime:
+    """Seconds of one layer's computation, forward and backward, without communication.
 
     Args:
-        moe: whether its MLP is routed.
-        tokens: of a tensor-parallel group's micro-batch.
-        tp, expert_ranks, expert_tp: ranks that split attention, experts, and each expert.
-        imbalance: rows of the busiest rank over the mean.
-        flash: attention without the score matrix in memory.
-        sequence_parallel: whether a tensor-parallel group also splits what lies between its matmuls.
+        gpu: whose efficiencies and bandwidth are taken.
+        model: widths, experts and matmuls of the layer.
+        software: what its kernels move and launch.
+        load: tokens, and over how many ranks the layer is split.
     """
-    D = model.hidden
-    matmuls = sum(matmul_s(gpu, tokens, a, max(1.0, b / tp)) for a, b in model.attention_matmuls)
-    attention = attention_s(gpu, tokens, seq_length, model.attention_width / tp)
-    moved = software.attention_bytes_per_hidden * tokens * (D + model.attention_width) / 2
-    moved /= tp if sequence_parallel else 1
-    if not flash:  # scores and probabilities written and read, in bf16 and fp32, with mask, softmax and dropout
-        moved += tokens * seq_length * model.heads / tp * 5 * BF16
-        attention = 2 * matmul_s(gpu, seq_length, 128, seq_length) * tokens / seq_length * model.heads / tp
-    intermediate = 0.0
-    reads = 0
-    if moe:
-        rows = tokens / tp * model.top_k * expert_tp * imbalance  # of this rank's experts
-        local = model.experts / expert_ranks
-        width = model.expert_intermediate / expert_tp
-        for inner, columns in [(D, width)] * (model.mlp_matrices - 1) + [(width, D)]:
-            matmuls += matmul_s(
-                gpu, rows / local, inner, columns, grouped_over=local, grouped_gemm=software.grouped_gemm
-            )
-        intermediate += rows * width
-        if model.shared_intermediate:
-            matmuls += _mlp_s(gpu, model, tokens, model.shared_intermediate / tp)
-            intermediate += tokens * model.shared_intermediate / tp
-        moved += software.routed_bytes_per_hidden * rows * D
-        moved += software.router_bytes_per_expert * tokens / tp * model.experts
-        reads = software.host_reads if expert_ranks > 1 else 0
-    else:
-        matmuls += _mlp_s(gpu, model, tokens, model.dense_intermediate / tp)
-        intermediate += tokens * model.dense_intermediate / tp
-    moved += software.mlp_bytes_per_intermediate * intermediate
-    memory = moved / (gpu.hbm_bytes_per_s * HBM_EFFICIENCY)
-    launches = (software.kernels + (software.moe_kernels if moe else 0)) * LAUNCH_S
-    waits = reads * HOST_READ_S
+    mlp = _routed_work(gpu, model, software, load) if load.moe else _dense_work(gpu, model, software, load)
+    work = _attention_work(gpu, model, software, load) + mlp
+    memory = work.moved_bytes / (gpu.hbm_bytes_per_s * HBM_EFFICIENCY)
+    launches = (software.kernels + (software.moe_kernels if load.moe else 0)) * LAUNCH_S
+    waits = (software.host_reads if load.moe and load.expert_ranks > 1 else 0) * HOST_READ_S
     return LayerTime(
-        max(matmuls + attention + memory, launches) + waits,
-        max(BACKWARD_FLOPS * matmuls + 2.5 * attention + 2 * memory, 2 * launches),
+        max(work.matmuls_s + work.attention_s + memory, launches) + waits,
+        max(BACKWARD_FLOPS * work.matmuls_s + 2.5 * work.attention_s + 2 * memory, 2 * launches),
     )
+
+
+def _attention_work(gpu: Accelerator, model: Architecture, software: Software, load: LayerLoad) -> _Work:
+    tokens, tp = load.tokens, load.tp
+    matmuls = sum(matmul_s(gpu, tokens, a, max(1.0, b / tp)) for a, b in model.attention_matmuls)
+    moved = software.attention_bytes_per_hidden * tokens * (model.hidden + model.attention_width) / 2
+    moved /= tp if load.sequence_parallel else 1
+    if load.flash:
+        return _Work(matmuls, attention_s(gpu, tokens, load.seq_length, model.attention_width / tp), moved)
+    # Scores and probabilities written and read, in bf16 and fp32, with mask, softmax and dropout.
+    moved += tokens * load.seq_length * model.heads / tp * 5 * BF16
+    scores = 2 * matmul_s(gpu, load.seq_length, 128, load.seq_length) * tokens / load.seq_length * model.heads / tp
+    return _Work(matmuls, scores, moved)
+
+
+def _dense_work(gpu: Accelerator, model: Architecture, software: Software, load: LayerLoad) -> _Work:
+    intermediate = model.dense_intermediate / load.tp
+    moved = software.mlp_bytes_per_intermediate * load.tokens * intermediate
+    return _Work(matmuls_s=_mlp_s(gpu, model, load.tokens, intermediate), moved_bytes=moved)
+
+
+def _routed_work(gpu: Accelerator, model: Architecture, software: Software, load: LayerLoad) -> _Work:
+    """Of this rank's experts, the shared ones, and the router."""
+    D, tokens = model.hidden, load.tokens
+    rows = tokens / load.tp * model.top_k * load.expert_tp * load.imbalance
+    local = model.experts / load.expert_ranks
+    width = model.expert_intermediate / load.expert_tp
+    matmuls = sum(
+        matmul_s(gpu, rows / local, inner, columns, grouped_over=local, grouped_gemm=software.grouped_gemm)
+        for inner, columns in [(D, width)] * (model.mlp_matrices - 1) + [(width, D)]
+    )
+    intermediate = rows * width
+    if model.shared_intermediate:
+        matmuls += _mlp_s(gpu, model, tokens, model.shared_intermediate / load.tp)
+        intermediate += tokens * model.shared_intermediate / load.tp
+    moved = software.routed_bytes_per_hidden * rows * D
+    moved += software.router_bytes_per_expert * tokens / load.tp * model.experts
+    moved += software.mlp_bytes_per_intermediate * intermediate
+    return _Work(matmuls_s=matmuls, moved_bytes=moved)
 
 
 def _mlp_s(gpu: Accelerator, model: Architecture, tokens: float, intermediate: float) -> float:

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 
 from recipe.planner.communication import ON_DEMAND, STEP, Collective, collectives
-from recipe.planner.kernels import COMPILED, EAGER, RUN_EFFICIENCY, LayerTime, gradient_s, head_s, layer_s, optimizer_s
+from recipe.planner.kernels import COMPILED, EAGER, RUN_EFFICIENCY, LayerLoad, gradient_s, head_s, layer_s, optimizer_s
 from recipe.planner.links import NETWORK_EFFICIENCY, Links
 from recipe.planner.memory import state_bytes
 from recipe.planner.parameters import decoder
@@ -131,13 +131,11 @@ def _compute_s(work: Workload, imbalance: float) -> dict[str, float]:
     software = COMPILED if work.run.compile else EAGER
     forward = backward = recompute = 0.0
     for moe, layers in ((False, shape.first_k_dense_replace), (True, shape.num_moe_layers)):
-        one: LayerTime = layer_s(
-            gpu, model, software, moe=moe, tokens=work.tokens, seq_length=work.run.seq_length,
-            expert_ranks=work.ep, imbalance=imbalance,
-        )  # fmt: skip
-        forward += layers * one.forward_s
-        backward += layers * one.backward_s
-        recompute += layers * one.forward_s if work.run.recompute != "none" else 0.0
+        load = LayerLoad(moe, work.tokens, work.run.seq_length, expert_ranks=work.ep, imbalance=imbalance)
+        layer = layer_s(gpu, model, software, load)
+        forward += layers * layer.forward_s
+        backward += layers * layer.backward_s
+        recompute += layers * layer.forward_s if work.run.recompute != "none" else 0.0
     head = head_s(gpu, model, work.tokens, software)
     backward += gradient_s(gpu, sum(p.numel for p in decoder(shape, work.ep).parameters))
     times = work.accumulation

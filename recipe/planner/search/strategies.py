@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from recipe.base.hardware import Cluster
 from recipe.planner.architecture import Architecture
-from recipe.planner.kernels import BF16, FUSED, LayerTime, Software, gradient_s, head_s, layer_s, optimizer_s
+from recipe.planner.kernels import BF16, FUSED, LayerLoad, LayerTime, Software, gradient_s, head_s, layer_s, optimizer_s
 from recipe.planner.links import NETWORK_EFFICIENCY, START_S, Links, group_of
 
 STAGE_IMBALANCE = 1.04  # the slowest pipeline stage over the mean: embedding and head at the ends, unequal layers
@@ -66,13 +66,13 @@ def estimate(
         if not layers:
             continue
         share = layers / model.layers * stages
-        one = layer_s(
-            gpu, model, s.software, moe=moe, tokens=tokens, seq_length=seq_length, tp=s.tp,
-            expert_ranks=max(1, s.ep), expert_tp=s.expert_tp, imbalance=imbalance, flash=s.flash, sequence_parallel=s.sequence_parallel,
-        )  # fmt: skip
-        forward += share * one.forward_s
-        backward += share * one.backward_s
-        redone = _recomputed(s.recompute, one, moe=moe)
+        load = LayerLoad(
+            moe, tokens, seq_length, s.tp, max(1, s.ep), s.expert_tp, imbalance, s.flash, s.sequence_parallel
+        )
+        layer = layer_s(gpu, model, s.software, load)
+        forward += share * layer.forward_s
+        backward += share * layer.backward_s
+        redone = _recomputed(s.recompute, layer, moe=moe)
         again += share * redone
         passes = 3 if s.recompute == "full" or (s.recompute == "moe" and moe) else 2
         exchange += share * passes * _exchange_s(links, model, s, tokens, moe=moe, imbalance=imbalance)
@@ -93,12 +93,12 @@ def estimate(
     return Estimate(step, total, exchange * micro_batches, bubble, data_s, sequences * seq_length / step / cluster.gpus)
 
 
-def _recomputed(policy: str, one: LayerTime, *, moe: bool) -> float:
+def _recomputed(policy: str, layer: LayerTime, *, moe: bool) -> float:
     if policy == "full":
-        return one.forward_s
+        return layer.forward_s
     if policy == "moe":
-        return 0.75 * one.forward_s if moe else 0.0
-    return 0.08 * one.forward_s if policy == "selective" else 0.0
+        return 0.75 * layer.forward_s if moe else 0.0
+    return 0.08 * layer.forward_s if policy == "selective" else 0.0
 
 
 def _exchange_s(links: Links, model: Architecture, s: Strategy, tokens: float, *, moe: bool, imbalance: float) -> float:

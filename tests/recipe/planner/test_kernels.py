@@ -7,7 +7,7 @@ import pytest
 from recipe.base.hardware import accelerator_named
 from recipe.base.model_shape import load_model_shape
 from recipe.planner.architecture import architecture_of
-from recipe.planner.kernels import EAGER, FUSED, layer_s, matmul_s
+from recipe.planner.kernels import EAGER, FUSED, LayerLoad, layer_s, matmul_s
 from tests.conftest import ROOT
 
 GPU = accelerator_named("a100-80gb")
@@ -38,7 +38,7 @@ def test_fewer_rows_per_expert_cost_more_per_row():
 
 def layer(software=EAGER, **changes):
     options = {"moe": True, "tokens": 32768, "seq_length": 4096, "expert_ranks": 8} | changes
-    return layer_s(GPU, MODEL, software, **options)
+    return layer_s(GPU, MODEL, software, LayerLoad(**options))
 
 
 def test_a_busier_rank_takes_longer_and_fused_kernels_less():
@@ -52,7 +52,7 @@ def test_a_small_micro_batch_is_bound_by_launches():
 
 
 def test_no_layer_beats_the_peak():
-    one = layer()
+    time = layer()
     flops = MODEL.flops_per_token(4096) - 6 * MODEL.vocab * MODEL.hidden
     per_layer = flops / MODEL.layers * 32768
-    assert one.forward_s + one.backward_s > per_layer / GPU.bf16_flops
+    assert time.forward_s + time.backward_s > per_layer / GPU.bf16_flops
