@@ -35,18 +35,18 @@ class Collective:
 
 
 def collectives(work: Workload) -> list[Collective]:
-    """All collectives of a steady step, by purpose and phase."""
-    found = [*_dispatch(work), *_routing_statistics(work), *_gradient_norm(work)]
-    found += _zero3(work) if work.ds.zero_optimization.stage == 3 else _zero012(work)
-    return [c for c in found if c.group.ranks > 1 and c.bytes]
+    """All collectives of a steady step, by purpose and phase; those of a group of one rank are left out."""
+    of_step = [*_dispatch(work), *_routing_statistics(work), *_gradient_norm(work)]
+    of_step += _zero3(work) if work.ds.zero_optimization.stage == 3 else _zero012(work)
+    return [c for c in of_step if c.group.ranks > 1 and c.bytes]
 
 
 def bytes_by_kind(work: Workload) -> dict[tuple[str, int, str], int]:
     """Bytes of a step by operation, ranks and dtype, which is how an engine's collectives are told apart."""
-    found: Counter[tuple[str, int, str]] = Counter()
+    totals: Counter[tuple[str, int, str]] = Counter()
     for c in collectives(work):
-        found[c.op, c.group.ranks, c.dtype] += c.bytes
-    return dict(found)
+        totals[c.op, c.group.ranks, c.dtype] += c.bytes
+    return dict(totals)
 
 
 def _dispatch(work: Workload) -> Iterator[Collective]:
@@ -109,9 +109,9 @@ def _zero3(work: Workload) -> Iterator[Collective]:
             "reduce_scatter", _of(expert), BACKWARD, _owners(work, expert), work.reduced_dtype, size,
             calls * work.accumulation,
         )  # fmt: skip
-        kept = [p for p in persistent(parameters, zero) if p.expert == expert]
-        size = sum(p.padded(work.partitions(expert=expert)) for p in kept) * work.element
-        yield Collective("all_gather", f"persistent {_of(expert)}", STEP, _owners(work, expert), dtype, size, len(kept))
+        stay = [p for p in persistent(parameters, zero) if p.expert == expert]
+        size = sum(p.padded(work.partitions(expert=expert)) for p in stay) * work.element
+        yield Collective("all_gather", f"persistent {_of(expert)}", STEP, _owners(work, expert), dtype, size, len(stay))
 
 
 def _zero012(work: Workload) -> Iterator[Collective]:

@@ -20,7 +20,7 @@ FRAGMENTATION = 0.06  # of what comes and goes: the caching allocator rounds, sp
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """GiB of one GPU. `moments` are the totals at the places where memory is fullest; the largest is the peak."""
+    """GiB of one GPU. `moments` are the totals at the times when memory is fullest; the largest is the peak."""
 
     states: dict[str, float]
     passing: dict[str, dict[str, float]]  # moment -> term -> GiB
@@ -62,8 +62,8 @@ def state_bytes(work: Workload) -> StateBytes:
     bucket = zero.reduce_bucket_size * BYTES[work.reduced_dtype] if zero.contiguous_gradients else 0
     if zero.stage == 3:
         shard = sum(p.padded(work.partitions(expert=p.expert)) // work.partitions(expert=p.expert) for p in parameters)
-        kept = sum(p.numel for p in persistent(parameters, zero))
-        return StateBytes(shard * element, kept * element, shard * 4, shard * 8, shard * accumulated, bucket)
+        gathered = sum(p.numel for p in persistent(parameters, zero))
+        return StateBytes(shard * element, gathered * element, shard * 4, shard * 8, shard * accumulated, bucket)
     padded = sum(flat_numel(work, group) for group in flat_groups(work))
     if zero.stage == 0:
         master = 0 if element == 4 else whole * 4
@@ -75,28 +75,36 @@ def state_bytes(work: Workload) -> StateBytes:
 
 
 def saved_bytes_per_token(work: Workload, *, moe: bool) -> dict[str, float]:
-    """Bytes per token of one layer that autograd keeps for the backward pass without recompute, balanced."""
+    """Bytes per token that autograd keeps of one layer for the backward pass, where nothing is recomputed.
+
+    Args:
+        work: its shape and precision, and whether its functions are compiled.
+        moe: whether the layer's MLP is routed.
+
+    Returns:
+        Bytes by kind, for a rank whose experts get the mean of assignments.
+    """
     shape, a, compiled = work.shape, work.element, work.run.compile
     # Eager, a norm keeps its input in fp32 and, cast back, what it scaled; an activation its result beside its inputs.
-    wide = a if compiled else 4 + a if a == 2 else 2 * a
+    norm_bytes = a if compiled else 4 + a if a == 2 else 2 * a
     activated = 3 if compiled else 4
     D, F = shape.hidden_size, shape.moe_intermediate_size
     Q, K = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
     heads = shape.num_attention_heads + shape.num_key_value_heads
-    norms = 2 * (wide * D + 4)
+    norms = 2 * (norm_bytes * D + 4)
     if shape.use_qk_norm:
-        norms += wide * (Q + K) + 4 * heads
-    found = {
+        norms += norm_bytes * (Q + K) + 4 * heads
+    saved = {
         "norms": norms,
         # the projections' input, rotated queries and keys, values, log-sum-exp, the output (eager: twice)
         "attention": a * (D + Q + 2 * K + (1 if compiled else 2) * Q) + 4 * shape.num_attention_heads,
         "MLP input": a * D,
     }
     if not moe:
-        return {**found, "dense MLP": activated * a * shape.intermediate_size}
+        return {**saved, "dense MLP": activated * a * shape.intermediate_size}
     k, E = shape.num_experts_per_tok, shape.n_routed_experts
     return {
-        **found,
+        **saved,
         "router": 2 * 4 * E + k * (8 + 4) + 24,
         # the kernel of AutoEP's activation keeps its inputs; its result is the next matmul's
         "routed experts": k * (a * D + 3 * a * F),
@@ -106,8 +114,15 @@ def saved_bytes_per_token(work: Workload, *, moe: bool) -> dict[str, float]:
 
 
 def plan_memory(work: Workload, imbalance: float) -> MemoryPlan:
-    """Memory of the fullest rank when its experts get `imbalance` times the mean of assignments."""
-    zero, shape, run = work.ds.zero_optimization, work.shape, work.run
+    """Memory of the fullest rank.
+
+    Args:
+        work: model, cluster, ds_config and what matters of the run.
+        imbalance: assignments to that rank's experts over the mean.
+
+    Returns:
+        GiB by term: what always stays, and what comes and goes at each moment when memory is full.
+    """
     held = state_bytes(work)
     states = {
         "parameters": held.parameters,
@@ -117,54 +132,74 @@ def plan_memory(work: Workload, imbalance: float) -> MemoryPlan:
         "optimizer moments": held.moments,
         "reduce buckets": held.reduce_buckets,
     }
-    gathered = 0
-    if zero.stage == 3:
-        gathered = (
-            micro_batch_fetches(shape, work.ep, zero, run.recompute, accumulates=work.accumulation > 1).peak_numel
-            * work.element
-        )
-    per_layer = {moe: _layer_bytes(work, moe=moe, imbalance=imbalance) for moe in (False, True)}
-    boundary = work.tokens * shape.hidden_size * work.element  # a layer's input
-    if run.recompute == "none":
-        stored = {f"saved: {kind}": size for kind, size in _all_layers(work, per_layer).items()}
-        working: dict[str, float] = {}
-    else:
-        stored = {"layer inputs": shape.num_hidden_layers * boundary}
-        fullest = max(per_layer.values(), key=lambda kinds: sum(kinds.values()))
-        working = {f"recomputed: {kind}": size for kind, size in fullest.items()}
-    embedding = shape.vocab_size * shape.hidden_size
-    head = embedding * (4 + 2 * work.element)  # its gradient in fp32 while chunks are added, then cast, then reduced
-    # Eager: logits, in fp32, their softmax, its gradient. Compiled: logits and gradient.
-    per_logit = 2 * work.element if run.compile else 4 + 4 + work.element
-    chunk = min(run.loss_chunk_tokens, work.tokens) * shape.vocab_size * per_logit
-    backward = {
-        "ZeRO-3 gathered": gathered,
-        **stored,
-        **working,
-        **_backward_bytes(work, imbalance),
-        "gradients in flight": _in_flight_bytes(work),
-    }
-    loss = {
-        "ZeRO-3 gathered": gathered,
-        **stored,
-        "loss chunk": chunk,
-        "head gradient": head,
-        "final norm": 4 * boundary,
-    }
-    shard = held.master_weights // 4
-    update: dict[str, float] = {"fp32 gradients of the update": 4 * shard, "updated parameters": work.element * shard}
-    if zero.stage in (1, 2):
-        update["gathered parameters"] = zero.allgather_bucket_size * work.element
+    passes = {"ZeRO-3 gathered": _gathered_bytes(work), **_stored_bytes(work, imbalance)}
     moments: dict[str, dict[str, float]] = {
-        "backward of the last MoE layer": backward,
-        "loss": loss,
-        "optimizer step": update,
+        "backward of the last MoE layer": {
+            **passes,
+            **_recomputed_bytes(work, imbalance),
+            **_backward_bytes(work, imbalance),
+            "gradients in flight": _in_flight_bytes(work),
+        },
+        "loss": {**passes, **_loss_bytes(work)},
+        "optimizer step": _update_bytes(work, held),
     }
     return MemoryPlan(
         {name: size / GIB for name, size in states.items() if size},
         {m: {name: size / GIB for name, size in terms.items() if size} for m, terms in moments.items()},
         imbalance,
     )
+
+
+def _gathered_bytes(work: Workload) -> int:
+    """Of the parameters that ZeRO-3 holds at once beyond a rank's partition."""
+    zero = work.ds.zero_optimization
+    if zero.stage != 3:
+        return 0
+    accumulates = work.accumulation > 1
+    fetches = micro_batch_fetches(work.shape, work.ep, zero, work.run.recompute, accumulates=accumulates)
+    return fetches.peak_numel * work.element
+
+
+def _boundary_bytes(work: Workload) -> int:
+    """Of a layer's input."""
+    return work.tokens * work.shape.hidden_size * work.element
+
+
+def _stored_bytes(work: Workload, imbalance: float) -> dict[str, float]:
+    """From the forward to the backward pass: what autograd saved, or the inputs to recompute it from."""
+    if work.run.recompute != "none":
+        return {"layer inputs": work.shape.num_hidden_layers * _boundary_bytes(work)}
+    per_layer = {moe: _layer_bytes(work, moe=moe, imbalance=imbalance) for moe in (False, True)}
+    return {f"saved: {kind}": size for kind, size in _all_layers(work, per_layer).items()}
+
+
+def _recomputed_bytes(work: Workload, imbalance: float) -> dict[str, float]:
+    """Of the layer that saves most, while it is recomputed."""
+    if work.run.recompute == "none":
+        return {}
+    per_layer = [_layer_bytes(work, moe=moe, imbalance=imbalance) for moe in (False, True)]
+    fullest = max(per_layer, key=lambda kinds: sum(kinds.values()))
+    return {f"recomputed: {kind}": size for kind, size in fullest.items()}
+
+
+def _loss_bytes(work: Workload) -> dict[str, float]:
+    """Of the head, whose gradient is in fp32 while chunks are added, then cast, then reduced."""
+    shape, run = work.shape, work.run
+    # Eager: logits, in fp32, their softmax, its gradient. Compiled: logits and gradient.
+    per_logit = 2 * work.element if run.compile else 4 + 4 + work.element
+    return {
+        "loss chunk": min(run.loss_chunk_tokens, work.tokens) * shape.vocab_size * per_logit,
+        "head gradient": shape.vocab_size * shape.hidden_size * (4 + 2 * work.element),
+        "final norm": 4 * _boundary_bytes(work),
+    }
+
+
+def _update_bytes(work: Workload, held: StateBytes) -> dict[str, float]:
+    zero, shard = work.ds.zero_optimization, held.master_weights // 4
+    update: dict[str, float] = {"fp32 gradients of the update": 4 * shard, "updated parameters": work.element * shard}
+    if zero.stage in (1, 2):
+        update["gathered parameters"] = zero.allgather_bucket_size * work.element
+    return update
 
 
 def _layer_bytes(work: Workload, *, moe: bool, imbalance: float) -> dict[str, float]:

@@ -95,13 +95,13 @@ class Plan:
     def problems(self) -> list[str]:
         """Why it cannot work on these GPUs, each with what to change; empty when it can."""
         work = self.work
-        found = work.ds.problems_with(work.shape, work.cluster.gpus)
+        problems = work.ds.problems_with(work.shape, work.cluster.gpus)
         if work.run.seq_length > work.shape.max_position_embeddings:
-            found.append(
+            problems.append(
                 f"sequences of {work.run.seq_length} exceed the model's max_position_embeddings "
                 f"{work.shape.max_position_embeddings}; lower --seq"
             )
-        return found or self._memory_problems()
+        return problems or self._memory_problems()
 
     @property
     def fits(self) -> bool:

@@ -50,11 +50,11 @@ class Fetches:
         Args:
             ranks_of: ranks that share a parameter, by whether it is an expert's.
         """
-        found: Counter[tuple[str, bool, bool]] = Counter()
+        totals: Counter[tuple[str, bool, bool]] = Counter()
         for gather in self.gathers:
             for p in gather.parameters:
-                found[gather.phase, p.expert, gather.prefetched] += p.padded(ranks_of[p.expert])
-        return found
+                totals[gather.phase, p.expert, gather.prefetched] += p.padded(ranks_of[p.expert])
+        return totals
 
     def calls(self, phase: str, *, expert: bool, prefetched: bool) -> int:
         """All-gathers of that kind; one coalesces what it is asked for at once."""
@@ -64,14 +64,14 @@ class Fetches:
 
 def persistent(parameters: list[Parameter], zero: ZeroOptimization) -> list[Parameter]:
     """Parameters that stay gathered between micro-batches: small ones, until the model's threshold is full."""
-    kept, total = [], 0
+    staying, total = [], 0
     limit = zero.stage3_model_persistence_threshold
     for p in parameters:
         fits = limit is None or p.numel + total <= limit
         if fits and p.numel <= zero.stage3_param_persistence_threshold:
-            kept.append(p)
+            staying.append(p)
             total += p.numel
-    return kept
+    return staying
 
 
 @lru_cache(maxsize=256)
@@ -90,10 +90,10 @@ def micro_batch_fetches(
         accumulates: whether a step has more than one micro-batch.
     """
     model = decoder(shape, ep_size)
-    uses, kept = tuple(trace(model, recompute)), frozenset(persistent(model.parameters, zero))
+    uses, staying = tuple(trace(model, recompute)), frozenset(persistent(model.parameters, zero))
     releases: dict[int, frozenset[Parameter]] = {}
-    _Coordinator(uses, kept, zero, releases, set() if accumulates else set(kept)).run()
-    return _Coordinator(uses, kept, zero, releases, set(kept)).run()
+    _Coordinator(uses, staying, zero, releases, set() if accumulates else set(staying)).run()
+    return _Coordinator(uses, staying, zero, releases, set(staying)).run()
 
 
 def trace(model: Decoder, recompute: str) -> Iterator[Use]:
@@ -142,7 +142,7 @@ def _backward_order(layer: tuple[Module, ...]) -> list[Module]:
 @dataclass
 class _Coordinator:
     uses: tuple[Use, ...]
-    kept: frozenset[Parameter]
+    staying: frozenset[Parameter]
     zero: ZeroOptimization
     releases: dict[int, frozenset[Parameter]]  # by step, decided once
     available: set[Parameter]
@@ -195,7 +195,7 @@ class _Coordinator:
 
     def _releasable(self, module: Module, step: int) -> frozenset[Parameter]:
         """What no prefetch has counted on and no module soon needs."""
-        leaving = {p for p in module.parameters if p not in self.kept and self.fetched_for.get(p, -1) <= step}
+        leaving = {p for p in module.parameters if p not in self.staying and self.fetched_for.get(p, -1) <= step}
         traversed = 0
         for use in self.uses[step:]:
             if not leaving or traversed >= self.zero.stage3_max_reuse_distance:

@@ -49,13 +49,13 @@ class Candidate:
     @property
     def name(self) -> str:
         work = self.plan.work
-        kept = ", persistent norms" if self.persist else ""
+        variant = ", persistent norms" if self.persist else ""
         if work.ds.zero_optimization.stage == 3 and self.prefetch_layers != 1.0:
-            kept += f", {self.prefetch_layers:g} layers prefetched"
+            variant += f", {self.prefetch_layers:g} layers prefetched"
         return (
             f"ZeRO-{work.ds.zero_optimization.stage}, EP {work.ep}, "
             f"{work.ds.train_micro_batch_size_per_gpu} x {work.accumulation}, "
-            f"{'no recompute' if work.run.recompute == 'none' else 'recompute'}{kept}"
+            f"{'no recompute' if work.run.recompute == 'none' else 'recompute'}{variant}"
         )
 
 
@@ -83,10 +83,18 @@ def search(
     shape: ModelShape, cluster: Cluster, run: RunFacts, budget: Budget, sequences: int, *,
     stages: tuple[int, ...] = STAGES, ep_sizes: tuple[int, ...] = EP_SIZES, recomputes: tuple[str, ...] = RECOMPUTES,
 ) -> list[Candidate]:  # fmt: skip
-    """Every candidate, those that fit first, the fastest first; of equals the plainest is the winner.
+    """Every choice of how to train a model on a cluster, with its plan.
+
+    Args:
+        shape, cluster, run, budget: what is trained, where, with which facts of the run, for how many tokens.
+        sequences: of the global batch.
+        stages, ep_sizes, recomputes: what is tried of ZeRO stages, expert-parallel sizes, and recomputation.
+
+    Returns:
+        Those that fit first, the fastest first; of equals the plainest is the winner.
 
     Raises:
-        UserError: the batch cannot be divided among the GPUs.
+        UserError: the batch cannot be divided among the GPUs, or the experts by no size.
     """
     if sequences % cluster.gpus:
         raise UserError(
@@ -99,11 +107,11 @@ def search(
             f"no expert-parallel size of {', '.join(map(str, ep_sizes))} divides both the model's "
             f"{shape.n_routed_experts} routed experts and {cluster.gpus} GPUs; give another --ep or --gpus"
         )
-    found = list(_candidates(shape, cluster, run, budget, sequences // cluster.gpus, stages, sizes, recomputes))
-    found.sort(key=lambda c: (not c.fits, c.step_s if c.fits else c.plan.memory.peak_gib))
-    equals = [c for c in found if c.fits and c.step_s <= (1 + EQUAL) * found[0].step_s]
-    plainest = min(equals, key=lambda c: (c.persist, PREFETCH_LAYERS.index(c.prefetch_layers)), default=found[0])
-    return [plainest, *(c for c in found if c is not plainest)]
+    ranked = list(_candidates(shape, cluster, run, budget, sequences // cluster.gpus, stages, sizes, recomputes))
+    ranked.sort(key=lambda c: (not c.fits, c.step_s if c.fits else c.plan.memory.peak_gib))
+    equals = [c for c in ranked if c.fits and c.step_s <= (1 + EQUAL) * ranked[0].step_s]
+    plainest = min(equals, key=lambda c: (c.persist, PREFETCH_LAYERS.index(c.prefetch_layers)), default=ranked[0])
+    return [plainest, *(c for c in ranked if c is not plainest)]
 
 
 def _candidates(
@@ -126,33 +134,33 @@ def why_it_lost(loser: Candidate, winner: Candidate) -> str:
     plan = loser.plan
     if not loser.fits:
         return f"out of memory: {plan.memory.peak_gib:.0f} GiB"
-    mine, best = plan.expected, winner.plan.expected
-    if mine.step_s <= (1 + EQUAL) * best.step_s:
+    time, best = plan.expected, winner.plan.expected
+    if time.step_s <= (1 + EQUAL) * best.step_s:
         return EQUAL_TO_WINNER
     causes = {
         "all-to-all" + (" crosses nodes" if plan.work.expert_group.nodes > 1 else ""): (
-            mine.exposed_s["all-to-all"] - best.exposed_s["all-to-all"]
+            time.exposed_s["all-to-all"] - best.exposed_s["all-to-all"]
         ),
         "weights gathered, gradients reduced " + (
             f"in each of {plan.work.accumulation} micro-batches" if plan.work.accumulation > 1 else "in the open"
-        ): mine.exposed_s["gathers and reductions"] - best.exposed_s["gathers and reductions"],
-        "gathers that modules wait for": mine.exposed_s["gathers on demand"] - best.exposed_s["gathers on demand"],
-        "collectives between steps": mine.exposed_s["between steps"] - best.exposed_s["between steps"],
+        ): time.exposed_s["gathers and reductions"] - best.exposed_s["gathers and reductions"],
+        "gathers that modules wait for": time.exposed_s["gathers on demand"] - best.exposed_s["gathers on demand"],
+        "collectives between steps": time.exposed_s["between steps"] - best.exposed_s["between steps"],
         "first gather and last reduction": (
-            mine.exposed_s["first gather, last reduction"] - best.exposed_s["first gather, last reduction"]
+            time.exposed_s["first gather, last reduction"] - best.exposed_s["first gather, last reduction"]
         ),
-        "recompute": mine.recompute_s - best.recompute_s,
-        "small matmuls": (mine.compute_s - mine.recompute_s) - (best.compute_s - best.recompute_s),
-        "more traffic beside the computation": mine.contention_s - best.contention_s,
-        "a longer optimizer step": mine.optimizer_s - best.optimizer_s,
+        "recompute": time.recompute_s - best.recompute_s,
+        "small matmuls": (time.compute_s - time.recompute_s) - (best.compute_s - best.recompute_s),
+        "more traffic beside the computation": time.contention_s - best.contention_s,
+        "a longer optimizer step": time.optimizer_s - best.optimizer_s,
     }  # fmt: skip
     cause = max(causes, key=lambda name: causes[name])
-    return f"{mine.step_s / best.step_s - 1:+.0%}: {cause}"
+    return f"{time.step_s / best.step_s - 1:+.0%}: {cause}"
 
 
 def on_paper(shape: ModelShape, cluster: Cluster, run: RunFacts, sequences: int) -> list[OnPaper]:
     """Estimates for tensor and pipeline parallelism that fit, fastest first, with the kernels that the recipe runs."""
-    found = []
+    estimates = []
     for (tp, pp), recompute in itertools.product(
         ((2, 1), (4, 1), (8, 1), (1, 2), (1, 4), (1, 8), (2, 4)), ("none", "full")
     ):
@@ -163,12 +171,12 @@ def on_paper(shape: ModelShape, cluster: Cluster, run: RunFacts, sequences: int)
         strategy = Strategy(tp=tp, pp=pp, ep=ep, recompute=recompute, software=COMPILED if run.compile else EAGER)
         peak = _gib_on_paper(shape, cluster, run, strategy)
         if peak <= USABLE * cluster.accelerator.memory_gib:
-            time = estimate(
+            step = estimate(
                 architecture_of(shape), cluster, strategy, seq_length=run.seq_length, sequences=sequences,
                 micro_batch=1, imbalance=EXPECTED.imbalance, compute=RUN_EFFICIENCY,
             )  # fmt: skip
-            found.append(OnPaper(strategy, time, peak))
-    return sorted(found, key=lambda p: p.estimate.step_s)
+            estimates.append(OnPaper(strategy, step, peak))
+    return sorted(estimates, key=lambda p: p.estimate.step_s)
 
 
 def _gib_on_paper(shape: ModelShape, cluster: Cluster, run: RunFacts, s: Strategy) -> float:
@@ -179,8 +187,8 @@ def _gib_on_paper(shape: ModelShape, cluster: Cluster, run: RunFacts, s: Strateg
     ds = ds_config_for(shape, cluster.gpus, stage=1, ep_size=s.ep, micro_batch=1, accumulation=1)
     work = Workload(shape, cluster, parsed(ds), RunFacts(run.seq_length, compile=run.compile))
     layer = sum(saved_bytes_per_token(work, moe=True).values()) / s.tp
-    kept = layer if s.recompute == "none" else 2 * shape.hidden_size
+    stored = layer if s.recompute == "none" else 2 * shape.hidden_size
     # A stage has layers / pp layers and pp micro-batches under way.
-    activations = run.seq_length * (shape.num_hidden_layers * kept + 2 * layer)
+    activations = run.seq_length * (shape.num_hidden_layers * stored + 2 * layer)
     logits = run.loss_chunk_tokens * shape.vocab_size * (4 + 4 + 2)
     return (states + 1.1 * (activations + logits)) / GIB + CONTEXT_GIB
