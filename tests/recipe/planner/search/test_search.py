@@ -8,7 +8,8 @@ from recipe.base.errors import UserError
 from recipe.base.hardware import cluster_of
 from recipe.base.model_shape import load_model_shape
 from recipe.planner.plan import Budget, Plan
-from recipe.planner.search.search import on_paper, search, shipped, why_it_lost
+from recipe.planner.search import shipped
+from recipe.planner.search.search import on_paper, search, why_it_lost
 from recipe.planner.timeline import CONSERVATIVE, EXPECTED
 from recipe.planner.workload import RunFacts, Workload
 from tests.conftest import ROOT
@@ -72,32 +73,36 @@ def ranked(gpus: int = 64, interconnect: str = "400g", **options):
     return search(SHAPE, cluster, RunFacts(), Budget(), options.pop("sequences", 16 * gpus), **options)
 
 
-def test_what_fits_comes_first_the_fastest_first_and_every_loser_has_a_reason():
-    found = ranked()
-    fits = [c.fits for c in found]
+@pytest.fixture(scope="module")
+def choices():
+    """Within a node, across two, and none."""
+    return ranked(ep_sizes=(1, 8, 16))
+
+
+def test_what_fits_comes_first_the_fastest_first_and_every_loser_has_a_reason(choices):
+    fits = [c.fits for c in choices]
     assert fits == sorted(fits, reverse=True)
     assert any(fits)
     assert not all(fits)
-    steps = [c.step_s for c in found[1:] if c.fits]
-    assert found[0].step_s < 1.01 * steps[0]
+    steps = [c.step_s for c in choices[1:] if c.fits]
+    assert choices[0].step_s < 1.01 * steps[0]
     assert steps == sorted(steps)
-    for loser in found[1:]:
-        reason = why_it_lost(loser, found[0])
+    for loser in choices[1:]:
+        reason = why_it_lost(loser, choices[0])
         assert reason.startswith(("+", "equal") if loser.fits else "out of memory"), reason
 
 
-def test_reasons_name_what_is_wrong():
-    choices = ranked()
-    found = {c.name: why_it_lost(c, choices[0]) for c in choices}
-    assert "crosses nodes" in found["ZeRO-3, EP 16, 16 x 1, recompute"]
-    assert "in each of 16 micro-batches" in found["ZeRO-3, EP 8, 1 x 16, recompute"]
-    assert found["ZeRO-2, EP 1, 16 x 1, no recompute"].startswith("out of memory")
-    assert "modules wait for" in found["ZeRO-3, EP 8, 16 x 1, recompute, 0 layers prefetched"]
+def test_reasons_name_what_is_wrong(choices):
+    reasons = {c.name: why_it_lost(c, choices[0]) for c in choices}
+    assert "crosses nodes" in reasons["ZeRO-3, EP 16, 16 x 1, recompute"]
+    assert "in each of 16 micro-batches" in reasons["ZeRO-3, EP 8, 1 x 16, recompute"]
+    assert reasons["ZeRO-2, EP 1, 16 x 1, no recompute"].startswith("out of memory")
+    assert "modules wait for" in reasons["ZeRO-3, EP 8, 16 x 1, recompute, 0 layers prefetched"]
 
 
 def test_a_search_can_be_narrowed():
-    found = ranked(stages=(3,), ep_sizes=(8,), recomputes=("non_reentrant",))
-    assert {(c.plan.work.ds.zero_optimization.stage, c.plan.work.ep) for c in found} == {(3, 8)}
+    narrowed = ranked(stages=(3,), ep_sizes=(8,), recomputes=("non_reentrant",))
+    assert {(c.plan.work.ds.zero_optimization.stage, c.plan.work.ep) for c in narrowed} == {(3, 8)}
 
 
 @pytest.mark.parametrize(
