@@ -107,7 +107,9 @@ def failure(kind: str, *, stalls: int = 0, **more: Any) -> Failure:
         (
             failure("out_of_memory"),
             replace(STEP_DOWN, micro_batch=3),
-            Decision(1, give_up="out of memory with a micro-batch that cannot be halved; see the ways out in the log"),
+            Decision(
+                1, give_up="out of memory with a micro-batch that cannot be halved; see the suggestions in the log"
+            ),
         ),
         (failure("error"), STEP_DOWN, Decision(1, 20.0, blame=3)),
         # Hosts that compute other bits.
