@@ -153,7 +153,9 @@ def test_slow_ranks_are_named_and_a_clock_that_is_set_changes_nothing(supervise,
 
 
 def test_out_of_memory_says_what_could_be_done_and_steps_down_when_asked(supervise, undisturbed):
-    run = supervise("memory", [{"kind": "out_of_memory", "rank": 1, "step": 5}], words=("--step-down-on-oom",))
+    run = supervise(
+        "memory", [{"kind": "out_of_memory", "rank": 1, "step": 5}], words=("--step-down-on-oom",), real=True
+    )
     losses = run.finished()
     (end,) = run.events("attempt_ended")
     assert (end["kind"], end["rank"]) == ("out_of_memory", 1)
