@@ -6,15 +6,15 @@ import json
 
 import pytest
 
-from launch.rehearse import main
+from launch import rehearse as script
 from recipe.planner.search import shipped
-from tests.conftest import ROOT, Called, run_forked
+from tests.conftest import ROOT, launch, run_python
 
 MODELS = ROOT / "recipe/configs/models"
 
 
 def rehearse(*words: object, **options):
-    return run_forked("launch/rehearse.py", *words, **options)
+    return launch(1, "tests/launch/rehearsal_worker.py", *words, **options)
 
 
 @pytest.mark.distributed
@@ -31,24 +31,29 @@ def test_every_shipped_ds_config_does_what_is_planned(config):
     recompute = shipped.chosen(config).plan.work.run.recompute
     done = rehearse(
         "--ds-config", config.path, "--model", MODELS / config.model, "--recompute", recompute, "--world", config.gpus,
-        "--json", timeout=600,
+        "--vocab", 512, "--seq", 8, "--json", timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(done.stdout)
-    assert found["agrees"] is True
-    assert found["groups"]["world"] == config.gpus
+    report = json.loads(done.stdout)
+    assert report["agrees"] is True
+    assert report["groups"]["world"] == config.gpus
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("--ds-config", "ds_configs/nope.json", "--model", MODELS / "tiny"), "nope.json"),
-        (("--ds-config", "ds_configs/a100_256.json", "--model", MODELS / "30b-a3b", "--world", 64), "launch 256"),
-        (("--ds-config", "ds_configs/cpu_2.json", "--model", MODELS / "tiny", "--layers", 1), "between 2 and"),
+        (("ds_configs/nope.json", "--model", MODELS / "tiny"), "nope.json"),
+        (("ds_configs/a100_256.json", "--model", MODELS / "30b-a3b", "--world", 64), "launch 256"),
+        (("ds_configs/cpu_2.json", "--model", MODELS / "tiny", "--layers", 1), "between 2 and"),
     ],
 )
 def test_what_cannot_be_rehearsed_is_refused_in_a_sentence(words, sentence, capsys):
-    done = Called(main, capsys, *words)
+    assert script.main(["--ds-config", *map(str, words)]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_the_command_itself_refuses_without_a_traceback():
+    done = run_python("launch/rehearse.py", "--ds-config", "ds_configs/nope.json", "--model", MODELS / "tiny")
     assert done.returncode == 2
-    assert sentence in done.stderr
+    assert "nope.json" in done.stderr
     assert "Traceback" not in done.stderr

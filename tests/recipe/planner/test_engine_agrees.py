@@ -14,7 +14,7 @@ from recipe.base.model_shape import load_model_shape
 from recipe.planner.communication import bytes_by_kind
 from recipe.planner.memory import state_bytes
 from recipe.planner.workload import RunFacts, Workload
-from tests.conftest import ROOT, ds_config, launch, run_python
+from tests.conftest import ROOT, ds_config, launch
 
 TINY = ROOT / "recipe/configs/models/tiny"
 BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
@@ -30,6 +30,14 @@ def write(path: Path, ranks: int, *, zero: dict | None = None, bf16: bool = True
             del config["zero_optimization"][key]
     path.write_text(json.dumps(config))
     return path
+
+
+def shallow_model(folder: Path) -> Path:
+    """`tiny` with one dense layer, two MoE layers and a small vocabulary: every kind of neighbours, less to send."""
+    config = json.loads((TINY / "config.json").read_text())
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3, "vocab_size": 512}))
+    return folder
 
 
 # ranks, expert-parallel size, stage, accumulation, recompute, changes of the ZeRO section
@@ -51,16 +59,16 @@ CASES += [pytest.param(*case, marks=pytest.mark.slow) for case in MORE_CASES]
 @pytest.mark.parametrize(("ranks", "ep", "stage", "accumulation", "recompute", "zero"), CASES)
 def test_a_rehearsal_does_what_is_planned(tmp_path, ranks, ep, stage, accumulation, recompute, zero):
     path = write(tmp_path / "ds.json", ranks, zero=zero, autoep_size=ep, stage=stage, accumulation=accumulation)
-    done = run_python(
-        "launch/rehearse.py", "--ds-config", path, "--model", TINY, "--layers", 4, "--recompute", recompute, "--json"
+    done = launch(
+        1, "tests/launch/rehearsal_worker.py", "--ds-config", path, "--model", TINY, "--layers", 4, "--recompute", recompute, "--json"
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(done.stdout)
-    assert found["agrees"] is True
-    assert found["groups"] == {"world": ranks, "expert_parallel": ep, "expert_data_parallel": ranks // ep}
+    report = json.loads(done.stdout)
+    assert report["agrees"] is True
+    assert report["groups"] == {"world": ranks, "expert_parallel": ep, "expert_data_parallel": ranks // ep}
     held = {"parameters", "master_weights", "moments"} | ({"gradients"} if stage != 2 else set())
-    assert held <= found["held"].keys()
-    kinds = {(c["op"], c["ranks"]) for c in found["collectives"]}
+    assert held <= report["held"].keys()
+    kinds = {(c["op"], c["ranks"]) for c in report["collectives"]}
     assert ("all_to_all", ep) in kinds
     assert ("reduce_scatter" if stage == 3 else "all_reduce", ranks) in kinds
 
@@ -72,19 +80,20 @@ REAL = [(2, 2, 3, False), (4, 2, 3, True), pytest.param(4, 4, 2, True, marks=pyt
 @pytest.mark.parametrize(("ranks", "ep", "stage", "bf16"), REAL)
 def test_real_processes_send_what_is_planned(tmp_path, ranks, ep, stage, bf16):
     path = write(tmp_path / "ds.json", ranks, bf16=bf16, zero=TIGHT, autoep_size=ep, stage=stage, accumulation=2)
-    output = tmp_path / "found.json"
+    output = tmp_path / "counted.json"
     worker = ROOT / "tests/recipe/engine/collectives_worker.py"
-    done = launch(ranks, worker, path, TINY, 32, "non_reentrant", output, env={"PYTHONPATH": str(ROOT)})
+    model = shallow_model(tmp_path / "model")
+    done = launch(ranks, worker, path, model, 16, "non_reentrant", output, env={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
-    found = json.loads(output.read_text())
+    rehearsed = json.loads(output.read_text())
     ds, _ = load_ds_config(path)
-    planned = Workload(load_model_shape(TINY), cluster_of("a100-80gb", ranks, None), ds, RunFacts(32))
+    planned = Workload(load_model_shape(model), cluster_of("a100-80gb", ranks, None), ds, RunFacts(16))
     expected = {" ".join(map(str, kind)): size for kind, size in bytes_by_kind(planned).items()}
-    for counted in found["bytes"]:
+    for counted in rehearsed["bytes"]:
         routed = {k for k in expected if k.startswith("all_to_all") and "int32" not in k}
         others = {k: n for k, n in counted.items() if k.split()[1] != "1" and k not in routed}
         assert others == {k: n for k, n in expected.items() if k not in routed}
     for kind in routed:  # a rank returns as many rows as it was sent, which differs; all ranks together send T * K each
-        assert sum(counted[kind] for counted in found["bytes"]) == ranks * expected[kind]
+        assert sum(counted[kind] for counted in rehearsed["bytes"]) == ranks * expected[kind]
     held = asdict(state_bytes(planned))
-    assert found["held"] == {name: held[name] for name in found["held"]}
+    assert rehearsed["held"] == {name: held[name] for name in rehearsed["held"]}

@@ -12,7 +12,7 @@ from recipe.planner.memory import plan_memory, saved_bytes_per_token
 from recipe.planner.plan import Plan
 from recipe.planner.search.ds_writer import ds_config_for, parsed
 from recipe.planner.workload import RunFacts, Workload
-from tests.conftest import ROOT, run_python
+from tests.conftest import ROOT, launch
 
 SHAPE = load_model_shape(ROOT / "recipe/configs/models/30b-a3b")
 
@@ -29,16 +29,17 @@ def work(
 @pytest.mark.distributed
 @pytest.mark.parametrize("compiled", [False, True])
 def test_saved_activations_are_what_autograd_keeps(compiled):
-    done = run_python("-m", "tests.recipe.checkpoints.saved_worker", *(["--compiled"] if compiled else []))
+    worker = ROOT / "tests/recipe/planner/saved_worker.py"
+    done = launch(1, worker, *(["--compiled"] if compiled else []), env={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    shape = ModelShape(**found["shape"])
+    saved = json.loads(done.stdout.splitlines()[-1])
+    shape = ModelShape(**saved["shape"])
     planned = work(micro_batch=4, gpus=16, shape=shape, stage=2, compiled=compiled)
     # Without a GPU, AutoEP's activation is not a kernel and keeps its result too.
     activation = {"dense": 0, "moe": 2 * shape.num_experts_per_tok * shape.moe_intermediate_size}
     for kind, moe in (("dense", False), ("moe", True)):
         expected = sum(saved_bytes_per_token(planned, moe=moe).values()) + activation[kind]
-        assert expected == pytest.approx(found[kind], rel=0.02), kind
+        assert expected == pytest.approx(saved[kind], rel=0.02), kind
 
 
 def total(planned: Workload, imbalance: float = 1.0) -> float:
