@@ -70,6 +70,21 @@ def test_rows_sums_and_gradients_equal_a_loop_over_assignments(dropped, compiled
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_bf16_rows_are_weighed_in_fp32():
+    """1 + 2**-9 is no bf16 number: rounded to one, these weights' sum of equal rows with opposite signs is zero."""
+    position_A, assignment_N = torch.tensor([0, 1]), torch.tensor([0, 1])
+    rows_ND = torch.tensor([[1.0], [-1.0]], dtype=torch.bfloat16).requires_grad_()
+    weights_TK = torch.tensor([[1.0 + 2**-9, 1.0]]).requires_grad_()
+    out = combine(rows_ND, weights_TK, position_A, assignment_N)
+    assert out.tolist() == [[2**-9]]
+
+
+def test_more_experts_than_a_byte_counts_are_sorted():
+    experts_TK = torch.tensor([[300], [2]])
+    _, assignment_N = sorted_positions(experts_TK, 2)
+    assert assignment_N.tolist() == [1, 0]
+
+
 def test_a_rank_whose_assignments_are_all_dropped_has_no_rows_and_a_graph():
     experts_TK = torch.full((T, K), E)
     position_A, assignment_N = sorted_positions(experts_TK, 0)

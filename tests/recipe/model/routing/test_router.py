@@ -45,6 +45,8 @@ def test_scores_are_fp32_and_bounded(scoring_func):
     found = router_scores(logits, scoring_func)
     assert found.dtype == torch.float32
     assert ((found > 0) & (found < 1)).all()
+    if scoring_func == "softmax":
+        torch.testing.assert_close(found.sum(dim=1), torch.ones(T))
 
 
 def test_the_gate_matmul_is_exact_where_bf16_is_not():
@@ -52,6 +54,12 @@ def test_the_gate_matmul_is_exact_where_bf16_is_not():
     x = torch.tensor([[256.0, 1.0]], dtype=torch.bfloat16)
     weight = torch.tensor([[1.0, 0.0], [1.0, 1.0]], dtype=torch.bfloat16)
     assert router_logits(x, weight).tolist() == [[256.0, 257.0]]
+
+
+@pytest.mark.parametrize("bias_E", [None, torch.zeros(E)])
+def test_the_choice_has_no_gradient(bias_E):
+    _, choice_TE, _ = scores_and_choice(scores().logit().requires_grad_(), bias_E, "sigmoid", 2, 1, 1)
+    assert not choice_TE.requires_grad
 
 
 def test_jitter_is_a_function_of_its_key_within_its_strength():
