@@ -108,7 +108,7 @@ class Supervisor:
             signal.signal(number, self._asked)
         self.args = args
         self.ds_path: Path = args.deepspeed_config
-        self.job = self._check_launch()
+        self.job = self._check_job()
         self.run_dir = self.job.run.run_dir
         self.allocation = allocation_of(args, args.launcher, self.run_dir)
         self.allocation.check(self.job.ds.world_size)
@@ -117,7 +117,7 @@ class Supervisor:
         self.holds_run = True
         self.stop_file.unlink(missing_ok=True)  # of somebody who asked before; from here on it is ours to keep
 
-    def _check_launch(self) -> Job:
+    def _check_job(self) -> Job:
         # A port of this host says nothing of rank 0's, and of ranks that still end.
         return check_job(self.args.config, self.args.set, self.ds_path, None, port_may_be_in_use=True)
 
@@ -235,7 +235,7 @@ class Supervisor:
         raw["gradient_accumulation_steps"] *= 2
         self.ds_path = self.run_dir / "ds_config.stepped_down.json"
         write_json(self.ds_path, raw)
-        self.job = self._check_launch()
+        self.job = self._check_job()
 
     def _attempt(self) -> int:
         """Run the launcher once, to the end of all its processes on this host; returns its exit code."""

@@ -53,7 +53,7 @@ def imported(source, tmp_path, monkeypatch, capsys):
             run_dir=tmp_path / "run", compute=None, watch=None, seed=0, routing=Routing(**routing), tokenizer=tmp_path / "tokenizer"
         )  # fmt: skip
         launch = SimpleNamespace(run=config, shape=load_model_shape(tmp_path / "shape"))
-        monkeypatch.setattr(import_model, "check_launch", lambda *_: launch)
+        monkeypatch.setattr(import_model, "check_job", lambda *_: launch)
         try:
             code = import_model.main(["--model", str(source), "--config", "run.yaml", "--deepspeed_config", "ds.json"])
         except RanksMeet:

@@ -21,7 +21,7 @@ from data_prep.documents.reading import (
     write_documents,
     write_part,
 )
-from data_prep.documents.reading import reading as documents
+from data_prep.documents import reading as documents
 from recipe.base.errors import UserError
 
 DOCUMENTS = [

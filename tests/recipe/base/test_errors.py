@@ -134,7 +134,7 @@ def test_a_script_whose_modules_cannot_be_imported_ends_with_the_same_sentence(b
 
 def test_importing_the_project_explains_missing_packages():
     # One process: what the interpreter makes of the hook's exit code can be seen from outside alone.
-    code = "import sys; sys.modules['torch'] = None; import recipe.engine.agree"
+    code = "import sys; sys.modules['torch'] = None; import recipe.engine.collectives"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "pip install -e '.[train]'" in done.stderr

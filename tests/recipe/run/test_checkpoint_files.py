@@ -48,7 +48,7 @@ def test_what_is_written_is_on_the_disk_before_it_counts(tmp_path, monkeypatch):
     assert renamed == [([*flushed[:1], str(tmp_path / "manifest.json.partial")], tmp_path / "manifest.json")]
     files.flush_file(tmp_path / "manifest.json.partial")
     files.flush_folder(tmp_path)
-    assert flushed[2:] == [str(tmp_path / "manifest.json.partial"), str(tmp_path)]
+    assert flushed[2:] == [str(tmp_path), str(tmp_path / "manifest.json.partial"), str(tmp_path)]
 
 
 def test_only_committed_folders_are_complete_and_leftovers_go(tmp_path):

@@ -44,7 +44,7 @@ def test_a_watched_run_shows_everything_and_learns_the_same(new_run, write_ds):
     assert evaluations[-1]["sources"] == json.loads((watched.run_dir / "evaluation.json").read_text())["sources"]
 
     last = steps[-1]
-    (manifest,) = (watched.run_dir / "checkpoints" / "step_00000020").glob("manifest.json")
+    (manifest,) = (watched.run_dir / "checkpoints" / "step_00000008").glob("manifest.json")
     written = {
         "metrics.jsonl": last,
         "evaluations.jsonl": evaluations[-1],
