@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -185,6 +185,8 @@ class Numerics(Section):
 
 class Watch(Section):
     """Hangs, stragglers, silent corruption."""
+
+    renamed: ClassVar[dict[str, str]] = {"probe_every_steps": "corruption_check_every_steps"}
 
     no_progress_s: float = Field(900, gt=0)
     """Seconds without progress after which the ranks write where they are and the job ends. Above the longest step,

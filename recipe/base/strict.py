@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -27,10 +27,12 @@ NAME_MAX = 255  # bytes of a file's name, limits.h
 class Section(BaseModel):
     """A part of a configuration: unknown keys are refused, and nothing changes it once it is read.
 
-    The string below a field is its meaning; docs/configuration.md prints it.
+    The string below a field is its meaning; docs/configuration.md prints it. `renamed` has keys of earlier versions, with what
+    they are called now.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    renamed: ClassVar[dict[str, str]] = {}
 
 
 def load_json(path: str | Path) -> Any:
@@ -214,6 +216,8 @@ def _sentence(model: type[BaseModel], item: Any) -> str:
     name = ".".join(str(part) for part in location)
     if item["type"] == "extra_forbidden":
         owner = _model_at(model, location[:-1])
+        if owner is not None and issubclass(owner, Section) and (new := owner.renamed.get(str(location[-1]))):
+            return f"'{name}' is called '{new}' now; rename it"
         return f"unknown key '{name}'{nearest(str(location[-1]), owner.model_fields if owner else [])}"
     if item["type"] == "missing":
         return f"'{name}' is missing; set it"

@@ -33,8 +33,6 @@ _ATTEMPTS_1 = "incarnations.jsonl"
 _KEYS_1 = {"said": "message", "incarnation": "attempt"}
 _EVENTS_1 = {"incarnation_ended": "attempt_ended"}
 _FAILURE_NAMES = ("attempt", "incarnation")  # how files of failures/ begin: today, in version 1
-# Keys of run configs that have another name today: section, then, now.
-_RENAMED_SETTINGS = (("watch", "probe_every_steps", "corruption_check_every_steps"),)
 
 TAIL_BYTES = 8 << 20  # of metrics.jsonl, more than one line of it
 
@@ -224,16 +222,17 @@ def _with_current_settings(record: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(settings, dict):
         return record
     settings = dict(settings)
-    for name, old, new in _RENAMED_SETTINGS:
-        section, fields = settings.get(name), _fields_of(name)
-        if isinstance(section, dict) and old in section and old not in fields and new in fields:
-            settings[name] = {new if key == old else key: value for key, value in section.items()}
+    for name, section in settings.items():
+        renamed: dict[str, str] = getattr(_section(name), "renamed", {})
+        if isinstance(section, dict):
+            settings[name] = {renamed.get(key, key): value for key, value in section.items()}
     return {**record, "run_config": settings}
 
 
-def _fields_of(section: str) -> Iterable[str]:
-    model: Any = RunConfig.model_fields[section].annotation
-    return model.model_fields
+def _section(name: str) -> Any:
+    """The class of a section of the run config; None where this version has none of that name."""
+    field = RunConfig.model_fields.get(name)
+    return None if field is None else field.annotation
 
 
 def failure_path(run_dir: Path, attempt: int, rank: int) -> Path:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_prep.documents import reading as documents
 from data_prep.documents.reading import (
     BadRecord,
     Part,
@@ -21,7 +22,6 @@ from data_prep.documents.reading import (
     write_documents,
     write_part,
 )
-from data_prep.documents import reading as documents
 from recipe.base.errors import UserError
 
 DOCUMENTS = [

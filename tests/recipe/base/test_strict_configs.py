@@ -186,6 +186,10 @@ def test_a_repeated_key_is_refused(tmp_path):
     ("override", "message"),
     [
         ("schedule.peak_lrr=1", "unknown key 'schedule.peak_lrr'; did you mean 'peak_lr'?"),
+        (
+            "watch.probe_every_steps=3",
+            "'watch.probe_every_steps' is called 'corruption_check_every_steps' now; rename it",
+        ),
         ("schedule.peak_lr=fast", "'schedule.peak_lr' is 'fast'"),
         ("schedule.peak_lr", "--set takes key=value"),
         ("seed.x=1", "'seed' is not a section"),

@@ -12,13 +12,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from pydantic import create_model
 from rich.console import Console
 
 from launch.cluster.incidents import incident_of
 from recipe.base.errors import UserError
 from recipe.base.files import read_json_lines
-from recipe.base.settings import RunConfig, Watch
 from recipe.branch import check_branch
 from recipe.reading.goodput import goodput
 from recipe.reading.history import read_history
@@ -115,18 +113,10 @@ def test_another_run_branches_from_its_checkpoint(old):
     assert check_branch(manifest, checkpoint, job_of(old), weights_only=False) == []
 
 
-@pytest.mark.parametrize("renamed", [True, False])
-def test_a_renamed_setting_is_read_under_its_old_name_too(renamed, old, monkeypatch):
-    """Whether this version has the new name of the key or not yet."""
-    names = ("probe_every_steps", "corruption_check_every_steps")
-    name = names[renamed]
-    fields: Any = {key: (field.annotation, field) for key, field in Watch.model_fields.items() if key not in names}
-    watch = create_model("Watch", __config__=Watch.model_config, **fields, **{name: (int | None, None)})
-    config = create_model("RunConfig", __base__=RunConfig, watch=(watch, watch()))
-    monkeypatch.setattr(records, "RunConfig", config)
+def test_a_renamed_setting_is_read_under_its_old_name_too(old):
     for record in (records.read_starts(old)[-1], read_manifest(find(old / "checkpoints", None))):
-        assert getattr(records.recorded_run_config(record).watch, name) == 50
-    assert records.read_starts(old)[-1]["run_config"]["watch"][name] == 50
+        assert records.recorded_run_config(record).watch.corruption_check_every_steps == 50
+    assert records.read_starts(old)[-1]["run_config"]["watch"]["corruption_check_every_steps"] == 50
 
 
 def test_settings_that_this_version_does_not_know_are_told(old):
