@@ -8,13 +8,13 @@ import pytest
 
 from launch import rehearse as script
 from recipe.planner.search import shipped
-from tests.conftest import ROOT, launch, run_python
+from tests.conftest import ROOT, run_forked, run_python
 
 MODELS = ROOT / "recipe/configs/models"
 
 
 def rehearse(*words: object, **options):
-    return launch(1, "tests/launch/rehearsal_worker.py", *words, **options)
+    return run_forked("launch/rehearse.py", *words, **options)
 
 
 @pytest.mark.distributed

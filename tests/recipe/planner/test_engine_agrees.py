@@ -14,7 +14,7 @@ from recipe.base.model_shape import load_model_shape
 from recipe.planner.communication import bytes_by_kind
 from recipe.planner.memory import state_bytes
 from recipe.planner.workload import RunFacts, Workload
-from tests.conftest import ROOT, ds_config, launch
+from tests.conftest import ROOT, ds_config, launch, run_forked
 
 TINY = ROOT / "recipe/configs/models/tiny"
 BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
@@ -59,8 +59,8 @@ CASES += [pytest.param(*case, marks=pytest.mark.slow) for case in MORE_CASES]
 @pytest.mark.parametrize(("ranks", "ep", "stage", "accumulation", "recompute", "zero"), CASES)
 def test_a_rehearsal_does_what_is_planned(tmp_path, ranks, ep, stage, accumulation, recompute, zero):
     path = write(tmp_path / "ds.json", ranks, zero=zero, autoep_size=ep, stage=stage, accumulation=accumulation)
-    done = launch(
-        1, "tests/launch/rehearsal_worker.py", "--ds-config", path, "--model", TINY, "--layers", 4, "--recompute", recompute, "--json"
+    done = run_forked(
+        "launch/rehearse.py", "--ds-config", path, "--model", TINY, "--layers", 4, "--recompute", recompute, "--json"
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)
