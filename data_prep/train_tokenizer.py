@@ -7,7 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -24,6 +24,7 @@ from data_prep.core.tally import merged
 from data_prep.documents.reading import Document
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import replacing, write_text
+from recipe.base.ranks import environment
 from recipe.base.strict import Section, load_yaml, strict_model
 from recipe.huggingface.split_patterns import SPLIT_PATTERNS
 from recipe.huggingface.tokenizer_folder import write_tokenizer_config
@@ -186,20 +187,9 @@ def draw_sample(stage: Stage, config: TokenizerConfig) -> tuple[list[Path], dict
     return [folder / f"{number:05d}.texts" for number in range(len(drawn))], counts
 
 
-@contextmanager
-def threads(number: int) -> Iterator[None]:
+def threads(number: int) -> AbstractContextManager[None]:
     """Let `tokenizers` train on so many threads, whatever the environment says: the jobs that encode ask for one."""
-    values = {"RAYON_NUM_THREADS": str(number), "TOKENIZERS_PARALLELISM": "true"}
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    return environment({"RAYON_NUM_THREADS": str(number), "TOKENIZERS_PARALLELISM": "true"})
 
 
 @exit_on_user_error

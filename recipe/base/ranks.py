@@ -1,4 +1,4 @@
-"""This process among those that a launcher started, read from its environment."""
+"""This process among those that a launcher started, and its environment."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import logging
 import os
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,6 +17,21 @@ from recipe.base.errors import UserError
 RESTART = 75  # EX_TEMPFAIL of sysexits.h
 SHM_BUFFER_NAME = "deepspeed_allreduce_buffer"  # of DeepSpeed's csrc/cpu/comm/shm.cpp
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)  # ask a run to save and stop
+
+
+@contextmanager
+def environment(values: dict[str, str]) -> Iterator[None]:
+    """These variables for a while, also in processes that are started meanwhile; then those that there were."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def is_first_rank() -> bool:

@@ -7,7 +7,6 @@ tensors and plain values, and of classes only those that DeepSpeed's states need
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 import torch
 
 from recipe.base.errors import UserError
+from recipe.base.ranks import environment
 from recipe.engine.deepspeed_private import STATE_CLASSES
 
 # Read by torch.load in place of what its caller asks for.
@@ -30,10 +30,8 @@ def only_known_classes(checkpoint: Path) -> Iterator[None]:
     Raises:
         UserError: a file of `checkpoint` holds another one; names it.
     """
-    before = {name: os.environ.get(name) for name in _FORCED}
-    os.environ.update(_FORCED)
     try:
-        with torch.serialization.safe_globals(list(STATE_CLASSES)):
+        with environment(_FORCED), torch.serialization.safe_globals(list(STATE_CLASSES)):
             yield
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -41,9 +39,3 @@ def only_known_classes(checkpoint: Path) -> Iterator[None]:
         raise UserError(
             f"a file of {checkpoint} {what}, and is not loaded: it could run any code; use a checkpoint that you trust"
         ) from None
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

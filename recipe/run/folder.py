@@ -23,6 +23,7 @@ from recipe.run.identity import EVALUATION, Identity, check_identity, difference
 from recipe.run.job import Job
 from recipe.run.locks import lock_file
 from recipe.run.records import (
+    ATTEMPTS,
     EVALUATIONS,
     EVENTS,
     HEARTBEATS,
@@ -170,7 +171,7 @@ def check_run_folder(job: Job, *, resumes: bool) -> list[str]:
     if not (starts := read_attempts(run.run_dir)):
         if checkpoints := complete(run.run_dir / "checkpoints"):
             raise UserError(
-                f"{run.run_dir} holds {checkpoints[-1].name} but no record of the run that saved it (attempts.jsonl); "
+                f"{run.run_dir} holds {checkpoints[-1].name} but no record of the run that saved it ({ATTEMPTS}); "
                 "copy the whole run folder, or choose another run_dir"
             )
         return []
