@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Curate raw documents: repair and normalise, identify the language, drop what the rules refuse, mask personal data."""
+"""Curate raw documents: repair the text, detect the language, drop what the quality rules refuse, mask personal data.
+
+Samples of the dropped documents, each with its reason, are written to dropped/ in the output folder.
+"""
 
 from __future__ import annotations
 
@@ -265,7 +268,8 @@ def main(argv: list[str] | None = None) -> None:
             written=results,
             results=merged(result["numbers"] for result in results),
         )
-    stage.report()
+    stage.report("kept")
+    stage.tell_next()
 
 
 if __name__ == "__main__":

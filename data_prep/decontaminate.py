@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Remove documents that contain parts of evaluation sets, before they are tokenized.
 
-An evaluation item is every text of a record: question, choices, answer. A document that shares an n-gram of
-words (characters in Chinese) with an item goes. N-grams of many items are templates and do not count.
+An item of an evaluation set is all text of a record: question, choices, answer. A document is removed when it has a sequence
+of words (in Chinese of characters) from an item. Sequences that many items have are templates and do not count.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def evaluation_files(path: Path) -> tuple[list[Path], list[Path]]:
     files = every_file([path])
     known = [file for file in files if is_named_as_documents(file) and file.is_file()]
     if not known:
-        raise UserError(f"--evaluation {path} holds no {KNOWN} file; give evaluation sets")
+        raise UserError(f"--evaluation {path} holds no file of an evaluation set; these are files named {KNOWN}")
     return known, [file for file in files if file not in set(known)]
 
 
@@ -289,7 +289,7 @@ def main(argv: list[str] | None = None) -> None:
         required=True,
         type=Path,
         metavar="DIR",
-        help="evaluation sets: files of JSON lines, JSON arrays or parquet",
+        help="evaluation sets: a file or a folder of JSON lines, JSON arrays or parquet",
     )
     args = parser.parse_args(argv)
     config = strict_model(DecontaminateConfig, load_yaml(args.config), args.config)
@@ -301,7 +301,8 @@ def main(argv: list[str] | None = None) -> None:
     if not_read:
         names = ", ".join(str(path.relative_to(root)) for path in not_read[:5])
         print(
-            f"note: {len(not_read):,} files of --evaluation are not read, such as {names}: convert those that are sets"
+            f"note: {len(not_read):,} files of --evaluation are not read, such as {names}; convert those that are evaluation "
+            "sets to JSON lines or parquet"
         )
     if not stage.finished:
         grams = stage.shuffle("ngrams").folder
@@ -321,7 +322,8 @@ def main(argv: list[str] | None = None) -> None:
         counts["bad_records"] = sum(result["bad_records"] for result in results)
         by_set = merged(result["documents_by_set"] for result in results)
         stage.finish(counts=counts, written=results, results={**items, **templates, "documents_by_set": by_set})
-    stage.report()
+    stage.report("kept")
+    stage.tell_next()
 
 
 if __name__ == "__main__":

@@ -1,18 +1,20 @@
 #!/usr/bin/env python3
-"""Remove exact and near duplicates; of each cluster the best document stays.
+"""Remove documents with the same or almost the same text; of each cluster of duplicates the best document stays.
 
-  signatures   each part of the input: hashes, MinHash signature and rank of every document
-  candidates   each range of band keys: pairs of documents that share a band
-  compared     each pair, at the parts of its documents: by their signatures
-  components   duplicates of duplicates are duplicates: clusters, by connected components
-  clusters     each range of clusters: which document stays
-  lines        optional: lines that many documents have
-  survivors    each part: the documents that stay, as they came
-
-No step needs more memory than one part or one range takes. But rows of one key are of one range: some GB go with tens of
-millions of documents that share a band, are equal, or are one cluster. What stays depends on the documents alone, not on
-workers, files or their order. With --against, documents that an older run kept stay, and the new ones yield.
+Which document stays depends on the documents alone, not on the number of workers or files. With --against, documents that an
+earlier run kept stay, and their duplicates in --input are removed.
 """
+
+# The phases, as progress names them:
+#   signatures   each part of the input: hashes, MinHash signature and rank of every document
+#   candidates   each range of band keys: pairs of documents that share a band
+#   compared     each pair, at the parts of its documents: by their signatures
+#   components   duplicates of duplicates are duplicates: clusters, by connected components
+#   clusters     each range of clusters: which document stays
+#   lines        optional: lines that many documents have
+#   survivors    each part: the documents that stay, as they came
+# No phase needs more memory than one part or one range takes. But rows of one key are of one range: some GB go with tens of
+# millions of documents that share a band, are equal, or are one cluster.
 
 from __future__ import annotations
 
@@ -76,7 +78,7 @@ def dropped_of(number: int, catalog: Catalog) -> tuple[pa.Table, np.ndarray]:
 def write_survivors(
     part: Part, number: int, *, catalog: Catalog, output: Path, lines: LineFilter | None
 ) -> dict[str, Any]:
-    """Copy one part without the documents that go; records that are no documents were set aside before."""
+    """Copy one part without the documents that go; records without usable text were set aside before."""
     labels, fate = dropped_of(number, catalog)
     kept = iter(column(labels, "record")[fate < 0].tolist())
     changed = Counter({"lines": 0, "documents": 0})
@@ -263,7 +265,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = job_parser(__doc__, "python data_prep/dedup.py --input work/curated --output work/deduped", "dedup.yaml")
     parser.add_argument(
         "--against", type=Path, action="append", default=[], metavar="DIR",
-        help="output of an earlier dedup.py, whose documents stay; may be repeated",
+        help="output folder of an earlier dedup.py, whose documents stay; may be repeated",
     )  # fmt: skip
     args = parser.parse_args(argv)
     config = strict_model(DedupConfig, load_yaml(args.config), args.config)
@@ -287,13 +289,17 @@ def main(argv: list[str] | None = None) -> None:
         survive = partial(write_survivors, catalog=catalog, output=stage.output, lines=lines)
         survivors = stage.run_tasks("survivors", survive, stage.parts)
         finish(stage, config, signed, survivors, clusters, repeated)
-    stage.report()
+    stage.report("kept")
     manifest = load_json(stage.output / "manifest.json")
     for note in manifest["results"].get("notes", []):
         print(f"  note: {note}")
     repeated_count = manifest["counts"]["repeated_ids"]
     if repeated_count:
-        print(f"  note: {repeated_count:,} kept documents share their id with another of other text; see the manifest")
+        print(
+            f"  note: {repeated_count:,} kept documents have the id of another kept document with other text; "
+            f"{stage.output / 'manifest.json'} names some of these ids (results.repeated_ids)"
+        )
+    stage.tell_next()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Measure a tokenizer on documents: fertility per language and source, unused tokens, round trips; beside others.
+"""Measure a tokenizer on documents: bytes per token by language and source, unused tokens, text that encoding changes.
 
---compare takes folders of other tokenizers (Qwen, Llama, GPT classes) that transformers loads from disk.
+With --compare other tokenizers, such as those of Qwen or Llama, are measured on the same documents.
 """
 
 from __future__ import annotations
@@ -130,15 +130,20 @@ def main(argv: list[str] | None = None) -> None:
         __doc__,
         "python data_prep/evaluate_tokenizer.py --input work/deduped --tokenizer work/tokenizer --output work/fertility",
     )
-    parser.add_argument("--tokenizer", required=True, type=Path, help="folder written by train_tokenizer.py")
+    parser.add_argument("--tokenizer", required=True, type=Path, help="tokenizer: output folder of train_tokenizer.py")
     parser.add_argument(
-        "--compare", action="append", default=[], type=Path, metavar="DIR", help="another one; may be repeated"
+        "--compare",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="DIR",
+        help="folder of another tokenizer that transformers loads; may be repeated",
     )
     args = parser.parse_args(argv)
     folders = [args.tokenizer, *args.compare]
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"{folder} is no folder of a tokenizer; give one that holds tokenizer.json")
+            raise UserError(f"{folder} is not a folder; give the folder of a tokenizer, which holds tokenizer.json")
     path = tokenizer_file(args.tokenizer)
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("--compare names a tokenizer twice; name each once")
@@ -168,16 +173,18 @@ def main(argv: list[str] | None = None) -> None:
             files=[stage.output / "table.txt"],
             results={"fertility": found, "vocabulary": vocabulary_facts(reference, used)},
         )
-    stage.report()
+    stage.report("measured")
     manifest = json.loads((stage.output / "manifest.json").read_text(encoding="utf-8"))
     vocabulary = manifest["results"]["vocabulary"]
     print((stage.output / "table.txt").read_text(encoding="utf-8"), end="")
+    print(f"the table is in {stage.output / 'table.txt'}")
     print(
         "vocabulary "
         + ", ".join(f"{n / vocabulary['vocab_size']:.1%} {name}" for name, n in vocabulary["by_script"].items())
     )
-    print(f"unused     {vocabulary['unused']:,} of {vocabulary['vocab_size']:,} tokens")
-    print(f"round trip {manifest['counts']['round_trip_failures']:,} documents come back changed")
+    print(f"unused     {vocabulary['unused']:,} of {vocabulary['vocab_size']:,} tokens are in none of the documents")
+    print(f"round trip {manifest['counts']['round_trip_failures']:,} documents are changed by encoding and decoding")
+    stage.tell_next(args.tokenizer)
 
 
 if __name__ == "__main__":

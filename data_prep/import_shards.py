@@ -223,9 +223,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument(
         "--input", dest="shards", action="append", default=[], type=Path, metavar="SHARD",
-        help="a shard (its path without .bin and .idx) or a folder of them; each is a source; may be given again",
+        help="a shard (its path without .bin and .idx) or a folder of shards; each becomes a source; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--tokenizer", required=True, type=Path, help="tokenizer that the shards were made with")
+    parser.add_argument(
+        "--tokenizer", required=True, type=Path, help="folder of the tokenizer that the shards were made with"
+    )
     args = parser.parse_args(argv)
     config = strict_model(ImportConfig, load_yaml(args.config), args.config)
     sources = sources_of(args.shards, config)
@@ -249,7 +251,7 @@ def main(argv: list[str] | None = None) -> None:
     stage = Stage.of("import_shards", args, parameters, files=files, root=root)
     if not stage.finished:
         run(stage, sources, config, facts, args)
-    stage.report()
+    stage.report("imported")
     manifest = load_json(stage.output / "manifest.json")
     special = {reference.vocabulary[token]: token for token in reference.special_tokens}
     for note in notes(manifest["results"], config.held_out, special, args.tokenizer):
@@ -257,6 +259,8 @@ def main(argv: list[str] | None = None) -> None:
     for split, by_source in manifest["counts"]["totals"].items():
         for source, total in by_source.items():
             print(f"  {split:<9} {source:<12} {total['tokens']:>12,} tokens  {total['documents']:,} documents")
+    print(f"for training, set data.tokens to {stage.output} and tokenizer to {args.tokenizer} in the run config")
+    stage.tell_next()
 
 
 if __name__ == "__main__":

@@ -201,7 +201,9 @@ def notes_of(source: SourceConfig, results: list[dict[str, Any]], documents: int
         if theirs is not None and field not in used:
             notes.append(f"no record has a value in '{theirs}', which fields.{field} names; correct it or leave it out")
     if unread:
-        notes.append(f"not read, being no documents or second names of some: {len(unread):,} files, {names_of(unread)}")
+        notes.append(
+            f"not read, since they are not documents or are links to files that are read: {len(unread):,} files, {names_of(unread)}"
+        )
     return notes
 
 
@@ -243,8 +245,10 @@ def main(argv: list[str] | None = None) -> None:
         "sources.yaml",
         reads_input=False,
     )
-    parser.add_argument("--source", required=True, help="name in the config")
-    parser.add_argument("--limit", type=positive_int, help="documents per part, for a trial")
+    parser.add_argument("--source", required=True, help="name of a source in the config")
+    parser.add_argument(
+        "--limit", type=positive_int, help="for a trial: at most so many documents of each file or shard"
+    )
     args = parser.parse_args(argv)
     sources = load_sources(args.config)
     if args.source not in sources:
@@ -265,9 +269,10 @@ def main(argv: list[str] | None = None) -> None:
         notes = notes_of(source, results, counts["in"], files.unread)
         distinct = DistinctIds.merged(result["ids"] for result in results).count()
         stage.finish(counts=counts, written=results, results={"distinct_ids": distinct, "notes": notes})
-    stage.report()
+    stage.report("brought in")
     for note in load_json(stage.output / "manifest.json")["results"].get("notes", ()):
         print(f"  note: {note}")
+    stage.tell_next()
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ def table(
     head = "".join(f"  {'phase ' + str(i + 1):>9}" for i in range(len(phases)))
     lines = [f"{'source':<24} {'one epoch':>10}{head} {'tokens':>10} {'share':>7} {'epochs':>7}"]
     groups = {name: [name] for name in sorted(sizes)}
-    groups |= {f"({lang})": [n for n in sizes if languages[n] == lang] for lang in sorted(set(languages.values()))}
+    if len(set(languages.values())) < len(sizes):
+        groups |= {f"({lang})": [n for n in sizes if languages[n] == lang] for lang in sorted(set(languages.values()))}
     for title, names in groups.items():
         size = sum(sizes[name] for name in names)
         weights = [sum(phase.weights[name] for name in names) for phase in phases]
@@ -88,18 +89,28 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     given = parser.add_mutually_exclusive_group(required=True)
-    given.add_argument("--tokens", type=Path, help="output of tokenize_corpus.py")
-    given.add_argument("--sources", type=Path, help="sources.yaml: expected tokens, weights and tiers")
-    parser.add_argument("--run-tokens", type=float, required=True, help="tokens of the whole run")
+    given.add_argument("--tokens", type=Path, help="output folder of tokenize_corpus.py or import_shards.py")
+    given.add_argument(
+        "--sources",
+        type=Path,
+        help="a sources.yaml, whose expected tokens stand for those of sources that are not tokenized yet",
+    )
+    parser.add_argument(
+        "--run-tokens", type=float, required=True, help="tokens that the whole run trains on, such as 1e12"
+    )
     parser.add_argument("--seq-length", type=int, default=4096, help="tokens of a sequence (default: %(default)s)")
     parser.add_argument(
-        "--config", type=Path, help="run config whose data.mixture to take (default: settings' defaults)"
+        "--config", type=Path, help="run config whose data.mixture is used (default: the defaults of data.mixture)"
     )
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the mixture")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the mixture; may be repeated"
+    )
     parser.add_argument("--output", type=Path, help="write the mixture as YAML, to paste under data: of a run config")
     args = parser.parse_args(argv)
     if not 0 < args.run_tokens < math.inf or args.seq_length <= 0:
         raise UserError("--run-tokens and --seq-length must be positive numbers")
+    if args.output is not None and args.output.is_dir():
+        raise UserError(f"--output {args.output} is a folder; name a YAML file, such as {args.output / 'mixture.yaml'}")
     mixture = read_mixture(args.config, args.set)
     if args.tokens:
         sizes = {source.name: float(source.num_tokens) for source in TokenFolder(args.tokens).sources("train")}
@@ -119,6 +130,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.output:
         values = mixture.model_dump(mode="json", exclude_defaults=True)
         write_text(args.output, yaml.safe_dump({"mixture": values}, allow_unicode=True, sort_keys=False))
+        print(f"mixture -> {args.output}; paste it under data: of the run config")
 
 
 if __name__ == "__main__":

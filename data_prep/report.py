@@ -1,214 +1,233 @@
 #!/usr/bin/env python3
-"""One HTML file of what the data jobs did: documents and bytes through each stage, rule by rule, with samples."""
+"""Write one HTML page about finished data jobs: text through each stage, why documents were dropped, samples, tokens."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
-from data_prep.core.tally import by, merged
-from data_prep.documents.reading import document_files, read_documents
+from data_prep.core.tally import merged
+from data_prep.reporting.flow import Column, flows
+from data_prep.reporting.quantities import counted, percent, size
+from data_prep.reporting.sankey import Styles, sankey
+from data_prep.reporting.stages import (
+    DUPLICATES,
+    MASKED,
+    OTHERS,
+    PURPOSES,
+    FinishedStage,
+    in_order,
+    languages_of,
+    read_stage,
+    split_name,
+    table_rows,
+    tokens_by_language,
+)
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import write_text
-from recipe.base.strict import load_json
+from recipe.base.pages.palette import OTHER, RUN, SOURCES, source_styles
+from recipe.base.pages.template import write_page
 
-SAMPLES, SAMPLE_CHARACTERS = 3, 600  # of each rule, and of each sample's text
-_WIDTH, _HEIGHT, _COLUMN, _GAP = 150, 260, 16, 70  # of the flow: pixels between columns, of a column, at its foot
-
-
-def read_stage(folder: Path) -> dict[str, Any]:
-    """A finished stage's manifest as the template takes it.
-
-    Raises:
-        UserError: the folder is not the output of a finished data job.
-    """
-    path = folder / "manifest.json"
-    if not path.exists():
-        raise UserError(f"{folder} has no manifest.json; give the output folders of finished data jobs")
-    manifest = load_json(path)
-    counts, results = manifest["counts"], manifest["results"]
-    groups = counts.get("groups", {})
-    return {
-        "name": manifest["stage"],
-        "folder": str(folder),
-        "counts": counts,
-        "groups": groups,
-        "languages": sorted(groups),
-        "dropped": _dropped(groups),
-        "samples": _samples(folder / "dropped"),
-        "charts": _charts(manifest["stage"], counts, results),
-        "totals": _totals(counts.get("totals", {})),
-        "fertility": _fertility(results.get("fertility", {})),
-    }
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+MOST_LINES = 5  # of a card, beside the one for all others
 
 
-def _dropped(groups: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row of each reason, the most frequent first."""
-    languages = by(groups, "language")
-    total = merged(languages.values())
-    rows = [
-        {
-            "reason": reason,
-            "documents": documents,
-            "bytes": total["bytes_dropped"].get(reason, 0),
-            "by_language": [group["dropped"].get(reason, 0) for group in languages.values()],
-        }
-        for reason, documents in total.get("dropped", {}).items()
-    ]
-    return sorted(rows, key=lambda row: (-row["documents"], row["reason"]))
+def headline(stages: Sequence[FinishedStage], flow: Sequence[Column], languages: Sequence[str]) -> list[dict[str, Any]]:
+    """The numbers that the page begins with: a title, a value and a few lines each; documents and text of one flow."""
+    cards = [_documents(flow), *_text(flow)]
+    tokens = [stage for stage in stages if stage.totals]
+    for split in ("train", "held_out"):
+        by_language: dict[str, int] = {}
+        for stage in tokens:
+            for lang, splits in tokens_by_language(stage, languages).items():
+                by_language[lang] = by_language.get(lang, 0) + splits.get(split, {}).get("tokens", 0)
+        if sum(by_language.values()):
+            cards.append(_card(f"tokens, {split_name(split)}", f"{sum(by_language.values()):,}", _largest(by_language)))
+    dropped = merged(stage.counts.get("dropped", {}) for stage in stages if stage.name == "dedup")
+    if duplicates := {name: dropped[name] for name in DUPLICATES if dropped.get(name)}:
+        lines = [f"{number:,} {name.removesuffix('_duplicate')}" for name, number in duplicates.items()]
+        cards.append(_card("duplicates removed", f"{sum(duplicates.values()):,}", lines))
+    masked = merged(kinds for stage in stages for kinds in stage.results.get("masked", {}).values())
+    if sum(masked.values()):
+        lines = [f"{number:,} {MASKED.get(kind, kind)}" for kind, number in masked.items() if number]
+        cards.append(_card("personal data masked", f"{sum(masked.values()):,}", lines))
+    return cards
 
 
-def _samples(folder: Path) -> dict[str, list[dict[str, str]]]:
-    """The first dropped documents of each reason, cut."""
-    found: dict[str, list[dict[str, str]]] = {}
-    for path in document_files(folder) if folder.is_dir() else ():
-        for document in read_documents(path, lambda bad: None):
-            samples = found.setdefault(document["dropped"], [])
-            if len(samples) < SAMPLES:
-                samples.append({"id": document["id"], "text": document["text"][:SAMPLE_CHARACTERS]})
-    return dict(sorted(found.items()))
+def _largest(numbers: Mapping[str, int]) -> list[str]:
+    """A line for each of the largest, and one for all others."""
+    lines = sorted(((name, number) for name, number in numbers.items() if number), key=lambda item: -item[1])
+    if others := lines[MOST_LINES:]:
+        lines = [*lines[:MOST_LINES], (f"{len(others):,} others", sum(number for _, number in others))]
+    return [f"{name} {number:,}" for name, number in lines]
 
 
-def _charts(stage: str, counts: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    charts: dict[str, dict[str, int]] = {}
-    if stage == "dedup":
-        charts["Clusters of duplicates, by their number of documents"] = counts["clusters_by_size"]
+def _card(title: str, value: str, lines: Sequence[str]) -> dict[str, Any]:
+    return {"title": title, "value": value, "lines": list(lines)}
+
+
+def _documents(flow: Sequence[Column]) -> dict[str, Any]:
+    came, kept = flow[0].documents, flow[-1].documents
+    return _card("documents", f"{came:,} → {kept:,}", [f"{percent(kept / came)} kept"] if came else [])
+
+
+def _text(flow: Sequence[Column]) -> list[dict[str, Any]]:
+    """The bytes of text at the beginning of a flow and where its documents end; none of shards, which are tokens."""
+    came, kept = (sum(column.amounts.values()) for column in (flow[0], flow[-1]))
+    if not came or flow[-1].name == "import_shards":
+        return []
+    return [_card("text", f"{size(came)} → {size(kept)}", [f"{percent(kept / came)} kept"])]
+
+
+def charts_of(stage: FinishedStage, styles: Styles) -> list[dict[str, Any]]:
+    """Bars of a stage: title, what the rows are, unit, style, rows without the empty."""
+    charts = []
+    for title, label, unit, lang, rows in _charts(stage):
+        shown = {name: number for name, number in rows.items() if number}
+        if shown:
+            style = RUN if lang is None else styles.get(lang, OTHER)
+            charts.append({"title": title, "label": label, "unit": unit, "style": style, "rows": shown})
+    return charts
+
+
+Chart = tuple[str, str, str, str | None, Mapping[str, int]]
+
+
+def _charts(stage: FinishedStage) -> Iterable[Chart]:
+    results = stage.results
+    if stage.name == "dedup":
+        yield (
+            "Size of the clusters of duplicates",
+            "documents",
+            "clusters",
+            None,
+            stage.counts.get("clusters_by_size", {}),
+        )
     for language, bins in results.get("log2_characters", {}).items():
         named = {
             f"{1 << (int(b) - 1):,} to {(1 << int(b)) - 1:,}": n
             for b, n in sorted(bins.items(), key=lambda i: int(i[0]))
+            if int(b)
         }
-        charts[f"Characters of kept documents, {language}"] = named
+        yield f"Length of kept documents, {language}", "characters", "documents", language, named
     for language, bins in results.get("confidence", {}).items():
         if len(bins) > 1 and sum(bins.values()) > 20:
-            charts[f"Share of the text in its language, {language}"] = dict(sorted(bins.items()))
+            named = {_interval(float(low)): n for low, n in sorted(bins.items(), key=lambda item: float(item[0]))}
+            yield f"Share of the text in the main language, {language}", "share", "documents", language, named
     for language, kinds in results.get("masked", {}).items():
-        charts[f"Personal data masked, {language}"] = kinds
+        named = {MASKED.get(kind, kind): n for kind, n in kinds.items()}
+        yield f"Personal data masked, {language}", "kind", "places", language, named
+    if stage.name == "train_tokenizer":
+        yield "Text that the tokenizer learnt from", "language", "bytes", None, stage.counts.get("bytes", {})
     if "documents_by_set" in results:
-        charts["Documents removed, by evaluation set"] = results["documents_by_set"]
+        yield "Documents removed, by evaluation set", "file", "documents", None, results["documents_by_set"]
     if "vocabulary" in results:
-        charts["Vocabulary, tokens by script"] = results["vocabulary"]["by_script"]
-    return charts
+        scripts = {name.replace("_", " "): n for name, n in results["vocabulary"]["by_script"].items()}
+        yield "Vocabulary by script", "script", "tokens", None, dict(sorted(scripts.items(), key=lambda i: -i[1]))
 
 
-def _totals(totals: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {"split": split, "source": source, **n, "rate": n["text_bytes"] / max(1, n["tokens"])}
-        for split, sources in totals.items()
-        for source, n in sources.items()
-    ]
+def _interval(low: float) -> str:
+    """Of a bin that is 5% wide; what is wholly in one language has a bin of its own."""
+    return f"{low:.0%}" if low >= 1 else f"{low:.0%} to {low + 0.05:.0%}"
 
 
-def _fertility(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+def facts_of(stage: FinishedStage) -> list[str]:
+    """Sentences about a tokenizer."""
+    facts, results = [], stage.results
+    if "vocab_size" in results:
+        asked = results["requested"]
+        less = "" if results["vocab_size"] == asked else f", {asked:,} were asked for"
+        facts.append(f"The vocabulary has {results['vocab_size']:,} tokens{less}.")
+    if "vocabulary" in results:
+        vocabulary, changed = results["vocabulary"], stage.counts["round_trip_failures"]
+        facts.append(
+            f"{vocabulary['unused']:,} of the {vocabulary['vocab_size']:,} tokens are in none of the documents."
+        )
+        facts.append(
+            f"{counted(changed, 'document')} changed when decoded."
+            if changed
+            else "All documents were the same when decoded."
+        )
+    return facts
+
+
+def totals_of(stage: FinishedStage) -> list[dict[str, Any]]:
+    """A row of each split and series of shards, the training ones first."""
+    rows = []
+    for split, sources in sorted(stage.totals.items(), key=lambda item: item[0] != "train"):
+        for source, n in sources.items():
+            rate = n["text_bytes"] / n["tokens"] if n["text_bytes"] and n["tokens"] else None
+            rows.append({"split": split_name(split), "source": source, **n, "rate": rate})
+    return rows
+
+
+def fertility_of(stage: FinishedStage) -> list[dict[str, Any]]:
+    """A row of each tokenizer, language and source that was measured."""
+    measured = stage.results.get("fertility", {})
+    names = _short_names(list(measured))
     return [
         {
-            "tokenizer": name,
+            "tokenizer": names[name],
             "lang": lang,
             "source": source,
             "rate": n["bytes"] / max(1, n["tokens"]),
             "fertility": n["tokens"] / max(1, n["characters"]),
+            "changed": n["round_trip_failures"],
         }
-        for name, languages in found.items()
+        for name, languages in measured.items()
         for lang, sources in languages.items()
         for source, n in sources.items()
     ]
 
 
-def flow_table(flow: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row of each language and source with what is left of it after every stage that filters."""
-    names = sorted(
-        {(lang, source) for stage in flow for lang, sources in stage["groups"].items() for source in sources}
-    )
-    rows = []
-    for lang, source in names:
-        groups = [stage["groups"].get(lang, {}).get(source, {}) for stage in flow]
-        cells = [{"documents": g.get("out", 0), "bytes": g.get("bytes_out", 0)} for g in groups]
-        rows.append(
-            {
-                "lang": lang,
-                "source": source,
-                "cells": cells,
-                "kept": cells[-1]["bytes"] / max(1, groups[0].get("bytes_in", 0)),
-            }
-        )
-    return rows
+def _short_names(paths: Sequence[str]) -> dict[str, str]:
+    """Folders without what all of them begin with."""
+    shared = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths]) if paths else ""
+    return {path: os.path.relpath(os.path.abspath(path), shared) for path in paths}
 
 
-def sankey(flow: list[dict[str, Any]], languages: list[str]) -> str:
-    """An SVG: a column of bytes by language before and after every stage, bands between them, what goes in red."""
-    whole = max(1, sum(g["bytes_in"] for g in by(flow[0]["groups"], "language").values()))
-    columns = [{lang: g["bytes_in"] for lang, g in by(flow[0]["groups"], "language").items()}]
-    columns += [{lang: g["bytes_out"] for lang, g in by(stage["groups"], "language").items()} for stage in flow]
-    scale, shapes = _HEIGHT / whole, []
-    for i, column in enumerate(columns):
-        x, y = 10 + i * _WIDTH, 10.0
-        following = columns[i + 1] if i + 1 < len(columns) else None
-        next_y = 10.0
-        for number, lang in enumerate(languages):
-            height = column.get(lang, 0) * scale
-            colour = f"var(--c{number % 5})"
-            shapes.append(f'<rect x="{x}" y="{y:.1f}" width="{_COLUMN}" height="{height:.1f}" style="fill: {colour}"/>')
-            if following is not None:
-                kept = following.get(lang, 0) * scale
-                shapes.append(_band(x, y, kept, next_y, colour))
-                shapes.append(_lost(x, y + kept, height - kept))
-                next_y += kept
-            y += height
-        label = "in" if i == 0 else flow[i - 1]["name"]
-        shapes.append(f'<text x="{x}" y="{_HEIGHT + 30}">{label}</text>')
-        shapes.append(f'<text x="{x}" y="{_HEIGHT + 46}">{_size(sum(column.values()))}</text>')
-    width, height = 60 + len(columns) * _WIDTH, _HEIGHT + _GAP
-    return f'<svg width="{width}" height="{height}" role="img" aria-label="bytes through the stages">{"".join(shapes)}</svg>'
-
-
-def _band(x: float, y: float, height: float, target: float, colour: str) -> str:
-    left, right = x + _COLUMN, x + _WIDTH
-    middle = (left + right) / 2
-    return (
-        f'<path style="fill: {colour}; opacity: .35" d="M{left},{y:.1f} C{middle},{y:.1f} {middle},{target:.1f} {right},{target:.1f} '
-        f'L{right},{target + height:.1f} C{middle},{target + height:.1f} {middle},{y + height:.1f} {left},{y + height:.1f} Z"/>'
-    )
-
-
-def _lost(x: float, y: float, height: float) -> str:
-    if height <= 0:
-        return ""
-    left = x + _COLUMN
-    return f'<path style="fill: var(--gone); opacity: .6" d="M{left},{y:.1f} l30,{height / 2:.1f} l-30,{height / 2:.1f} Z"/>'
-
-
-def _thousands(number: float) -> str:
-    return f"{number:,}"
-
-
-def _size(number: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if number < 1000 or unit == "TB":
-            return f"{number:.0f} B" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1000
-    raise AssertionError("unreachable")
+def legend(stages: Sequence[FinishedStage], styles: Styles) -> list[dict[str, str]]:
+    """The colours that the page uses, each with its language."""
+    shown = [{"style": style, "name": lang} for lang, style in styles.items()]
+    others = {lang for stage in stages for lang in stage.groups} - set(styles)
+    return shown + ([{"style": OTHER, "name": OTHERS}] if others else [])
 
 
 def render(folders: Iterable[Path]) -> str:
-    """The report of these stages, in their order."""
-    stages = [read_stage(folder) for folder in folders]
-    flow = [stage for stage in stages if stage["groups"]]
-    languages = sorted({lang for stage in flow for lang in stage["groups"]})
-    if flow:  # the largest first, so that the rare ones share the last colour
-        sizes = {lang: sum(g["bytes_in"] for g in sources.values()) for lang, sources in flow[0]["groups"].items()}
-        languages.sort(key=lambda lang: (-sizes.get(lang, 0), lang))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters.update(thousands=_thousands, size=_size)
-    drawing = Markup(sankey(flow, languages)) if flow else ""
-    return environment.get_template("report.html.j2").render(
-        stages=stages, flow=flow, languages=languages, table=flow_table(flow), sankey=drawing
+    """The report of these stages, each after the one that it read."""
+    once = {os.path.realpath(folder): folder for folder in folders}
+    stages = in_order(read_stage(folder) for folder in once.values())
+    languages = languages_of(stages)
+    styles = source_styles(languages[: len(SOURCES)])
+    filters = [stage for stage in stages if stage.groups]
+    every_flow = flows(stages, languages)
+    found = [flow for flow in every_flow if any(column.amounts for column in flow)]
+    return write_page(
+        TEMPLATE,
+        {
+            "size": size,
+            "percent": percent,
+            "counted": counted,
+            "charts": lambda stage: charts_of(stage, styles),
+            "totals": totals_of,
+            "fertility": fertility_of,
+            "facts": facts_of,
+        },
+        stages=stages,
+        purposes=PURPOSES,
+        filters=filters,
+        folder=os.path.commonpath([os.path.abspath(stage.folder) for stage in stages]),
+        dates=sorted(f"{stage.finished:%Y-%m-%d %H:%M}" for stage in stages),
+        cards=headline(stages, max(reversed(every_flow), key=len), languages),
+        flows=[sankey(flow, styles) for flow in found],
+        held_out=any(column.held_out for flow in found for column in flow),
+        passed=any(column.passed for flow in found for column in flow),
+        drops=any(column.lost for flow in found for column in flow),
+        legend=legend(stages, styles),
+        table=table_rows(filters),
     )
 
 
@@ -219,13 +238,13 @@ def main(argv: list[str] | None = None) -> None:
         epilog="example:\n  python data_prep/report.py work/curated work/deduped work/tokens --output work/data.html",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("stages", nargs="+", type=Path, help="output folders of finished data jobs, in their order")
-    parser.add_argument("--output", required=True, type=Path, help="the HTML file")
+    parser.add_argument("stages", nargs="+", type=Path, help="output folders of finished data jobs")
+    parser.add_argument("--output", required=True, type=Path, help="HTML file to write, such as work/data.html")
     args = parser.parse_args(argv)
     if args.output.is_dir():
-        raise UserError(f"--output {args.output} is a folder; name an HTML file")
+        raise UserError(f"--output {args.output} is a folder; name an HTML file, such as {args.output / 'data.html'}")
     write_text(args.output, render(args.stages))
-    print(f"report of {len(args.stages)} stages -> {args.output}")
+    print(f"report of {counted(len(args.stages), 'stage')} -> {args.output}; open it in a browser")
 
 
 if __name__ == "__main__":

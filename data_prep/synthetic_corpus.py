@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from data_prep.core.following import following_command, is_driven
 from data_prep.documents.reading import Document, write_documents
 from recipe.base.arguments import positive_int
 from recipe.base.errors import UserError, exit_on_user_error
@@ -177,14 +178,24 @@ def main(argv: list[str] | None = None) -> None:
         epilog="example:\n  python data_prep/synthetic_corpus.py --output work/raw --documents 2000",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--output", required=True, type=Path, help="an empty or new folder")
+    parser.add_argument("--output", required=True, type=Path, help="a new or empty folder")
     parser.add_argument(
-        "--documents", type=positive_int, default=3000, help="sound documents per language (default: %(default)s)"
+        "--documents",
+        type=positive_int,
+        default=3000,
+        help="documents without defects, in each language (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the generator (default: %(default)s)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="seed of the generator; another one gives other documents (default: %(default)s)",
+    )
     args = parser.parse_args(argv)
     if args.documents < 20:
-        raise UserError(f"--documents {args.documents} is too few to plant defects among; give at least 20")
+        raise UserError(
+            f"--documents {args.documents} is too few, since defects are planted among them; give at least 20"
+        )
     if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
         raise UserError(f"--output {args.output} exists and is not an empty folder; choose another")
     planted: dict[str, dict[str, str]] = {}
@@ -196,6 +207,9 @@ def main(argv: list[str] | None = None) -> None:
             write_documents(args.output / f"{grammar.lang}-{part:02d}.jsonl.gz", documents)
         print(f"{grammar.lang}: {len(made):,} documents, {len(plants):,} of them planted defects")
     write_json(args.output / "planted.json", planted)
+    print(f"corpus -> {args.output}; the planted defects are listed in {args.output / 'planted.json'}")
+    if not is_driven(args.output):
+        print(f"next: {following_command('synthetic_corpus', args.output)}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Tokenize documents into packed .bin/.idx shards (Megatron IndexedDataset), one series per source and split.
 
-Documents come shuffled, by a hash of their id and text: the shards do not depend on the input's files.
+Documents are shuffled by a hash of their id and text, so the shards do not depend on the order of the input. A share of the
+documents is held out of training, for evaluation.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from data_prep.tokenization.encoder import (
     batches,
     load_encoder,
 )
-from data_prep.tokenization.held_out import ENOUGH_IDS, few_held_out, held_out_far_off, is_held_out
+from data_prep.tokenization.held_out import ENOUGH_IDS, few_held_out, held_out_far_off, is_held_out, none_held_out
 from data_prep.tokenization.losses import Losses
 from data_prep.tokenization.shards import Rows, shard_tasks, source_name, totals_of, write_shard
 from recipe.base.errors import exit_on_user_error
@@ -159,6 +160,17 @@ def notes(results: dict[str, Any], held_out: float) -> Iterator[str]:
         )
 
 
+def notes_of_few(results: dict[str, Any], totals: dict[str, Any], held_out: float) -> Iterator[str]:
+    """A sentence where sources have too few documents for a share of them to be held out."""
+    told = {**results.get("held_out_far_off", {}), **results.get("few_held_out", {})}
+    sources = [source for source in none_held_out(totals) if source not in told] if held_out else []
+    if sources:
+        yield (
+            f"no document of {', '.join(sources)} is held out (held_out is {held_out}): a run that reads these tokens cannot "
+            "be evaluated on them; raise held_out, or tokenize more documents"
+        )
+
+
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     parser = job_parser(
@@ -166,7 +178,12 @@ def main(argv: list[str] | None = None) -> None:
         "python data_prep/tokenize_corpus.py --input work/deduped --tokenizer work/tokenizer --output work/tokens",
         "tokenize.yaml",
     )
-    parser.add_argument("--tokenizer", required=True, type=Path, help="folder written by train_tokenizer.py")
+    parser.add_argument(
+        "--tokenizer",
+        required=True,
+        type=Path,
+        help="tokenizer: output folder of train_tokenizer.py, or of transformers' save_pretrained",
+    )
     args = parser.parse_args(argv)
     config = strict_model(TokenizeConfig, load_yaml(args.config), args.config)
     facts = tokenizer_facts(args.tokenizer)
@@ -209,14 +226,20 @@ def main(argv: list[str] | None = None) -> None:
             "few_held_out": few_held_out(totals, _distinct_ids(encoded), config.held_out),
         }
         stage.finish(counts=counts, files=[], results=results)
-    stage.report()
+    stage.report("tokenized")
     manifest = load_json(stage.output / "manifest.json")
-    for note in notes(manifest["results"], config.held_out):
+    totals = manifest["counts"]["totals"]
+    for note in (
+        *notes(manifest["results"], config.held_out),
+        *notes_of_few(manifest["results"], totals, config.held_out),
+    ):
         print(f"  note: {note}")
-    for split, sources in manifest["counts"]["totals"].items():
+    for split, sources in totals.items():
         for source, total in sources.items():
             rate = total["text_bytes"] / max(1, total["tokens"])
             print(f"  {split:<9} {source:<12} {total['tokens']:>12,} tokens  {rate:.2f} bytes/token")
+    print(f"for training, set data.tokens to {stage.output} and tokenizer to {args.tokenizer} in the run config")
+    stage.tell_next()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Train a byte-level BPE tokenizer and save it as a folder that transformers' AutoTokenizer loads."""
+"""Train a byte-level BPE tokenizer and save it as a folder that transformers' AutoTokenizer loads.
+
+It learns from a sample of the documents (sample_bytes of the config), in which small languages have a larger share.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,7 @@ from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import replacing, write_text
 from recipe.base.ranks import environment
 from recipe.base.strict import Section, load_yaml, strict_model
+from recipe.base.tables import size
 from recipe.huggingface.split_patterns import SPLIT_PATTERNS
 from recipe.huggingface.tokenizer_folder import write_tokenizer_config
 
@@ -39,7 +43,7 @@ class TokenizerConfig(Section):
     pad_token: str = "<|pad|>"
     extra_special_tokens: list[str] = []
     reserved_tokens: int = Field(0, ge=0)
-    sample_bytes: int = Field(gt=0)
+    sample_bytes: int = Field(4_000_000_000, gt=0)
     alpha: float = Field(0.5, ge=0, le=1)
 
     @property
@@ -202,14 +206,23 @@ def main(argv: list[str] | None = None) -> None:
     stage = Stage.of("train_tokenizer", args, config.model_dump(mode="json"))
     if not stage.finished:
         sample, counts = draw_sample(stage, config)
+        print(
+            f"learning {config.vocab_size:,} tokens from {size(sum(counts['bytes'].values()))} of text in "
+            f"{counts['out']:,} documents; this is one step, which starts anew if it is interrupted",
+            file=sys.stderr,
+        )
         with threads(min(stage.workers, os.cpu_count() or 1)):
             tokenizer = train(chain.from_iterable(map(read_texts, sample)), config)
         files, vocab_size = write_folder(tokenizer, config, stage.output), tokenizer.get_vocab_size()
         results = {"vocab_size": vocab_size, "requested": config.vocab_size}
         stage.finish(counts=counts, files=files, results=results)
         if vocab_size < config.vocab_size:
-            print(f"note: the text gave {vocab_size:,} tokens, fewer than the {config.vocab_size:,} asked for")
-    stage.report()
+            print(
+                f"note: the text gave {vocab_size:,} tokens, fewer than the vocab_size of {config.vocab_size:,}; give more text "
+                "or a smaller vocab_size"
+            )
+    stage.report("used for training")
+    stage.tell_next()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Records of the input that are no documents: set aside up to a limit, then the stage stops."""
+"""Records of the input without usable text: set aside up to a limit, then the stage stops."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from data_prep.documents.reading import BadRecord
 from recipe.base.errors import UserError
 from recipe.base.files import write_json
 
-WHAT_TO_DO = "mend the input and choose another --output, or raise --max-bad"
+WHAT_TO_DO = "correct the input and choose another --output, or raise --max-bad"
 
 
 class BadRecords:
-    """Sets the records of one part of the input aside that are no documents, up to the stage's limit.
+    """Sets the records of one part of the input aside that have no usable text, up to the stage's limit.
 
     Raises:
         UserError: from a call, at the first record beyond the limit.
@@ -29,8 +29,8 @@ class BadRecords:
         if len(self._records) > self._max_bad:
             self.write()
             raise UserError(
-                f"{self._path} record {record.record}: {record.reason}; {len(self._records)} records of it are no "
-                f"documents, more than --max-bad {self._max_bad}; see {self._aside}, {WHAT_TO_DO}"
+                f"{self._path} record {record.record}: {record.reason}; {len(self._records)} of its records have no usable "
+                f"text, more than --max-bad {self._max_bad} allows; they are in {self._aside}; {WHAT_TO_DO}"
             )
 
     def __len__(self) -> int:

@@ -13,6 +13,7 @@ import pickle
 import signal
 import socket
 import sys
+import weakref
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -87,6 +88,8 @@ class LocalEngine:
             return
         if self._pool is None:
             self._pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_the_driver)
+            # Before Python ends: its own end of a pool may write to a pipe that the pool's thread has closed, and print a traceback.
+            weakref.finalize(self, self._pool.shutdown)
         self._phases += 1
         stored = self._scratch / f"function-{os.getpid()}-{self._phases}.pickle"
         stored.parent.mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,9 @@ def input_folder(source: Path) -> Path:
     if not is_stage(source):
         return source
     if not (source / "manifest.json").exists():
-        raise UserError(f"--input {source} is an unfinished stage; run it again to its end first")
+        raise UserError(
+            f"--input {source} is the output of a job that has not finished; run that job again with the same arguments, which resumes it"
+        )
     return source / "documents"
 
 

@@ -15,9 +15,10 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -25,17 +26,21 @@ from typing import Any
 import recipe
 from data_prep.core.bad_records import WHAT_TO_DO, BadRecords
 from data_prep.core.engines import Engine, LocalEngine, make_engine
+from data_prep.core.following import following_command, is_driven
 from data_prep.core.inputs import Inputs, input_folder, only_read, parent_of, read_part
 from data_prep.core.partial_files import remove_partial_files
+from data_prep.core.progress import Progress
+from data_prep.core.reasons import sentence
 from data_prep.core.shuffle import Shuffle
 from data_prep.core.slurm import end_recorded_jobs
+from data_prep.core.tally import by
 from data_prep.documents.listing import shortened
 from data_prep.documents.reading import Part, numbered_documents, read_documents, unread_files
 from recipe.base.errors import UserError
 from recipe.base.files import sha256, write_json
 from recipe.base.output_paths import check_output_folder
 from recipe.base.strict import load_json
-from recipe.base.tables import ProgressLine
+from recipe.base.tables import duration, size
 
 SCHEMA, VERSION = "data_prep.stage", 3
 
@@ -77,8 +82,12 @@ class Stage:
         self.parameters = json.loads(json.dumps(parameters))
         self.parent = None if source is None else parent_of(source)
         self._source = source
+        self._progress, self._started = Progress(name), time.monotonic()
         self._claim()
+        self._was_finished = self.finished
         self._tell_unread()
+        if not self.finished:
+            self._progress.start(self._reads())
 
     @classmethod
     def of(
@@ -132,14 +141,15 @@ class Stage:
         bad = sum(result.get("bad_records", 0) for result in done.values())
         title = f"{self.name}: {phase}"
         with (
-            ProgressLine(title, len(tasks), len(done)) as progress,
+            _resumable(),
+            self._progress.phase(phase, len(tasks), len(done)) as progress,
             closing(self.engine.run(function, todo, workers or self.workers, title)) as finished,
         ):
             for number, result in finished:
                 bad += result.get("bad_records", 0)
                 if bad > self.max_bad:
                     raise UserError(
-                        f"{bad} records of the input are no documents, more than --max-bad {self.max_bad}; "
+                        f"{bad} records of the input have no usable text, more than --max-bad {self.max_bad}; "
                         f"{self._bad_records_say()}; {WHAT_TO_DO}"
                     )
                 write_json(markers[number], result)
@@ -159,7 +169,7 @@ class Stage:
         if bad:
             raise UserError(
                 f"{of} holds no documents: all of its {bad:,} records were set aside; {self._bad_records_say()}; "
-                "mend the input and choose another --output"
+                "correct the input and choose another --output"
             )
         raise UserError(f"{of} holds no documents; give files with at least one")
 
@@ -211,16 +221,40 @@ class Stage:
         )
         self._remove_scratch()
 
-    def report(self) -> None:
-        """Print what the manifest says of this stage, in a few lines."""
-        counts = load_json(self.output / "manifest.json")["counts"]
-        print(f"{self.name}: {counts['in']:,} in, {counts['out']:,} out -> {self.output}")
+    def report(self, kept: str = "out") -> None:
+        """Print what the manifest says of this stage, in a few lines.
+
+        Args:
+            kept: what the job has done with the documents that were not dropped.
+        """
+        manifest = load_json(self.output / "manifest.json")
+        counts = manifest["counts"]
+        took = "finished before" if self._was_finished else duration(time.monotonic() - self._started)
+        print(f"{self.name}: {_documents(counts['in'])} in, {counts['out']:,} {kept}, {took} -> {self.output}")
         for reason, number in sorted(counts.get("dropped", {}).items(), key=lambda item: -item[1]):
-            print(f"  dropped {number:>9,}  {reason}")
+            languages = [
+                lang for lang, group in by(counts.get("groups", {}), "language").items() if reason in group["dropped"]
+            ]
+            print(f"  dropped {number:>9,}  {sentence(reason, manifest['parameters'], languages)} ({reason})")
         if counts.get("bad_records"):
+            number = counts["bad_records"]
             print(
-                f"  set aside {counts['bad_records']:,} records that are no documents, see {self.output / 'bad_records'}"
+                f"  set aside {number:,} {'record' if number == 1 else 'records'} without usable text, with the reasons in "
+                f"{self.output / 'bad_records'}"
             )
+        if not counts["out"]:
+            print(f"  note: no document is left; {self._look_at_dropped()}")
+
+    def _look_at_dropped(self) -> str:
+        if (self.output / "dropped").is_dir():
+            return f"read some that were dropped in {self.output / 'dropped'}, and compare them with --config"
+        return "read the reasons above"
+
+    def tell_next(self, tokenizer: Path | None = None) -> None:
+        """Print the command that usually follows, last of all; none where a script runs it anyway."""
+        command = following_command(self.name, self.output, self._source, tokenizer)
+        if command and load_json(self.output / "manifest.json")["counts"]["out"] and not is_driven(self.output):
+            print(f"next: {command}")
 
     def _remove_scratch(self) -> None:
         shutil.rmtree(self.output / "exchange", ignore_errors=True)
@@ -229,11 +263,18 @@ class Stage:
     def _remove_engine_files(self) -> None:
         shutil.rmtree(self.output / ".engine", ignore_errors=True)
 
+    def _reads(self) -> str:
+        files, read = len(self.inputs.files), sum(fact["bytes"] for fact in self.inputs.facts.values())
+        reads = f"reads {files:,} {'file' if files == 1 else 'files'}, {size(read)}, " if files else ""
+        return (
+            f"{reads}{self.workers} {'task' if self.workers == 1 else 'tasks'} at the same time, writes {self.output}"
+        )
+
     def _tell_unread(self) -> None:
         if not self.finished and self.unread:
             number = len(self.unread)
             files = "1 file of --input is" if number == 1 else f"{number:,} files of --input are"
-            print(f"{files} not read: {shortened(self.unread)}")
+            print(f"{files} not read as documents: {shortened(self.unread)}")
 
     def _refuse_other_files(self) -> None:
         """Before the lock is made, which would be one more file in a folder of something else."""
@@ -243,7 +284,7 @@ class Stage:
         )
         # Looked for last: a stage that another process begins has this file before all others.
         if others and not (self.output / "stage.json").exists():
-            raise UserError(f"--output {self.output} holds files of something else; choose an empty folder")
+            raise UserError(f"--output {self.output} holds files of something else; choose a new or empty folder")
 
     def _claim(self) -> None:
         try:
@@ -318,6 +359,19 @@ class Stage:
         with closing(self.engine.run(partial(read_part, function=only_read), tasks, self.workers, title)) as finished:
             for _ in finished:
                 pass
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Ctrl-C in here loses nothing that is done, and says so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("finished tasks are kept, run the same command again to go on") from None
+
+
+def _documents(number: int) -> str:
+    return f"{number:,} document{'' if number == 1 else 's'}"
 
 
 def _lies_in(path: Path, folder: Path) -> bool:

@@ -50,8 +50,8 @@ def document_files(path: str | Path, option: str = "--input") -> list[Path]:
         raise UserError(f"{option} {path} {wrong}; give a file or folder of documents")
     documents, unread = list_files([path])
     if not documents:
-        names = f"; not read: {names_of(unread)}" if unread else ""
-        raise UserError(f"{option} {path} holds no {KNOWN} file{names}; give a folder of documents")
+        others = f"; its files are {names_of(unread)}" if unread else ", it is empty"
+        raise UserError(f"{option} {path} holds no file of documents{others}; documents are files named {KNOWN}")
     return documents
 
 
@@ -168,7 +168,9 @@ def _walk(folder: Path, seen: set[str]) -> Iterator[Path]:
     entries = _entries(folder)
     if any(entry.name == "stage.json" for entry in entries) and is_stage(folder):
         if not (folder / "manifest.json").exists():
-            raise UserError(f"{folder} is an unfinished stage; run it again to its end first")
+            raise UserError(
+                f"{folder} is the output of a job that has not finished; run that job again with the same arguments, which resumes it"
+            )
         entries = [entry for entry in entries if entry.name == "documents"]
     for entry in entries:
         if entry.name.startswith("."):

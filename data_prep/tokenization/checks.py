@@ -39,7 +39,7 @@ def check_tokens(shard: ForeignShard, piece: ShardRange, facts: dict[str, Any], 
         raise UserError(
             f"{counts['changed']:,} of the first {counts['compared']:,} sequences from byte {piece.start:,} of {shard.bin} give "
             f"other tokens when --tokenizer {tokenizer} decodes and encodes them; give the tokenizer that the shard was made "
-            "with, or set check_tokenizer: false in the --config if this is it, as for ids of no text"
+            "with, or set check_tokenizer: false in the --config if it is this one and the ids do not stand for text"
         )
 
 

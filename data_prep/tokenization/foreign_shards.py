@@ -241,6 +241,6 @@ def prefixes_below(path: Path) -> list[Path]:
     prefixes = sorted({file.with_suffix("") for file in files if file.suffix in SUFFIXES})
     if not prefixes:
         raise UserError(
-            f"{path} names no shard, a .bin and a .idx; give a shard's path, with or without .idx, or a folder of shards"
+            f"{path} names no shard, which is a .bin file and a .idx file; give its path, with or without .idx, or a folder of shards"
         )
     return prefixes

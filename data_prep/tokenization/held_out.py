@@ -47,6 +47,11 @@ def few_held_out(totals: dict[str, Any], ids: dict[str, int], share: float) -> d
     }
 
 
+def none_held_out(totals: dict[str, Any]) -> list[str]:
+    """Sources of which no document is held out, by the totals by split and source."""
+    return [source for source, counts in _held_out(totals).items() if counts["documents"] and not counts["held_out"]]
+
+
 def is_far_off(held_out: int, documents: int, share: float) -> bool:
     """Whether a held-out share is off by more than a factor of 3, and no chance if each document had its own id.
 

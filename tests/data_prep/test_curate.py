@@ -656,7 +656,7 @@ def test_counts_and_samples_of_the_dropped_are_kept_for_reading(tmp_path):
     )
     done = run_job("data_prep/curate.py", "--input", tmp_path / "web.jsonl", "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert "curate: 29 in, 2 out" in done.stdout
+    assert "curate: 29 documents in, 2 kept" in done.stdout
     manifest = load_json(tmp_path / "out" / "manifest.json")
     counts = manifest["counts"]
     assert counts["dropped"] == {"words_low": 27}

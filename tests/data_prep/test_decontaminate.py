@@ -171,7 +171,7 @@ def test_files_that_are_not_read_are_named(tmp_path, capsys):
     words = ["--input", tmp_path / "in.jsonl", "--evaluation", tmp_path / "eval", "--output", tmp_path / "out2"]
     write_documents(tmp_path / "in.jsonl", [document("a", FILLER)])
     assert main([str(w) for w in words]) == 2
-    assert "holds no .jsonl" in capsys.readouterr().err
+    assert "holds no file of an evaluation set" in capsys.readouterr().err
     assert run(tmp_path, [document("a", FILLER)], {"a.jsonl": [{"question": QUESTION}]}) == (0, {"a"})
     assert "2 files of --evaluation are not read, such as test.csv, x.jsonl" in capsys.readouterr().out
 

@@ -424,7 +424,7 @@ def test_hashes_of_lines_wait_in_bounded_number(tmp_path, monkeypatch):
 def test_an_id_that_two_kept_documents_share_is_told_and_neither_is_lost(tmp_path, capsys):
     kept = run(tmp_path, [document("a", TEXT), document("a", " ".join(reversed(WORDS))), document("b", "only b")])
     assert len(kept) == 3
-    assert "2 kept documents share their id" in capsys.readouterr().out
+    assert "2 kept documents have the id of another kept document" in capsys.readouterr().out
     assert load_json(tmp_path / "out" / "manifest.json")["results"]["repeated_ids"] == ["a"]
 
 

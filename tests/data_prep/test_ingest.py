@@ -176,7 +176,7 @@ def test_fields_that_no_record_has_and_files_that_are_not_read_are_told(tmp_path
     output = capsys.readouterr().out
     assert len(documents_in(tmp_path / "out")) == 1
     assert "no record has a value in 'URI', which fields.url names" in output
-    assert "not read, being no documents or second names of some: 1 files, README.md" in output
+    assert "not read, since they are not documents or are links to files that are read: 1 files, README.md" in output
     assert "README.md" in output
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -144,13 +148,27 @@ def test_a_killed_worker_is_told_in_one_sentence(tmp_path):
         stage.run_tasks("phase", die, [1, 2], workers=2)
 
 
+def test_ctrl_c_between_tasks_says_that_the_same_command_goes_on(tmp_path):
+    write_documents(tmp_path / "in.jsonl", [DOCUMENT])
+    stage = Stage("dedup", tmp_path / "in.jsonl", tmp_path / "out", {})
+
+    def interrupted(*_: object) -> Iterator[tuple[int, dict[str, Any]]]:
+        yield 0, {}
+        raise KeyboardInterrupt
+
+    stage.engine = SimpleNamespace(run=interrupted)  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt, match="finished tasks are kept, run the same command again to go on"):
+        stage.run_tasks("copy", print, [1, 2])
+    assert (tmp_path / "out" / "tasks" / "copy" / "00000.json").exists()
+
+
 def test_an_unfinished_stage_is_no_input(prepared, tmp_path):
     unfinished = tmp_path / "unfinished"
     (unfinished / "documents").mkdir(parents=True)
     (unfinished / "stage.json").write_text('{"schema": "data_prep.stage"}')
     done = run_job(*job_words("dedup", unfinished, tmp_path / "out", prepared))
     assert done.returncode == 2
-    assert "is an unfinished stage" in done.stderr
+    assert "is the output of a job that has not finished; run that job again" in done.stderr
 
 
 def test_two_processes_may_not_write_one_output(prepared, tmp_path):
@@ -290,3 +308,31 @@ def test_a_document_of_200_megabytes_takes_no_more_memory_than_a_worker_has(job,
     assert peak_kib < 1024**2
     (aside,) = load_json(tmp_path / "out" / "bad_records" / "00000.json")
     assert (aside["record"], aside["reason"]) == (1, "longer than 33,554,432 bytes")
+
+
+def test_the_end_of_a_job_tells_documents_reasons_time_and_the_next_command(prepared, tmp_path):
+    source = tmp_path / "in.jsonl"
+    words = "The cat sat with the dog and it was good to be here with them today. " * 10
+    texts = [{"id": "a", "text": words}, {"id": "b", "text": "Too short of the."}, {"id": "c", "text": 5}]
+    source.write_text("".join(json.dumps(text) + "\n" for text in texts))
+    done = run_job("data_prep/curate.py", "--input", source, "--output", tmp_path / "out", "--workers", 1)
+    assert re.search(rf"^curate: 2 documents in, \d kept, [\d.]+ s -> {tmp_path}/out$", done.stdout, re.M)
+    assert re.search(r"^  dropped +1  fewer than 50 words \(words_low\)$", done.stdout, re.M)
+    assert f"set aside 1 record without usable text, with the reasons in {tmp_path}/out/bad_records" in done.stdout
+    assert done.stderr.startswith(
+        f"curate: reads 1 file, {source.stat().st_size} bytes, 1 task at the same time, writes "
+    )
+    again = run_job("data_prep/curate.py", "--input", source, "--output", tmp_path / "out", "--workers", 1)
+    assert ", finished before -> " in again.stdout
+    assert again.stderr == ""
+
+
+def test_a_job_that_keeps_nothing_says_so_and_one_that_keeps_something_names_the_next_command(prepared, tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"id": "b", "text": "Too short of the."}\n')
+    nothing = run_job("data_prep/curate.py", "--input", source, "--output", tmp_path / "out").stdout
+    assert f"note: no document is left; read some that were dropped in {tmp_path}/out/dropped" in nothing
+    assert "next: " not in nothing
+    some = run_job("data_prep/curate.py", "--input", prepared.curated, "--output", tmp_path / "more").stdout
+    command = f"next: python data_prep/dedup.py --input {tmp_path}/more --output {tmp_path}/deduped"
+    assert some.splitlines()[-1] == command

@@ -91,3 +91,13 @@ def test_sources_that_are_read_more_often_than_costs_little_are_named(more, repe
 def test_mistakes_end_in_one_sentence(more, message, capsys):
     assert main(["--sources", str(CONFIGS / "sources.yaml"), "--run-tokens", "1e12", *more]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_mixture_is_not_written_over_a_folder_and_its_file_is_named(prepared, tmp_path, capsys):
+    words = ["--tokens", str(prepared.tokens), "--run-tokens", "1e6", "--output"]
+    assert main([*words, str(tmp_path)]) == 2
+    printed = capsys.readouterr()
+    assert f"--output {tmp_path} is a folder; name a YAML file" in printed.err
+    assert printed.out == ""
+    assert main([*words, str(tmp_path / "mixture.yaml")]) == 0
+    assert f"mixture -> {tmp_path / 'mixture.yaml'}" in capsys.readouterr().out

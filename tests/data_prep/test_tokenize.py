@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from data_prep.documents.reading import write_documents
 from data_prep.tokenization.held_out import few_held_out, is_far_off, is_held_out
 from data_prep.tokenization.shards import source_name
-from data_prep.tokenize_corpus import main, notes
+from data_prep.tokenize_corpus import main, notes, notes_of_few
 from data_prep.train_tokenizer import TokenizerConfig, train, write_folder
 from recipe.base.errors import UserError
 from recipe.base.files import sha256
@@ -217,6 +217,17 @@ def test_a_source_of_which_chance_holds_out_is_told(documents, held_out, ids, sh
         True
     ] * len(few)
     assert not advice or advice in sentences[0]
+
+
+def test_sources_too_small_to_hold_out_a_document_are_named_once():
+    totals = {
+        "train": {"en": {"documents": 6}, "zh": {"documents": 7}, "fr": {"documents": 2000}},
+        "held_out": {"zh": {"documents": 1}},
+    }
+    told = {"few_held_out": {"fr": {"documents": 2000, "held_out": 0, "ids": 30}}}
+    (note,) = notes_of_few(told, totals, 0.005)
+    assert note.startswith("no document of en is held out (held_out is 0.005): ")
+    assert list(notes_of_few(told, totals, 0.0)) == []
 
 
 def test_ids_are_counted_over_the_parts_of_the_input(prepared, tmp_path, capsys):

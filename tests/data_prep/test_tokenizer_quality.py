@@ -19,7 +19,8 @@ from data_prep.evaluate_tokenizer import main, measure_part
 from data_prep.tokenization.encoder import ReferenceEncoder
 from data_prep.train_tokenizer import TokenizerConfig, draw_sample, language_budgets, read_texts, threads
 from recipe.base.errors import UserError
-from recipe.base.strict import load_json
+from recipe.base.strict import load_json, load_yaml
+from tests.conftest import ROOT
 
 
 def test_languages_are_drawn_by_temperature_and_what_one_lacks_goes_to_the_others():
@@ -144,7 +145,7 @@ def test_fertility_unused_tokens_and_round_trips_are_counted(prepared, tmp_path,
     assert vocabulary["by_script"]["special"] == 9
     assert vocabulary["by_script"]["han"] > 50 < vocabulary["by_script"]["latin"]
     assert 900 < vocabulary["unused"] < 1015
-    assert "0 documents come back changed" in capsys.readouterr().out
+    assert "0 documents are changed by encoding and decoding" in capsys.readouterr().out
 
 
 def test_what_is_used_does_not_depend_on_files_nor_on_holes_in_the_ids(prepared, tmp_path):
@@ -211,5 +212,12 @@ def test_a_folder_without_a_tokenizer_is_refused(prepared, tmp_path, capsys):
     assert main([str(w) for w in (*words, "--tokenizer", tmp_path)]) == 2
     assert "holds no tokenizer.json" in capsys.readouterr().err
     assert main([str(w) for w in (*words, "--tokenizer", prepared.tokenizer, "--compare", tmp_path / "no")]) == 2
-    assert "is no folder of a tokenizer" in capsys.readouterr().err
+    assert "is not a folder; give the folder of a tokenizer" in capsys.readouterr().err
     assert Counter(p.name for p in tmp_path.iterdir()) == {}
+
+
+def test_a_config_may_leave_out_all_but_the_vocabulary():
+    shipped = load_yaml(ROOT / "data_prep/configs/tokenizer.yaml")
+    given = TokenizerConfig(vocab_size=shipped["vocab_size"]).model_dump()
+    for key in ("sample_bytes", "alpha", "digits", "eod_token", "pad_token"):
+        assert given[key] == shipped[key]

@@ -364,7 +364,7 @@ def test_files_that_are_not_read_are_named_and_recorded(source, tmp_path, capsys
         (source / name).touch()
     assert [path.name for path in unread_files(source)] == ["README.md", "table.csv"]
     run(source, tmp_path / "out")
-    assert capsys.readouterr().out == "2 files of --input are not read: README.md, a/table.csv\n"
+    assert capsys.readouterr().out == "2 files of --input are not read as documents: README.md, a/table.csv\n"
     assert load_json(tmp_path / "out/manifest.json")["unread"] == ["README.md", "a/table.csv"]
     run(source, tmp_path / "out")
     assert capsys.readouterr().out == ""
@@ -411,7 +411,7 @@ def test_bad_records_of_tasks_done_before_a_kill_count_too(tmp_path):
     first._lock.close()
     again = stage()
     work = for_documents(again, work=lambda documents, number: {"n": len(list(documents))})
-    with pytest.raises(UserError, match="3 records of the input are no documents, more than --max-bad 2"):
+    with pytest.raises(UserError, match="3 records of the input have no usable text, more than --max-bad 2"):
         again.run_tasks("documents", work, again.parts)
 
 
@@ -425,7 +425,7 @@ def test_what_a_failed_run_set_aside_goes_when_the_input_was_mended(tmp_path):
         work = for_documents(stage, work=lambda documents, number: {"n": len(list(documents))})
         stage.run_tasks("documents", work, stage.parts)
 
-    with pytest.raises(UserError, match="mend the input and choose another --output, or raise --max-bad"):
+    with pytest.raises(UserError, match="correct the input and choose another --output, or raise --max-bad"):
         go()
     assert list((tmp_path / "out" / "bad_records").iterdir())
     path.write_text('{"id": "a", "text": "t"}\n')

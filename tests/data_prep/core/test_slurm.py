@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -68,8 +69,8 @@ class MadeUpCluster:
 
         monkeypatch.setattr(slurm, "Jobs", MadeUpJobs)
         monkeypatch.setattr(slurm.shutil, "which", lambda name: f"/usr/bin/{name}")
-        monkeypatch.setattr(slurm.time, "sleep", self.step)
-        monkeypatch.setattr(slurm.time, "monotonic", lambda: self._clock)
+        # Of this module alone: by a clock that stands still, threads of pools that other tests have left would wait for ever.
+        monkeypatch.setattr(slurm, "time", SimpleNamespace(sleep=self.step, monotonic=lambda: self._clock))
 
     def submit(self, queue: TaskQueue, jobs: int) -> None:
         self.submitted.append(jobs)
@@ -237,7 +238,7 @@ def killed_after_two_steps(cluster: MadeUpCluster, monkeypatch: pytest.MonkeyPat
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(slurm.time, "sleep", step)
+        patched.setattr(slurm.time, "sleep", step)  # the made-up one
         patched.setattr(slurm.Jobs, "cancel", lambda self, *options: None)
         with pytest.raises(Killed):
             driver()
