@@ -10,48 +10,74 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from recipe.base.arguments import binary_count, count, positive_int
 from recipe.base.ds_config import load_ds_config
 from recipe.base.errors import ConfigError, UserError, exit_on_user_error
 from recipe.base.hardware import ACCELERATORS, Cluster, cluster_of
 from recipe.base.model_shape import ModelShape, load_model_shape
+from recipe.base.output_paths import check_output_file
+from recipe.base.settings import RECOMPUTES
+from recipe.planner.calibration import Calibration, calibrated_gpu, load_calibration
 from recipe.planner.plan import Budget, Plan
 from recipe.planner.search.ds_writer import write
 from recipe.planner.search.search import (
     EP_SIZES,
-    RECOMPUTES,
+    SEARCHED_RECOMPUTES,
     STAGES,
     Candidate,
+    OnPaper,
     global_batch_sequences,
     on_paper,
     search,
 )
+from recipe.planner.search.shipped import cpu_config
 from recipe.planner.tables.report import describe_plan, describe_search
 from recipe.planner.workload import RunFacts, Workload
 
+DEFAULT_GPU = "a100-80gb"
 EXAMPLE = """examples:
   python launch/plan.py --model recipe/configs/models/30b-a3b --ds-config ds_configs/a100_256.json \\
       --gpu a100-80gb --interconnect 400g
   python launch/plan.py --model recipe/configs/models/30b-a3b --gpus 256 --gpu a100-80gb --interconnect 8x200g \\
-      --search --global-batch-tokens 8M --write mine.json"""
+      --search --global-batch-tokens 8M --write mine.json
+  python launch/plan.py --model recipe/configs/models/1b-a0.3b --ds-config ds_configs/h200_1.json \\
+      --calibration h200_calibration.json
+  python launch/plan.py --model recipe/configs/models/tiny --cpu-ranks 4 --write work/cpu_4.json"""
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path, help="folder with the model's config.json")
-    parser.add_argument("--gpus", type=positive_int, help="(default: what the ds_config is written for)")
     parser.add_argument(
-        "--gpu", default="a100-80gb", help=f"{', '.join(a.name for a in ACCELERATORS)} (default: %(default)s)"
+        "--model",
+        type=Path,
+        help="folder with the model's config.json, such as recipe/configs/models/30b-a3b; required",
+    )
+    parser.add_argument(
+        "--gpus", type=positive_int, help="GPUs of the cluster (default: what the ds_config is written for)"
+    )
+    parser.add_argument(
+        "--gpu",
+        help=f"of the cluster: {', '.join(a.name for a in ACCELERATORS)} (default: the calibration's, or {DEFAULT_GPU})",
+    )
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="constants of this kind of GPU as benchmarks/calibration.py wrote them from a measurement; "
+        "those that it lacks stay the planner's (default: all are the planner's)",
     )
     parser.add_argument(
         "--interconnect",
         help="Gb/s between nodes: 400g for a whole node, 8x200g for 8 NICs (default: the vendor's node)",
     )
     parser.add_argument("--ds-config", type=Path, help="the ds_config to plan")
-    parser.add_argument("--search", action="store_true", help="look for the fastest ds_config that fits")
+    parser.add_argument(
+        "--search", action="store_true", help="look for the fastest ds_config that fits, of all choices (seconds)"
+    )
     parser.add_argument(
         "--zero",
         type=int,
@@ -67,8 +93,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--recompute",
-        choices=("none", "reentrant", "non_reentrant"),
-        help="compute.recompute of the run (default: non_reentrant; without --ds-config: the faster)",
+        choices=RECOMPUTES,
+        help="compute.recompute of the run (default: selective, with the ds_config's recipe.kept_gib; without --ds-config: the faster)",
     )
     parser.add_argument(
         "--compile",
@@ -81,41 +107,82 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--global-batch-tokens",
         type=binary_count,
         default=8 * 2**20,
-        help="of a step, without --ds-config; M is 2**20 (default: 8M)",
+        help="tokens of a step, without --ds-config; M is 2**20 (default: 8M)",
     )
     parser.add_argument(
         "--imbalance",
         type=count,
-        help="assignments of the busiest rank over the mean, as a run has measured it (default: a range)",
+        help="assignments of the busiest rank over the mean, as a run has measured it (default: a range of values)",
     )
-    parser.add_argument("--tokens", type=count, default=1e12, help="of the run (default: 1T)")
-    parser.add_argument("--usd-per-gpu-hour", type=count, help="(default: a list price, see recipe/base/hardware.py)")
+    parser.add_argument("--tokens", type=count, default=1e12, help="tokens of the run (default: 1T)")
+    parser.add_argument(
+        "--usd-per-gpu-hour",
+        type=count,
+        help="price of a GPU-hour in USD (default: a list price, see recipe/base/hardware.py)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--write", type=Path, help="write the ds_config that was found here")
+    parser.add_argument("--write", type=Path, help="file to write the chosen ds_config to; without --ds-config")
+    parser.add_argument(
+        "--cpu-ranks",
+        type=positive_int,
+        metavar="N",
+        help="write a ds_config for trying a small model on N CPU processes, as ds_configs/cpu_2.json is for 2; plans nothing",
+    )
     return parser.parse_args(argv)  # fmt: skip
 
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
+    if args.write is not None:
+        check_output_file("--write", args.write)
+    if args.cpu_ranks is not None:
+        return _write_for_cpus(args)
     _check_arguments(args)
     shape = load_model_shape(args.model)
     budget = Budget(args.tokens, args.usd_per_gpu_hour)
+    calibration = None if args.calibration is None else load_calibration(args.calibration)
+    args.gpu = calibrated_gpu(calibration, args.calibration, args.gpu, DEFAULT_GPU)
     if args.ds_config is not None:
-        _plan(args, shape, budget)
+        _plan(args, shape, budget, calibration)
     else:
-        _search(args, shape, budget)
+        _search(args, shape, budget, calibration)
+
+
+def _cluster(args: argparse.Namespace, gpus: int, calibration: Calibration | None) -> Cluster:
+    cluster = cluster_of(args.gpu, gpus, args.interconnect)
+    return cluster if calibration is None else calibration.applied_to(cluster)
+
+
+def _as_dict(plan: Plan, calibration: Calibration | None) -> dict[str, Any]:
+    measured = {} if calibration is None else {"calibration": calibration.as_dict()}
+    return plan.as_dict() | measured
+
+
+def _write_for_cpus(args: argparse.Namespace) -> None:
+    """Write the ds_config of CPU ranks, which have no plan: the planner knows GPUs alone."""
+    problems = [f"{name} is missing; give it" for name in ("--model", "--write") if vars(args)[name[2:]] is None]
+    others = {"--ds-config": args.ds_config, "--gpus": args.gpus, "--search": args.search, "--json": args.json,
+              "--zero": args.zero, "--ep": args.ep, "--calibration": args.calibration}  # fmt: skip
+    problems += [f"{name} does not go with --cpu-ranks; remove one of them" for name, value in others.items() if value]
+    if problems:
+        raise UserError("; ".join(problems))
+    config = cpu_config(load_model_shape(args.model), args.cpu_ranks)
+    write(config, args.write)
+    experts, each = config["expert_parallel"]["autoep_size"], config["train_micro_batch_size_per_gpu"]
+    ranks = "1 CPU rank" if args.cpu_ranks == 1 else f"{args.cpu_ranks} CPU ranks"
+    print(f"wrote {args.write} for {ranks}: a layer's experts over {experts}, {each} sequences a rank and step; start it with --num_gpus {args.cpu_ranks}, or with a hostfile whose slots add up to {args.cpu_ranks}")  # fmt: skip
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
     problems = []
     if args.model is None:
-        problems.append("--model is missing; give a folder with config.json")
+        problems.append("--model is missing; give a folder with config.json, such as recipe/configs/models/30b-a3b")
     given = args.ds_config is not None
     if given and args.search:
-        problems.append("give either --ds-config or --search")
+        problems.append("give either --ds-config or --search: a search makes a ds_config")
     if not given and args.gpus is None:
-        problems.append("--gpus is missing; give it, or a --ds-config")
+        problems.append("--gpus is missing; give the number of GPUs, or a ds_config as --ds-config")
     if given and args.write is not None:
         problems.append("--write is for a ds_config that is looked for; the given one is already written")
     if args.imbalance is not None and args.imbalance < 1:
@@ -126,18 +193,22 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise UserError("; ".join(problems))
 
 
-def _plan(args: argparse.Namespace, shape: ModelShape, budget: Budget) -> None:
+def _plan(args: argparse.Namespace, shape: ModelShape, budget: Budget, calibration: Calibration | None) -> None:
     ds, _ = load_ds_config(args.ds_config)
-    cluster = cluster_of(args.gpu, args.gpus or ds.world_size, args.interconnect)
-    run = RunFacts(args.seq, args.recompute or "non_reentrant", imbalance=args.imbalance, compile=args.compile)
+    cluster = _cluster(args, args.gpus or ds.world_size, calibration)
+    run = RunFacts(args.seq, args.recompute or "selective", imbalance=args.imbalance, compile=args.compile)
     plan = Plan(Workload(shape, cluster, ds, run), budget)
     if problems := plan.problems():
         raise ConfigError(f"{args.ds_config} with {args.model}", problems)
-    print(json.dumps(plan.as_dict(), indent=2) if args.json else describe_plan(plan))
+    _print_plan(args, plan, calibration)
 
 
-def _search(args: argparse.Namespace, shape: ModelShape, budget: Budget) -> None:
-    cluster = cluster_of(args.gpu, args.gpus, args.interconnect)
+def _print_plan(args: argparse.Namespace, plan: Plan, calibration: Calibration | None) -> None:
+    print(json.dumps(_as_dict(plan, calibration), indent=2) if args.json else describe_plan(plan, calibration))
+
+
+def _search(args: argparse.Namespace, shape: ModelShape, budget: Budget, calibration: Calibration | None) -> None:
+    cluster = _cluster(args, args.gpus, calibration)
     run = RunFacts(args.seq, imbalance=args.imbalance, compile=args.compile)
     if args.seq > shape.max_position_embeddings:
         raise UserError(f"--seq {args.seq} exceeds the model's max_position_embeddings {shape.max_position_embeddings}")
@@ -146,39 +217,39 @@ def _search(args: argparse.Namespace, shape: ModelShape, budget: Budget) -> None
     stages, ep_sizes = (STAGES, EP_SIZES) if args.search else ((3,), (inside_node,))
     ranked = search(
         shape, cluster, run, budget, sequences, stages=tuple(args.zero or stages), ep_sizes=tuple(args.ep or ep_sizes),
-        recomputes=(args.recompute,) if args.recompute else RECOMPUTES,
+        recomputes=(args.recompute,) if args.recompute else SEARCHED_RECOMPUTES, shows_progress=True,
     )  # fmt: skip
     winner = ranked[0]
     if not winner.fits:
-        raise UserError(f"none of {len(ranked)} choices fits; the smallest {winner.plan.problems()[0]}")
-    _print_search(args, ranked, shape, cluster, run, sequences)
+        raise UserError(
+            f"none of {len(ranked)} choices fits {args.gpus} GPUs of {args.gpu}; the smallest {winner.plan.problems()[0]}"
+        )
+    if args.search:
+        _print_search(args, ranked, on_paper(shape, cluster, run, sequences), calibration)
+    else:
+        _print_plan(args, winner.plan, calibration)
     if args.write is not None:
         write(winner.config, args.write)
         print(f"wrote {args.write}; set compute.recompute: {winner.plan.work.run.recompute} and compute.compile: {str(args.compile).lower()} in the run config", file=sys.stderr)  # fmt: skip
 
 
 def _print_search(
-    args: argparse.Namespace, ranked: list[Candidate], shape: ModelShape, cluster: Cluster, run: RunFacts, sequences: int
-) -> None:  # fmt: skip
-    if not args.search:
-        plan = ranked[0].plan
-        print(json.dumps(plan.as_dict(), indent=2) if args.json else describe_plan(plan))
-        return
-    paper = on_paper(shape, cluster, run, sequences)
+    args: argparse.Namespace, ranked: list[Candidate], paper: list[OnPaper], calibration: Calibration | None
+) -> None:
     if args.json:
         choices = [
             {"name": c.name, "fits": c.fits, "step_s": c.step_s, "peak_gib": c.plan.memory.peak_gib} for c in ranked
         ]
         on_paper_too = [{"name": p.name, "step_s": p.estimate.step_s} for p in paper]
         report = {
-            "plan": ranked[0].plan.as_dict(),
+            "plan": _as_dict(ranked[0].plan, calibration),
             "ds_config": ranked[0].config,
             "choices": choices,
             "on_paper": on_paper_too,
         }
         print(json.dumps(report, indent=2))
         return
-    print(describe_search(ranked, paper), describe_plan(ranked[0].plan), sep="\n\n")
+    print(describe_search(ranked, paper), describe_plan(ranked[0].plan, calibration), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -17,11 +17,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from launch.cluster.speeds import PROGRESS
 from recipe.base.arguments import positive_int
 from recipe.base.files import write_json
 from recipe.base.ranks import leave
 
 REPEATS = 5
+PAIRS_EVERY_S = 5.0  # between two lines about pairs
 
 
 def rounds(hosts: int) -> list[list[tuple[int, int]]]:
@@ -79,6 +81,12 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def tell(message: str) -> None:
+    """Say how far the ranks are; rank 0 speaks for all."""
+    if os.environ["RANK"] == "0":
+        print(f"{PROGRESS}{message}", flush=True)
+
+
 def measure(seconds: float, mib: int) -> dict[str, Any]:
     """All ranks together: {tflops by rank, inside by host, between by pair of hosts}; hosts by their number."""
     cuda = torch.cuda.is_available()
@@ -89,16 +97,22 @@ def measure(seconds: float, mib: int) -> dict[str, Any]:
     here, each = int(os.environ["CROSS_RANK"]), int(os.environ["LOCAL_SIZE"])
     hosts = dist.get_world_size() // each
     ranks_of = [list(range(host * each, (host + 1) * each)) for host in range(hosts)]
+    tell(f"matmuls for {seconds:.0f} s on each of {dist.get_world_size()} ranks")
     measured: dict[str, Any] = {
         "tflops": tflops(device, seconds),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
     }
     if each > 1:
+        tell("all_reduce and all_to_all inside each host")
         group = dist.new_group(ranks_of[here], use_local_synchronization=True)
         measured["inside"] = bandwidths(group, device, mib)
         dist.destroy_process_group(group)
     measured["between"] = {}
+    done, told, total = 0, 0.0, hosts * (hosts - 1) // 2
     for number, pairs in enumerate(rounds(hosts)):
+        if time.monotonic() - told > PAIRS_EVERY_S:
+            tell(f"all_reduce and all_to_all between two hosts: {done} of {total} pairs are done")
+            told = time.monotonic()
         for first, second in pairs:
             if here in (first, second):
                 ranks = ranks_of[first] + ranks_of[second]
@@ -106,6 +120,7 @@ def measure(seconds: float, mib: int) -> dict[str, Any]:
                 measured["between"][f"{first}-{second}"] = bandwidths(group, device, mib)
                 dist.destroy_process_group(group)
         dist.barrier()
+        done += len(pairs)
     of_ranks: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(of_ranks, measured)
     between = {pair: values for of_rank in of_ranks for pair, values in of_rank["between"].items()}

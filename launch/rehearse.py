@@ -6,16 +6,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from recipe.base.arguments import positive_int
-from recipe.base.ds_config import load_ds_config
+from recipe.base.ds_config import DsConfig, load_ds_config
 from recipe.base.errors import ConfigError, UserError, exit_on_user_error
 from recipe.base.hardware import cluster_of
 from recipe.base.model_shape import ModelShape, load_model_shape
+from recipe.base.settings import RECOMPUTES
+from recipe.base.tables import duration
 from recipe.planner.communication import bytes_by_kind
 from recipe.planner.memory import state_bytes
 from recipe.planner.workload import RunFacts, Workload
@@ -41,9 +44,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seq", type=positive_int, default=16, help="tokens of a sequence (default: %(default)s)")
     parser.add_argument(
         "--recompute",
-        choices=("none", "reentrant", "non_reentrant"),
-        default="non_reentrant",
-        help="(default: %(default)s)",
+        choices=RECOMPUTES,
+        help="compute.recompute of the run (default: selective where the ds_config has recipe.kept_gib, else non_reentrant)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(argv)  # fmt: skip
@@ -58,13 +60,20 @@ def main(argv: list[str] | None = None) -> int:
         raise ConfigError(f"{args.ds_config} with {args.model}", found)
     cut = _cut(shape, args.layers, args.vocab)
     cluster = cluster_of("a100-80gb", ds.world_size, None)  # any GPU: bytes do not depend on it
-    work = Workload(cut, cluster, ds, RunFacts(args.seq, args.recompute, sources=SOURCES))
+    recompute = args.recompute or recompute_for(ds)
+    work = Workload(cut, cluster, ds, RunFacts(args.seq, recompute, sources=SOURCES, compile=False))
 
     # Imported late: refusing a configuration needs neither torch nor DeepSpeed.
     from recipe.engine.rehearsal import fake_ranks, rehearse
 
+    progress = Progress()
+    progress.tell(
+        f"{args.ds_config} with {args.model}, as rank 0 of {ds.world_size:,} ranks of which this process is the only one; "
+        "about half a minute for a model of 30B, longer on a busy machine"
+    )
     with redirect_stdout(sys.stderr), fake_ranks(ds.world_size):
-        done = rehearse(cut, ds_raw, seq_length=args.seq, recompute=args.recompute, sources=SOURCES)
+        done = rehearse(cut, ds_raw, seq_length=args.seq, recompute=recompute, sources=SOURCES, tell=progress.tell)
+    progress.tell("comparing with the plan")
     engine = {(k.op, k.ranks, k.dtype): v for k, v in done.counted.bytes.items()}
     planned, states = bytes_by_kind(work), asdict(state_bytes(work))
     rows: list[dict[str, Any]] = [
@@ -80,9 +89,27 @@ def main(argv: list[str] | None = None) -> int:
         "vocab_size": [shape.vocab_size, cut.vocab_size],
         "seq_length": args.seq,
     }
-    found_all = {"groups": done.groups, "cut": cuts, "collectives": rows, "held": held, "agrees": not differs}
-    print(json.dumps(found_all, indent=2) if args.json else _text(args, found_all, cut))
+    found_all = {
+        "groups": done.groups, "cut": cuts, "recompute": recompute, "kept": dict(work.kept.layers),
+        "exchange_parts": work.exchange_parts, "collectives": rows, "held": held, "agrees": not differs,
+    }  # fmt: skip
+    print(json.dumps(found_all, indent=2) if args.json else _text(args, found_all, work))
     return 1 if differs else 0
+
+
+def recompute_for(ds: DsConfig) -> str:
+    """`compute.recompute` that a ds_config is written for."""
+    return "selective" if ds.recipe.kept_gib else "non_reentrant"
+
+
+class Progress:
+    """Says on standard error what is being done, and how long after the start."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def tell(self, message: str) -> None:
+        print(f"rehearse: {duration(time.monotonic() - self._began):>7}  {message}", file=sys.stderr, flush=True)
 
 
 def _cut(shape: ModelShape, layers: int | None, vocab: int) -> ModelShape:
@@ -94,13 +121,15 @@ def _cut(shape: ModelShape, layers: int | None, vocab: int) -> ModelShape:
     return shape.model_copy(update={"num_hidden_layers": layers, "vocab_size": min(vocab, shape.vocab_size)})
 
 
-def _text(args: argparse.Namespace, found: dict, cut: ModelShape) -> str:
+def _text(args: argparse.Namespace, found: dict, work: Workload) -> str:
+    cut = work.shape
     groups, (layers, kept) = found["groups"], found["cut"]["layers"]
     lines = [
         f"rank 0 of {groups['world']:,}: experts over {groups['expert_parallel']} ranks, their copies over "
         f"{groups['expert_data_parallel']}; {cut.n_routed_experts // groups['expert_parallel']} experts of a layer here",
         f"cut to fit this machine: {kept} of {layers} layers, {cut.vocab_size:,} tokens of the vocabulary, "
         f"sequences of {args.seq}; widths, experts and the ds_config as they are",
+        _recomputed(work),
         "",
         f"{'held between steps, bytes':<38}{'engine':>18}{'plan':>18}",
     ]
@@ -112,6 +141,17 @@ def _text(args: argparse.Namespace, found: dict, cut: ModelShape) -> str:
     ]
     lines += ["", "the engine does what is planned" if found["agrees"] else "the engine differs from the plan"]
     return "\n".join(lines)
+
+
+def _recomputed(work: Workload) -> str:
+    """What layers keep and in how many parts they exchange, as the ds_config has it for the model that was cut."""
+    recompute, kept = work.run.recompute, ""
+    if recompute == "selective":
+        kept = f", which keeps {work.kept} within recipe.kept_gib {work.ds.recipe.kept_gib:g}"
+    elif work.ds.recipe.kept_gib:
+        kept = f", which leaves recipe.kept_gib {work.ds.recipe.kept_gib:g} unused"
+    parts = work.exchange_parts
+    return f"recompute {recompute}{kept}; exchanges of tokens in {parts} part{'s' * (parts > 1)}"
 
 
 def _mark(row: dict) -> str:

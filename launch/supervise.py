@@ -12,16 +12,20 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from launch.cluster import messages
 from launch.cluster.allocation import add_allocation_arguments, allocation_of
 from launch.cluster.decision import Decision, End, Failure, Outcome, Rules, decide, incident_in, outcome_of
 from launch.cluster.incidents import Incident, incident_of, last_step
+from launch.cluster.process_groups import processes_of, signal_group
 from recipe.base.arguments import natural_int, natural_seconds, positive_seconds
-from recipe.base.errors import UserError, exit_on_user_error
+from recipe.base.errors import UserError, exit_on_user_error, read_all
 from recipe.base.files import write_json
 from recipe.base.ranks import RESTART, STOP_SIGNALS
+from recipe.base.tables import duration
 from recipe.run.checkpoint_files import (
     check_convertible,
     complete,
@@ -31,9 +35,10 @@ from recipe.run.checkpoint_files import (
     universal_state,
 )
 from recipe.run.early_stop import asked_by_file
-from recipe.run.folder import LOCK, LOCK_PATIENCE_S, STOP, SUPERVISOR_LOCK, check_run_folder, read_orders
+from recipe.run.folder import LOCK, LOCK_PATIENCE_S, STOP, SUPERVISOR_LOCK, check_run_folder, next_checkpoint
 from recipe.run.heartbeats import read_heartbeats
 from recipe.run.job import Job, check_job
+from recipe.run.kept_budget import next_budget
 from recipe.run.locks import in_use, lock_file, lock_holder
 from recipe.run.records import EVENTS, append_record, read_attempts, read_events
 
@@ -43,10 +48,10 @@ EXAMPLE = """examples:
   launch/train.sh --num_gpus 2 --config recipe/configs/runs/X.yaml --deepspeed_config ds_configs/cpu_2.json \\
       --set seed=1 -- --master_port 29501        (what follows -- goes to the deepspeed launcher)
 
-SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 let the step end, save and stop; twice ends the ranks at once, those of other hosts in
-seconds.
+SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 let the step end, save and stop; a second
+signal ends the ranks at once, without saving (on other hosts within seconds).
 
-exit code: 0 the schedule is done; 75 stopped before its end, started again it goes on; 2 something that you must change."""
+exit code: 0 the schedule is done; 75 stopped as asked, the same command continues; 2 something that you must change."""
 POLL_S = 0.5
 REMOTE_END_S = (
     10.0  # for the launcher to end ranks on other hosts: a pkill by pdsh and a second (deepspeed/launcher/runner.py)
@@ -78,7 +83,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--grace", type=natural_seconds, default=120.0, metavar="SECONDS",
         help="that ranks whose launcher has ended may take to save and leave (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--time-limit", type=positive_seconds, metavar="SECONDS", help="save and stop before it")
+    parser.add_argument(
+        "--time-limit",
+        type=positive_seconds,
+        metavar="SECONDS",
+        help="save and stop before so many seconds have passed",
+    )
     parser.add_argument(
         "--step-down-on-oom", action="store_true", help="out of memory: halve the micro-batch, double the accumulation"
     )
@@ -108,10 +118,11 @@ class Supervisor:
             signal.signal(number, self._asked)
         self.args = args
         self.ds_path: Path = args.deepspeed_config
-        self.job = self._check_job()
-        self.run_dir = self.job.run.run_dir
-        self.allocation = allocation_of(args, args.launcher, self.run_dir)
+        # The problems of both at once; the folder is known with the run config.
+        self.allocation, self.job = read_all(partial(allocation_of, args, args.launcher, Path()), self._check_job)
+        self.run_dir = self.allocation.folder = self.job.run.run_dir
         self.allocation.check(self.job.ds.world_size)
+        self.allocation.check_programs()
         check_run_folder(self.job, resumes=True)  # the ranks do so too, after a checkpoint was resharded for them
         self.lock = self._take_run()
         self.holds_run = True
@@ -136,12 +147,15 @@ class Supervisor:
 
     def _refuse_running_ranks(self, patience_s: float) -> None:
         """Raise UserError while a rank 0 holds the run: of another launch, or of an attempt of ours that still ends."""
-        deadline = time.monotonic() + patience_s
+        deadline, told = time.monotonic() + patience_s, False
         while (holder := lock_holder(self.run_dir / LOCK)) is not None:
             if self.signals:
                 return
             if time.monotonic() >= deadline:
                 raise in_use(self.run_dir, holder)
+            if not told:
+                told = True
+                tell(f"{holder} still trains in {self.run_dir}; waiting up to {patience_s:.0f} s for its end")
             time.sleep(POLL_S)
 
     @property
@@ -167,10 +181,12 @@ class Supervisor:
             end = self._end_of_attempt(code)
             outcome = outcome_of(end)
             if outcome is Outcome.FINISHED:
+                tell(
+                    f"the schedule is done, {duration(time.monotonic() - self.began)} after this start; see {self.run_dir}"
+                )
                 return 0
             if outcome is Outcome.STOPPED:
-                print(f"supervisor: stopped, the newest checkpoint is of step {self._newest_step():,}", flush=True)
-                return RESTART
+                return self._stopped()
             if outcome is Outcome.REFUSED:  # they say why themselves, and no attempt has ended
                 raise UserError("not restarted: the ranks refused to start; see the error above")
             incident = incident_in(end) or incident_of(self.run_dir, self._attempts(), code)
@@ -182,7 +198,11 @@ class Supervisor:
                 raise UserError(decision.give_up)
             self._wait(decision.backoff_s)
             if self._stop_is_asked({}):
-                return RESTART
+                return self._stopped()
+
+    def _stopped(self) -> int:
+        tell(messages.stopped(self._next_step()))
+        return RESTART
 
     def _end_of_attempt(self, code: int) -> End:
         began = self._attempts() > self.starts_before
@@ -196,7 +216,9 @@ class Supervisor:
         rules = Rules(self.run_dir, args.max_stalls, args.backoff, args.step_down_on_oom, micro_batch)
         bad_hosts = frozenset(host for rank in incident.ranks if (host := self.allocation.host_of(rank)) is not None)
         no_spare = self.allocation.problem_without(bad_hosts, self.job.ds.world_size)
-        return decide(Failure(incident, code, stalls, advanced, bad_hosts, no_spare), rules)
+        budget = next_budget(self.run_dir, self.job) if incident.kind == "out_of_memory" else None
+        kept_gib = budget.gib if budget is not None and budget.lowered else None
+        return decide(Failure(incident, code, stalls, advanced, bad_hosts, no_spare, kept_gib), rules)
 
     def _carry_out(self, decision: Decision) -> None:
         """Change what the next attempt is started with."""
@@ -258,7 +280,9 @@ class Supervisor:
         words += self.allocation.typed([str(word) for word in script])
         if self._stop_is_asked({}):
             return RESTART
-        print(f"supervisor: {shlex.join(words)}", flush=True)
+        hosts = self.allocation.chosen or self.allocation.hosts
+        tell(messages.starting(self._attempts() + 1, self.job.ds.world_size, hosts, self._next_step()))
+        tell(f"command: {shlex.join(words)}")
         return self._run_group(words)
 
     def _run_group(self, words: list[str]) -> int:
@@ -297,28 +321,24 @@ class Supervisor:
     def _end_start(self) -> None:
         """Nothing is to be saved yet: end the launcher and its ranks, on other hosts through the launcher."""
         self.start_ended = True
+        tell("asked to stop before the ranks train: ending the launcher and its ranks; there is nothing to save")
         if self.group is not None:
             signal_group(self.group, signal.SIGTERM)
 
     def _reshard(self) -> None:
-        """Bring the newest checkpoint into its universal form if this run has another topology.
+        """Bring the checkpoint that comes next into its universal form if this run has another topology.
 
         Raises:
             UserError: it cannot be.
         """
-        orders = read_orders(self.run_dir)  # by which the next start sets younger ones aside
-        limits = [step for step in (orders.good_until, orders.left_above) if step is not None]
-        checkpoints = [
-            p for p in complete(self.run_dir / "checkpoints") if all(step_of(p) <= limit for limit in limits)
-        ]
-        if not checkpoints:
+        if (newest := next_checkpoint(self.run_dir)) is None:
             return
-        newest = checkpoints[-1]
         written, here = read_manifest(newest)["topology"], topology_of(self.job.ds)
         if written == here:
             return
         check_convertible(newest, written, here)
         if universal_state(newest) != "ready":
+            tell(f"{newest.name} is of {written['world_size']} ranks; resharding it for {here['world_size']}")
             reshard = [sys.executable, str(ROOT / "launch/reshard.py"), "--run", str(self.run_dir)]
             code = self._run_group([*reshard, "--checkpoint", newest.name])
             if code and not self._stop_is_asked({}):
@@ -339,7 +359,7 @@ class Supervisor:
             "time": time.time(),
             "attempt": number,
             "event": "attempt_ended",
-            "step": newest if reached is None else reached,
+            "step": max(newest, reached or 0),  # a heartbeat may be older than the newest checkpoint
             "code": code,
             "kind": incident.kind,
             "rank": incident.rank,
@@ -351,13 +371,33 @@ class Supervisor:
             "message": f"{incident.message}; {consequence}",
         }
         append_record(self.run_dir / EVENTS, event)
-        print(f"supervisor: attempt {number} ended with code {code}: {event['message']}", flush=True)
+        tell(messages.ended(number, code, incident.message, event["step"], newest))
+        alone = len(self.allocation.hosts) == 1
+        blamed = None if decision.blame is None or alone else self.allocation.host_of(decision.blame)
+        for sentence in messages.next_start(number, decision, self._next_step(), blamed, self.allocation.excluded):
+            tell(sentence)
 
     def _asked(self, number: int, _: object) -> None:
         self.signals += 1
+        self._tell_signal(signal.Signals(number).name)
         if not self.holds_run:  # nothing of ours runs or is written
             raise SystemExit(RESTART)
         self._ask_to_stop()
+
+    def _tell_signal(self, name: str) -> None:
+        """From a signal's handler, which may have interrupted a print."""
+        if not self.holds_run:
+            message = f"{name}: stopped before anything was started"
+        elif self.group is None:
+            message = f"{name}: stopping; no ranks run now"
+        elif self.signals == 1:
+            message = (
+                f"{name}: the ranks finish their step, save and stop; a second signal ends them at once, without saving"
+            )
+        else:
+            message = f"{name} again: ending the ranks at once, without saving"
+        with suppress(OSError):
+            os.write(1, f"supervisor: {message}\n".encode())
 
     def _ask_to_stop(self) -> None:
         if self.signals > 1 and self.group is not None:
@@ -398,36 +438,27 @@ class Supervisor:
         checkpoints = complete(self.run_dir / "checkpoints")
         return step_of(checkpoints[-1]) if checkpoints else 0
 
+    def _next_step(self) -> int:
+        """Of the checkpoint that the next start goes on from; a rewind goes on from an older one than the newest."""
+        checkpoint = next_checkpoint(self.run_dir)
+        return step_of(checkpoint) if checkpoint is not None else 0
+
+
+def tell(message: str) -> None:
+    print(f"supervisor: {message}", flush=True)
+
 
 def end_group(group: int, grace_s: float) -> None:
     """Let what is left of a process group save and leave, then kill it: no rank outlives its launcher."""
     for number, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 30.0)):
         if not (left := processes_of(group)):
             return
-        print(f"supervisor: {len(left)} processes outlived their launcher, {number.name}", flush=True)
+        told = "they may save and leave" if number == signal.SIGTERM else "they are killed"
+        tell(f"{len(left)} processes outlived their launcher, {number.name}: {told}; waiting up to {patience_s:.0f} s")
         signal_group(group, number)
         deadline = time.monotonic() + patience_s
         while processes_of(group) and time.monotonic() < deadline:
             time.sleep(0.2)
-
-
-def signal_group(group: int, number: signal.Signals) -> None:
-    """Signal a process group of ours; one that has ended meanwhile, and whose number may be somebody else's, is let be."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, number)
-
-
-def processes_of(group: int) -> list[int]:
-    """Living processes of a process group, from /proc (those not yet reaped by their parent are dead)."""
-    living = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
-        except (OSError, ValueError):
-            continue
-        if int(its_group) == group and state not in "ZX":
-            living.append(int(path.parent.name))
-    return living
 
 
 @exit_on_user_error

@@ -18,6 +18,7 @@ from typing import Any
 
 from recipe.base.errors import UserError, exit_on_user_error, what_to_do
 from recipe.base.files import replacing
+from recipe.base.hardware import GIB
 from recipe.base.output_paths import check_output_file
 from recipe.base.strict import load_json
 from recipe.huggingface.split_patterns import composes, llama_cpp_name
@@ -232,6 +233,7 @@ def main(argv: list[str] | None = None) -> None:
         with converter_errors(args.llama_cpp):
             converter.main()
         check_gguf(path)
+    print(f"wrote {args.output}, {args.output.stat().st_size / GIB:.2f} GiB")
     print(f"{args.output} splits text as {name}, as {args.model / 'tokenizer.json'} does")
     if composes(args.model):
         print("note: llama.cpp does not compose Unicode (NFC), and gives other tokens for text that is not composed")

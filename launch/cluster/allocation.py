@@ -7,6 +7,8 @@ import base64
 import json
 import os
 import shlex
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -27,9 +29,11 @@ from launch.cluster.hosts import (
     write_hostfile,
 )
 from launch.cluster.launcher_options import check_for_other_hosts, launcher_options
+from launch.cluster.process_groups import signal_group
 from launch.cluster.quoting import is_plain_path, pdsh_argument
 from recipe.base.arguments import positive_int
 from recipe.base.errors import UserError
+from recipe.base.ranks import HOSTS, hosts_variable
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_OTHER_HOST = "there is no other host to go on with"
@@ -77,6 +81,19 @@ class Allocation(ABC):
     def check(self, ranks: int) -> None:
         """Raises UserError if so many ranks cannot be started here; asks no host and writes nothing."""
 
+    def check_programs(self) -> None:
+        """Raises UserError if a program is missing that reaches the hosts."""
+        for program, package in self.programs:
+            if shutil.which(program) is None:
+                raise UserError(
+                    f"there is no {program} on this machine, which starts the ranks of other hosts; install {package}"
+                )
+
+    @property
+    def programs(self) -> tuple[tuple[str, str], ...]:
+        """Programs that reach the hosts, and the packages that they are in."""
+        return ()
+
     @abstractmethod
     def problem_without(self, hosts: Set[str], ranks: int) -> str | None:
         """Why so many ranks cannot go on without these hosts, if they cannot; asks no host and changes nothing."""
@@ -103,6 +120,10 @@ class Allocation(ABC):
         """Run a command on one host, in this folder; a code other than 0 also when it does not end in time."""
 
     @abstractmethod
+    def by_hand(self, host: str) -> str:
+        """The command with which a user sees whether a host answers."""
+
+    @abstractmethod
     def blame(self, rank: int) -> None:
         """A failure is traced to a rank."""
 
@@ -121,7 +142,9 @@ class ThisHost(Allocation):
 
     def check(self, ranks: int) -> None:
         if ranks != self.slots:
-            raise UserError(f"the ds_config is for {ranks} ranks, not --num_gpus {self.slots}")
+            raise UserError(
+                f"the ds_config is for {ranks} ranks, not --num_gpus {self.slots}; give --num_gpus {ranks} or another ds_config"
+            )
 
     def command(self, ranks: int) -> list[str]:
         self.check(ranks)
@@ -134,6 +157,9 @@ class ThisHost(Allocation):
 
     def run_on(self, host: str, words: list[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
         return run(words, timeout_s)
+
+    def by_hand(self, host: str) -> str:
+        return f"{sys.executable} --version"
 
     def problem_without(self, hosts: Set[str], ranks: int) -> str | None:
         return NO_OTHER_HOST
@@ -186,7 +212,8 @@ class _Pool(Allocation):
             lost = self.lost(list(self.chosen))
             if not lost:
                 return self.chosen
-            print(f"left out, since they do not answer: {', '.join(lost)}", file=sys.stderr, flush=True)
+            by_hand = f"{', '.join(lost)} (try by hand: {self.by_hand(lost[0])})"
+            print(f"left out, since they do not answer: {by_hand}", file=sys.stderr, flush=True)
             self.pool.excluded |= set(lost)
 
     @abstractmethod
@@ -210,6 +237,11 @@ class Hosts(_Pool):
             self._environment()
 
     @property
+    def programs(self) -> tuple[tuple[str, str], ...]:
+        pdsh = (("pdsh", "pdsh, or give --launcher openmpi after --"),) if self.by_pdsh else ()
+        return (("ssh", "openssh-client"), *pdsh) if self.remote else ()
+
+    @property
     def by_pdsh(self) -> bool:
         return self.remote and self.options.launcher == "pdsh"
 
@@ -222,9 +254,10 @@ class Hosts(_Pool):
 
     def command(self, ranks: int) -> list[str]:
         chosen = self.choose(ranks)
+        names = f"{HOSTS}={hosts_variable(chosen)}"  # by which records of the ranks name their hosts
         if not self.remote:  # DeepSpeed would want an answer over ssh from each hostfile's first host
-            return self._on_this_host(ranks)
-        environment = self._environment()
+            return ["env", names, *self._on_this_host(ranks)]
+        environment = f"{self._environment()}{names}\n"
         self.folder.mkdir(parents=True, exist_ok=True)
         hostfile, env_file = self.folder / "hostfile", self.folder / "deepspeed_env"
         write_hostfile(hostfile, chosen)
@@ -239,6 +272,10 @@ class Hosts(_Pool):
         with ThreadPoolExecutor(max_workers=64) as pool:
             answers = list(pool.map(lambda host: self.run_on(host, ["true"], ANSWER_S).returncode == 0, hosts))
         return [host for host, answered in zip(hosts, answers, strict=True) if not answered]
+
+    def by_hand(self, host: str) -> str:
+        port = [] if self.options.ssh_port is None else ["-p", str(self.options.ssh_port)]
+        return shlex.join(["ssh", "-o", "BatchMode=yes", *port, host, sys.executable, "--version"])
 
     def run_on(self, host: str, words: list[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
         if not self.remote:
@@ -266,6 +303,7 @@ class SlurmNodes(_Pool):
     """The nodes of the Slurm job that this process is in; srun starts one launcher on each."""
 
     remote = True
+    programs = (("srun", "slurm-client"), ("sinfo", "slurm-client"))
 
     def command(self, ranks: int) -> list[str]:
         chosen = self.choose(ranks)
@@ -276,7 +314,19 @@ class SlurmNodes(_Pool):
         # The launcher's own words, with the number of the node, which only the node knows.
         launcher = [sys.executable, "-u", "-m", "deepspeed.launcher.launch", f"--world_info={packed}",
                     f"--master_addr={next(iter(chosen))}", f"--master_port={free_port()}", *self.launcher]  # fmt: skip
-        return [*step, "bash", "-c", f'exec {shlex.join(launcher)} --node_rank="$SLURM_NODEID" "$@"', "launcher"]
+        names = f"{HOSTS}={hosts_variable(chosen)}"  # by which records of the ranks name their hosts
+        return [
+            *step,
+            "env",
+            names,
+            "bash",
+            "-c",
+            f'exec {shlex.join(launcher)} --node_rank="$SLURM_NODEID" "$@"',
+            "launcher",
+        ]
+
+    def by_hand(self, host: str) -> str:
+        return f"srun --overlap --nodes=1 --nodelist={host} {sys.executable} --version"
 
     def run_on(self, host: str, words: list[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
         return run(["srun", "--nodes=1", "--ntasks=1", f"--nodelist={host}", "--overlap", *words], timeout_s)
@@ -324,26 +374,52 @@ def lost_nodes(message: str, hosts: list[str]) -> list[str]:
     return [host for host in hosts if (state := states.get(host, "unk")).startswith(LOST_STATES) or state.endswith("*")]
 
 
+_running: set[subprocess.Popen[str]] = set()
+
+
 def run(words: list[str], timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:
     """Run a command, output captured; code 255 when it does not end in time."""
     try:
-        return subprocess.run(
+        process = subprocess.Popen(
             words,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
+            text=True,
             start_new_session=True,  # a terminal's ctrl-C is the supervisor's, not a host that does not answer
         )
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(words, 255, "", f"no answer in {timeout_s:.0f} s")
     except FileNotFoundError:
         raise UserError(f"there is no {words[0]} on this machine; install it") from None
+    _running.add(process)
+    with process:  # which closes its pipes
+        try:
+            output, errors = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            return subprocess.CompletedProcess(words, 255, "", f"no answer in {timeout_s:.0f} s")
+        finally:
+            _running.discard(process)
+            _end(process)
+    return subprocess.CompletedProcess(words, process.returncode, output, errors)
+
+
+def end_running() -> None:
+    """End the commands that other threads run, which then return."""
+    for process in list(_running):
+        _end(process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a command with what it has started, which would otherwise hold its output open for whoever reads that."""
+    if process.poll() is None:
+        signal_group(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _output(*words: str) -> str:
-    done = subprocess.run(words, capture_output=True, text=True, check=False, start_new_session=True)
+    done = run(list(words))
     if done.returncode:
-        raise UserError(f"{shlex.join(words)} failed: {done.stderr.strip()}")
+        reason = done.stderr.strip() or f"exit code {done.returncode}"
+        raise UserError(
+            f"{shlex.join(words)} failed: {reason}; run it by hand in this job, and start again when it works"
+        )
     return done.stdout

@@ -8,12 +8,10 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# A figure that is compared with the other hosts' is a share of their median; of two, neither is the slow one.
 CLOCK_S = 0.5  # beyond the time that asking takes
 GPU_USED_MIB = 1024  # of another process
 SHM_GIB, SHM_GPU_GIB = 0.25, 8.0  # the buffers of CPU ranks; NCCL's and pinned memory
 NOFILE = 4096  # sockets of a thousand peers, shards and checkpoints
-DISK_SHARE = 0.5
 NO_ECC_ERRORS = ("0", "[N/A]")
 Facts = Mapping[str, Any]
 
@@ -26,9 +24,6 @@ class Expected:
     gpu: str
     driver: str
     with_gpus: bool
-    write_mb_per_s: float
-    read_mb_per_s: float
-    disks_are_compared: bool
     needed_gib: float
 
     @property
@@ -45,9 +40,6 @@ def expected_of(facts: Collection[Facts], needed_gib: float) -> Expected:
         gpu=most_common([gpu["name"] for gpu in gpus]),
         driver=most_common([gpu["driver_version"] for gpu in gpus]),
         with_gpus=bool(gpus),
-        write_mb_per_s=median([f["write_mb_per_s"] for f in facts]),
-        read_mb_per_s=median([f["read_mb_per_s"] for f in facts]),
-        disks_are_compared=len(facts) > 2,
         needed_gib=needed_gib,
     )
 
@@ -91,16 +83,6 @@ HOST_CHECKS = (
         "locked memory",
         lambda f, e: f["infiniband"] and f["memlock"] != -1,
         lambda f, e: "ulimit -l is limited, which RDMA needs unlimited; set memlock in limits.conf",
-    ),
-    Check(
-        "speed of writes",
-        lambda f, e: e.disks_are_compared and f["write_mb_per_s"] < DISK_SHARE * e.write_mb_per_s,
-        lambda f, e: f"writes --folder at {f['write_mb_per_s']:.0f} MB/s, the others at {e.write_mb_per_s:.0f}",
-    ),
-    Check(
-        "speed of reads",
-        lambda f, e: e.disks_are_compared and f["read_mb_per_s"] < DISK_SHARE * e.read_mb_per_s,
-        lambda f, e: f"reads --folder at {f['read_mb_per_s']:.0f} MB/s, the others at {e.read_mb_per_s:.0f}",
     ),
 )
 # Of nvidia-smi's fields of a GPU, with its `number` on the host.

@@ -52,7 +52,7 @@ def outcome_of(end: End) -> Outcome:
 def incident_in(end: End) -> Incident | None:
     """The incident that the end itself tells; None where records of the ranks must be read."""
     if not end.began:
-        return Incident("unknown", f"the launcher ended with code {end.code} before the run began")
+        return Incident("unknown", "the ranks ended before the run began, and only the log says why")
     if end.event.get("event") in ("stopped", "rewind"):
         return Incident(end.event["event"], end.event["message"])
     return None
@@ -84,6 +84,7 @@ class Failure:
         advanced: there is a newer checkpoint than before the attempt.
         bad_hosts: hosts whose ranks compute other bits.
         no_spare: why the run cannot go on without those hosts, if it cannot.
+        kept_gib: of the next attempt, where it keeps fewer results of recomputed layers for this failure's sake.
     """
 
     incident: Incident
@@ -92,6 +93,7 @@ class Failure:
     advanced: bool
     bad_hosts: frozenset[str] = frozenset()
     no_spare: str | None = None
+    kept_gib: float | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class Decision:
     give_up: str | None = None
     leave_out: frozenset[str] = frozenset()
     step_down: bool = False
+    kept_gib: float | None = None  # what the next attempt does by itself
     blame: int | None = None  # a rank
 
 
@@ -113,9 +116,12 @@ def decide(failure: Failure, rules: Rules) -> Decision:
     stalls = 0 if failure.advanced or rewound else failure.stalls + 1
     if failure.code == 2 or incident.kind == "user_error":
         return Decision(stalls, give_up=f"not restarted: {incident.message}")
+    if failure.kept_gib is not None:  # which has an end, at nothing kept: no stall
+        stalls = 0 if failure.advanced else failure.stalls
+        return Decision(stalls, min(MAX_BACKOFF_S, rules.backoff_s * 2**stalls), kept_gib=failure.kept_gib)
     if stalls > rules.max_stalls:
         why = f"{stalls} starts in a row ended without a new checkpoint, the last: {incident.message}"
-        return Decision(stalls, give_up=f"{why}; look at {rules.run_dir}")
+        return Decision(stalls, give_up=f"{why}; look at the log and at events.jsonl in {rules.run_dir}")
     backoff_s = 0.0 if rewound else min(MAX_BACKOFF_S, rules.backoff_s * 2**stalls)
     if incident.kind == "out_of_memory" and rules.step_down_on_oom:
         if rules.micro_batch % 2:

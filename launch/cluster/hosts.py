@@ -71,7 +71,8 @@ def read_hostfile(path: Path) -> dict[str, int]:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(
-            f"--hostfile {path} cannot be read ({error.strerror}); the run would stay on one host"
+            f"--hostfile {path} cannot be read ({error.strerror}); write it, a line 'HOST slots=N' for each host, or give --num_gpus N "
+            "for ranks on this host alone"
         ) from None
     except UnicodeDecodeError:
         raise UserError(f"--hostfile {path} cannot be read: it is not text in UTF-8; save it as that") from None
@@ -141,10 +142,11 @@ def hosts_for(hosts: dict[str, int], ranks: int, excluded: Collection[str]) -> d
     slots_chosen = sum(chosen.values())
     if slots_chosen != ranks:
         without = f" without {', '.join(sorted(excluded))}" if excluded else ""
-        raise UserError(
-            f"the hosts{without} give {slots_chosen} ranks, but the ds_config is for {ranks}; add a host, or give the ds_config "
-            "for what is left (the checkpoint is resharded)"
-        )
+        more = slots_chosen > ranks
+        advice = f"change slots=N so that the first hosts add up to {ranks}" if more else "add a host"
+        if slots_chosen:
+            advice += f", or give a ds_config for {slots_chosen} ranks (a checkpoint is resharded for them)"
+        raise UserError(f"the hosts{without} give {slots_chosen} ranks, but the ds_config is for {ranks}; {advice}")
     return chosen
 
 

@@ -10,17 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from recipe.run.heartbeats import Heartbeat, read_heartbeats
-from recipe.run.records import last_metrics, read_failures
-
-# Kinds of records that explain an end; a rank that lost a peer or waited for one is a witness only.
-CAUSES = ("user_error", "hang", "out_of_memory", "error", "corruption")
+from recipe.run.records import last_metrics, read_failures, root_causes
 
 
 @dataclass(frozen=True)
 class Incident:
     """The end of an attempt. Rank and host are those to blame; None where nothing tells one from the others."""
 
-    kind: str  # one of CAUSES, killed, peer_lost, or unknown
+    kind: str  # one of CAUSES of recipe/run/records.py, killed, peer_lost, or unknown
     message: str
     rank: int | None = None
     host: str | None = None
@@ -32,8 +29,7 @@ def incident_of(run_dir: Path, attempt: int, code: int) -> Incident:
     records = sorted(read_failures(run_dir, attempt), key=lambda r: (r["time"], r["rank"]))
     beats = read_heartbeats(run_dir / "heartbeats", attempt)
     ranks = beats.keys() | {r["rank"] for r in records}
-    causes = [r for r in records if r["kind"] in CAUSES and not r["witness"]]
-    if causes:
+    if causes := root_causes(records):
         return _of_cause(causes, ranks)
     witnesses = {r["rank"] for r in records}
     silent = [beats[number] for number in sorted(beats) if number not in witnesses]
@@ -45,7 +41,7 @@ def incident_of(run_dir: Path, attempt: int, code: int) -> Incident:
         return Incident("hang", f"ranks waited for each other: {waited['message']}")
     if records:
         return Incident("peer_lost", f"connections were lost: {records[0]['message']}")
-    return Incident("unknown", f"the launcher ended with code {code}")
+    return Incident("unknown", "the ranks left no record, and only the log says why")
 
 
 def _of_cause(causes: list[dict[str, Any]], ranks: Set[int]) -> Incident:
@@ -68,7 +64,7 @@ def _of_cause(causes: list[dict[str, Any]], ranks: Set[int]) -> Incident:
 def _of_silent(silent: list[Heartbeat], ranks: Set[int], waited: dict[str, Any] | None, name: str | None) -> Incident:
     """Ranks that left no word were killed, or are what the others waited for; several hosts' share no blame."""
     kind = "killed" if waited is None else "hang"
-    how = f"killed by {name}" if name else "gone without a word"
+    how = f"killed by {name}" if name else "ended without a message"
     if len(silent) == len(ranks) > 1:
         return Incident(kind, f"all {len(ranks)} ranks {how}, alike: {_named(silent)}")
     message = f"{_named(silent)} {how}" + (f"; others say: {waited['message']}" if waited is not None else "")
@@ -101,4 +97,4 @@ def last_step(run_dir: Path, attempt: int, since: float) -> int | None:
 
 
 def _named(beats: list[Heartbeat]) -> str:
-    return ", ".join(f"rank {beat.rank} on {beat.host}" for beat in beats[:8])
+    return ", ".join(f"rank {beat.rank} on {beat.where}" for beat in beats[:8])

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from socket import gethostname
 
 import pytest
 
@@ -71,6 +72,10 @@ def test_a_host_that_dies_is_left_out_and_a_spare_finishes_the_run(hosts, tmp_pa
     assert process.wait(240) == 0, (tmp_path / "log").read_text()[-4000:]
     (end,) = (e for e in read_json_lines(run.run_dir / "events.jsonl") if e["event"] == "attempt_ended")
     assert (end["kind"], end["rank"], end["host"]) == ("killed", 1, "127.0.0.3")
+    beats = [json.loads(path.read_text()) for path in sorted((run.run_dir / "heartbeats").iterdir())]
+    assert [(beat["host"], beat["machine"]) for beat in beats] == [
+        (h, gethostname()) for h in ("127.0.0.2", "127.0.0.4")
+    ]
     assert "left out, since they do not answer: 127.0.0.3" in (tmp_path / "log").read_text()
     assert (run.run_dir / "hostfile").read_text() == "127.0.0.2 slots=1\n127.0.0.4 slots=1\n"
     assert losses(run) == losses(alone)
@@ -106,6 +111,26 @@ def test_a_slurm_job_saves_before_its_limit_is_requeued_and_finishes(slurm, tmp_
     wait_for(lambda: not slurm_says(slurm, "squeue", "-h", "-j", job, "-t", "PD,R,CG"), "end of the job", 60)
     assert max(losses(run)) == STEPS, (tmp_path / "log").read_text()[-3000:]
     assert kinds().count("started") == 2
+
+
+def test_a_chain_of_slurm_jobs_is_completed_where_the_run_goes_on_and_where_it_ends(slurm, tmp_path):
+    """Real Slurm; the supervisor is a stand-in whose second start ends the run."""
+    (tmp_path / "launch").mkdir()
+    ends = "python() { [[ $SLURM_ARRAY_TASK_ID == 2 ]] || exit 75; }\n"
+    (tmp_path / "launch" / "env.sh").write_text(ends)
+    sent = subprocess.run(
+        ["sbatch", "--parsable", "--wait", "--array=1-4%1", "--nodes=1", "--gpus-per-node=0", "--output=log-%a",
+         ROOT / "launch/train.slurm"],
+        cwd=tmp_path, env=slurm, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    jobs = slurm_says(slurm, "scontrol", "--oneliner", "show", "job", sent.stdout.strip())
+    tasks = {
+        line.split("ArrayTaskId=")[1].split()[0]: re.findall(r"JobState=(\w+)", line) for line in jobs.splitlines()
+    }
+    assert tasks.pop("1") == tasks.pop("2") == ["COMPLETED"], jobs
+    assert set(map(tuple, tasks.values())) == {("CANCELLED",)}, jobs
+    assert "the run is not done" in (tmp_path / "log-1").read_text()
+    assert "the run is done" in (tmp_path / "log-2").read_text()
 
 
 def test_a_data_job_runs_from_a_slurm_job(slurm, tmp_path, prepared):

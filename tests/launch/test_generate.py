@@ -29,6 +29,15 @@ def test_prompts_are_continued(exported, capsys):
     assert "\n[Qwen3ForCausalLM] A" in continued
 
 
+def test_ctrl_c_is_one_sentence(exported, monkeypatch, capsys):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate.AutoTokenizer, "from_pretrained", interrupted)
+    assert generate.main(["--model", str(exported), "--prompt", "The"]) == 130
+    assert capsys.readouterr().err == "interrupted; what was continued stands above\n"
+
+
 def test_a_prompt_without_tokens_is_refused(exported, capsys):
     assert generate.main(["--model", str(exported), "--prompt", "The", "--prompt", ""]) == 2
     printed = capsys.readouterr()

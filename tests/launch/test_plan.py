@@ -46,10 +46,72 @@ def test_json_has_all_that_the_text_has():
 
 
 def test_a_measured_imbalance_takes_the_place_of_the_range():
-    balanced, skewed = (json.loads(plan(*FLAGSHIP, "--json", "--imbalance", i).stdout) for i in (1.0, 2.0))
+    whole = (*FLAGSHIP, "--json", "--recompute", "non_reentrant")
+    balanced, skewed = (json.loads(plan(*whole, "--imbalance", i).stdout) for i in (1.0, 2.0))
     assert skewed["peak_gib"] > balanced["peak_gib"] + 3
     for name in ("optimistic", "expected", "conservative"):
         assert skewed["time"][name]["step_s"] > 1.2 * balanced["time"][name]["step_s"]
+
+
+def test_a_plan_says_what_is_kept_and_in_how_many_parts_tokens_travel():
+    text = plan(*FLAGSHIP).stdout
+    recipe = json.loads((ROOT / "ds_configs/a100_256.json").read_text())["recipe"]
+    assert (
+        f"kept        {recipe['kept_gib']:g} GiB of results that are not computed again: attention of 24 layers" in text
+    )
+    assert f"exchanges   of an MoE layer in {recipe['exchange_parts']} parts" in text
+    again = plan(*FLAGSHIP, "--recompute", "non_reentrant").stdout
+    assert "kept  " not in again
+    values = json.loads(plan(*FLAGSHIP, "--json").stdout)
+    assert {name: values[name] for name in recipe} == recipe
+    assert values["kept_layers"]["attention"] == 24
+
+
+@pytest.fixture
+def calibration(tmp_path):
+    """The file of an H200 whose matmuls, grouped GEMM and whole steps were measured."""
+    path = tmp_path / "h200.json"
+    constants = {"matmul_efficiency": 0.82, "grouped_gemm": 0.7, "run_efficiency": 0.8}
+    path.write_text(json.dumps({
+        "format": 2, "gpu": "h200", "device": "NVIDIA H200", "date": "2026-11-28", "commit": "abcdef0123456789", "dirty": False,
+        "driver": None, "packages": {"torch": "2.11.0"}, "constants": constants, "steps": {"ours, ZeRO-3": 1.5},
+    }))  # fmt: skip
+    return path
+
+
+def test_a_calibrated_plan_says_what_was_measured_on_what_and_when(calibration):
+    done = plan(*FLAGSHIP, "--calibration", calibration)
+    assert done.returncode == 0, done.stderr
+    for words in ("256 x h200", "measured on 1 x NVIDIA H200, 2026-11-28, commit abcdef012345; torch 2.11.0",
+                  "share of the bf16 peak            0.82      0.74", "long attention, share of the bf16 peak             -      0.58",
+                  "of other steps: 1.50 (ours, ZeRO-3)", "one GPU was measured, not 256: NVLink, the network"):  # fmt: skip
+        assert words in done.stdout, words
+    measured = json.loads(plan(*FLAGSHIP, "--calibration", calibration, "--json").stdout)
+    assert measured["gpu"] == "h200"
+    assert measured["calibration"]["constants"]["grouped_gemm"] == {"measured": 0.7, "assumed": 0.8}
+    assert measured["calibration"]["constants"]["hbm_efficiency"] == {"measured": None, "assumed": 0.75}
+    assert measured["calibration"]["date"] == "2026-11-28"
+    assert measured["time"]["expected"]["assumptions"]["compute"] == pytest.approx(0.8)
+    assumed = json.loads(plan(*FLAGSHIP, "--gpu", "h200", "--json").stdout)
+    assert "calibration" not in assumed
+    assert measured["peak_gib"] == assumed["peak_gib"]
+    assert measured["collectives"] == assumed["collectives"]
+    assert measured["time"]["expected"]["compute_s"] != assumed["time"]["expected"]["compute_s"]
+
+
+def test_a_calibrated_search_and_the_recipes_own_choice(calibration):
+    small = (*MODEL, "--gpus", 16, "--zero", 1, "--ep", 8, "--global-batch-tokens", "1M", "--calibration", calibration)
+    searched = plan(*small, "--search")
+    assert "measured on 1 x NVIDIA H200" in searched.stdout
+    assert json.loads(plan(*small, "--search", "--json").stdout)["plan"]["calibration"]["gpu"] == "h200"
+    assert "measured on 1 x NVIDIA H200" in plan(*small).stdout
+
+
+def test_a_calibration_of_another_gpu_is_refused(calibration):
+    done = plan(*FLAGSHIP, "--gpu", "h100", "--calibration", calibration)
+    assert done.returncode == 2
+    assert "was measured on a GPU of type h200, and --gpu is h100; leave --gpu out" in done.stderr
+    assert plan(*FLAGSHIP, "--gpu", "h200", "--calibration", calibration).returncode == 0
 
 
 def test_without_a_ds_config_the_recipes_own_choice_is_planned(tmp_path):
@@ -110,8 +172,19 @@ def first_choice(done) -> str:
         ((*FLAGSHIP[:-1], "slow"), "--interconnect slow is not understood"),
         ((*FLAGSHIP, "--gpu", "a100"), "choose one of a100-40gb, a100-80gb"),
         ((*FLAGSHIP, "--seq", 16384), "lower --seq"),
+        ((*FLAGSHIP, "--imbalance", "2"), "set recipe.kept_gib 20"),
         ((*FLAGSHIP, "--recompute", "none"), "set train_micro_batch_size_per_gpu 2"),
         ((*FLAGSHIP, "--write", "x.json"), "the given one is already written"),
+        (
+            (*MODEL, "--search", "--gpus", 64, "--write", "/dev/null/x.json"),
+            "--write /dev/null/x.json cannot be written",
+        ),
+        ((*FLAGSHIP, "--calibration", "nope.json"), "nope.json does not exist"),
+        ((*FLAGSHIP, "--calibration", "ds_configs/a100_256.json"), "is not a calibration file"),
+        (
+            (*MODEL, "--cpu-ranks", 4, "--write", "x.json", "--calibration", "y.json"),
+            "--calibration does not go with --cpu-ranks",
+        ),
         ((*FLAGSHIP, "--imbalance", "0.5"), "--imbalance 0.5 is below 1"),
         ((*MODEL, "--search", "--gpus", 60), "multiple of 8"),
         ((*MODEL, "--search", "--gpus", 64, "--ep", 7), "no expert-parallel size of 7 divides"),
@@ -138,3 +211,17 @@ def test_a_ds_config_whose_experts_do_not_divide_is_refused(tmp_path):
     done = plan(*MODEL, "--ds-config", tmp_path / "ds.json")
     assert done.returncode == 2
     assert "does not divide the model's 96 routed experts; choose a divisor" in done.stderr
+
+
+def test_one_node_and_a_small_model_are_written_as_they_are():
+    done = plan("--model", "recipe/configs/models/tiny", "--ds-config", "ds_configs/cpu_2.json", "--seq", 128)
+    model, cluster = done.stdout.splitlines()[:2]
+    assert model == "model       2.39M parameters, 1.73M active"
+    assert cluster == "cluster     2 x a100-80gb, 1 node"
+
+
+def test_a_model_that_fits_no_choice_needs_more_than_another_setting():
+    done = plan(*MODEL, "--gpus", 8)
+    assert done.returncode == 2
+    assert "use more GPUs" in done.stderr
+    assert "; set " not in done.stderr

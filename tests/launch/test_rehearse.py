@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from launch import rehearse as script
+from recipe.base.ds_config import RecipeSection, load_ds_config
+from recipe.base.hardware import cluster_of
+from recipe.base.model_shape import load_model_shape
 from recipe.planner.search import shipped
+from recipe.planner.workload import RunFacts, Workload
 from tests.conftest import ROOT, run_forked, run_python
 
 MODELS = ROOT / "recipe/configs/models"
@@ -22,7 +27,40 @@ def test_the_quickstarts_ds_config_is_rehearsed():
     done = rehearse("--ds-config", "ds_configs/cpu_2.json", "--model", MODELS / "tiny")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "cut to fit this machine: 2 of 4 layers" in done.stdout
+    assert "recompute non_reentrant; exchanges of tokens in 1 part\n" in done.stdout
     assert "the engine does what is planned" in done.stdout
+    assert "is deprecated" not in done.stderr
+    phases = re.findall(r"^rehearse: +[\d.ms ]+  (.*)$", done.stderr, re.M)
+    starts = ("ds_configs/cpu_2.json with ", "building the engine as rank 0 of 2, ", "step 1 of 3, ", "step 2 of 3, ",
+              "step 3 of 3, which is counted; micro-batches: 1, sequences of each: 8", "comparing with the plan")  # fmt: skip
+    assert len(phases) == len(starts), done.stderr
+    assert all(phase.startswith(start) for phase, start in zip(phases, starts, strict=True)), phases
+
+
+@pytest.mark.parametrize(
+    ("recipe", "recompute", "line"),
+    [
+        ({}, "non_reentrant", "recompute non_reentrant; exchanges of tokens in 1 part"),
+        (
+            {"kept_gib": 2.5e-4, "exchange_parts": 2}, "selective",
+            "recompute selective, which keeps attention of 4 layers, attention_projection of 4 layers, gate_up of 4 layers, "
+            "query_key_value of 4 layers, shared_gate_up of 4 layers, rows of 4 layers within recipe.kept_gib 0.00025; exchanges of "
+            "tokens in 2 parts",
+        ),
+        ({"kept_gib": 2.5}, "reentrant", "recompute reentrant, which leaves recipe.kept_gib 2.5 unused; exchanges of tokens in 1 part"),
+    ],
+)  # fmt: skip
+def test_the_report_says_what_is_kept_as_the_ds_config_has_it(recipe, recompute, line):
+    ds = load_ds_config("ds_configs/cpu_2.json")[0].model_copy(update={"recipe": RecipeSection(**recipe)})
+    work = Workload(load_model_shape(MODELS / "tiny"), cluster_of("a100-80gb", 2, None), ds, RunFacts(1, recompute))
+    assert script._recomputed(work) == line
+    assert recompute == "reentrant" or script.recompute_for(ds) == recompute
+
+
+def test_every_mode_can_be_rehearsed():
+    words = ["--ds-config", "ds_configs/cpu_2.json", "--model", "m", "--recompute"]
+    assert script.RECOMPUTES == ("none", "reentrant", "non_reentrant", "selective")
+    assert [script.parse([*words, mode]).recompute for mode in script.RECOMPUTES] == list(script.RECOMPUTES)
 
 
 @pytest.mark.slow

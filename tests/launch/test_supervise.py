@@ -18,13 +18,15 @@ from typing import Any, NoReturn
 import pytest
 
 from launch import supervise as module
-from launch.supervise import Supervisor, end_group, signal_group
+from launch.cluster.process_groups import processes_of, signal_group
+from launch.supervise import Supervisor, end_group
 from recipe.base.errors import UserError
 from recipe.base.files import append_json, write_json
 from recipe.base.ranks import RESTART, STOP_SIGNALS
 from recipe.run.checkpoint_files import SCHEMA, VERSION, topology
 from recipe.run.folder import RunFolder
 from recipe.run.heartbeats import Heartbeat, write_heartbeat
+from recipe.run.kept_budget import KeptBudget
 from recipe.training.stopping import StopRequest
 from tests.conftest import ROOT
 from tests.recipe.run.test_locks import HOLD
@@ -104,7 +106,9 @@ def test_a_signal_while_the_inputs_are_checked_ends_it_at_once(number, tmp_path)
     assert process.stdout is not None
     process.stdout.readline()
     process.send_signal(number)
-    assert process.wait(20) == RESTART
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == RESTART
+    assert output == f"supervisor: {number.name}: stopped before anything was started\n"
     assert not (tmp_path / "run").exists()
 
 
@@ -133,14 +137,21 @@ def test_a_stop_between_two_starts_ends_it_with_75(tmp_path):
     process = supervise(tmp_path, READY + "sys.exit(1)", "--backoff", 60)
     until(tmp_path / "events.jsonl")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == RESTART
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == RESTART
+    assert "supervisor: SIGTERM: stopping; no ranks run now\n" in output
 
 
 def test_ranks_that_train_are_asked_and_not_ended(tmp_path):
     process = supervise(tmp_path, TRAINS)
     until(tmp_path / "launched")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == RESTART
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == RESTART
+    assert (
+        "supervisor: SIGTERM: the ranks finish their step, save and stop; a second signal ends them at once" in output
+    )
+    assert "supervisor: stopped as asked, before the end of the schedule; the same command continues it from" in output
     events = [json.loads(line)["event"] for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert events == ["started", "stopped"]
     assert not (tmp_path / "stop").exists()
@@ -232,10 +243,11 @@ def begin(supervisor: Supervisor, **event: object) -> None:
     append_json(supervisor.run_dir / "events.jsonl", {"attempt": supervisor._attempts(), "time": time.time(), **event})
 
 
-def save(supervisor: Supervisor, step: int) -> None:
+def save(supervisor: Supervisor, step: int, **train_state: int) -> None:
     topology_here = topology(world_size=2, autoep_size=1, zero_stage=3)
     path = supervisor.run_dir / "checkpoints" / f"step_{step:08d}" / "manifest.json"
-    write_json(path, {"schema": SCHEMA, "version": VERSION, "topology": topology_here})
+    facts = {"schema": SCHEMA, "version": VERSION, "topology": topology_here, "train_state": train_state}
+    write_json(path, facts)
 
 
 def nothing() -> None:
@@ -258,6 +270,52 @@ def test_a_checkpoint_starts_the_count_of_stalls_again(checked):
     with pytest.raises(UserError, match="2 starts in a row"):
         supervisor.run()
     assert len(launches.words) == 4  # a stall, an advance, two stalls
+
+
+def test_an_attempt_ends_at_no_step_before_its_newest_checkpoint(checked):
+    supervisor = in_process(checked)
+
+    def save_and_die(step: int, beat: int) -> None:
+        begin(supervisor, event="started")
+        save(supervisor, step)
+        (supervisor.run_dir / "heartbeats").mkdir(exist_ok=True)
+        beat_of = Heartbeat(0, "h", 1, supervisor._attempts(), beat, "forward", 1, 1)
+        write_heartbeat(supervisor.run_dir / "heartbeats", beat_of)
+
+    Launches(
+        supervisor,
+        (1, lambda: save_and_die(4, beat=3)), (1, lambda: save_and_die(8, beat=12)), (0, lambda: begin(supervisor, event="finished")),
+    )  # fmt: skip
+    assert supervisor.run() == 0
+    ends = [e for e in events(supervisor) if e["event"] == "attempt_ended"]
+    assert [(e["step"], e["lost_steps"]) for e in ends] == [(4, 0), (11, 3)]
+
+
+def test_after_a_spike_the_next_start_is_said_to_go_on_before_it(checked, capsys):
+    supervisor = in_process(checked)
+
+    def spike() -> None:
+        begin(supervisor, event="rewind", message="a spike")
+        for step in (4, 8):
+            save(supervisor, step, rewinds=0)
+        RunFolder(supervisor.run_dir, 1).order_rewind(1, before_step=6, sequences=0, message="a spike")
+
+    Launches(supervisor, (RESTART, spike), (0, lambda: begin(supervisor, event="finished")))
+    assert supervisor.run() == 0
+    told = capsys.readouterr().out
+    assert "supervisor: attempt 1 ended at step 8 with exit code 75: a spike\n" in told
+    assert "supervisor: attempt 2 starts now, from the checkpoint of step 4\n" in told
+    assert told.count("from the checkpoint of step 4\n") == 2
+
+
+def test_a_hostfile_is_refused_together_with_the_inputs(tmp_path, monkeypatch):
+    def refused(*_: object, **__: object) -> NoReturn:
+        raise UserError("c: no such key")
+
+    monkeypatch.setattr(module, "check_job", refused)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(UserError, match=r"hosts cannot be read .*\nc: no such key"):
+        Supervisor(module.parse(["--hostfile", str(tmp_path / "hosts"), *ARGUMENTS[2:]]))
 
 
 def test_a_second_attempt_gets_what_is_left_of_the_time_limit(checked):
@@ -289,11 +347,36 @@ def test_out_of_memory_halves_the_micro_batch_of_the_next_attempt(checked):
     assert stepped_down == {**DS_RAW, "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 6}
 
 
-def test_a_host_that_fails_twice_gives_way_to_a_spare(checked, tmp_path, monkeypatch):
+def test_out_of_memory_lowers_what_is_kept_before_it_halves_the_micro_batch(checked, capsys, monkeypatch):
+    supervisor = in_process(checked, "--step-down-on-oom", "--max-stalls", "1")
+    budgets = iter([KeptBudget(8.0, 8.0, 4.0), KeptBudget(8.0, 4.0, 0.0), KeptBudget(8.0, 0.0, 0.0)])
+    monkeypatch.setattr(module, "next_budget", lambda run_dir, job: next(budgets))
+
+    def run_out_of_memory() -> None:
+        begin(supervisor, event="started")
+        folder = RunFolder(supervisor.run_dir, supervisor._attempts())
+        folder.record_failure("out_of_memory", "no memory", rank=1, host="h")
+
+    fails, ends = (1, run_out_of_memory), (0, lambda: begin(supervisor, event="finished"))
+    launches = Launches(supervisor, fails, fails, fails, ends)
+    assert supervisor.run() == 0
+    assert [Path(path).name for path in launches.of("--deepspeed_config")] == [
+        "d",
+        "d",
+        "d",
+        "ds_config.stepped_down.json",
+    ]
+    told = capsys.readouterr().out
+    for gib in ("4", "0"):
+        assert told.count(f"supervisor: the next attempt keeps at most {gib} GiB of recomputed layers' results") == 1
+
+
+def test_a_host_that_fails_twice_gives_way_to_a_spare(checked, tmp_path, monkeypatch, capsys):
     hostfile = tmp_path / "hosts"
     hostfile.write_text("a slots=1\nb slots=1\nc slots=1\n")
     words = ["--hostfile", str(hostfile), *ARGUMENTS[2:], "--backoff", "0", "--max-stalls", "9"]
     monkeypatch.setattr("launch.cluster.allocation.Hosts.lost", lambda self, hosts: [])
+    monkeypatch.setattr("launch.cluster.allocation.Hosts.check_programs", lambda self: None)
     monkeypatch.setenv("DS_ENV_FILE", "")  # the command sets it
     supervisor = Supervisor(module.parse(words))
 
@@ -314,6 +397,18 @@ def test_a_host_that_fails_twice_gives_way_to_a_spare(checked, tmp_path, monkeyp
     assert [(e["kind"], e["rank"], e["host"], e["excluded_hosts"]) for e in ends] == [
         ("error", 1, "b", []), ("error", 1, "b", ["b"]),
     ]  # fmt: skip
+    told = [line.removeprefix("supervisor: ") for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in told if not line.startswith("command: ")][:8] == [
+        "attempt 1 starts 2 ranks on 2 hosts (a, b), from the beginning, since there is no checkpoint",
+        "attempt 1 ended with exit code 1: broken",
+        "host b is left out when it fails once more",
+        "attempt 2 starts now, from the beginning, since there is no checkpoint",
+        "attempt 2 starts 2 ranks on 2 hosts (a, b), from the beginning, since there is no checkpoint",
+        "attempt 2 ended with exit code 1: broken",
+        "host b is left out from now on, since it failed twice",
+        "attempt 3 starts now, from the beginning, since there is no checkpoint",
+    ]
+    assert told[-1].startswith("the schedule is done, ")
 
 
 def once_launched(supervisor: Supervisor, act: Callable[[], object]) -> None:
@@ -383,7 +478,7 @@ def test_no_rank_outlives_a_supervisor_that_fails(supervisor, monkeypatch):
     monkeypatch.setattr(supervisor, "_look_for_a_stop", fail)
     with pytest.raises(KeyError):
         supervisor._run_group(command(SLEEPS, supervisor.run_dir))
-    assert module.processes_of(groups[0]) == []
+    assert processes_of(groups[0]) == []
 
 
 def test_a_folder_that_the_ranks_would_refuse_is_refused_before_its_checkpoint_is_written_anew(checked, tmp_path):
@@ -438,29 +533,88 @@ def test_times_to_wait_are_numbers_of_seconds(option):
             module.parse([*ARGUMENTS, f"{option}={text}"])
 
 
-SLURM = """#!/usr/bin/env bash
-[[ $1 == requeue ]] || exit 9
-echo "requeued $2"
-"""
+# Slurm's commands as stand-ins that say what they are asked; `waiting` is a file where a job of the chain waits.
+SLURM = {
+    "scontrol": '[[ $1 == requeue ]] || exit 9; echo "requeued $2"; [[ ! -f cannot ]]',
+    "squeue": '[[ "$*" == "--noheader --states=PENDING --jobs=7" ]] || exit 9; [[ ! -f silent ]] || exit 1; [[ ! -f waiting ]] || cat waiting',
+    "scancel": 'echo "scancel $*"',
+}
+
+
+@pytest.fixture
+def job_script(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the job's script alone: Slurm's commands and Python are stand-ins."""
+
+    def run(python: str, *, array: bool = False, environment: str = "") -> subprocess.CompletedProcess[str]:
+        (tmp_path / "launch").mkdir()
+        (tmp_path / "launch" / "env.sh").write_text(environment)
+        for name, text in {**SLURM, "python": python}.items():
+            (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+            (tmp_path / name).chmod(0o755)
+        job = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7"}
+        job |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"} if array else {}
+        others = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
+        return subprocess.run(
+            ["bash", ROOT / "launch/train.slurm"],
+            env={**others, **job, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+            capture_output=True, text=True, check=False, timeout=15,
+        )  # fmt: skip
+
+    return run
 
 
 @pytest.mark.parametrize("moment", ["before the supervisor", "before it has a number", "as it starts"])
-def test_a_slurm_job_that_is_told_its_limit_before_it_trains_is_requeued(moment, tmp_path):
-    """The job's script alone: Slurm's commands and Python are stand-ins."""
-    (tmp_path / "launch").mkdir()
-    told = 'kill -USR2 "$PPID"' if moment == "as it starts" else ":"
+def test_a_slurm_job_that_is_told_its_limit_before_it_trains_is_requeued(moment, job_script):
     moments = {
         "before the supervisor": "kill -USR2 $$\n",
         "before it has a number": """trap '[[ $BASH_COMMAND != supervisor=* ]] || kill -USR2 $$' DEBUG\n""",
     }
-    (tmp_path / "launch" / "env.sh").write_text(f'export PATH="{tmp_path}:$PATH"\n' + moments.get(moment, ""))
-    for name, text in (("scontrol", SLURM), ("python", f"#!/usr/bin/env bash\n{told}\nexec sleep 20\n")):
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    job = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7"}
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
-    done = subprocess.run(
-        ["bash", ROOT / "launch/train.slurm"],
-        env={**environment, **job}, capture_output=True, text=True, check=False, timeout=15,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, "requeued 7\n"), done.stderr
+    told = 'kill -USR2 "$PPID"' if moment == "as it starts" else ":"
+    done = job_script(f"{told}\nexec sleep 20", environment=moments.get(moment, ""))
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "requeued 7"), done.stderr
+
+
+CANCELLED = "scancel --state=PENDING 7"
+
+
+def test_a_job_without_an_environment_does_not_start_the_supervisor_and_ends_its_chain(job_script, tmp_path):
+    (tmp_path / "waiting").write_text("7_[2-9%1] PD\n")
+    done = job_script("echo started", array=True, environment="return 2")
+    assert (done.returncode, "started" in done.stdout, CANCELLED in done.stdout) == (2, False, True)
+
+
+def test_a_chain_of_which_slurm_does_not_tell_is_cancelled_all_the_same(job_script, tmp_path):
+    (tmp_path / "silent").touch()
+    assert CANCELLED in job_script("exit 2", array=True).stdout
+
+
+@pytest.mark.parametrize(
+    ("array", "waiting", "supervisor", "job", "log"),
+    [
+        (True, True, 75, 0, ["the run is not done; the next job of array 7 continues it"]),
+        (True, False, 75, 75, ["the run is not done, and no job of array 7 waits; run the same sbatch command again"]),
+        (True, True, 0, 0, ["the run is done; no other job of array 7 is needed", CANCELLED]),
+        (True, False, 0, 0, ["the run is done"]),
+        (True, True, 2, 2, ["the run cannot go on before the error above is mended", CANCELLED]),
+        (True, True, 1, 1, ["the supervisor ended with code 1, which is not one of its own"]),
+        (False, False, 75, 0, ["the run is not done; job 7 goes back into the queue", "requeued 7"]),
+        (False, False, 0, 0, []),
+        (False, False, 2, 2, []),
+    ],
+)
+def test_a_job_ends_as_slurm_should_show_it_and_its_log_says_how_the_run_stands(
+    array, waiting, supervisor, job, log, job_script, tmp_path
+):
+    if waiting:
+        (tmp_path / "waiting").write_text("7_[2-9%1] PD\n")
+    done = job_script(f"exit {supervisor}", array=array)
+    assert done.returncode == job
+    assert all(line in done.stdout + done.stderr for line in log)
+    assert (CANCELLED in done.stdout) == (CANCELLED in log)
+
+
+def test_a_job_that_slurm_does_not_requeue_says_so(job_script, tmp_path):
+    (tmp_path / "cannot").touch()
+    done = job_script("exit 75")
+    assert done.returncode == 75
+    assert "Slurm did not requeue job 7 (see above); run the same sbatch command again to continue" in done.stderr

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from launch.cluster.checks import GPU_CHECKS, HOST_CHECKS, judge
+from launch.cluster.speeds import slow_disks
 
 GPU = {
     "name": "NVIDIA A100-SXM4-80GB",
@@ -38,7 +39,8 @@ def host(**changes: Any) -> dict[str, Any]:
 
 def judged(**changes: Any) -> dict[str, list[str]]:
     """What is wrong with three hosts, of which b has other facts."""
-    return judge({"a": host(), "b": host(**changes), "c": host()}, SLOTS, 500)
+    facts = {"a": host(), "b": host(**changes), "c": host()}
+    return judge(facts, SLOTS, 500) | slow_disks(facts)
 
 
 def gpus(**changes: str) -> list[dict[str, str]]:
@@ -76,7 +78,12 @@ def test_a_host_that_differs_is_named_with_what_to_do(check, changes, message):
 
 def test_every_check_has_a_case():
     checks = {check.name for check in (*HOST_CHECKS, *GPU_CHECKS)}
-    assert {name for name, _, _ in CASES} == checks | {"number of GPUs", "versions"}
+    assert {name for name, _, _ in CASES} == checks | {
+        "number of GPUs",
+        "versions",
+        "speed of writes",
+        "speed of reads",
+    }
 
 
 @pytest.mark.parametrize(
@@ -98,7 +105,12 @@ def test_a_host_just_within_the_limits_is_good(changes):
 
 
 def test_of_two_hosts_neither_is_the_slow_one():
-    assert judge({"a": host(), "b": host(write_mb_per_s=1.0, read_mb_per_s=1.0)}, SLOTS, 500) == {}
+    assert slow_disks({"a": host(), "b": host(write_mb_per_s=1.0, read_mb_per_s=1.0)}) == {}
+
+
+def test_disks_that_scatter_are_not_told_apart():
+    speeds = {"a": 900.0, "b": 300.0, "c": 650.0, "d": 1400.0}
+    assert slow_disks({name: host(write_mb_per_s=speed) for name, speed in speeds.items()}) == {}
 
 
 def test_hosts_without_gpus_need_less_shared_memory():

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from launch.cluster.decision import Decision, End, Failure, Outcome, Rules, decide, incident_in, outcome_of
-from launch.cluster.incidents import CAUSES, Incident
+from launch.cluster.incidents import Incident
 from recipe.base.ranks import RESTART
+from recipe.run.records import CAUSES
 
 STARTED, FINISHED = {"event": "started"}, {"event": "finished"}
 REWIND = {"event": "rewind", "message": "back to step 4"}
@@ -60,7 +61,7 @@ def test_what_an_end_tells_without_the_ranks_records():
     assert incident_in(End(75, True, REWIND, False)) == Incident("rewind", "back to step 4")
     assert incident_in(End(75, True, stopped("signal"), False)) == Incident("stopped", "stopped")
     assert incident_in(End(1, False, {}, False)) == Incident(
-        "unknown", "the launcher ended with code 1 before the run began"
+        "unknown", "the ranks ended before the run began, and only the log says why"
     )
 
 
@@ -94,12 +95,18 @@ def failure(kind: str, *, stalls: int = 0, **more: Any) -> Failure:
         (
             failure("error", stalls=3),
             RULES,
-            Decision(4, give_up="4 starts in a row ended without a new checkpoint, the last: why; look at runs/a"),
+            Decision(
+                4,
+                give_up="4 starts in a row ended without a new checkpoint, the last: why; look at the log and at events.jsonl in runs/a",
+            ),
         ),
         (
             failure("killed"),
             replace(RULES, max_stalls=0),
-            Decision(1, give_up="1 starts in a row ended without a new checkpoint, the last: why; look at runs/a"),
+            Decision(
+                1,
+                give_up="1 starts in a row ended without a new checkpoint, the last: why; look at the log and at events.jsonl in runs/a",
+            ),
         ),
         # Out of memory.
         (failure("out_of_memory"), RULES, Decision(1, 20.0)),
@@ -111,6 +118,11 @@ def failure(kind: str, *, stalls: int = 0, **more: Any) -> Failure:
                 1, give_up="out of memory with a micro-batch that cannot be halved; see the suggestions in the log"
             ),
         ),
+        # A run that keeps less after it gives way to nothing else, and has not stalled: it keeps nothing in the end.
+        (failure("out_of_memory", kept_gib=9.5), RULES, Decision(0, 10.0, kept_gib=9.5)),
+        (failure("out_of_memory", kept_gib=0.0, stalls=3), STEP_DOWN, Decision(3, 80.0, kept_gib=0.0)),
+        (failure("out_of_memory", kept_gib=9.5, stalls=3, advanced=True), RULES, Decision(0, 10.0, kept_gib=9.5)),
+        (failure("out_of_memory", kept_gib=9.5, code=2), RULES, Decision(1, give_up="not restarted: why")),
         (failure("error"), STEP_DOWN, Decision(1, 20.0, blame=3)),
         # Hosts that compute other bits.
         (failure("corruption", bad_hosts=frozenset("b")), RULES, Decision(1, 20.0, leave_out=frozenset("b"))),

@@ -17,6 +17,7 @@ import pytest
 from launch.cluster import allocation as places
 from launch.cluster.allocation import Hosts, SlurmNodes, ThisHost
 from launch.cluster.environment import deepspeed_env, forwarded
+from launch.cluster.hosts import deepspeed_launcher
 from launch.cluster.launcher_options import launcher_options
 from recipe.base.errors import UserError
 
@@ -115,9 +116,10 @@ def test_arguments_arrive_on_this_host_and_in_slurms_steps_as_they_were_typed(tm
     with monkeypatch.context() as patch:
         patch.setattr(sys, "executable", str(stub))
         words = place.command(2) + place.typed(["train.py", *TYPED])
-    task = words[words.index("bash") :]  # what srun executes, without a shell of its own
+    task = words[words.index("env") :]  # what srun executes, without a shell of its own
     done = subprocess.run(task, capture_output=True, text=True, check=True, env={**os.environ, "SLURM_NODEID": "1"})
-    argv, _ = json.loads(done.stdout)
+    argv, environment = json.loads(done.stdout)
+    assert environment["RECIPE_HOSTS"] == "a:1,b:1"
     assert argv[argv.index("train.py") - 1] == "--node_rank=1"
     assert argv[argv.index("train.py") + 1 :] == TYPED
 
@@ -252,12 +254,13 @@ def test_a_launch_on_this_host_reads_no_hostfile_and_asks_nobody(tmp_path, monke
     monkeypatch.setattr(runner.subprocess, "check_call", ask)
     monkeypatch.setattr(runner.subprocess, "check_output", ask)
     for place in (ThisHost(2, ["--quiet"], tmp_path), Hosts({"localhost": 2}, ["--quiet"], tmp_path)):
-        runner.main([*place.command(2)[1:], "train.py"])
+        words = place.command(2)
+        runner.main([*words[words.index(deepspeed_launcher()) + 1 :], "train.py"])
         world = next(word.partition("=")[2] for word in started.pop() if word.startswith("--world_info="))
         assert json.loads(base64.urlsafe_b64decode(world)) == {"localhost": [0, 1]}
 
 
-def commands_of(place: Hosts, monkeypatch) -> tuple[list[str], list[list[str]]]:
+def commands_of(place: Hosts, monkeypatch, ranks: int = 1) -> tuple[list[str], list[list[str]]]:
     asked: list[list[str]] = []
 
     def answer(words: list[str], timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:
@@ -265,7 +268,16 @@ def commands_of(place: Hosts, monkeypatch) -> tuple[list[str], list[list[str]]]:
         return subprocess.CompletedProcess(words, 0, "", "")
 
     monkeypatch.setattr(places, "run", answer)
-    return place.command(1), asked
+    return place.command(ranks), asked
+
+
+def test_ranks_get_the_hostfiles_names_of_their_hosts(arrive, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    commands_of(Hosts({"10.0.0.1": 1, "gpu-2.cluster": 8}, [], tmp_path), monkeypatch, ranks=9)
+    _, environment = arrive(["train.py"], tmp_path / "deepspeed_env")
+    assert environment["RECIPE_HOSTS"] == "10.0.0.1:1,gpu-2.cluster:8"
+    words, _ = commands_of(Hosts({"localhost": 1}, [], tmp_path), monkeypatch)
+    assert words[:2] == ["env", "RECIPE_HOSTS=localhost:1"]
 
 
 def test_a_lone_host_is_reached_over_ssh_unless_it_is_this_one(tmp_path, monkeypatch):
