@@ -23,12 +23,12 @@ from torch import nn
 from recipe.base.errors import UserError
 from recipe.base.files import flush_file, rename_folder, write_json, write_text
 from recipe.base.model_shape import ModelShape
-from recipe.base.output_paths import check_output_folder
+from recipe.base.output_paths import check_export_folder, partial_export
 from recipe.base.routing_settings import Routing
 from recipe.checkpoints.fingerprints import Fingerprints, described, engine_fingerprints, folder_fingerprints
-from recipe.engine.autoep import MATRICES, AutoEPMoELayer, interchange_name, moe_layers
 from recipe.engine.collectives import any_rank, from_first_rank
 from recipe.engine.deepspeed_private import full_shape, is_partitioned
+from recipe.engine.moe.autoep import MATRICES, AutoEPMoELayer, interchange_name, moe_layers
 from recipe.huggingface.architectures import (
     EXPERT_BIAS,
     Architecture,
@@ -59,11 +59,7 @@ class Export:
 
     @property
     def partial(self) -> Path:
-        return _partial(self.output)
-
-
-def _partial(output: Path) -> Path:
-    return output.with_name(output.name + ".partial")
+        return partial_export(self.output)
 
 
 def check_exportable(shape: ModelShape, tokenizer: Path, output: Path) -> Architecture:
@@ -80,12 +76,6 @@ def check_exportable(shape: ModelShape, tokenizer: Path, output: Path) -> Archit
     architecture = export_architecture(shape)
     check_tokenizer_export(tokenizer)
     return architecture
-
-
-def check_export_folder(output: Path) -> None:
-    if output.exists():
-        raise UserError(f"--output {output} exists; choose a new folder")
-    check_output_folder("--output", _partial(output))
 
 
 def check_bias_has_place(architecture: Architecture, routing: Routing, steps: int) -> None:
@@ -118,10 +108,15 @@ def _no_place_for_bias(architecture: Architecture, reason: str) -> UserError:
     )
 
 
-def export_hf(engine: deepspeed.DeepSpeedEngine, export: Export) -> None:
+def export_hf(
+    engine: deepspeed.DeepSpeedEngine, export: Export, file_is_done: Callable[[], None] = lambda: None
+) -> None:
     """Write `export.output`, which appears only when complete. Called by all ranks together, after `check_exportable`.
 
     What was written is read again, and has to be what the engine holds, expert by expert.
+
+    Args:
+        file_is_done: called after each of the `number_of_files`.
 
     Raises:
         UserError: on all ranks: the disk is full, the biases have no place, or a file does not hold the engine's weights;
@@ -132,7 +127,7 @@ def export_hf(engine: deepspeed.DeepSpeedEngine, export: Export) -> None:
     expected = engine_fingerprints(engine)
     from_first_rank(lambda: _begin(export.partial))
     try:
-        file_of, total_bytes = _write_weights(engine, architecture, export, expected)
+        file_of, total_bytes = _write_weights(engine, architecture, export, expected, file_is_done)
         dtype = next(engine.module.parameters()).dtype
         from_first_rank(lambda: _finish(export, file_of, total_bytes, str(dtype).removeprefix("torch.")))
     except Exception:
@@ -147,7 +142,11 @@ def _begin(folder: Path) -> None:
 
 
 def _write_weights(
-    engine: deepspeed.DeepSpeedEngine, architecture: Architecture, export: Export, expected: Fingerprints
+    engine: deepspeed.DeepSpeedEngine,
+    architecture: Architecture,
+    export: Export,
+    expected: Fingerprints,
+    file_is_done: Callable[[], None],
 ) -> tuple[dict[str, str], int]:
     """Write a file for each part of the model.
 
@@ -158,6 +157,7 @@ def _write_weights(
     file_of: dict[str, str] = {}
     written: set[str] = set()
     total_bytes = 0
+    assert len(parts) == number_of_files(export.shape)
     for number, (prefix, module) in enumerate(parts, start=1):
         file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
         pieces = list(_pieces(module, prefix, architecture, export.shape))
@@ -167,6 +167,7 @@ def _write_weights(
         file_of.update((tensor.name, file) for tensor in declared.values())
         total_bytes += sum(tensor.nbytes for tensor in declared.values())
         written |= declared.keys()
+        file_is_done()
     # A bias that the architecture has no place for is zero.
     missing = {name for name in expected.keys() - written if architecture.correction_bias or not is_expert_bias(name)}
     assert not missing, f"the export lacks {sorted(missing)}"
@@ -223,6 +224,11 @@ def _parts(model: Any) -> Iterator[tuple[str, nn.Module]]:
         yield f"model.layers.{number}", layer
     yield "model.norm", model.model.norm
     yield "lm_head", model.lm_head
+
+
+def number_of_files(shape: ModelShape) -> int:
+    """Files of weights: embedding, layers, norm, head."""
+    return shape.num_hidden_layers + 3
 
 
 @dataclass(frozen=True)

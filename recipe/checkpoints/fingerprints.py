@@ -23,7 +23,6 @@ import torch.distributed as dist
 from torch import nn
 
 from recipe.base.errors import UserError
-from recipe.engine.autoep import MATRICES, AutoEPMoELayer, interchange_name
 from recipe.engine.collectives import from_first_rank
 from recipe.engine.deepspeed_private import (
     full_size,
@@ -32,6 +31,7 @@ from recipe.engine.deepspeed_private import (
     master_parts,
     padded_partition,
 )
+from recipe.engine.moe.autoep import MATRICES, AutoEPMoELayer, interchange_name
 from recipe.huggingface.architectures import EXPERT_MATRIX, is_expert_bias
 
 Fingerprints = dict[str, int]  # by the names of the interchange layout

@@ -62,7 +62,8 @@ class Snapshot(TorchCheckpointEngine):
         if not later:
             self.beside()
             return True
-        if later[0][1].is_cuda:
+        # Some, if not all: DeepSpeed keeps a few tensors of its own on the host.
+        if any(source.is_cuda for _, source in later):
             stream = self._stream = self._stream or torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):

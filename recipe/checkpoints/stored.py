@@ -22,7 +22,7 @@ from recipe.checkpoints.unpickling import only_known_classes
 from recipe.engine.collectives import from_first_rank, gathered
 from recipe.engine.deepspeed_private import autoep_size
 from recipe.run import checkpoint_files as on_disk
-from recipe.run.folder import NO_ORDERS, SUSPECT, Orders
+from recipe.run.folder import NO_ORDERS, SUSPECT, Orders, left_by
 from recipe.run.identity import EVALUATION, check_identity
 
 FINGERPRINTS = "fingerprints"  # of a manifest; versions before had none
@@ -117,25 +117,12 @@ class StoredCheckpoints:
             return [str(on_disk.find(self.folder, name))]
         checkpoints = on_disk.complete(self.folder)
         for path in list(checkpoints):
-            if (why := self._left_by(path, orders)) is not None:
+            if (why := left_by(path, orders)) is not None:
                 self._set_aside(path, *why)
                 checkpoints.remove(path)
         if not checkpoints and not fall_back:
             on_disk.find(self.folder, None)  # says that there is none
         return [str(path) for path in checkpoints]
-
-    def _left_by(self, path: Path, orders: Orders) -> tuple[str, str, str] | None:
-        """By which order a checkpoint is not gone on from: suffix, event, and what to say."""
-        step, rewind = on_disk.step_of(path), orders.rewind
-        if orders.left_above is not None and step > orders.left_above:
-            return "left", "branch_left", f"{path.name} is of a branch that was left after step {orders.left_above:,}"
-        if rewind is None or step < rewind["before_step"]:
-            return None
-        try:
-            has_seen_it = on_disk.read_manifest(path)["train_state"]["rewinds"] >= rewind["number"]
-        except UserError:
-            return None  # damaged, as will be seen
-        return None if has_seen_it else ("rewound", "checkpoint_rewound", f"{path.name} is of a spike")
 
     def _set_aside(self, path: Path, why: str, event: str, message: str) -> None:
         aside = on_disk.set_aside(path, why)

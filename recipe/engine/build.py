@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -13,10 +15,10 @@ import deepspeed
 import torch
 from torch import nn
 
+from recipe.base.ds_config import DsConfig
 from recipe.base.errors import UserError
 from recipe.base.routing_settings import Routing
 from recipe.base.settings import Compute, Optimizer
-from recipe.engine.autoep import connect, moe_layers, recipe_layers
 from recipe.engine.deepspeed_private import (
     full_shape,
     padded_partition,
@@ -24,19 +26,21 @@ from recipe.engine.deepspeed_private import (
     torch_optimizer,
     zero3_masters,
 )
-from recipe.engine.routing_control import RoutingControl
+from recipe.engine.moe.autoep import connect, divide_exchanges, moe_layers, recipe_layers
+from recipe.engine.moe.routing_control import RoutingControl
 from recipe.huggingface.architectures import is_expert_bias
 from recipe.huggingface.import_weights import Weights
 from recipe.model import RecipeMoeConfig, RecipeMoeForCausalLM
 from recipe.model.fusion import fuse
 from recipe.model.modeling import initialize_parameter
+from recipe.planner.kept import NOTHING, Kept, kept_of
 
 
 def check_compute(compute: Compute) -> None:
     """Refuse what this machine cannot run, before a process group exists.
 
     Raises:
-        UserError: no GPU, flash-attn, or compiler where it is asked for.
+        UserError: no GPU, flash-attn, or compiler where it is asked for, or a flash-attn whose result cannot be kept.
     """
     if compute.compile and torch.cuda.is_available() and importlib.util.find_spec("triton") is None:
         raise UserError("compute.compile needs the package triton on a GPU; install it or set false")
@@ -48,12 +52,35 @@ def check_compute(compute: Compute) -> None:
         raise UserError(f"compute.attention {compute.attention} needs a GPU; set sdpa")
     if compute.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         raise UserError("compute.attention flash_attention_2 needs the package flash-attn; install it or set sdpa")
+    if compute.attention == "flash_attention_2" and compute.recompute == "selective" and not _flash_is_an_operator():
+        raise UserError(
+            "compute.recompute selective needs flash-attn 2.7 or newer, whose kernels are operators that torch sees; install "
+            "it, or set compute.attention sdpa"
+        )
+
+
+def _flash_is_an_operator() -> bool:
+    """Whether flash-attn's forward pass is an operator of torch's, as `recompute.KEPT_OPERATORS` has it.
+
+    Since 2.7 (its README's changes: compatibility with torch.compile).
+    """
+    major, minor = importlib.metadata.version("flash_attn").split(".")[:2]
+    return (int(major), int(minor)) >= (2, 7)
 
 
 def build_model(
-    config: RecipeMoeConfig, ds_raw: dict[str, Any], seed: int, compute: Compute, weights: Weights | None = None
+    config: RecipeMoeConfig,
+    ds_raw: dict[str, Any],
+    seed: int,
+    compute: Compute,
+    weights: Weights | None = None,
+    kept: Kept = NOTHING,
 ) -> RecipeMoeForCausalLM:
-    """The model with its initial weights; under ZeRO-3 each rank keeps its partition from the start."""
+    """The model with its initial weights; under ZeRO-3 each rank keeps its partition from the start.
+
+    Args:
+        kept: results of recomputed layers.
+    """
     zero3 = ds_raw["zero_optimization"]["stage"] == 3
     config._attn_implementation = compute.attention
     with deepspeed.zero.Init(config_dict_or_path=ds_raw) if zero3 else nullcontext():
@@ -72,7 +99,7 @@ def build_model(
                 if is_expert_bias(name):
                     buffer.copy_(weights(name))
     if compute.recompute != "none":
-        model.recompute_layers(use_reentrant=compute.recompute == "reentrant")
+        model.recompute_layers(compute.recompute == "reentrant", kept.of_layer)
     return model
 
 
@@ -118,10 +145,23 @@ def build_engine(
     seed: int,
     optimizer: Optimizer,
     compute: Compute,
+    seq_length: int | None = None,
     weights: Weights | None = None,
+    model_is_built: Callable[[int], None] = lambda parameters: None,
 ) -> deepspeed.DeepSpeedEngine:
-    """Initialise DeepSpeed; the process group must exist. Without `weights` the initial ones are random."""
-    model = build_model(config, ds_raw, seed, compute, weights)
+    """Initialise DeepSpeed; the process group must exist. Without `weights` the initial ones are random.
+
+    Args:
+        seq_length: of training, on which it depends how much fits the budget of `compute.recompute: selective`; None: nothing
+            is kept, for engines that do not train.
+        model_is_built: called with the model's parameters before the engine is made of it.
+    """
+    kept = NOTHING
+    if compute.recompute == "selective" and seq_length is not None:
+        ds = DsConfig.model_validate(ds_raw)
+        kept = kept_of(config.shape(), ds, recompute=compute.recompute, seq_length=seq_length, compiled=compute.compile)
+    model = build_model(config, ds_raw, seed, compute, weights, kept)
+    model_is_built(sum(math.prod(full_shape(parameter)) for parameter in model.parameters()))
 
     def adamw(_: Any) -> torch.optim.Optimizer:
         # Called by the engine after AutoEP has replaced the MoE blocks, so the groups hold what is trained.
@@ -133,6 +173,7 @@ def build_engine(
     be_deterministic(compute.deterministic)
     with recipe_layers():
         engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=ds_raw)
+    divide_exchanges(engine.module, ds_raw.get("recipe", {}).get("exchange_parts", 1))
     if ds_raw["zero_optimization"]["stage"] == 3:
         zero_padding(engine)
     return engine

@@ -1,6 +1,6 @@
 """Load DeepSpeed's shared-memory collective for CPU ranks, built once, under a lock that cannot be left behind.
 
-DeepSpeed compiles it at the first CPU start, about a minute, under torch's `lock` file in the extensions
+DeepSpeed compiles it at the first CPU start, about half a minute, under torch's `lock` file in the extensions
 folder. A process killed meanwhile leaves that file, and every later start waits for it without a word. Here
 ranks load the op under a lock of ours that the kernel frees when its holder dies, before DeepSpeed asks for
 it (which then finds it loaded). A holder that died while loading leaves its mark, and torch's file with it
@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import socket
 import sys
 import threading
 import time
@@ -24,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from recipe.base.errors import UserError
+from recipe.base.ranks import host_name, located, machine_name
 from recipe.engine.deepspeed_private import cpu_op_builder, extension_folder
 from recipe.run.locks import in_turn
 
@@ -54,7 +54,7 @@ def use_own_ninja() -> None:
         os.environ["PATH"] = os.pathsep.join((folder, path))
     if shutil.which("ninja") is None:
         raise UserError(
-            f"there is no ninja on {socket.gethostname()}, which CPU ranks need; pip install ninja into {folder}"
+            f"there is no ninja on {located(host_name(), machine_name())}, which CPU ranks need; pip install ninja into {folder}"
         )
 
 
@@ -68,10 +68,12 @@ def saying_that_it_compiles(library: Path) -> Iterator[None]:
     compiler = (shlex.split(os.environ.get("CXX", "")) or ["c++"])[0]  # as torch does
     if not library.exists() and shutil.which(compiler) is None:
         raise UserError(
-            f"there is no compiler ({compiler}) on {socket.gethostname()}, which CPU ranks need once for {library}; install g++, "
+            f"there is no compiler ({compiler}) on {located(host_name(), machine_name())}, which CPU ranks need once for {library}; install g++, "
             "or start on a host that has one and shares this folder"
         )
-    message = f"compiling DeepSpeed's collective for CPU ranks into {library.parent}, once; about a minute"
+    message = (
+        f"compiling DeepSpeed's collective for CPU ranks into {library.parent}, once; about 30 s on an idle machine"
+    )
     timer = threading.Timer(LOAD_S if library.exists() else 0.0, print, (message,), {"file": sys.stderr, "flush": True})
     timer.daemon = True
     timer.start()
@@ -85,7 +87,11 @@ def clear_leftover(lock: Path, *, holder_died: bool, patience_s: float) -> None:
     """Remove torch's lock file if its owner is gone; wait for one that somebody else may hold."""
     deadline = time.monotonic() + patience_s
     if lock.exists() and not holder_died:
-        print(f"waiting for {lock}, another process builds; delete it if none does", file=sys.stderr, flush=True)
+        print(
+            f"waiting for {lock}, another process compiles it; if no other process runs, delete this file",
+            file=sys.stderr,
+            flush=True,
+        )
         while lock.exists() and time.monotonic() < deadline:
             time.sleep(0.2)
     if lock.exists():

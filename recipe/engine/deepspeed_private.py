@@ -3,8 +3,8 @@
 They are those of DeepSpeed 0.19.8 (setup.cfg pins it for as long as this is so) and torch 2.13. Each stands here once, with
 what breaks when it changes, and has a test that fails then (tests/recipe/engine/test_deepspeed_private.py).
 
-What is below AutoEP's name is used as it is by `recipe/engine/autoep.py`: its layer hands `_forward`, `_finalize_output`,
-`_start_async_split_plan` and `_wait_async_split_plan` down to ours, and its matrices are w1, w2 and w3.
+What is below AutoEP's name is used as it is by `recipe/engine/moe/`: its layer hands `_forward` down to ours, its experts
+`use_grouped_mm`, `use_triton_grouped_mm` and `gate_up_impl`, and their matrices are w1, w2 and w3.
 """
 
 from __future__ import annotations
@@ -23,15 +23,9 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.checkpoint import ds_to_universal
 from deepspeed.module_inject import auto_ep_layer
-from deepspeed.module_inject.auto_ep_layer import (
-    AutoEPMoELayer,
-    SplitPlan,
-    _AllToAllV,
-    compute_split_plan,
-    permute_by_local_expert,
-    unpermute_by_local_expert,
-)
+from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 from deepspeed.moe.ep_count import count_tokens_per_expert
+from deepspeed.moe.ep_experts import GroupedExperts
 from deepspeed.moe.ep_router import TokenChoiceTopKRouter
 from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
@@ -46,16 +40,14 @@ from torch.utils.cpp_extension import _get_build_directory
 
 # What others take from here under these names.
 __all__ = [
-    "STATE_CLASSES", "AutoEPMoELayer", "CheckpointCommitInfo", "SplitPlan", "TokenChoiceTopKRouter", "TorchCheckpointEngine",
-    "TorchDispatchMode", "all_to_all", "autoep_size", "compute_split_plan", "convert_to_universal", "count_tokens_per_expert",
+    "STATE_CLASSES", "AutoEPMoELayer", "CheckpointCommitInfo", "GroupedExperts", "TokenChoiceTopKRouter",
+    "TorchCheckpointEngine", "TorchDispatchMode", "autoep_size", "convert_to_universal", "count_tokens_per_expert",
     "cpu_op_builder", "default_group_timeout", "extension_folder", "fake_store", "full_shape", "full_size", "gradient_norm",
     "is_first_expert_replica", "is_partitioned", "loading_universal", "log_level", "master_parts", "padded_partition",
-    "permute_by_local_expert", "replaced_autoep_classes", "save_by", "split_moe_groups", "state_tensors", "torch_optimizer",
-    "unpermute_by_local_expert", "zero3_masters",
+    "replaced_autoep_classes", "save_by", "split_moe_groups", "state_tensors", "torch_optimizer", "triton_outer_products",
+    "triton_products", "zero3_masters",
 ]  # fmt: skip
 
-# Of deepspeed.module_inject.auto_ep_layer: autograd's all-to-all of rows, (group, rows, input_splits, output_splits).
-all_to_all = _AllToAllV.apply
 # Of deepspeed.moe.utils: from parameter groups to those where the experts of each expert-parallel size are apart.
 split_moe_groups = split_params_into_different_moe_groups_for_optimizer
 # The classes that its checkpoints name: deepspeed.runtime.fp16.loss_scaler and deepspeed.utils.tensor_fragment. When one
@@ -67,18 +59,37 @@ STATE_CLASSES = (DynamicLossScaler, LossScaler, fragment_address)
 
 
 @contextmanager
-def replaced_autoep_classes(router: type[nn.Module], layer: type[nn.Module]) -> Iterator[None]:
+def replaced_autoep_classes(
+    router: type[nn.Module], layer: type[nn.Module], experts: type[nn.Module]
+) -> Iterator[None]:
     """While active, AutoEP builds its layers of these classes.
 
-    It looks up `TokenChoiceTopKRouter` and `AutoEPMoELayer` in deepspeed.module_inject.auto_ep_layer; a version that does not
-    would build its own router, which `recipe.engine.autoep.connect` refuses.
+    It looks up `TokenChoiceTopKRouter`, `AutoEPMoELayer` and `GroupedExperts` in deepspeed.module_inject.auto_ep_layer; a
+    version that does not would build its own, which `recipe.engine.moe.autoep.connect` refuses.
     """
-    original = auto_ep_layer.TokenChoiceTopKRouter, auto_ep_layer.AutoEPMoELayer
-    auto_ep_layer.TokenChoiceTopKRouter, auto_ep_layer.AutoEPMoELayer = router, layer
+    names = ("TokenChoiceTopKRouter", "AutoEPMoELayer", "GroupedExperts")
+    original = [getattr(auto_ep_layer, name) for name in names]
+    for name, replacement in zip(names, (router, layer, experts), strict=True):
+        setattr(auto_ep_layer, name, replacement)
     try:
         yield
     finally:
-        auto_ep_layer.TokenChoiceTopKRouter, auto_ep_layer.AutoEPMoELayer = original
+        for name, before in zip(names, original, strict=True):
+            setattr(auto_ep_layer, name, before)
+
+
+def triton_products(rows: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """Rows [M, I] of each expert by its matrix [I, C], in any layout, by DeepSpeed's Triton kernel without its autograd."""
+    from deepspeed.ops.triton_ops.group_gemm_triton import _group_gemm
+
+    return _group_gemm(rows.contiguous(), weight, offsets)
+
+
+def triton_outer_products(left: torch.Tensor, right: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """For each expert the product [C, I] of its transposed rows [M, C] and its rows [M, I]."""
+    from deepspeed.ops.triton_ops.group_gemm_triton import _grouped_dw
+
+    return _grouped_dw(left.contiguous(), right.contiguous(), offsets, offsets.numel())
 
 
 def is_first_expert_replica(layer: AutoEPMoELayer) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
@@ -25,14 +26,16 @@ from recipe.base.ranks import remove_shared_memory
 from recipe.base.routing_settings import Routing
 from recipe.base.settings import Compute, Optimizer
 from recipe.data.batch import Batch
-from recipe.engine.autoep import moe_layers
 from recipe.engine.build import build_engine, control_routing
 from recipe.engine.collective_counts import CollectiveCounter
 from recipe.engine.cpu_op import ensure_cpu_op
 from recipe.engine.deepspeed_private import fake_store, log_level, state_tensors, torch_optimizer
+from recipe.engine.moe.autoep import moe_layers
 from recipe.engine.step import run_step
 from recipe.model import RecipeMoeConfig
 
+# Functions of torch 2.13 that DeepSpeed 0.19.8 calls, each call with a warning of four lines.
+DEPRECATED = ("all_gather_into_tensor", "reduce_scatter_tensor")
 WARM_UP_MICRO_BATCHES = 2  # in which ZeRO-3 records its trace
 
 
@@ -60,7 +63,10 @@ def fake_ranks(world_size: int) -> Iterator[None]:
         with redirect_stdout(sys.stderr):
             ensure_cpu_op()
             deepspeed.init_distributed(dist_backend="gloo")
-        yield
+        with warnings.catch_warnings():
+            for name in DEPRECATED:
+                warnings.filterwarnings("ignore", rf"`torch\.distributed\.{name}` is deprecated", FutureWarning)
+            yield
     finally:
         dist.destroy_process_group()
         remove_shared_memory()
@@ -69,18 +75,36 @@ def fake_ranks(world_size: int) -> Iterator[None]:
 
 
 def rehearse(
-    shape: ModelShape, ds_raw: dict[str, Any], *, seq_length: int, recompute: str, sources: int, seed: int = 0
+    shape: ModelShape,
+    ds_raw: dict[str, Any],
+    *,
+    seq_length: int,
+    recompute: str,
+    sources: int,
+    seed: int = 0,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Rehearsal:
-    """Build the engine of this process's rank and run one observed optimizer step after the trace is recorded."""
+    """Build the engine of this process's rank and run one observed optimizer step after the trace is recorded.
+
+    Args:
+        tell: is told what is being done.
+    """
+    tell(
+        f"building the engine as rank 0 of {dist.get_world_size():,}, {sum(shape.parameters().values()) / 1e6:,.0f}M parameters"
+    )
     compute = Compute(recompute=recompute)
     config = RecipeMoeConfig.from_shape(shape)
-    engine = build_engine(config, ds_raw, seed=seed, optimizer=Optimizer(), compute=compute)
+    engine = build_engine(config, ds_raw, seed=seed, optimizer=Optimizer(), compute=compute, seq_length=seq_length)
     names = [str(number) for number in range(sources)]
     control = control_routing(engine, Routing(), seq_length=seq_length, sources=names, seed=seed)
     random = np.random.default_rng(seed)
     micro_batch, accumulation = engine.train_micro_batch_size_per_gpu(), engine.gradient_accumulation_steps()
     warm_up_steps = -(-WARM_UP_MICRO_BATCHES // accumulation)
     for step in range(warm_up_steps + 1):
+        why = "which is counted" if step == warm_up_steps else "in which ZeRO-3 records what it gathers"
+        tell(
+            f"step {step + 1} of {warm_up_steps + 1}, {why}; micro-batches: {accumulation}, sequences of each: {micro_batch}"
+        )
         counted = CollectiveCounter()
         batches = [random_batch(random, micro_batch, seq_length, shape.vocab_size) for _ in range(accumulation)]
         with counted:

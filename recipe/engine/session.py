@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
+from typing import TextIO, cast
 
 import deepspeed
 import torch
@@ -38,7 +41,8 @@ def session(watch: Watch | None = None) -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     with default_timeout(timedelta(seconds=timeout_s)) as timeout:
-        with redirect_stdout(sys.stderr):  # the op builder and init print to standard output
+        # The op builder and init print to standard output.
+        with redirect_stdout(cast(TextIO, WithoutBuildNote(sys.stderr))):
             ensure_cpu_op()
             store = _meet()
             deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", timeout=timeout)
@@ -49,6 +53,25 @@ def session(watch: Watch | None = None) -> Iterator[None]:
         finally:
             dist.destroy_process_group()
             remove_shared_memory()
+
+
+class WithoutBuildNote(io.TextIOBase):
+    """A stream without the one line that deepspeed/comm/torch.py (0.19.8) prints on every CPU rank, also where nothing is built."""
+
+    NOTE = re.compile(r"DeepSpeed \S+ built successfully\n?")
+
+    def __init__(self, stream: TextIO):
+        self._stream, self._drops_newline = stream, False
+
+    def write(self, text: str) -> int:
+        drops = self.NOTE.fullmatch(text) is not None or (self._drops_newline and text == "\n")
+        self._drops_newline = drops and not text.endswith("\n")  # print writes the end of a line by itself
+        if not drops:
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 def _meet() -> dist.Store:

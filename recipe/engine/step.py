@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from recipe.base.model_shape import IGNORED
 from recipe.base.settings import Compute
 from recipe.data.batch import Batch
-from recipe.engine.routing_control import MicroBatch, RoutingControl, StepSums
+from recipe.engine.moe.routing_control import MicroBatch, RoutingControl, StepSums
 from recipe.engine.step_guard import StepGuard
 
 

@@ -69,6 +69,10 @@ class RecipeMoeConfig(PreTrainedConfig):
         values["first_k_dense_replace"] = 0  # any number can be built, as the corruption check's dense layer is
         strict_model(ModelShape, values, type(self).__name__)
 
+    def shape(self) -> ModelShape:
+        """The shape that this configuration was made of."""
+        return ModelShape.model_validate({name: getattr(self, name) for name in ModelShape.model_fields})
+
     @classmethod
     def from_shape(cls, shape: ModelShape) -> RecipeMoeConfig:
         values = shape.model_dump(exclude={"model_type"})

@@ -12,11 +12,14 @@ Legend: B sequences, S positions, T = B*S tokens, D hidden size, H heads, E expe
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel, initialization
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
@@ -33,6 +36,7 @@ from recipe.base.model_shape import MODEL_TYPE
 from recipe.model.configuration import RecipeMoeConfig
 from recipe.model.fusion import fusible
 from recipe.model.loss import summed_loss, token_scores
+from recipe.model.recompute import EVERYTHING, contexts, kept, unread
 from recipe.model.routing.router import router_logits, scores_and_choice, weights_of
 
 # transformers 5.24 renamed its caches' argument and output `past_key_values`; both names are taken here, by all versions.
@@ -129,7 +133,8 @@ class Attention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Output [B, S, D], and the weights [B, H, S, S] where the implementation has them."""
         heads = (*x_BSD.shape[:-1], -1, self.head_dim)
-        query, key, value = (proj(x_BSD).view(heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        with kept("query_key_value"):
+            query, key, value = (proj(x_BSD).view(heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if self.use_qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key, value = (t.transpose(1, 2) for t in (query, key, value))
@@ -137,8 +142,11 @@ class Attention(nn.Module):
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        out, weights = attend(self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
-        return self.o_proj(out.reshape(*x_BSD.shape[:-1], -1)), weights
+        with kept("attention"):
+            out, weights = attend(self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
+        out = out.reshape(*x_BSD.shape[:-1], -1)
+        with kept("attention_projection"):
+            return self.o_proj(out), weights
 
 
 @fusible()
@@ -148,16 +156,25 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 
 
 class Mlp(nn.Module):
-    """SwiGLU: a dense layer, or the shared experts of an MoE layer side by side as one."""
+    """SwiGLU: a dense layer, or the shared experts of an MoE layer side by side as one.
 
-    def __init__(self, hidden_size: int, intermediate_size: int):
+    Args:
+        keepable: name of the first two projections' results for `recipe.model.recompute`.
+    """
+
+    def __init__(self, hidden_size: int, intermediate_size: int, keepable: str = "gate_up"):
         super().__init__()
+        self.keepable = keepable
         self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+        with kept(self.keepable):
+            gate, up = self.gate_proj(x), self.up_proj(x)
+        hidden = swiglu(gate, up)
+        with unread():
+            return self.down_proj(hidden)
 
 
 class Router(nn.Module):
@@ -222,7 +239,9 @@ class MoeBlock(nn.Module):
         self.experts = Experts(config)
         self.gate = Router(config)
         if config.n_shared_experts:
-            self.shared_experts = Mlp(config.hidden_size, config.moe_intermediate_size * config.n_shared_experts)
+            self.shared_experts = Mlp(
+                config.hidden_size, config.moe_intermediate_size * config.n_shared_experts, "shared_gate_up"
+            )
 
     def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
         x_TD = x_BSD.reshape(-1, x_BSD.shape[-1])
@@ -235,6 +254,7 @@ class DecoderLayer(GradientCheckpointingLayer):
     """One layer; `recompute_layers` of the model makes it recompute itself in the backward pass."""
 
     _recompute = False
+    _gradient_checkpointing_func: Callable[..., Any]
 
     def __init__(self, config: RecipeMoeConfig, layer_idx: int):
         super().__init__()
@@ -288,10 +308,25 @@ class RecipeMoePreTrainedModel(PreTrainedModel):
             for buffer in module.buffers(recurse=False):
                 initialization.zeros_(buffer)
 
-    def recompute_layers(self, use_reentrant: bool) -> None:
-        """Keep only each layer's input for the backward pass, by whichever name this transformers has for it."""
+    def recompute_layers(
+        self, use_reentrant: bool, names_of: Callable[[int], Collection[str]] = lambda number: ()
+    ) -> None:
+        """Keep only each layer's input for the backward pass, by whichever name this transformers has for it.
+
+        Args:
+            names_of: which results (`recipe/planner/kept.py`) the layer of a number keeps besides; one that keeps everything
+                is not recomputed. Not with `use_reentrant`, whose second pass knows nothing of the first.
+        """
         enable = getattr(self, "activation_checkpointing_enable", None) or self.gradient_checkpointing_enable
         enable({"use_reentrant": use_reentrant})
+        if use_reentrant:
+            return
+        for layer in (module for module in self.modules() if isinstance(module, DecoderLayer)):
+            names = names_of(layer.self_attn.layer_idx)
+            layer.gradient_checkpointing = EVERYTHING not in names
+            own_contexts = contexts(names)
+            # In the place of the one function that transformers has just given to all layers.
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, context_fn=own_contexts)
 
 
 class RecipeMoeModel(RecipeMoePreTrainedModel):

@@ -59,11 +59,13 @@ class EarlyStop(threading.Thread):
             self._training = True
         elif not self._training:
             if number in STOP_SIGNALS:
-                _leave("stopped by a signal before the first step")
+                _leave("stopped by a signal before the first step; no checkpoint is lost, start the same command again")
         elif number == signal.SIGINT:  # it alone: of one ctrl-C or one `kill` the launcher makes several SIGTERM
             self._interrupts += 1
             if self._interrupts > 1:
-                _leave("the second ctrl-C: ended at once, without a checkpoint")
+                _leave(
+                    "the second ctrl-C: ended at once, without a checkpoint; --resume auto goes on from the newest one"
+                )
 
     def _answer_file(self) -> None:
         """Leave, when all ranks have had the time to see the file; a supervisor wants to see it too, and removes it."""
@@ -72,7 +74,7 @@ class EarlyStop(threading.Thread):
             if self._file is not None and lock_holder(self._file.with_name(SUPERVISOR_LOCK)) is None:
                 self._file.unlink(missing_ok=True)
         finally:
-            _leave("stopped by a file before the first step")
+            _leave("stopped by a file before the first step; no checkpoint is lost, start the same command again")
 
 
 def asked_by_file(file: Path | None) -> bool:

@@ -5,8 +5,8 @@ docs/run_folder.md lists its files and their fields; `recipe.run.records` reads 
 
 from __future__ import annotations
 
+import math
 import os
-import socket
 import sys
 import time
 from dataclasses import dataclass
@@ -16,9 +16,17 @@ from typing import IO, Any
 
 import recipe
 from recipe.base.errors import UserError
-from recipe.base.ranks import rank
+from recipe.base.ranks import host_name, rank
 from recipe.base.settings import RunConfig, absolute
-from recipe.run.checkpoint_files import check_loadable, complete, find, no_checkpoint_left, read_manifest, topology_of
+from recipe.run.checkpoint_files import (
+    check_loadable,
+    complete,
+    find,
+    no_checkpoint_left,
+    read_manifest,
+    step_of,
+    topology_of,
+)
 from recipe.run.identity import EVALUATION, Identity, check_identity, differences
 from recipe.run.job import Job
 from recipe.run.locks import lock_file
@@ -33,7 +41,6 @@ from recipe.run.records import (
     STACKS,
     SUSPECT,
     append_attempt,
-    append_record,
     failure_path,
     read_attempts,
     read_record,
@@ -105,25 +112,37 @@ class RunFolder:
         self._report(METRICS, {"step": step, "time": time.time(), **values})
 
     def _report(self, name: str, facts: dict[str, Any]) -> None:
-        path = self.path / name
-        self.reports.write(path, lambda: append_record(path, facts))
+        self.reports.append(self.path / name, facts)
 
     def record_failure(
-        self, kind: str, message: str, *, rank: int, host: str, step: int | None = None, witness: bool = False
+        self,
+        kind: str,
+        message: str,
+        *,
+        rank: int,
+        host: str,
+        step: int | None = None,
+        witness: bool = False,
+        missing_gib: float | None = 0.0,
     ) -> None:
         """Leave word of a rank's failure for the supervisor; the first of a rank in an attempt is the one that stays.
 
         Args:
             witness: the rank tells of what others did, or did not do; its host is not to blame.
+            missing_gib: of out_of_memory: what a step lacked, 0 where that is not known; None: not in a step, or not of
+                the device, so that keeping fewer results would not help.
         """
         path = failure_path(self.path, self.attempt, rank)
         if path.exists():  # what a rank knew of its own end explains more than what others say of it later
             return
         facts = {"kind": kind, "rank": rank, "host": host, "step": step, "message": message, "witness": witness}
+        if kind == "out_of_memory":
+            facts["missing_gib"] = missing_gib
         write_record(path, {"time": time.time(), **facts})
 
-    def record_own_failure(self, kind: str, message: str, *, witness: bool = False) -> None:
-        self.record_failure(kind, message, rank=rank(), host=socket.gethostname(), witness=witness)
+    def record_own_failure(self, kind: str, message: str, **facts: Any) -> None:
+        """`record_failure` of this process's rank."""
+        self.record_failure(kind, message, rank=rank(), host=host_name(), **facts)
 
     def order_rewind(self, number: int, before_step: int, sequences: int, message: str) -> None:
         """Have the next attempt go back to the last checkpoint before a step, and past the data up to `sequences`."""
@@ -156,6 +175,32 @@ def read_orders(run_dir: Path) -> Orders:
     """
     rewind, suspect, left = (read_record(run_dir / name) or {} for name in (REWIND, SUSPECT, LEFT))
     return Orders(rewind or None, suspect.get("good_until"), left.get("above"))
+
+
+def left_by(checkpoint: Path, orders: Orders) -> tuple[str, str, str] | None:
+    """By which order a checkpoint is not gone on from: suffix, event, and what to say."""
+    step, rewind = step_of(checkpoint), orders.rewind
+    if orders.left_above is not None and step > orders.left_above:
+        return "left", "branch_left", f"{checkpoint.name} is of a branch that was left after step {orders.left_above:,}"
+    if rewind is None or step < rewind["before_step"]:
+        return None
+    try:
+        has_seen_it = read_manifest(checkpoint)["train_state"]["rewinds"] >= rewind["number"]
+    except UserError:
+        return None  # damaged, as will be seen
+    return None if has_seen_it else ("rewound", "checkpoint_rewound", f"{checkpoint.name} is of a spike")
+
+
+def next_checkpoint(run_dir: Path) -> Path | None:
+    """The checkpoint that the next start goes on from, unless it is damaged; None: from the beginning.
+
+    Raises:
+        UserError: a newer version has left an order.
+    """
+    orders = read_orders(run_dir)
+    last = math.inf if orders.good_until is None else orders.good_until
+    checkpoints = [path for path in complete(run_dir / "checkpoints") if step_of(path) <= last]
+    return next((path for path in reversed(checkpoints) if left_by(path, orders) is None), None)
 
 
 def check_run_folder(job: Job, *, resumes: bool) -> list[str]:
@@ -211,10 +256,13 @@ def check_run_folder(job: Job, *, resumes: bool) -> list[str]:
     return changes
 
 
-def check_resume(job: Job, resume: str) -> None:
+def check_resume(job: Job, resume: str) -> str | None:
     """Refuse a resume that could not load its checkpoint, before anything starts.
 
     What an order of an earlier start, or damage, will set aside is left to `CheckpointStore.choose`.
+
+    Returns:
+        the checkpoint; None where that is seen only at the start, or nothing has been saved.
 
     Raises:
         UserError: no such checkpoint, or one of other inputs, or of ranks and sizes that it must be resharded for.
@@ -224,11 +272,11 @@ def check_resume(job: Job, resume: str) -> None:
     if resume == "auto":
         checkpoints = complete(folder)
         if read_orders(run_dir) != NO_ORDERS:
-            return
+            return None
         if not checkpoints:
             if saved := saved_checkpoints(run_dir):
                 raise no_checkpoint_left(folder, saved[-1]["step"])
-            return
+            return None
         path = checkpoints[-1]
     else:
         path = find(folder, None if resume == "latest" else resume)
@@ -236,10 +284,11 @@ def check_resume(job: Job, resume: str) -> None:
         manifest = read_manifest(path)
     except UserError:
         if resume == "auto":
-            return
+            return None
         raise
     check_identity(manifest["identity"], _trained_on(job), path, "restore them, or resume from another checkpoint")
     check_loadable(path, manifest["topology"], topology_of(job.ds))
+    return str(path.name)
 
 
 def _trained_on(job: Job) -> Identity:

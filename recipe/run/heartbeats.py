@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from recipe.base.errors import UserError
+from recipe.base.ranks import located
 from recipe.run.records import SCHEMA_VERSION, VERSION_KEY, current
 
 
@@ -28,6 +29,12 @@ class Heartbeat:
     phase: str
     place: int  # phases entered since the start; the same on all ranks that are at the same place
     beat: int
+    machine: str = ""  # the machine's own name, where the host has another
+
+    @property
+    def where(self) -> str:
+        """The host, for people."""
+        return located(self.host, self.machine)
 
 
 def write_heartbeat(folder: Path, heartbeat: Heartbeat) -> None:

@@ -5,21 +5,32 @@ from __future__ import annotations
 import errno
 import importlib.util
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from recipe.base.ds_config import DsConfig, load_ds_config
-from recipe.base.errors import ConfigError, UserError, how_to_install, read_all
+from recipe.base.errors import ConfigError, UserError, how_to_install, of_key, read_all
 from recipe.base.model_shape import ModelShape, load_model_shape
 from recipe.base.output_paths import check_output_folder, glob_problem
 from recipe.base.routing_settings import Routing
 from recipe.base.settings import LOCAL_HOST, RunConfig, load_run_config
 from recipe.data.loader import BatchOrder
 from recipe.data.mixture import CYCLE, plan_mixture
-from recipe.data.token_folder import Source, TokenFolder, check_tokenizer, check_vocabulary, held_out_sources
+from recipe.data.token_folder import (
+    Source,
+    TokenFolder,
+    check_tokenizer,
+    check_vocabulary,
+    held_out_sources,
+    tokenizer_file,
+)
 from recipe.huggingface.architectures import export_note
+from recipe.planner.kept import Kept, kept_of
 from recipe.run.identity import Identity, identity_of
+from recipe.run.records import given_budget, with_kept_gib
 from recipe.run.timeouts import group_timeout_s
 
 
@@ -28,8 +39,8 @@ class Job:
     """A run config, ds_config, model and data that fit together."""
 
     run: RunConfig
-    ds: DsConfig
-    ds_raw: dict[str, Any]
+    ds: DsConfig  # with the budget for kept results that the start has
+    ds_raw: dict[str, Any]  # as its file has it
     shape: ModelShape
     order: BatchOrder
     tokenizer: dict[str, Any]  # facts of the shards' tokenizer
@@ -45,6 +56,21 @@ class Job:
     def total_steps(self) -> int:
         """Steps of a run that begins with this batch; the last one may go beyond schedule.total_tokens."""
         return self.last_step(0, 0)
+
+    @property
+    def kept(self) -> Kept:
+        """What recomputed layers keep."""
+        compute, seq_length = self.run.compute, self.run.data.seq_length
+        return kept_of(
+            self.shape, self.ds, recompute=compute.recompute, seq_length=seq_length, compiled=compute.compile
+        )
+
+    @property
+    def engine_ds_raw(self) -> dict[str, Any]:
+        """What the engine is built with."""
+        if self.ds.recipe.kept_gib == given_budget(self.ds_raw):
+            return self.ds_raw
+        return with_kept_gib(self.ds_raw, self.ds.recipe.kept_gib)
 
     def last_step(self, step: int, tokens: int) -> int:
         """The step that reaches schedule.total_tokens, from `tokens` seen after `step`, maybe in other batches."""
@@ -85,21 +111,27 @@ def check_job(
         the inputs of a run that can start.
 
     Raises:
-        UserError: with every problem of both configs; or of their fit with the model and the ranks; or the
-            first of the data.
+        UserError: with every problem of both configs; or with what is not there of model, data, tokenizer and outputs;
+            or with every problem of their fit and the ranks; or with the first of the data.
     """
     run, (ds, ds_raw) = read_all(lambda: load_run_config(config_path, overrides), lambda: load_ds_config(ds_path))
     group_timeout_s(run.watch)  # refuses an environment that ends a hung job before the watchdog
-    shape = load_model_shape(run.model)
+    starts = world_size is not None or port_may_be_in_use
+    shape, tokens, *_ = read_all(
+        partial(of_key, "model", load_model_shape, run.model),
+        partial(of_key, "data.tokens", TokenFolder, run.data.tokens),
+        partial(of_key, "tokenizer", tokenizer_file, run.tokenizer),
+        partial(_check_outputs, run, starts=starts),
+    )
     if problems := _problems_of_fit(run, ds, shape, ds.world_size if world_size is None else world_size):
         raise ConfigError(f"{ds_path} with {run.model}", problems)
-    _check_outputs(run, starts=world_size is not None or port_may_be_in_use)
-    tokens = TokenFolder(run.data.tokens)
-    tokenizer = check_tokenizer(tokens, run.tokenizer)
+    tokenizer = of_key("tokenizer", check_tokenizer, tokens, run.tokenizer)
     check_vocabulary(tokenizer["vocab_size"], shape.vocab_size)
     order = batch_order(run, tokens)
     held_out = _held_out(run)
-    evaluated = None if run.evaluation.tokens is None else TokenFolder(run.evaluation.tokens)
+    evaluated = None
+    if run.evaluation.tokens is not None:
+        evaluated = of_key("evaluation.tokens", TokenFolder, run.evaluation.tokens)
     return Job(
         run,
         ds,
@@ -127,7 +159,8 @@ def _held_out(run: RunConfig) -> list[Source]:
     """The sources that are evaluated during training; none where that is off."""
     if run.evaluation.every_steps is None:
         return []
-    sources, _ = held_out_sources(run.evaluation.tokens or run.data.tokens, run.tokenizer)
+    key = "data.tokens" if run.evaluation.tokens is None else "evaluation.tokens"
+    sources, _ = of_key(key, held_out_sources, run.evaluation.tokens or run.data.tokens, run.tokenizer)
     _check_held_out(sources)
     return sources
 
@@ -139,9 +172,18 @@ def _check_outputs(run: RunConfig, starts: bool) -> None:
     """
     if (problem := glob_problem(run.run_dir)) is not None:
         raise UserError(f"run_dir {run.run_dir}: {problem}")
-    for folder in (".", "checkpoints", "heartbeats", "tensorboard"):
+    for folder in (".", "checkpoints", "heartbeats", "tensorboard", "trackers"):
         check_output_folder("run_dir", run.run_dir / folder)
+    check_trackers(run.logging.trackers)
     check_prometheus(run.logging.prometheus_port, run.logging.prometheus_host, may_be_in_use=starts)
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises UserError if the package of a tracker is not installed; a folder of its name, as wandb leaves behind, is none."""
+    for name in names:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            raise UserError(f"logging.trackers {name}: {how_to_install(name)}")
 
 
 def check_prometheus(port: int | None, host: str = LOCAL_HOST, may_be_in_use: bool = True) -> None:
@@ -184,7 +226,7 @@ def batch_order(run: RunConfig, tokens: TokenFolder) -> BatchOrder:
     """
     sizes = {name: float(size) for name, size in tokens.sizes("train").items()}
     if not sizes:
-        raise UserError(f"{run.data.tokens} has no training shards; tokenize more documents")
+        raise UserError(f"data.tokens {run.data.tokens} has no training shards; tokenize more documents")
     phases = plan_mixture(sizes, run.data.mixture, run.schedule.total_tokens, CYCLE * run.data.seq_length)
     # In the order of the sizes, the same on all ranks.
     read = [name for name in sizes if any(phase.weights[name] for phase in phases)]
@@ -208,6 +250,7 @@ def describe(job: Job) -> str:
         *_describe_mixture(job),
         f"routing     {_describe_routing(job.run.routing)}",
         f"compute     {_describe_compute(job.run)}",
+        *_describe_kept(job),
         *_describe_evaluation(job),
     ]
     if (note := export_note(job.shape, job.run.routing)) is not None:
@@ -260,6 +303,14 @@ def _describe_compute(run: RunConfig) -> str:
         f"loss in chunks of {compute.loss_chunk_tokens:,} tokens"
         f"{', compiled' if compute.compile else ''}{', deterministic' if compute.deterministic else ''}"
     )
+
+
+def _describe_kept(job: Job) -> list[str]:
+    """What recomputed layers keep, where the run or the ds_config asks for it."""
+    recompute, gib = job.run.compute.recompute, job.ds.recipe.kept_gib
+    if recompute != "selective":
+        return [f"kept        nothing: recipe.kept_gib {gib:g} is for compute.recompute selective"] if gib else []
+    return [f"kept        {job.kept}, within recipe.kept_gib {gib:.4g}, of what is recomputed otherwise"]
 
 
 def _describe_evaluation(job: Job) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from recipe.base.errors import UserError
+from recipe.base.ranks import host_name, located, machine_name
 
 _HELD_BY_ANOTHER = (errno.EAGAIN, errno.EACCES)  # POSIX allows lockf both
 RETRY_S = 0.5
@@ -50,7 +50,7 @@ def lock_file(path: Path, *, subject: object, note: str = "", patience_s: float 
                 raise in_use(subject, name) from None
             time.sleep(RETRY_S)
     handle.truncate(0)
-    handle.write(f"process {os.getpid()} on {socket.gethostname()}{note and f' ({note})'}\n")
+    handle.write(f"process {os.getpid()} on {located(host_name(), machine_name())}{note and f' ({note})'}\n")
     handle.flush()
     return handle
 
@@ -74,7 +74,7 @@ def in_turn(path: Path) -> Iterator[bool]:
         handle.seek(0)
         holder_died = bool(handle.read())
         handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        handle.write(f"process {os.getpid()} on {located(host_name(), machine_name())}\n")
         handle.flush()
         yield holder_died
         handle.truncate(0)

@@ -34,6 +34,9 @@ _KEYS_1 = {"said": "message", "incarnation": "attempt"}
 _EVENTS_1 = {"incarnation_ended": "attempt_ended"}
 _FAILURE_NAMES = ("attempt", "incarnation")  # how files of failures/ begin: today, in version 1
 
+# Kinds of a failure that explain an end; a rank that lost a peer or waited for one is a witness only.
+CAUSES = ("user_error", "hang", "out_of_memory", "error", "corruption")
+
 TAIL_BYTES = 8 << 20  # of metrics.jsonl, more than one line of it
 
 
@@ -166,6 +169,12 @@ def read_attempts(run_dir: str | Path) -> list[dict[str, Any]]:
     return []
 
 
+def run_name(run_dir: Path) -> str:
+    """What people call a run: its folder, or the one around it where it is only called `run`, as in the shipped configs."""
+    path = run_dir.resolve()
+    return path.parent.name if path.name == "run" and path.parent.name else path.name
+
+
 def read_starts(run_dir: str | Path) -> list[dict[str, Any]]:
     """Each start of a run: time, command, versions, run_config, ds_config.
 
@@ -174,8 +183,14 @@ def read_starts(run_dir: str | Path) -> list[dict[str, Any]]:
     """
     starts = read_attempts(run_dir)
     if not starts:
-        raise UserError(f"{run_dir} holds no run (no {ATTEMPTS}); give the run_dir of a training run")
+        raise UserError(f"{run_dir} holds no run (no {ATTEMPTS}); {a_run_of(run_dir)}")
     return starts
+
+
+def a_run_of(run_dir: str | Path) -> str:
+    """What to give in place of a folder without a run: the only one below it, such as work/quickstart/run, if it has one."""
+    inside = list(Path(run_dir).glob(f"*/{ATTEMPTS}"))
+    return f"give its folder {inside[0].parent}" if len(inside) == 1 else "give the run_dir of a training run"
 
 
 def append_attempt(run_dir: Path, facts: dict[str, Any]) -> int:
@@ -249,3 +264,25 @@ def read_failures(run_dir: Path, attempt: int) -> list[dict[str, Any]]:
     """What ranks of an attempt knew of their own end."""
     records = [record for path in failure_files(run_dir, attempt).values() if (record := read_record(path)) is not None]
     return [{"witness": record["kind"] == "peer_lost", **record} for record in records]  # of an older start, too
+
+
+def root_causes(failures: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of what `read_failures` returned, the records that explain the end, the earliest first."""
+    causes = [record for record in failures if record["kind"] in CAUSES and not record["witness"]]
+    return sorted(causes, key=lambda record: (record["time"], record["rank"]))
+
+
+def given_budget(ds_raw: dict[str, Any]) -> float:
+    """`recipe.kept_gib` of a ds_config as its file has it."""
+    return float(ds_raw.get("recipe", {}).get("kept_gib", 0.0))
+
+
+def with_kept_gib(ds_raw: dict[str, Any], gib: float) -> dict[str, Any]:
+    """A ds_config JSON with another `recipe.kept_gib`."""
+    return {**ds_raw, "recipe": {**ds_raw.get("recipe", {}), "kept_gib": gib}}
+
+
+def ds_config_used(start: dict[str, Any]) -> dict[str, Any]:
+    """The ds_config of a start with the budget that it had, which is lower than its file's after out of memory."""
+    ds_raw: dict[str, Any] = start["ds_config"]
+    return with_kept_gib(ds_raw, start["kept"]["budget_gib"]) if "kept" in start else ds_raw

@@ -9,14 +9,14 @@ no fixed order. All ranks must have the same kind of GPU. Llama 3 counted 6 inte
 from __future__ import annotations
 
 import hashlib
-import socket
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from recipe.base.model_shape import ModelShape
+from recipe.base.ranks import host_name, located, machine_name
 from recipe.engine.collectives import gathered
 from recipe.model import RecipeMoeConfig
 from recipe.model.modeling import RecipeMoeModel
@@ -50,24 +50,31 @@ class Corruption:
 
     Args:
         hosts: by the rank that deviates; all ranks where none has a majority.
+        machines: their own names, of those ranks whose hosts have others.
         known: whether most ranks agree, so that it is known which do not.
     """
 
     hosts: dict[int, str]
     known: bool
+    machines: dict[int, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        where = ", ".join(f"rank {rank} on {host}" for rank, host in list(self.hosts.items())[:8])
+        where = ", ".join(
+            f"rank {rank} on {located(host, self.machines.get(rank, ''))}"
+            for rank, host in list(self.hosts.items())[:8]
+        )
         return f"silent data corruption: {where} computes other bits than the other ranks do"
 
 
 def check_for_corruption(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> Corruption | None:
     """Do the computation on all ranks together; on all ranks alike the ranks whose result is not that of most, if any."""
-    results = gathered((socket.gethostname(), digest_of_results(shape, device, dtype)))
-    deviants = who_deviates([digest for _, digest in results])
+    results = gathered((host_name(), machine_name(), digest_of_results(shape, device, dtype)))
+    deviants = who_deviates([digest for _, _, digest in results])
     if not deviants:
         return None
-    return Corruption({rank: results[rank][0] for rank in deviants}, known=len(deviants) < len(results))
+    hosts = {rank: results[rank][0] for rank in deviants}
+    machines = {rank: machine for rank in deviants if (machine := results[rank][1])}
+    return Corruption(hosts, len(deviants) < len(results), machines)
 
 
 def who_deviates(results: list[str]) -> list[int]:

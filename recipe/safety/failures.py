@@ -22,6 +22,7 @@ from recipe.base.ranks import RESTART, rank
 from recipe.engine.collectives import FirstRankFailed
 from recipe.run.folder import RunFolder
 from recipe.run.job import Job
+from recipe.safety.watchdog import Progress
 
 # In the order in which they explain an error: a message may hold the words of several. Each rank's own GPU and memory
 # come first, since NCCL reports them too ("NCCL error ... unhandled cuda error") and what happens to the others is their
@@ -44,6 +45,12 @@ _PEER_LOST = re.compile(
     r"Timed out (waiting|connecting)|wait timeout after|Application timeout|connectFullMesh failed",
     re.IGNORECASE,
 )
+# c10/cuda/CUDACachingAllocator.cpp: "Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.1 GiB of which 1.20 GiB is free."
+_ASKED = re.compile(r"Tried to allocate ([\d.]+) (bytes|KiB|MiB|GiB)")
+_FREE = re.compile(r"of which ([\d.]+) (bytes|KiB|MiB|GiB) is free")
+_IN_GIB = {"bytes": 2**-30, "KiB": 2**-20, "MiB": 2**-10, "GiB": 1.0}
+_OF_HOST = re.compile(r"DefaultCPUAllocator")
+NO_STEPS = ("evaluating", "saving")  # phases after the first step in which nothing is kept for a backward pass
 PLANNED_FOR = "a100-80gb"  # where the GPU is unknown, or there is none
 WITNESSES = ("hang", "peer_lost")  # kinds that a rank records of itself without being their cause
 
@@ -64,16 +71,42 @@ def kind_of(error: BaseException) -> str:
     return "peer_lost" if _PEER_LOST.search(message) else "error"
 
 
+def missing_gib(error: BaseException, progress: Progress | None = None) -> float | None:
+    """What a step lacked that ran out of memory; 0 where the error does not say.
+
+    Args:
+        progress: of this rank; None: in a step.
+
+    Returns:
+        None where fewer kept results would not help: outside the steps, or short of the host's memory beside a GPU.
+    """
+    if progress is not None and (progress.step == 0 or progress.phase in NO_STEPS):
+        return None
+    message = str(error)
+    if torch.cuda.is_available() and (isinstance(error, MemoryError) or _OF_HOST.search(message)):
+        return None
+    asked, free = (
+        float(found[1]) * _IN_GIB[found[2]] if (found := pattern.search(message)) else 0.0
+        for pattern in (_ASKED, _FREE)
+    )
+    return max(0.0, asked - free)
+
+
 @contextmanager
-def recorded_failures(folder: RunFolder, job: Job) -> Iterator[None]:
-    """Record an exception that ends the training; of an out-of-memory error say what could be done about it."""
+def recorded_failures(folder: RunFolder, job: Job, progress: Progress | None = None) -> Iterator[None]:
+    """Record an exception that ends the training; of an out-of-memory error say what could be done about it.
+
+    Args:
+        progress: of this rank, where it is known.
+    """
     try:
         yield
     except BaseException as error:
         kind = kind_of(error)
         message = what_to_do(error) or f"{type(error).__name__}: {_summary(str(error))}"
         try:
-            folder.record_own_failure(kind, message, witness=kind in WITNESSES)
+            lacks = missing_gib(error, progress) if kind == "out_of_memory" else None
+            folder.record_own_failure(kind, message, witness=kind in WITNESSES, missing_gib=lacks)
         except OSError as unwritten:  # the error itself is what must be seen
             _tell(f"rank {rank()} cannot leave word of its failure: {unwritten}")
         if kind == "out_of_memory":
@@ -91,7 +124,7 @@ def memory_report(job: Job) -> str:
     """For the log of the rank that ran out of memory."""
     # Imported late: a run that has memory enough is not compared with its plan.
     from recipe.planner.plan import Plan
-    from recipe.planner.suggestions import suggestions
+    from recipe.planner.search.suggestions import suggestions
     from recipe.planner.workload import Workload, facts_of
 
     run, cuda = job.run, torch.cuda.is_available()
@@ -107,7 +140,10 @@ def memory_report(job: Job) -> str:
         f"planned peak   {plan.memory.peak_gib:.1f} GiB in the {plan.memory.peak_moment}: "
         + ", ".join(f"{name} {size:.1f}" for name, size in terms[:4]),
         f"reached        {reached}",
-        *(f"suggestion     {suggestion}" for suggestion in suggestions(plan)[:3]),
+        *(
+            f"suggestion     {suggestion}"
+            for suggestion in suggestions(plan, selective=run.compute.attention != "flex_attention")[:3]
+        ),
     ]
     return "\n".join(lines)
 

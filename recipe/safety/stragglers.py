@@ -11,7 +11,6 @@ between ranks, before it waits for any of them.
 
 from __future__ import annotations
 
-import socket
 import statistics
 import time
 from collections import Counter, defaultdict
@@ -24,6 +23,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
+from recipe.base.ranks import host_name, located, machine_name
 from recipe.engine.collectives import gathered
 from recipe.telemetry.throughput import memory_gib
 
@@ -62,6 +62,7 @@ class StepTime:
     )  # by kind of collective: for the other ranks and the network
     sent_bytes: Counter[str] = field(default_factory=Counter)  # by kind, as `recipe.planner.communication` counts them
     memory_gib: float = 0.0
+    machine: str = ""  # its own name, where the host has another
 
     @property
     def waited_s(self) -> float:
@@ -75,7 +76,7 @@ class StepTime:
 @contextmanager
 def timed_collectives() -> Iterator[StepTime]:
     """Time a step, and in it what is waited for collectives."""
-    step_time, inside = StepTime(socket.gethostname()), False
+    step_time, inside = StepTime(host_name(), machine=machine_name()), False
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         kind, counted = KINDS[name]
@@ -141,7 +142,7 @@ def judged(times: list[StepTime], ratio: float) -> tuple[dict[str, Any], str | N
     if over < ratio:
         return metrics, None
     return metrics, (
-        f"rank {slowest} on {times[slowest].host} is slow: {own[slowest]:.3f} s of its own in a step, {over:.2f} times "
+        f"rank {slowest} on {located(times[slowest].host, times[slowest].machine)} is slow: {own[slowest]:.3f} s of its own in a step, {over:.2f} times "
         f"the median; it waited {times[slowest].waited_s:.3f} s for the others, the median rank {metrics['waited_median_s']:.3f} s"
     )
 

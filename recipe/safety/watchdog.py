@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import socket
 import sys
 import threading
 import time
@@ -17,7 +16,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 
-from recipe.base.ranks import RESTART, launched_world_size, rank
+from recipe.base.ranks import RESTART, host_name, launched_world_size, machine_name, rank
 from recipe.base.settings import Watch
 from recipe.run.folder import RunFolder
 from recipe.run.heartbeats import Heartbeat, read_heartbeats, state_of_process, write_heartbeat
@@ -42,11 +41,15 @@ class Progress:
 
 
 class Watchdog(threading.Thread):
-    """See the module's text. A context in which it watches."""
+    """See the module's text. A context in which it watches.
 
-    def __init__(self, folder: RunFolder, settings: Watch):
+    Args:
+        progress: of this rank, for those who tell of it.
+    """
+
+    def __init__(self, folder: RunFolder, settings: Watch, progress: Progress | None = None):
         super().__init__(name="watchdog", daemon=True)
-        self.progress = Progress()
+        self.progress = progress or Progress()
         self._folder, self._settings = folder, settings
         self._stopped = threading.Event()
         self._beat = 0
@@ -134,7 +137,7 @@ class Watchdog(threading.Thread):
         if culprits:
             return
         # The others leave without a word, which must not make them those that are waited for.
-        hosts = {rank(): socket.gethostname()} | {number: beat.host for number, beat in after.items()}
+        hosts = {rank(): host_name()} | {number: beat.host for number, beat in after.items()}
         for number, host in hosts.items():
             with suppress(OSError):
                 folder.record_failure("hang", message, rank=number, host=host, step=progress.step, witness=True)
@@ -156,13 +159,14 @@ class Watchdog(threading.Thread):
             self._folder.heartbeats,
             Heartbeat(
                 rank=rank(),
-                host=socket.gethostname(),
+                host=host_name(),
                 pid=os.getpid(),
                 attempt=self._folder.attempt,
                 step=progress.step,
                 phase=progress.phase,
                 place=progress.number,
                 beat=self._beat,
+                machine=machine_name(),
             ),
         )
 
@@ -190,12 +194,12 @@ def who_holds_up(
     furthest = max((beat.place for beat in after.values()), default=0)
     behind = [after[number] for number in sorted(after) if after[number].place < furthest]
     if behind:
-        where = "; ".join(f"rank {b.rank} on {b.host} is in step {b.step:,} ({b.phase})" for b in behind[:8])
+        where = "; ".join(f"rank {b.rank} on {b.where} is in step {b.step:,} ({b.phase})" for b in behind[:8])
         return behind, f"{where}, the others are further"
     return [], "all ranks beat and are at the same place: a collective that does not end, look at the network"
 
 
 def _silent(beat: Heartbeat) -> str:
-    state = state_of_process(beat.pid) if beat.host == socket.gethostname() else None
-    known = f", its process {beat.pid} is {state or 'gone'}" if beat.host == socket.gethostname() else ""
-    return f"rank {beat.rank} on {beat.host} has no heartbeat{known}, last seen in step {beat.step:,} ({beat.phase})"
+    here = beat.host == host_name()
+    known = f", its process {beat.pid} is {state_of_process(beat.pid) or 'gone'}" if here else ""
+    return f"rank {beat.rank} on {beat.where} has no heartbeat{known}, last seen in step {beat.step:,} ({beat.phase})"

@@ -15,11 +15,12 @@ import torch.distributed as dist
 
 from recipe.base.errors import UserError
 from recipe.base.settings import Schedule
+from recipe.base.tables import StageLines
 from recipe.checkpoints.store import CheckpointStore, TrainState
 from recipe.data.batch import Batch, make_batch
 from recipe.data.prefetch import Prefetcher
 from recipe.engine.build import control_routing
-from recipe.engine.routing_control import StepSums
+from recipe.engine.moe.routing_control import StepSums
 from recipe.engine.step import run_step
 from recipe.engine.step_guard import Rewind, StepGuard, Unsound, Verdict
 from recipe.evaluation.held_out import evaluate_engine
@@ -131,6 +132,7 @@ class Training:
     Args:
         time_limit_s: of this process, from its start; see `StopRequest`.
         profiled: steps of which rank 0 writes a profile.
+        stages: of the start, which ends with the first step.
 
     Raises:
         UserError: `profiled` are beyond the last step.
@@ -146,6 +148,7 @@ class Training:
         watchdog: Watchdog,
         time_limit_s: float | None = None,
         profiled: ProfiledSteps | None = None,
+        stages: StageLines | None = None,
     ):
         run = job.run
         self.engine, self.job, self.store, self.state = engine, job, store, state
@@ -156,10 +159,11 @@ class Training:
         )
         self.mitigator = Mitigator(self.control, state.mitigations)
         self.guard = StepGuard(engine, run.numerics, state.guard, votes=self._votes, before_update=store.before_update)
-        self.throughput = Throughput(job.shape, run.data.seq_length, dist.get_world_size(), run.compute)
+        self.throughput = Throughput(job.shape, run.data.seq_length, dist.get_world_size(), run.compute, job.kept)
         if profiled is not None and (message := profiled.problem(self.total_steps)):
             raise UserError(message)
         self._ranks_compared: dict[str, Any] = {}  # of the last step whose collectives were timed
+        self._stages = stages
         self.batches = Prefetcher(lambda sequences: read_batches(job, sequences))
         self._begun_at, self._stop_asked = state.step, 0  # step resumed from; steps since a stop was asked for
         self._applied: deque[int] = deque(maxlen=2)  # where the data of the last applied steps begin, in sequences
@@ -176,8 +180,8 @@ class Training:
         self.after_step = self.hooks()
 
     def _open_reports(self, opened: ExitStack, folder: RunFolder, profiled: ProfiledSteps | None) -> None:
-        first_step, log = self.state.step + 1, self.job.run.logging
-        self.writer = MetricsWriter(folder, self.total_steps, first_step, log.prometheus_port, log.prometheus_host)
+        first_step = self.state.step + 1
+        self.writer = MetricsWriter(folder, self.total_steps, first_step, self.job.run.logging)
         opened.callback(self.writer.close)
         if profiled is not None and first_step <= profiled.first:
             self.profiler = StepProfiler(self.engine.module, profiled, folder.path / "profiles")
@@ -279,6 +283,10 @@ class Training:
         self._skipped_here += sum(batch.missing for batch in batches)
         sums, step_time = self._update(step, batches)
         self.watchdog.first_step_is_done()
+        if self._stages is not None and state.step == self._begun_at:
+            self._stages.done(
+                "first step done, with what it compiles" if self.job.run.compute.compile else "first step done"
+            )
         verdict = self._commit()
         try:
             self._tell(self._recorded(step))

@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 
 from recipe.base.errors import UserError
-from recipe.base.ranks import RESTART
+from recipe.base.ranks import RESTART, is_first_rank, ranks_of_this_host
+from recipe.base.tables import StageLines
 from recipe.checkpoints.store import CheckpointStore, TrainState
 from recipe.engine.build import build_engine
 from recipe.engine.collectives import from_first_rank
@@ -22,9 +23,11 @@ from recipe.run.checkpoint_files import step_of
 from recipe.run.folder import Orders, RunFolder, provenance, read_orders
 from recipe.run.job import Job, ProfiledSteps
 from recipe.run.records import saved_checkpoints
+from recipe.run.reports import say
 from recipe.safety.corruption import Corruption
 from recipe.safety.watchdog import Watchdog
 from recipe.training.loop import Outcome, Training
+from recipe.training.next_steps import after_stop, after_training
 
 FAULTS = "RECIPE_FAULTS"  # see recipe.training.faults
 GO_ON_WITHOUT = (
@@ -41,23 +44,29 @@ def train_on(
     resume: str,
     time_limit_s: float | None,
     profiled: ProfiledSteps | None = None,
+    stages: StageLines | None = None,
 ) -> int:
     """Train to the end or until asked to stop; all ranks together.
 
     Args:
         resume: never, auto, latest, or a checkpoint's name.
+        stages: of the start, that are told to whoever waits for it.
 
     Returns:
         the exit code: 0, or RESTART to go back before a spike or without a host.
     """
+    stages = stages or StageLines(lambda line: None)
     store = CheckpointStore(folder.path / "checkpoints", job.run.checkpoint, provenance(job))
     orders, saved = from_first_rank(lambda: (read_orders(folder.path), saved_checkpoints(folder.path)))
     watchdog.progress.enter("verifying the checkpoint")
     chosen = _choose(store, folder, resume, orders, [event["step"] for event in saved])
+    stages.done("no checkpoint to go on from" if chosen is None else f"checkpoint {chosen.name} verified", "model")
     watchdog.progress.enter("building the engine")
-    engine = _build(job)
+    engine = _build(job, stages, "first step" if chosen is None else f"load {chosen.name}")
     watchdog.progress.enter("loading the checkpoint")
     state = _restore(engine, store, folder, chosen)
+    if chosen is not None:
+        stages.done(f"checkpoint {chosen.name} loaded", "first step")
     store.took_s = saved[-1].get("took_s", 0.0) if saved else 0.0
     spike = None if is_name(resume) else orders.rewind
     _tell_of_start(folder, store, state, chosen, skips_data=_skip_data(state, spike))
@@ -65,8 +74,10 @@ def train_on(
         from recipe.training import faults  # late: a run without faults has none of their code
 
         faults.install(engine, watchdog.progress, folder.attempt)
-    outcome = Training(engine, job, store, state, folder, watchdog, time_limit_s, profiled).run()
-    return _exit_code(outcome, folder, store, state)
+    outcome = Training(engine, job, store, state, folder, watchdog, time_limit_s, profiled, stages).run()
+    code = _exit_code(outcome, folder, store, state)
+    _tell_what_is_next(outcome, folder)
+    return code
 
 
 def is_name(resume: str) -> bool:
@@ -88,10 +99,16 @@ def _choose(
     return chosen
 
 
-def _build(job: Job) -> deepspeed.DeepSpeedEngine:
+def _build(job: Job, stages: StageLines, following: str) -> deepspeed.DeepSpeedEngine:
     run = job.run
     config = RecipeMoeConfig.from_shape(job.shape)
-    return build_engine(config, job.ds_raw, seed=run.seed, optimizer=run.optimizer, compute=run.compute)
+    built = lambda parameters: stages.done(f"model of {parameters:,} parameters built", "DeepSpeed engine")  # noqa: E731
+    engine = build_engine(
+        config, job.engine_ds_raw, seed=run.seed, optimizer=run.optimizer, compute=run.compute,
+        seq_length=run.data.seq_length, model_is_built=built,
+    )  # fmt: skip
+    stages.done("DeepSpeed engine initialised", following)
+    return engine
 
 
 def _restore(
@@ -154,6 +171,14 @@ def _exit_code(outcome: Outcome, folder: RunFolder, store: CheckpointStore, stat
         if not outcome.corruption.known:
             raise UserError(f"{outcome.corruption}; {GO_ON_WITHOUT}")
     return RESTART
+
+
+def _tell_what_is_next(outcome: Outcome, folder: RunFolder) -> None:
+    if is_first_rank() and outcome.kind == "finished":
+        ranks = dist.get_world_size()
+        say(after_training(folder.path, ranks, ranks_of_this_host(ranks)))
+    elif is_first_rank() and outcome.kind == "stopped":
+        say(after_stop(folder.path))
 
 
 def _tell(folder: RunFolder, *events: dict[str, Any]) -> None:

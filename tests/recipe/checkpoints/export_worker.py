@@ -25,8 +25,8 @@ from recipe.base.settings import Checkpoint
 from recipe.checkpoints.export import Export, export_hf
 from recipe.checkpoints.restore import RestorableRun
 from recipe.checkpoints.store import CheckpointStore
-from recipe.engine.autoep import moe_layers
 from recipe.engine.collectives import gathered
+from recipe.engine.moe.autoep import moe_layers
 from recipe.engine.session import session
 from recipe.huggingface import safetensors_writer
 from recipe.huggingface.architectures import export_architecture

@@ -99,6 +99,16 @@ def test_what_a_gpu_still_copies_is_held_until_it_has_been_copied(gpu, end):
         assert gpu.order[-2:] == ["copies queued", "the update waits for the copies"]
 
 
+def test_a_tensor_on_the_host_before_those_of_a_gpu_does_not_hide_their_copies(gpu):
+    snapshot = Snapshot(copies=True)
+    snapshot.create(INFO)
+    snapshot.save({"host": torch.ones(LARGE), "w": torch.ones(LARGE).as_subclass(OnGpu)}, "file")
+    snapshot.commit(INFO)
+    assert gpu.order[-1] == "copies queued"  # by no thread, which would not be waited for on a GPU
+    snapshot.before_update()
+    assert gpu.order[-1] == "the update waits for the copies"
+
+
 def test_a_temporary_keeps_its_values_until_the_thread_has_copied_it(monkeypatch):
     go, copy_now = threading.Event(), module._copy
     monkeypatch.setattr(module, "_copy", lambda pairs: go.wait(10) and copy_now(pairs))

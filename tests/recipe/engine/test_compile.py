@@ -30,15 +30,22 @@ def test_a_compiled_model_has_the_loss_and_gradients_of_the_plain_one():
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("stage", "recompute", "mode"), [(3, "non_reentrant", "dropless"), (1, "none", "drop")], ids=["zero3", "zero1"]
+    ("stage", "recompute", "mode"), [(3, "selective", "dropless"), (1, "none", "drop")], ids=["zero3", "zero1"]
 )
-def test_a_compiled_run_learns_what_the_plain_one_does(new_run, write_ds, stage, recompute, mode):
-    ds = write_ds(2, micro_batch=2, accumulation=2, autoep_size=2, stage=stage)
+def test_a_compiled_run_learns_what_the_plain_one_does(new_run, write_ds, small_model, stage, recompute, mode):
+    # Room for some results of each kind of layer and not for others.
+    ds = write_ds(2, micro_batch=2, accumulation=2, autoep_size=2, stage=stage, recipe={"kept_gib": 0.0004})
     losses = []
     for compiled in (False, True):
         compute = {"recompute": recompute, "compile": compiled}
         routing = {"capacity": {"mode": mode, "factor": 1.0}}
-        run = new_run(f"compiled_{compiled}", compute=compute, routing=routing, evaluation={"every_steps": 15})
+        run = new_run(
+            f"compiled_{compiled}",
+            model=str(small_model),
+            compute=compute,
+            routing=routing,
+            evaluation={"every_steps": 15},
+        )
         done = launch(2, "recipe/train.py", *run.arguments(ds), timeout=1200)
         assert done.returncode == 0, done.stderr[-3000:]
         losses.append([m["loss"] for m in read_metrics(run.run_dir)])

@@ -9,6 +9,7 @@ import inspect
 import logging
 import sys
 from datetime import timedelta
+from importlib import import_module
 from importlib.metadata import version
 from types import SimpleNamespace
 
@@ -53,25 +54,28 @@ def test_autoep_builds_its_layers_of_two_classes_that_are_looked_up_by_name():
     ]  # fmt: skip
     assert names(router.forward) == ["self", "x", "expert_bias"]
     assert names(layer._forward) == ["self", "hidden_states"]
-    assert names(layer._finalize_output) == ["self", "output", "x", "hidden_states", "hdim"]
-    assert names(layer._start_async_split_plan) == ["self", "num_tokens_per_expert"]
-    assert names(layer._wait_async_split_plan) == ["self", "pending"]
-    mentions(layer, "TokenChoiceTopKRouter(", "self.async_split_plan", "self.folding_group_handles", "self.ep_group_name",
-             "self.num_local_experts", "self.ep_rank", "e_score_correction_bias")  # fmt: skip
-    with private.replaced_autoep_classes(torch.nn.Linear, torch.nn.Bilinear):
+    mentions(layer, "TokenChoiceTopKRouter(", "GroupedExperts(", "self.experts(", "self.async_split_plan", "self.folding_group_handles",
+             "self.ep_group_name", "self.num_local_experts", "self.ep_rank", "e_score_correction_bias")  # fmt: skip
+    with private.replaced_autoep_classes(torch.nn.Linear, torch.nn.Bilinear, torch.nn.Identity):
         assert auto_ep_layer.TokenChoiceTopKRouter is torch.nn.Linear
         assert auto_ep_layer.AutoEPMoELayer is torch.nn.Bilinear
+        assert auto_ep_layer.GroupedExperts is torch.nn.Identity
     assert (auto_ep_layer.TokenChoiceTopKRouter, auto_ep_layer.AutoEPMoELayer) == (router, layer)
+    assert auto_ep_layer.GroupedExperts is private.GroupedExperts
 
 
-def test_autoeps_ways_of_rows():
-    assert private.SplitPlan._fields == ("input_splits", "output_splits", "local_counts_by_source")
-    assert names(private.compute_split_plan) == [
-        "selected_experts", "num_experts", "ep_size", "num_local_experts", "ep_group", "num_tokens_per_expert",
-    ]  # fmt: skip
-    assert names(auto_ep_layer._AllToAllV.forward) == ["ctx", "group", "x", "input_splits", "output_splits"]
-    assert names(private.permute_by_local_expert) == ["tokens", "local_counts"]
-    assert names(private.unpermute_by_local_expert) == ["expert_output", "permuted_indices", "n_tokens"]
+def test_autoeps_experts_and_their_grouped_gemm():
+    experts = private.GroupedExperts(dim=8, hidden_dim=16, num_experts=2, use_grouped_mm=False)
+    assert [tuple(weight.shape) for weight in (experts.w1, experts.w3, experts.w2)] == [
+        (2, 16, 8),
+        (2, 16, 8),
+        (2, 8, 16),
+    ]
+    assert (experts.use_grouped_mm, experts.use_triton_grouped_mm, experts.gate_up_impl) == (False, False, "separate")
+    assert names(experts.forward) == ["x", "num_tokens_per_expert"]
+    group_gemm = import_module("deepspeed.ops.triton_ops.group_gemm_triton")  # its package has a function of this name
+    assert names(group_gemm._group_gemm) == ["mat_a", "mat_b", "offs"]
+    assert names(group_gemm._grouped_dw) == ["mat_a", "grad_out", "offs", "E"]
     counts = private.count_tokens_per_expert(torch.tensor([[0, 2], [2, 1]]), 4)
     assert counts.tolist() == [1, 1, 2, 0]
 

@@ -18,6 +18,7 @@ from recipe.model.routing.balance import updated_bias
 from tests.conftest import ROOT, launch
 
 WORKER = "tests/recipe/engine/routing_worker.py"
+KEPT_GIB = 2e-4  # of selective cases: for some of what the tiny model could keep
 LOSSES = {"aux_loss_coef": 0.5, "z_loss_coef": 0.1}  # large, so that a wrong scale shows
 
 # What the routing section, the model and the data can ask for; each at least once.
@@ -77,7 +78,7 @@ def run_cases(ranks: int, cases: list[dict], tmp_path) -> list[dict]:
 
 def check(case: dict, found: dict, ranks: int) -> None:
     oracle, metrics, sizes = found["oracle"], found["metrics"], case["sizes"]
-    assert {name: error for name, error in found["worst"].items() if error > 1e-5} == {}, case
+    assert {name: error for name, error in found["worst"].items() if not error <= 2e-6} == {}, case  # nor NaN
     assert len([name for name in found["worst"] if name.endswith("router.gate.weight")]) == 3
     assert found["loss"] == pytest.approx(oracle["loss"], rel=1e-6), case
     assert metrics["aux_loss"] == pytest.approx(oracle["aux_loss"], rel=1e-5), case
@@ -96,7 +97,8 @@ def check(case: dict, found: dict, ranks: int) -> None:
         of_rank = math.ceil(capacity["factor"] * tokens * top_k / 8)
         of_group = math.ceil(capacity["factor"] * tokens * sizes["autoep_size"] * top_k / 8)
         limit = of_group if capacity.get("scope") == "expert_parallel_group" else of_rank * sizes["autoep_size"]
-        aligned = -(-limit // 8) * 8  # AutoEP pads an expert's rows to a multiple of 8
+        parts = case["ds"]["recipe"]["exchange_parts"]
+        aligned = -(-limit // 8) * 8 + (parts - 1) * 8  # each part's rows of an expert are padded to a multiple of 8
         assert found["rows_computed"] <= aligned, case
 
 
@@ -109,8 +111,9 @@ def check_bias(found: dict) -> None:
     assert expected.mean(dim=1).abs().max() < 1e-7
 
 
-def case(feature: str, stage: int, recompute: str, **sizes: int) -> dict:
-    return {**FEATURES[feature], "sizes": {"micro_batch": 2, "stage": stage, **sizes}, "recompute": recompute}
+def case(feature: str, stage: int, recompute: str, *, parts: int = 1, **sizes: int) -> dict:
+    ds = {"recipe": {"exchange_parts": parts, "kept_gib": KEPT_GIB if recompute == "selective" else 0.0}}
+    return {**FEATURES[feature], "sizes": {"micro_batch": 2, "stage": stage, **sizes}, "recompute": recompute, "ds": ds}
 
 
 COVERING = {
@@ -122,31 +125,57 @@ COVERING = {
         ("reroute per rank within groups", 1, "reentrant", {"accumulation": 1, "autoep_size": 1}),
     ],
     2: [
-        ("global batch, padded documents", 3, "reentrant", {"accumulation": 1, "autoep_size": 2}),
-        ("global batch, reroute per group, latest gives way", 3, "non_reentrant",
-         {"accumulation": 2, "autoep_size": 2}),
-        ("every setting of the model, jitter, drop per group", 1, "reentrant", {"accumulation": 3, "autoep_size": 2}),
+        ("global batch, padded documents", 3, "reentrant", {"accumulation": 1, "autoep_size": 2, "parts": 2}),
+        ("global batch, reroute per group, latest gives way", 3, "selective",
+         {"accumulation": 2, "autoep_size": 2, "parts": 2}),
+        ("every setting of the model, jitter, drop per group", 1, "reentrant",
+         {"accumulation": 3, "autoep_size": 2, "parts": 3}),
         ("sequence", 0, "none", {"accumulation": 1, "autoep_size": 2}),
-        ("micro-batch, drop per rank", 2, "none", {"accumulation": 3, "autoep_size": 2}),
+        ("micro-batch, drop per rank", 2, "none", {"accumulation": 3, "autoep_size": 2, "parts": 2}),
     ],
     4: [
         ("every setting of the model, jitter, drop per group", 3, "non_reentrant",
-         {"accumulation": 1, "autoep_size": 4}),
-        ("global batch, padded documents", 3, "none", {"accumulation": 1, "autoep_size": 4}),
+         {"accumulation": 1, "autoep_size": 4, "parts": 2}),
+        ("global batch, padded documents", 3, "none", {"accumulation": 1, "autoep_size": 4, "parts": 2}),
         # Two expert-parallel groups: capacity is a group's, not all ranks'.
         ("global batch, reroute per group, latest gives way", 3, "reentrant",
          {"accumulation": 2, "autoep_size": 2}),
-        ("reroute per rank within groups", 2, "none", {"accumulation": 1, "autoep_size": 4}),
+        ("reroute per rank within groups", 1, "non_reentrant", {"accumulation": 1, "autoep_size": 4, "parts": 2}),
     ],
 }  # fmt: skip
 
 
+def covering(ranks: int) -> list[dict]:
+    return [case(feature, stage, recompute, **sizes) for feature, stage, recompute, sizes in COVERING[ranks]]
+
+
+TWO_PARTS = {"recipe": {"exchange_parts": 2}}
+OF_TWO_RANKS = {"micro_batch": 2, "accumulation": 1, "autoep_size": 2}
+ROOMY = [{"sizes": OF_TWO_RANKS, "routing": {**LOSSES, "capacity": {"mode": mode, "factor": 4.0}}, "ds": TWO_PARTS}
+         for mode in ("dropless", "drop", "reroute")]  # fmt: skip
+BF16 = {"sizes": OF_TWO_RANKS, "routing": LOSSES, "recompute": "non_reentrant",
+        "ds": {**TWO_PARTS, "bf16": {"enabled": True}}}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def of_two_ranks(tmp_path_factory) -> list[dict]:
+    """What one launch finds for all cases of two ranks: those of the covering, then the roomy ones, then bf16."""
+    return run_cases(2, [*covering(2), *ROOMY, BF16], tmp_path_factory.mktemp("two_ranks"))
+
+
 @pytest.mark.distributed
-@pytest.mark.parametrize("ranks", COVERING)
+@pytest.mark.parametrize("ranks", [1, 4])
 def test_a_step_equals_the_oracle(ranks, tmp_path):
-    cases = [case(feature, stage, recompute, **sizes) for feature, stage, recompute, sizes in COVERING[ranks]]
+    cases = covering(ranks)
     for one, found in zip(cases, run_cases(ranks, cases, tmp_path), strict=True):
         check(one, found, ranks)
+
+
+@pytest.mark.distributed
+@pytest.mark.xdist_group("oracle_of_two_ranks")
+def test_a_step_of_two_ranks_equals_the_oracle(of_two_ranks):
+    for one, found in zip(covering(2), of_two_ranks, strict=False):
+        check(one, found, 2)
 
 
 @pytest.mark.slow
@@ -155,21 +184,25 @@ def test_every_stage_accumulation_and_recompute_equals_the_oracle(ranks, autoep_
     matrix = itertools.product((0, 1, 2, 3), (1, 3), ("none", "reentrant", "non_reentrant"))
     features = itertools.islice(itertools.cycle(FEATURES), ranks + autoep_size, None)
     cases = [
-        case(next(features), stage, recompute, accumulation=accumulation, autoep_size=autoep_size)
-        for stage, accumulation, recompute in matrix
+        case(
+            next(features),
+            stage,
+            recompute,
+            accumulation=accumulation,
+            autoep_size=autoep_size,
+            parts=1 if autoep_size == 1 else 1 + number % 3,
+        )
+        for number, (stage, accumulation, recompute) in enumerate(matrix)
     ]
     for one, found in zip(cases, run_cases(ranks, cases, tmp_path), strict=True):
         check(one, found, ranks)
 
 
 @pytest.mark.distributed
-def test_capacity_of_experts_over_k_is_dropless_and_the_router_stays_in_fp32_under_bf16(tmp_path):
-    sizes = {"micro_batch": 2, "accumulation": 1, "autoep_size": 2}
-    cases = [{"sizes": sizes, "routing": {**LOSSES, "capacity": {"mode": mode, "factor": 4.0}}}
-             for mode in ("dropless", "drop", "reroute")]  # fmt: skip
-    cases.append({"sizes": sizes, "routing": LOSSES, "ds": {"bf16": {"enabled": True}}, "recompute": "non_reentrant"})
-    *limited, bf16 = run_cases(2, cases, tmp_path)
-    for one, found in zip(cases, limited, strict=False):
+@pytest.mark.xdist_group("oracle_of_two_ranks")
+def test_capacity_of_experts_over_k_is_dropless_and_the_router_stays_in_fp32_under_bf16(of_two_ranks):
+    *limited, bf16 = of_two_ranks[len(COVERING[2]) :]
+    for one, found in zip(ROOMY, limited, strict=True):
         check(one, found, 2)
         assert found["loss"] == pytest.approx(limited[0]["loss"], rel=1e-6)
         assert set(found["metrics"]["routing"]["drop_rate"] + found["metrics"]["routing"]["reroute_rate"]) == {0.0}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+from contextlib import redirect_stdout
 from datetime import timedelta
 
 import deepspeed
@@ -14,7 +16,7 @@ from launch.cluster.hosts import free_port
 from recipe.base.errors import UserError
 from recipe.base.settings import Watch
 from recipe.engine import session as module
-from recipe.engine.session import session
+from recipe.engine.session import WithoutBuildNote, session
 from recipe.run import timeouts
 
 DEFAULTS = ("gloo", "nccl")
@@ -85,3 +87,13 @@ def test_a_shorter_timeout_is_refused_before_there_is_a_process_group(made):
     with pytest.raises(UserError, match="DEEPSPEED_TIMEOUT=30"), session():
         pass
     assert made == []
+
+
+def test_the_one_line_that_deepspeed_prints_for_an_op_that_is_there_is_left_out_and_no_other():
+    shown = io.StringIO()
+    with redirect_stdout(WithoutBuildNote(shown)):
+        print("before")
+        print("DeepSpeed deepspeed.ops.comm.deepspeed_shm_comm_op built successfully")
+        print()
+        print("DeepSpeed is built successfully but the op failed")
+    assert shown.getvalue() == "before\n\nDeepSpeed is built successfully but the op failed\n"

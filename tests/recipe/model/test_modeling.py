@@ -362,6 +362,7 @@ def test_weights_that_a_folder_lacks_are_initialised(tmp_path):
     for name in lacking:
         del tensors[name]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    torch.manual_seed(0)  # what is drawn has few elements, so its deviation scatters
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path).model.layers
     blocks = [layer.mlp for layer in loaded if isinstance(layer.mlp, MoeBlock)]
     assert torch.equal(blocks[0].gate.e_score_correction_bias, torch.zeros(8))
@@ -435,8 +436,7 @@ def test_what_keeps_documents_apart_reaches_an_attention_that_gets_no_mask():
     assert set(seen) == {(None, None, None)}  # one document: nothing to look for
 
 
-@pytest.mark.parametrize("use_reentrant", [True, False])
-def test_recomputing_layers_changes_no_gradient(use_reentrant):
+def test_recomputing_layers_in_full_changes_no_gradient():  # without the parts nobody reads: test_recompute.py
     tokens = torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(0))
     gradients = []
     for recompute in (False, True):
@@ -444,7 +444,7 @@ def test_recomputing_layers_changes_no_gradient(use_reentrant):
         calls = []
         model.model.layers[1].self_attn.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         if recompute:
-            model.recompute_layers(use_reentrant=use_reentrant)
+            model.recompute_layers(use_reentrant=True)
         model(tokens, labels=tokens).loss.backward()
         gradients.append([p.grad for p in model.parameters()])
         assert len(calls) == 1 + recompute

@@ -21,7 +21,7 @@ def section(title: str) -> str:
 
 def rows(text: str, header: str) -> list[list[str]]:
     """The rows of all tables whose first column has a header."""
-    tables = re.findall(rf"^\| {header} \|.*\n\|[-|]+\|\n((?:\|.*\n?)*)", text, re.M)
+    tables = re.findall(rf"^\| {header} \|.*\n\|[-:| ]+\|\n((?:\|.*\n?)*)", text, re.M)
     return [[cell.strip() for cell in row.strip("|").split(" |")] for table in tables for row in table.splitlines()]
 
 

@@ -45,7 +45,8 @@ def test_a_signal_before_training_ends_the_rank_with_75(number, tmp_path):
     process.send_signal(number)
     _, message = process.communicate(timeout=30)
     assert process.returncode == RESTART
-    assert message == "stopped by a signal before the first step\n"
+    assert message.startswith("stopped by a signal before the first step; no checkpoint is lost")
+    assert message.count("\n") == 1
 
 
 def test_the_ranks_shared_memory_does_not_stay(tmp_path, monkeypatch):

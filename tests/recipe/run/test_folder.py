@@ -60,6 +60,11 @@ def test_what_may_change_is_told_and_what_may_not_is_refused(tmp_path):
     assert changes(total_tokens=2000) == ["schedule.total_tokens is 2,000, was 1,000"]
     assert changes(compute={"recompute": "reentrant"}) == ["compute.recompute is 'reentrant', was 'none'"]
     assert changes(ds={"train_batch_size": 16}) == ["ds_config train_batch_size is 16, was 8"]
+    keeps = {"train_batch_size": 8, "recipe": {"kept_gib": 38.0, "exchange_parts": 2}}
+    assert changes(ds=keeps) == [
+        "ds_config recipe.kept_gib is 38.0, was not set",
+        "ds_config recipe.exchange_parts is 2, was not set",
+    ]
     # Where things lie does not matter, and what is done with damage is decided when there is some.
     assert changes(model="elsewhere", tokenizer="elsewhere") == []
     skip = {"tokens": "elsewhere", "seq_length": 8, "on_damage": "skip"}
@@ -127,7 +132,7 @@ def test_a_checkpoint_of_other_inputs_is_not_resumed_from(tmp_path):
     for resume in ("auto", "latest", path.name):
         job = job_of(tmp_path)
         job.ds = ds
-        check_resume(job, resume)
+        assert check_resume(job, resume) == path.name
         for part, value in (("model", {"hidden_size": 16}), ("tokenizer", {"eod_id": 3}), ("data", {"train": {}})):
             job.identity = {**IDENTITY, part: value}
             with pytest.raises(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
+import re
 import shutil
 import socket
+from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 import pytest
 
@@ -49,7 +53,10 @@ def dry(new_run, write_ds, capsys):
         ("data.mixture.weights={{en: 1, 'no': 1}}", "the mixture names ['en', 'no'] but the tokens have ['en', 'zh']"),
         ("schedule.peak_lr=[1", "--set schedule.peak_lr=[1: the value"),
         ("logging.prometheus_port={port}", "Address already in use"),
-        ("evaluation={{every_steps: 5, tokens: {folder}}}", "has no manifest.json"),
+        ("logging.trackers=[comet]", "logging.trackers"),
+        ("logging.trackers=[wandb, mlflow, wandb]", "logging.trackers names wandb twice"),
+        ("evaluation={{every_steps: 5, tokens: {folder}}}", "error: evaluation.tokens: {folder} has no manifest.json"),
+        ("model={folder}", "error: model: "),
     ],
 )
 def test_a_dry_run_refuses_what_fails_later_and_makes_nothing(override, message, dry, tmp_path):
@@ -59,8 +66,60 @@ def test_a_dry_run_refuses_what_fails_later_and_makes_nothing(override, message,
     with socket.create_server(("", free_port())) as taken:
         code, error = dry(override.format(folder=folder, file=file, port=taken.getsockname()[1]))
     assert (code, error[:7]) == (2, "error: ")
-    assert message in error
+    assert message.replace("{folder}", str(folder)) in error
     assert list(folder.iterdir()) == []
+
+
+def test_all_inputs_that_are_not_there_are_named_by_their_keys_at_once(dry, tmp_path):
+    code, error = dry(f"data.tokens={tmp_path}/a", f"tokenizer={tmp_path}/b", f"model={tmp_path}/c")
+    assert code == 2
+    starts = [
+        "error: model: ",
+        f"data.tokens: {tmp_path}/a has no manifest.json; ",
+        f"tokenizer {tmp_path}/b holds no ",
+    ]
+    assert [line[: len(start)] for line, start in zip(error.splitlines(), starts, strict=True)] == starts
+
+
+def test_the_example_of_continued_pretraining_runs_once_its_paths_exist(prepared, write_ds, tmp_path, capsys):
+    config = ROOT / "recipe/configs/runs/continue.yaml"
+    tiny = ROOT / "recipe/configs/models/tiny"
+    paths = (
+        f"run_dir={tmp_path / 'run'}",
+        f"model={tiny}",
+        f"tokenizer={prepared.tokenizer}",
+        f"data.tokens={prepared.tokens}",
+    )
+    assert {path.partition("=")[0] for path in paths} == set(must_be_set(config))
+    small = ("data.seq_length=32", "schedule.total_tokens=4096", "schedule.warmup_tokens=64")  # for the tiny model
+    words = [word for override in (*paths, *small) for word in ("--set", override)]
+    ds = write_ds(2, micro_batch=4, accumulation=1, autoep_size=2)
+    assert train.main(["--config", str(config), "--deepspeed_config", str(ds), "--dry-run", *words]) == 0
+    assert "peak lr 0.0003" in capsys.readouterr().out
+
+
+def must_be_set(config: Path) -> list[str]:
+    """The keys that a run config marks so; those of a section with its name."""
+    keys, section = [], ""
+    for line in config.read_text(encoding="utf-8").splitlines():
+        if (heading := re.fullmatch(r"(\w+):", line)) is not None:
+            section = f"{heading[1]}."
+        elif "# MUST" in line:
+            keys.append((section if line.startswith(" ") else "") + line.partition(":")[0].strip())
+    return keys
+
+
+def test_a_tracker_without_its_package_is_refused_even_where_a_folder_has_its_name(dry, tmp_path, monkeypatch):
+    assert dry("logging.trackers=[wandb, mlflow]") == (0, "")
+    find_spec = importlib.util.find_spec
+    folder = ModuleSpec("wandb", None)  # of a folder `wandb`, which the client leaves where it was started
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: {"wandb": folder, "mlflow": None}.get(name, find_spec(name))
+    )
+    for name, purpose in (("wandb", "Weights & Biases"), ("mlflow", "MLflow")):
+        assert dry(f"logging.trackers=[{name}]") == (2,
+            f"error: logging.trackers {name}: the Python package {name} is not installed: "
+            f"pip install -e '.[{name}]' for {purpose}\n")  # fmt: skip
 
 
 def test_a_dry_run_lets_a_source_of_weight_zero_be_small(dry, prepared, new_run, tmp_path, capsys):
@@ -92,6 +151,25 @@ def test_a_dry_run_says_what_cannot_be_exported(new_run, write_ds, tmp_path, cap
     for model, message in ((tmp_path, True), ("recipe/configs/models/tiny", False)):
         assert train.main([str(word) for word in new_run("dry", model=str(model)).arguments(ds_path, "--dry-run")]) == 0
         assert ("export      this model cannot be exported" in capsys.readouterr().out) == message
+
+
+@pytest.mark.parametrize(
+    ("recompute", "kept_gib", "line"),
+    [
+        ("selective", 0.00052, "kept        attention of 4 layers, attention_projection of 4 layers, within recipe.kept_gib 0.00052"),
+        ("selective", 0.0, "kept        nothing, within recipe.kept_gib 0,"),
+        ("none", 0.001, "kept        nothing: recipe.kept_gib 0.001 is for compute.recompute selective"),
+        ("non_reentrant", 0.0, None),
+    ],
+)  # fmt: skip
+def test_a_dry_run_says_what_recomputed_layers_keep(recompute, kept_gib, line, new_run, write_ds, capsys):
+    ds_path = write_ds(2, micro_batch=4, accumulation=1, autoep_size=2, recipe={"kept_gib": kept_gib})
+    assert (
+        train.main([str(w) for w in new_run("dry", compute={"recompute": recompute}).arguments(ds_path, "--dry-run")])
+        == 0
+    )
+    told = [told for told in capsys.readouterr().out.splitlines() if told.startswith("kept")]
+    assert told == [] if line is None else told[0].startswith(line)
 
 
 def test_evaluation_needs_held_out_tokens(prepared, dry, tmp_path, monkeypatch):

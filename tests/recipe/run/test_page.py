@@ -6,6 +6,7 @@ import ast
 import json
 from collections import Counter
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from tests.recipe.telemetry.test_routing_metrics import metrics_of
 Tree = ast.Module
 
 
+@cache
 def trees() -> list[Tree]:
     files = (path for folder in ("recipe", "launch") for path in sorted((ROOT / folder).rglob("*.py")))
     return [ast.parse(path.read_text(encoding="utf-8")) for path in files]
@@ -78,7 +80,10 @@ def called(call: ast.Call) -> tuple[str, list[ast.expr]]:
 
 
 def returned_tuples(tree: Tree, length: int) -> list[list[ast.expr]]:
-    returns = [node for node in ast.walk(tree) if isinstance(node, ast.Return)]
+    """Of the module's functions and of those that it imports."""
+    names = {name.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for name in node.names}
+    imported = [f for other in trees() for f in other.body if isinstance(f, ast.FunctionDef) and f.name in names]
+    returns = [node for source in (tree, *imported) for node in ast.walk(source) if isinstance(node, ast.Return)]
     tuples = [node.elts for item in returns for node in ast.walk(item) if isinstance(node, ast.Tuple)]
     return [elements for elements in tuples if len(elements) == length]
 
@@ -117,9 +122,9 @@ def written_by_a_run_folder(path: Path) -> dict[str, dict[str, Any]]:
             "schedule": {"total_tokens": 1, "peak_lr": 1e-3, "min_lr": 0, "warmup_tokens": 0},
         }
     )  # fmt: skip
-    record_start(SimpleNamespace(run=run, ds_raw={}, identity={}), began_from={"from": "a"})
+    record_start(SimpleNamespace(run=run, ds_raw={}, identity={}), began_from={"from": "a"}, kept={"budget_gib": 1.0})
     folder.event(event="finished", step=1, message="done")
-    folder.record_failure("error", "broke", rank=0, host="a")
+    folder.record_failure("out_of_memory", "broke", rank=0, host="a")
     folder.order_rewind(1, 2, 3, "why")
     folder.order_suspects(1, "why")
     files = {name: path / name for name in (records.ATTEMPTS, records.EVENTS, records.REWIND, records.SUSPECT)}

@@ -27,7 +27,7 @@ from recipe.run import records
 from recipe.run.checkpoint_files import find, read_manifest
 from recipe.run.folder import Orders, RunFolder, check_run_folder, load_run_folder, read_orders, record_start
 from recipe.run.heartbeats import read_heartbeats
-from recipe.watch import view
+from recipe.watch import has_begun, view
 
 NEWER = records.SCHEMA_VERSION + 1
 
@@ -173,3 +173,18 @@ def test_a_damaged_file_is_told(content, tmp_path):
     (tmp_path / "rewind.json").write_text(content)
     with pytest.raises(UserError, match=r"rewind.json .*restore it or remove it"):
         read_orders(tmp_path)
+
+
+def test_the_folder_around_a_run_names_the_run(old):
+    (outer := old.parent / "outer").mkdir()
+    with pytest.raises(UserError, match=r"; give the run_dir of a training run$"):
+        records.read_starts(outer)
+    record_start(job_of(Path(shutil.copytree(old, outer / "run"))))
+    for read in (records.read_starts, has_begun):
+        with pytest.raises(UserError, match=rf"no run \(no attempts.jsonl\); give its folder {outer}/run$"):
+            read(outer)
+
+
+def test_a_run_is_called_by_the_folder_that_says_something(tmp_path):
+    assert records.run_name(tmp_path / "pretrain_30b" / "run") == "pretrain_30b"
+    assert records.run_name(tmp_path / "decay_7") == "decay_7"

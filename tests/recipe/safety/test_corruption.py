@@ -50,7 +50,7 @@ def alone(monkeypatch):
 )
 def test_the_rank_with_other_bits_is_named_where_most_agree(bits, hosts, known, monkeypatch):
     monkeypatch.setattr(corruption_check, "digest_of_results", lambda *_: "a")
-    monkeypatch.setattr(corruption_check, "gathered", lambda _: [("h", result) for result in bits])
+    monkeypatch.setattr(corruption_check, "gathered", lambda _: [("h", "", result) for result in bits])
     corruption = check_for_corruption(None, None, None)
     if hosts is None:
         assert corruption is None
@@ -133,9 +133,10 @@ def ended(folder: RunFolder, outcome: Outcome, monkeypatch) -> int:
     monkeypatch.setattr(CheckpointStore, "load", lambda *_: TrainState(step=4, sequences=32, tokens=64, good_probe=3))
     monkeypatch.setattr(CheckpointStore, "finish", lambda _: True)
     run = SimpleNamespace(
-        run_dir=folder.path, seed=1, optimizer=None, compute=None, checkpoint=Checkpoint(every_steps=2)
+        run_dir=folder.path, seed=1, optimizer=None, compute=None, checkpoint=Checkpoint(every_steps=2),
+        data=SimpleNamespace(seq_length=8),
     )  # fmt: skip
-    job = SimpleNamespace(run=run, ds_raw={}, shape=None)
+    job = SimpleNamespace(run=run, ds_raw={}, engine_ds_raw={}, shape=None)
     watchdog = SimpleNamespace(progress=SimpleNamespace(enter=lambda _: None))
     return attempt.train_on(job, folder, watchdog, resume="auto", time_limit_s=None)  # type: ignore[arg-type]
 

@@ -19,8 +19,10 @@ from recipe.engine import collectives
 from recipe.engine.collectives import FirstRankFailed, from_first_rank
 from recipe.run.folder import RunFolder
 from recipe.run.heartbeats import Heartbeat, write_heartbeat
+from recipe.run.records import read_failures
 from recipe.safety import failures
 from recipe.safety.failures import kind_of, recorded_failures
+from recipe.safety.watchdog import Progress
 
 JOB: Any = None  # is looked at when memory runs out alone
 NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.hpp:268, "
@@ -199,6 +201,53 @@ def test_running_out_of_memory_is_recorded_before_a_report_is_made_which_may_fai
     assert "out of memory: OutOfMemoryError: tried to allocate\na way out\n" in capsys.readouterr().err
     records = [json.loads(path.read_text()) for path in sorted((folder.path / "failures").iterdir())]
     assert [(record["rank"], record["kind"]) for record in records] == [(1, "out_of_memory"), (2, "out_of_memory")]
+
+
+# As c10/cuda/CUDACachingAllocator.cpp of torch 2.13 has it, on one line.
+SHORT = (
+    "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.14 GiB of which 512.00 MiB is free. "
+    "Process 7 has 78.60 GiB memory in use. Of the allocated memory 70.00 GiB is allocated by PyTorch, and 4.00 GiB is "
+    "reserved by PyTorch but unallocated. If reserved but unallocated memory is large try setting ..."
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "gpu", "missing"),
+    [
+        (torch.OutOfMemoryError(SHORT), True, 2.0),
+        (torch.OutOfMemoryError(SHORT.replace("512.00 MiB", "3.00 GiB")), True, 0.0),  # in pieces
+        (torch.OutOfMemoryError(SHORT.replace("2.50 GiB", "512 bytes").replace("512.00 MiB", "0 bytes")), True, 2**-21),
+        (torch.OutOfMemoryError("x"), True, 0.0),
+        (RuntimeError(MESSAGES["out_of_memory"][0]), True, 0.0),
+        (RuntimeError(MESSAGES["out_of_memory"][2]), True, 0.0),
+        (RuntimeError(MESSAGES["out_of_memory"][1]), True, None),  # of the host
+        (MemoryError(), True, None),
+        (RuntimeError(MESSAGES["out_of_memory"][1]), False, 0.0),  # where tensors are
+        (KeyError("x"), True, "no field"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
+)
+def test_what_a_step_lacked_is_recorded(error, gpu, missing, folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(failures, "memory_report", lambda job: "a way out")
+    with pytest.raises(type(error)), recorded_failures(folder, JOB, Progress(7, "backward")):
+        raise error
+    (record,) = read_failures(folder.path, 1)
+    assert record.get("missing_gib", "no field") == missing
+
+
+@pytest.mark.parametrize(
+    ("step", "phase", "missing"),
+    [
+        (0, "building the engine", None), (0, "loading the checkpoint", None), (7, "evaluating", None), (7, "saving", None),
+        (1, "forward", 2.0), (7, "backward", 2.0), (7, "update", 2.0), (7, "finishing", 2.0),
+    ],
+)  # fmt: skip
+def test_only_a_step_lacks_what_kept_results_take(step, phase, missing, folder, monkeypatch):
+    monkeypatch.setattr(failures, "memory_report", lambda job: "a way out")
+    with pytest.raises(torch.OutOfMemoryError), recorded_failures(folder, JOB, Progress(step, phase)):
+        raise torch.OutOfMemoryError(SHORT)
+    assert read_failures(folder.path, 1)[0]["missing_gib"] == missing
 
 
 @pytest.mark.parametrize("message", [WATCHDOG, MESSAGES["peer_lost"][0]])

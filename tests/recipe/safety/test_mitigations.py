@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from recipe.base.routing_settings import Routing
-from recipe.engine.routing_control import RoutingControl
+from recipe.engine.moe.routing_control import RoutingControl
 from recipe.safety.mitigations import REVIVAL, Mitigator
 
 ALL = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -92,6 +93,15 @@ def test_going_on_from_a_named_checkpoint_leaves_the_younger_ones_behind(finishe
     )
     assert "changed since the last start: schedule.peak_lr is 0.01, was 0.001" in printed
     assert "the run folder is" in printed
+    stages = [
+        "configuration and data checked", "torch and DeepSpeed imported", "process group of 1 rank",
+        "checkpoint step_00000004 verified", "model of ", "DeepSpeed engine initialised",
+        "checkpoint step_00000004 loaded", "first step done",
+    ]  # fmt: skip
+    lines = re.findall(r"^start +\d+\.\d s  (.*)", printed, re.M)
+    assert [line[: len(stage)] for line, stage in zip(lines, stages, strict=True)] == stages
+    assert printed.index("first step done") < printed.index("step       5/12  loss")
+    assert printed.index("training finished") < printed.index(f"run folder  {run.run_dir}\nnext\n")
     # The new branch is saved under the same steps, is what goes on, and is what is read of the run.
     names = checkpoints(run)
     assert {"step_00000008.left", "step_00000008.left.universal", "step_00000012.left"} < set(names)
@@ -365,8 +375,10 @@ def test_a_run_branches_into_a_folder_of_its_own(finished, new_run, ds_path):
     words = ("--from", finished.run_dir, "--checkpoint", "step_00000004")
     done = launch(1, BRANCH, *words, *run.arguments(ds_path))
     assert done.returncode == 0, done.stderr[-3000:]
+    checkpoint = finished.run_dir / "checkpoints" / "step_00000004"
     assert (
-        f"branched from {finished.run_dir / 'checkpoints' / 'step_00000004'}; train with --resume auto" in done.stdout
+        f"{run.run_dir} branched from {checkpoint}; train it with:\n  deepspeed --num_gpus 1 recipe/train.py --config"
+        in done.stdout
     )
     (start,) = read_json_lines(run.run_dir / "attempts.jsonl")
     assert start["began_from"]["checkpoint"] == "step_00000004"
@@ -375,7 +387,7 @@ def test_a_run_branches_into_a_folder_of_its_own(finished, new_run, ds_path):
     assert {path: path.stat().st_mtime_ns for path in finished.run_dir.rglob("*")} == before
     report(
         "a branch on purpose: recipe/branch.py",
-        "branched from step_00000004; train with --resume auto",
+        "branched from step_00000004; train it with: deepspeed ... --resume auto",
         seconds=None,
         lost_steps=0,
         then="losses equal to the last bit in a run folder of its own; the one it came from is untouched",
@@ -384,7 +396,7 @@ def test_a_run_branches_into_a_folder_of_its_own(finished, new_run, ds_path):
     # Into another schedule and another order of the data, which then begin at their beginning.
     run = new_run("reordered", seed=1, **SECTIONS)
     done = launch(1, BRANCH, *words, *run.arguments(ds_path))
-    assert "the data begin at their beginning, since seed is 1, was 0; train with" in done.stdout, done.stderr[-3000:]
+    assert "the data begin at their beginning, since seed is 1, was 0" in done.stdout, done.stderr[-3000:]
     state = read_manifest(run.run_dir / "checkpoints" / "step_00000004")["train_state"]
     assert (state["step"], state["sequences"], state["tokens"]) == (4, 0, 4 * 8 * 32)
 

@@ -15,6 +15,7 @@ from recipe.base.routing_settings import Routing
 from recipe.base.settings import Checkpoint, Evaluation, Logging, Numerics, Schedule, Spikes, Watch
 from recipe.engine import step_guard
 from recipe.engine.step_guard import Unsound
+from recipe.planner.kept import NOTHING
 from recipe.run.job import ProfiledSteps
 from recipe.safety.corruption import Corruption
 from recipe.telemetry.phases import NAMES
@@ -88,6 +89,7 @@ class FakeRun:
         self.job: Any = SimpleNamespace(
             run=SimpleNamespace(**sections, data=data, compute=None, seed=0),
             ds=SimpleNamespace(train_batch_size=SEQUENCES, bf16_enabled=False),
+            kept=NOTHING,
             order=SimpleNamespace(names=[], read=lambda _: {}, epochs=lambda _: {}),
             tokenizer={"eod_id": 0}, shape=None, held_out=["en"], tokens_per_step=TOKENS,
             last_step=lambda step, tokens: steps,
@@ -228,7 +230,7 @@ def test_writers_are_closed_where_training_cannot_begin(new_run):
 def test_metrics_are_served_where_the_run_says(new_run):
     run = new_run(logging={"prometheus_port": 9100, "prometheus_host": "10.0.0.1"})
     run.begin()
-    assert run.arguments["writer"][-2:] == (9100, "10.0.0.1")
+    assert run.arguments["writer"][-1] == Logging(every_steps=1, prometheus_port=9100, prometheus_host="10.0.0.1")
 
 
 def test_nothing_is_opened_for_steps_that_cannot_be_profiled(new_run):

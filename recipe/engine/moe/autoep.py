@@ -9,26 +9,22 @@ Legend: T tokens of this rank's micro-batch, D hidden size, E routed experts, K 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
 
 from recipe.engine.deepspeed_private import (
     AutoEPMoELayer,
-    SplitPlan,
     TokenChoiceTopKRouter,
-    all_to_all,
-    compute_split_plan,
     count_tokens_per_expert,
-    permute_by_local_expert,
     replaced_autoep_classes,
-    unpermute_by_local_expert,
 )
-from recipe.engine.routing_control import RoutingControl
-from recipe.model.routing.dispatch import combine, dispatch, grouped_positions, sorted_positions
+from recipe.engine.moe.experts import RecipeExperts
+from recipe.engine.moe.plan import ExchangedPlan, LocalPlan, counts_of_parts
+from recipe.engine.moe.routing_control import RoutingControl
+from recipe.model.recompute import ROUTING_PLAN, kept_result
 from recipe.model.routing.router import jitter, router_logits, score_shares, scores_and_choice, weights_of
 
 # AutoEP's names of an expert's matrices, w2(silu(w1(x)) * w3(x)), and those of the interchange layout.
@@ -75,7 +71,8 @@ class RecipeRouter(TokenChoiceTopKRouter):
         )
         if control is None:
             return self._weights(scores_TE, chosen_TK), chosen_TK, count_tokens_per_expert(chosen_TK, self.num_experts)
-        experts_TK, kept_TK = control.limit(choice_TE, chosen_TK, self.ep_group)
+        # A recomputed layer goes by its first pass's choice, on which what it exchanged was based.
+        experts_TK, kept_TK = kept_result(ROUTING_PLAN, lambda: control.limit(choice_TE, chosen_TK, self.ep_group))
         weights_TK = self._weights(scores_TE, experts_TK)
         if kept_TK is not None:
             weights_TK = weights_TK * kept_TK
@@ -92,52 +89,48 @@ class RecipeRouter(TokenChoiceTopKRouter):
 
 
 class RecipeLayer(AutoEPMoELayer):
-    """AutoEP's layer with our router, rows that are moved once each way, and those that are dropped left out."""
+    """AutoEP's layer with our router and experts, rows that are moved once each way, and those that are dropped left out.
+
+    Rows are on their way to the experts while the shared experts compute, and of several parts while the experts do.
+    """
+
+    exchange_parts: int = 1
 
     def _forward(self, hidden_BSD: torch.Tensor) -> torch.Tensor:
         folding = self.folding_group_handles
         if folding is not None and folding.spec.tp_size > 1:
             return super()._forward(hidden_BSD)  # AutoTP folded in divides the assignments itself
         x_TD = hidden_BSD.flatten(0, 1)
-        routed = self.router(x_TD, None)
-        out_TD = self._here(x_TD, *routed) if self.ep_size == 1 else self._everywhere(x_TD, *routed)
-        return self._finalize_output(out_TD.view_as(hidden_BSD), x_TD, hidden_BSD, hidden_BSD.shape[-1])
+        weights_TK, experts_TK, counts_E = self.router(x_TD, None)
+        plan: LocalPlan | ExchangedPlan = kept_result(ROUTING_PLAN, lambda: self._plan(experts_TK, counts_E))
+        parts = zip(_divided(x_TD, self.exchange_parts), _divided(weights_TK, self.exchange_parts), strict=True)
+        journeys: list[Any] = [*plan.journeys()]
+        departed = [journey.depart(*part) for journey, part in zip(journeys, parts, strict=True)]
+        shared_BSD = self.shared_experts(hidden_BSD) if self.shared_experts is not None else None
+        returning = self.experts(departed, journeys)
+        sums = [journey.home(rows) for journey, rows in zip(journeys, returning, strict=True)]
+        out_BSD = (sums[0] if len(sums) == 1 else torch.cat(sums)).view_as(hidden_BSD)
+        return out_BSD if shared_BSD is None else out_BSD + shared_BSD
 
-    def _here(self, x_TD: torch.Tensor, weights_TK, experts_TK, counts_E) -> torch.Tensor:
-        """All experts are this rank's: rows go straight to where their grouped GEMM wants them."""
-        position_A, assignment_N, sizes_E = grouped_positions(experts_TK, counts_E)
-        rows_ND = self.experts(dispatch(x_TD, position_A, assignment_N), sizes_E)
-        return combine(rows_ND, weights_TK, position_A, assignment_N)
+    def _plan(self, experts_TK: torch.Tensor, counts_E: torch.Tensor) -> LocalPlan | ExchangedPlan:
+        if self.ep_size == 1:
+            return LocalPlan(experts_TK, counts_E)
+        parts = _divided(experts_TK, self.exchange_parts)
+        counts = [counts_E] if len(parts) == 1 else counts_of_parts(parts, self.num_experts)
+        return ExchangedPlan(parts, counts, self.ep_group, self.ep_size, read_late=self.async_split_plan)
 
-    def _everywhere(self, x_TD: torch.Tensor, weights_TK, experts_TK, counts_E) -> torch.Tensor:
-        """Experts are spread over the expert-parallel group, whose ranks exchange rows."""
-        plan_of = self._planned(experts_TK, counts_E)
-        # Without limits every assignment has a row, and their number is known without asking the GPU.
-        limited = self.training and self.router.control is not None and self.router.control.limits
-        num_rows = sum(plan_of().input_splits) if limited else experts_TK.numel()
-        position_A, assignment_N = sorted_positions(experts_TK, num_rows)
-        rows_ND = dispatch(x_TD, position_A, assignment_N)
-        plan = plan_of()
-        rows_ND = all_to_all(self.ep_group, rows_ND, plan.input_splits, plan.output_splits)
-        by_expert, places, aligned, received = permute_by_local_expert(rows_ND, plan.local_counts_by_source)
-        rows_ND = unpermute_by_local_expert(self.experts(by_expert, aligned), places, received)
-        rows_ND = all_to_all(self.ep_group, rows_ND, plan.output_splits, plan.input_splits)
-        return combine(rows_ND, weights_TK, position_A, assignment_N)
 
-    def _planned(self, experts_TK: torch.Tensor, counts_E: torch.Tensor) -> Callable[[], SplitPlan]:
-        """How many rows go where and come from where, once it is asked for; with `async_split_plan` on its way until then."""
-        if self.async_split_plan:
-            pending = self._start_async_split_plan(counts_E)
-            return cache(lambda: self._wait_async_split_plan(pending))
-        plan = compute_split_plan(
-            experts_TK, self.num_experts, self.ep_size, self.num_local_experts, self.ep_group, counts_E
-        )
-        return lambda: plan
+def _divided(rows: torch.Tensor, parts: int) -> list[torch.Tensor]:
+    """Rows in parts as even as can be, whose gradients are joined; those of slices are as large as all rows, and added up."""
+    if parts == 1:
+        return [rows]
+    each, more = divmod(rows.shape[0], parts)
+    return list(rows.split([each + (part < more) for part in range(parts)]))
 
 
 def recipe_layers() -> AbstractContextManager[None]:
-    """While active, AutoEP builds its layers as `RecipeLayer` with `RecipeRouter`."""
-    return replaced_autoep_classes(RecipeRouter, RecipeLayer)
+    """While active, AutoEP builds its layers as `RecipeLayer` with `RecipeRouter` and `RecipeExperts`."""
+    return replaced_autoep_classes(RecipeRouter, RecipeLayer, RecipeExperts)
 
 
 def moe_layers(module: nn.Module) -> list[tuple[str, AutoEPMoELayer]]:
@@ -145,10 +138,18 @@ def moe_layers(module: nn.Module) -> list[tuple[str, AutoEPMoELayer]]:
     return [(name, layer) for name, layer in module.named_modules() if isinstance(layer, AutoEPMoELayer)]
 
 
+def divide_exchanges(module: nn.Module, parts: int) -> None:
+    """Have every layer divide its tokens into so many parts; 1 where no rank exchanges any."""
+    for _, layer in moe_layers(module):
+        assert parts == 1 or layer.ep_size > 1, "without expert parallelism there is no exchange to divide"
+        layer.exchange_parts = parts
+
+
 def connect(module: nn.Module, control: RoutingControl) -> None:
     """Give every layer's router the run's control and its number."""
     for number, (name, layer) in enumerate(moe_layers(module)):
         assert isinstance(layer.router, RecipeRouter), f"AutoEP built {name} with its own router"
+        assert isinstance(layer.experts, RecipeExperts), f"AutoEP built {name} with its own experts"
         layer.router.control, layer.router.number, layer.router.ep_group = control, number, layer.ep_group
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from recipe.base.routing_settings import Routing
-from recipe.engine.routing_control import MicroBatch, RoutingControl
+from recipe.engine.moe.routing_control import MicroBatch, RoutingControl
 from recipe.model.routing.balance import updated_bias
 
 T, E, K, LAYERS = 8, 4, 2, 2
