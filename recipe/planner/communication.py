@@ -11,13 +11,14 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from recipe.planner.links import Group
 from recipe.planner.parameters import decoder
+from recipe.planner.timing.links import Group
 from recipe.planner.workload import BYTES, Workload
-from recipe.planner.zero3 import BACKWARD, FORWARD, RECOMPUTE, micro_batch_fetches, persistent
+from recipe.planner.zero3 import BACKWARD, FORWARD, RECOMPUTE, Fetches, micro_batch_fetches, persistent
 
 ON_DEMAND = ", on demand"  # a module waits for it
 STEP = "step"  # between the last backward pass and the next forward pass
+EXPERT_GROUP = 178_956_971  # most elements of a group of experts, `deepspeed/moe/utils.py` of 0.19.8
 ROUTER_SCALARS = 7  # per layer, see recipe/telemetry/routing_metrics.py
 
 
@@ -50,18 +51,30 @@ def bytes_by_kind(work: Workload) -> dict[tuple[str, int, str], int]:
 
 
 def _dispatch(work: Workload) -> Iterator[Collective]:
-    """Tokens to their experts and back, in each pass; and how many, which the host reads."""
-    shape, dtype = work.shape, work.dtype
-    layers = shape.num_moe_layers * work.accumulation
+    """Tokens to their experts and back, with their routing weights in fp32; and how many, which the host reads."""
+    shape, parts = work.shape, work.exchange_parts
     rows = work.tokens * shape.num_experts_per_tok
-    phases = (FORWARD, BACKWARD) if work.run.recompute == "none" else (FORWARD, RECOMPUTE, BACKWARD)
-    for phase in phases:
-        payload = layers * rows * shape.hidden_size * work.element
-        for purpose in ("dispatch", "combine"):
-            yield Collective("all_to_all", purpose, phase, work.expert_group, dtype, payload, layers)
-        if phase != BACKWARD:
-            counts = layers * shape.n_routed_experts * 4
-            yield Collective("all_to_all", "counts", phase, work.expert_group, "int32", counts, layers)
+    row_bytes = shape.hidden_size * work.element
+    for phase, sent, returned, counted in _exchanging_layers(work):
+        for purpose, layers, dtype, size, calls in (
+            ("dispatch", sent, work.dtype, rows * row_bytes, parts),
+            ("routing weights", sent, "fp32", rows * 4, parts),
+            ("combine", returned, work.dtype, rows * row_bytes, parts),
+            ("counts", counted, "int32", parts * shape.n_routed_experts * 4, 1),  # of all parts together
+        ):
+            times = layers * work.accumulation
+            yield Collective("all_to_all", purpose, phase, work.expert_group, dtype, times * size, times * calls)
+
+
+def _exchanging_layers(work: Workload) -> Iterator[tuple[str, int, int, int]]:
+    """By phase, the MoE layers that send rows to their experts, those that send them back, and those that count them."""
+    every, recompute = work.shape.num_moe_layers, work.run.recompute
+    yield FORWARD, every, every, every
+    if recompute == "reentrant":  # torch's runs all of a layer again
+        yield RECOMPUTE, every, every, every
+    elif recompute != "none":  # the routing plan is held, and nothing reads what comes back
+        yield RECOMPUTE, every - work.kept.moe_layers("rows", work.shape), 0, 0
+    yield BACKWARD, every, every, 0
 
 
 def _routing_statistics(work: Workload) -> Iterator[Collective]:
@@ -77,11 +90,12 @@ def _routing_statistics(work: Workload) -> Iterator[Collective]:
 def _gradient_norm(work: Workload) -> Iterator[Collective]:
     """Scalars: squared norms of the optimizer's groups (decayed, routers, spared; experts), and whether one overflowed."""
     stage, others = work.ds.zero_optimization.stage, 3
+    experts = _expert_groups(work)
     if stage == 3:
-        for group, calls in ((work.world, others), (work.expert_data_group, 1), (work.expert_group, 1)):
+        for group, calls in ((work.world, others), (work.expert_data_group, experts), (work.expert_group, experts)):
             yield Collective("all_reduce", "gradient norm", STEP, group, "fp64", 8 * calls, calls)
     elif stage == 2 or (stage == 1 and work.accumulated_dtype == work.reduced_dtype):
-        for group, calls in ((work.world, others), (work.expert_data_group, 1)):
+        for group, calls in ((work.world, others), (work.expert_data_group, experts)):
             yield Collective("all_reduce", "gradient norm", STEP, group, "fp32", 4 * calls, calls)
         if work.ds.bf16_enabled:
             yield Collective("all_reduce", "overflow", STEP, work.world, "uint8", 1, 1)
@@ -89,10 +103,22 @@ def _gradient_norm(work: Workload) -> Iterator[Collective]:
         yield Collective("all_reduce", "gradient norm", STEP, work.expert_group, "fp32", 4, 1)
 
 
+def _expert_groups(work: Workload) -> int:
+    """Into which DeepSpeed divides the experts for the optimizer: each takes parameters in order as long as they fit."""
+    groups, filled = (
+        0,
+        EXPERT_GROUP,
+    )  # where the first does not fit, DeepSpeed's first group stays empty and has no norm
+    for p in decoder(work.shape, work.ep).parameters:
+        if p.expert:
+            groups, filled = (groups, filled + p.numel) if filled + p.numel <= EXPERT_GROUP else (groups + 1, p.numel)
+    return groups
+
+
 def _zero3(work: Workload) -> Iterator[Collective]:
     zero, dtype = work.ds.zero_optimization, work.dtype
     parameters = decoder(work.shape, work.ep).parameters
-    fetches = micro_batch_fetches(work.shape, work.ep, zero, work.run.recompute, accumulates=work.accumulation > 1)
+    fetches = fetches_of(work)
     numel = fetches.numel({e: work.partitions(expert=e) for e in (False, True)})
     for (phase, expert, prefetched), elements in numel.items():
         calls = fetches.calls(phase, expert=expert, prefetched=prefetched)
@@ -131,6 +157,14 @@ def _zero012(work: Workload) -> Iterator[Collective]:
             yield Collective(
                 "all_gather", _of(expert), STEP, _owners(work, expert), dtype, padded * work.element, calls
             )
+
+
+def fetches_of(work: Workload) -> Fetches:
+    """What ZeRO-3 gathers in a micro-batch, and holds at once."""
+    return micro_batch_fetches(
+        work.shape, work.ep, work.ds.zero_optimization, work.run.recompute,
+        accumulates=work.accumulation > 1, parts=work.exchange_parts, whole=work.kept.whole,
+    )  # fmt: skip
 
 
 def flat_groups(work: Workload) -> list[tuple[bool, int]]:

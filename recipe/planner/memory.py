@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from recipe.base.hardware import GIB
-from recipe.planner.communication import flat_groups, flat_numel
+from recipe.planner.communication import fetches_of, flat_groups, flat_numel
+from recipe.planner.kept import Rows, kept_bytes, routing_plan_bytes, rows_of, saved_bytes
 from recipe.planner.parameters import decoder
 from recipe.planner.workload import BYTES, Workload
-from recipe.planner.zero3 import micro_batch_fetches, persistent
+from recipe.planner.zero3 import persistent
 
 CONTEXT_GIB = 1.6  # CUDA context, NCCL channels of three communicators, cuBLAS workspaces; outside the allocator
 FRAGMENTATION = 0.06  # of what comes and goes: the caching allocator rounds, splits and keeps blocks of odd sizes
@@ -61,7 +62,8 @@ def state_bytes(work: Workload) -> StateBytes:
     accumulated = BYTES[work.accumulated_dtype]
     bucket = zero.reduce_bucket_size * BYTES[work.reduced_dtype] if zero.contiguous_gradients else 0
     if zero.stage == 3:
-        shard = sum(p.padded(work.partitions(expert=p.expert)) // work.partitions(expert=p.expert) for p in parameters)
+        ranks = {expert: work.partitions(expert=expert) for expert in (False, True)}
+        shard = sum(p.padded(ranks[p.expert]) // ranks[p.expert] for p in parameters)
         gathered = sum(p.numel for p in persistent(parameters, zero))
         return StateBytes(shard * element, gathered * element, shard * 4, shard * 8, shard * accumulated, bucket)
     padded = sum(flat_numel(work, group) for group in flat_groups(work))
@@ -84,33 +86,18 @@ def saved_bytes_per_token(work: Workload, *, moe: bool) -> dict[str, float]:
     Returns:
         Bytes by kind, for a rank whose experts get the mean of assignments.
     """
-    shape, a, compiled = work.shape, work.element, work.run.compile
-    # Eager, a norm keeps its input in fp32 and, cast back, what it scaled; an activation its result beside its inputs.
-    norm_bytes = a if compiled else 4 + a if a == 2 else 2 * a
-    activated = 3 if compiled else 4
-    D, F = shape.hidden_size, shape.moe_intermediate_size
-    Q, K = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
-    heads = shape.num_attention_heads + shape.num_key_value_heads
-    norms = 2 * (norm_bytes * D + 4)
-    if shape.use_qk_norm:
-        norms += norm_bytes * (Q + K) + 4 * heads
-    saved = {
-        "norms": norms,
-        # the projections' input, rotated queries and keys, values, log-sum-exp, the output (eager: twice)
-        "attention": a * (D + Q + 2 * K + (1 if compiled else 2) * Q) + 4 * shape.num_attention_heads,
-        "MLP input": a * D,
-    }
-    if not moe:
-        return {**saved, "dense MLP": activated * a * shape.intermediate_size}
-    k, E = shape.num_experts_per_tok, shape.n_routed_experts
-    return {
-        **saved,
-        "router": 2 * 4 * E + k * (8 + 4) + 24,
-        # the kernel of AutoEP's activation keeps its inputs; its result is the next matmul's
-        "routed experts": k * (a * D + 3 * a * F),
-        "combine": k * (a * D + 4 + 8 + 8 + 4),
-        "shared experts": activated * a * F * shape.n_shared_experts,
-    }
+    return {kind: size / work.tokens for kind, size in _layer_bytes(work, moe=moe, imbalance=1.0).items()}
+
+
+def _layer_bytes(work: Workload, *, moe: bool, imbalance: float) -> dict[str, float]:
+    """Bytes that autograd keeps of one layer, by kind."""
+    rows = _rows(work, imbalance)
+    saved = saved_bytes(work.shape, rows, moe=moe, element=work.element, compiled=work.run.compile)
+    return saved | ({"routing plan": routing_plan_bytes(work.shape, rows, ep_size=work.ep)} if moe else {})
+
+
+def _rows(work: Workload, imbalance: float) -> Rows:
+    return rows_of(work.shape, tokens=work.tokens, ep_size=work.ep, imbalance=imbalance, parts=work.exchange_parts)
 
 
 def plan_memory(work: Workload, imbalance: float) -> MemoryPlan:
@@ -132,10 +119,13 @@ def plan_memory(work: Workload, imbalance: float) -> MemoryPlan:
         "optimizer moments": held.moments,
         "reduce buckets": held.reduce_buckets,
     }
-    passes = {"ZeRO-3 gathered": _gathered_bytes(work), **_stored_bytes(work, imbalance)}
+    gathered = {"ZeRO-3 gathered": _gathered_bytes(work)}
+    passes = {**gathered, **_stored_bytes(work, imbalance, work.shape.num_hidden_layers)}
     moments: dict[str, dict[str, float]] = {
         "backward of the last MoE layer": {
-            **passes,
+            **gathered,
+            # of the last layer what was kept is among what is computed again
+            **_stored_bytes(work, imbalance, work.shape.num_hidden_layers - 1),
             **_recomputed_bytes(work, imbalance),
             **_backward_bytes(work, imbalance),
             "gradients in flight": _in_flight_bytes(work),
@@ -152,12 +142,7 @@ def plan_memory(work: Workload, imbalance: float) -> MemoryPlan:
 
 def _gathered_bytes(work: Workload) -> int:
     """Of the parameters that ZeRO-3 holds at once beyond a rank's partition."""
-    zero = work.ds.zero_optimization
-    if zero.stage != 3:
-        return 0
-    accumulates = work.accumulation > 1
-    fetches = micro_batch_fetches(work.shape, work.ep, zero, work.run.recompute, accumulates=accumulates)
-    return fetches.peak_numel * work.element
+    return fetches_of(work).peak_numel * work.element if work.ds.zero_optimization.stage == 3 else 0
 
 
 def _boundary_bytes(work: Workload) -> int:
@@ -165,12 +150,34 @@ def _boundary_bytes(work: Workload) -> int:
     return work.tokens * work.shape.hidden_size * work.element
 
 
-def _stored_bytes(work: Workload, imbalance: float) -> dict[str, float]:
-    """From the forward to the backward pass: what autograd saved, or the inputs to recompute it from."""
-    if work.run.recompute != "none":
-        return {"layer inputs": work.shape.num_hidden_layers * _boundary_bytes(work)}
-    per_layer = {moe: _layer_bytes(work, moe=moe, imbalance=imbalance) for moe in (False, True)}
-    return {f"saved: {kind}": size for kind, size in _all_layers(work, per_layer).items()}
+def _stored_bytes(work: Workload, imbalance: float, layers: int) -> dict[str, float]:
+    """From the forward to the backward pass: what autograd saved, or the inputs to recompute it from.
+
+    Args:
+        layers: the first ones, whose kept results are not taken yet.
+    """
+    if work.run.recompute == "none":
+        per_layer = {moe: _layer_bytes(work, moe=moe, imbalance=imbalance) for moe in (False, True)}
+        return {f"saved: {kind}": size for kind, size in _all_layers(work, per_layer).items()}
+    return {
+        "layer inputs": work.shape.num_hidden_layers * _boundary_bytes(work),
+        **_kept_bytes(work, imbalance, layers),
+    }
+
+
+def _kept_bytes(work: Workload, imbalance: float, layers: int) -> dict[str, float]:
+    """Of the first `layers`, beside their inputs: results that are not computed again, and routing plans."""
+    if work.run.recompute == "reentrant":
+        return {}
+    shape, rows = work.shape, _rows(work, imbalance)
+    element, compiled, dense = work.element, work.run.compile, shape.first_k_dense_replace
+    results = sum(
+        kept_bytes(shape, name, rows, moe=number >= dense, element=element, compiled=compiled)
+        for number in range(layers)
+        for name in work.kept.of_layer(number)
+    )
+    plans = max(0, layers - shape.first_k_dense_replace) * routing_plan_bytes(shape, rows, ep_size=work.ep)
+    return {"kept results": results, "routing plans": plans}
 
 
 def _recomputed_bytes(work: Workload, imbalance: float) -> dict[str, float]:
@@ -202,11 +209,6 @@ def _update_bytes(work: Workload, held: StateBytes) -> dict[str, float]:
     return update
 
 
-def _layer_bytes(work: Workload, *, moe: bool, imbalance: float) -> dict[str, float]:
-    saved = saved_bytes_per_token(work, moe=moe)
-    return {n: b * work.tokens * (imbalance if n == "routed experts" else 1.0) for n, b in saved.items()}
-
-
 def _all_layers(work: Workload, per_layer: dict[bool, dict[str, float]]) -> dict[str, float]:
     layers = {False: work.shape.first_k_dense_replace, True: work.shape.num_moe_layers}
     kinds = dict.fromkeys([*per_layer[True], *per_layer[False]])
@@ -215,22 +217,32 @@ def _all_layers(work: Workload, per_layer: dict[bool, dict[str, float]]) -> dict
 
 def _backward_bytes(work: Workload, imbalance: float) -> dict[str, float]:
     """Gradients inside one MoE layer while its experts run backward."""
-    shape, a = work.shape, work.element
-    rows = work.tokens * shape.num_experts_per_tok
-    return {
-        # rows of this rank's tokens, and rows of its experts before and after they are sorted by expert
-        "all-to-all buffers": (1 + 2 * imbalance) * rows * shape.hidden_size * a,
-        "gradients of routed rows": imbalance * rows * 3 * shape.moe_intermediate_size * a,
-        "gradients of a layer's rows": 3 * work.tokens * shape.hidden_size * a,
+    shape, a, parts = work.shape, work.element, work.exchange_parts
+    rows, row_bytes = _rows(work, imbalance), shape.hidden_size * a
+    gradients = {
+        "gradients of routed rows": rows.computed / parts * 3 * shape.moe_intermediate_size * a,
+        "gradients of a layer's rows": 3 * work.tokens * row_bytes,
     }
+    if work.ep == 1:  # of what comes out of the experts, and of what goes in
+        return {"gradients of rows in and out": 2 * rows.computed * row_bytes, **gradients}
+    # Rows of this rank's tokens and rows of its experts, of all parts: what is not under way to the experts is on its way
+    # back. And those of one part in its experts' order, what comes out and, of more parts than one, what goes in.
+    in_order = rows.computed / parts * min(parts, 2)
+    assigned = work.tokens * shape.num_experts_per_tok
+    return {"all-to-all buffers": (assigned + rows.arrived + in_order) * row_bytes, **gradients}
 
 
 def _in_flight_bytes(work: Workload) -> float:
-    """Gradients of a layer before they are reduced, and their copy in the order of the partitions."""
+    """Gradients of a layer before they are reduced, and their copy in the order of the partitions.
+
+    Of the experts' weights those of all parts of an exchange are added up first, one more of them at a time.
+    """
     zero, size = work.ds.zero_optimization, BYTES[work.reduced_dtype]
     parameters = decoder(work.shape, work.ep).parameters
     last = f"model.layers.{work.shape.num_hidden_layers - 1}."
-    layer = sum(p.numel for p in parameters if p.name.startswith(last))
+    of_layer = [p for p in parameters if p.name.startswith(last)]
+    layer = sum(p.numel for p in of_layer)
+    another = max(p.numel for p in of_layer if p.expert) * work.element if work.exchange_parts > 1 else 0
     if zero.stage == 3:
-        return (layer + min(layer, zero.reduce_bucket_size)) * size
-    return layer * size
+        return (layer + min(layer, zero.reduce_bucket_size)) * size + another
+    return layer * size + another

@@ -92,12 +92,12 @@ def _layer(shape: ModelShape, ep_size: int, number: int) -> Iterator[Module]:
         return
     yield Module(f"{name}.mlp.router")
     yield _module(f"{name}.mlp.router.gate", shape.n_routed_experts * D)
+    if shape.n_shared_experts:  # while the rows of the others travel
+        yield Module(f"{name}.mlp.shared_experts")
+        yield from _mlp(f"{name}.mlp.shared_experts", D * shape.moe_intermediate_size * shape.n_shared_experts)
     expert = shape.n_routed_experts // ep_size * D * shape.moe_intermediate_size
     experts = tuple(Parameter(f"{name}.mlp.experts.{w}", expert, expert=True) for w in ("w1", "w2", "w3"))
     yield Module(f"{name}.mlp.experts", experts)
-    if shape.n_shared_experts:
-        yield Module(f"{name}.mlp.shared_experts")
-        yield from _mlp(f"{name}.mlp.shared_experts", D * shape.moe_intermediate_size * shape.n_shared_experts)
 
 
 def _mlp(name: str, numel: int) -> Iterator[Module]:

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from recipe.base.hardware import GIB
 from recipe.planner.communication import Collective
 from recipe.planner.cost import Cost, Reliability, cost_of, reliability
-from recipe.planner.links import Links
-from recipe.planner.memory import MemoryPlan, plan_memory
-from recipe.planner.timeline import (
+from recipe.planner.hardware_flops import hardware_flops_per_token
+from recipe.planner.kept import EVERYTHING, FILL_IMBALANCE, KEEPABLE, kept_bytes, rows_of
+from recipe.planner.memory import FRAGMENTATION, MemoryPlan, plan_memory
+from recipe.planner.timing.links import Links
+from recipe.planner.timing.timeline import (
     CONSERVATIVE,
     EXPECTED,
     RANGE,
     Assumptions,
     StepTime,
+    assumed_of,
     step_time,
 )
 from recipe.planner.workload import Workload
 
 USABLE = 0.91  # of a GPU's memory: what fragments over weeks, and evaluation and checkpoints, need room
+# Of a GPU's memory, up to which selective recompute keeps results. The last 12 GiB of 80 are worth 0.15 s of an 8 s step,
+# these 4 less than a percent; memory fragments over weeks, and an attempt that runs out of it costs minutes.
+FILLED = USABLE - 0.05
+KEPT_STEP_GIB = 0.5  # a budget is a multiple of it
 MICRO_BATCHES = (64, 32, 16, 8, 4, 2, 1)
 
 
@@ -44,11 +55,15 @@ class Plan:
         return plan_memory(self.work, self.work.run.imbalance or CONSERVATIVE.imbalance)
 
     def time(self, assumed: Assumptions) -> StepTime:
-        """Of a step; a measured imbalance takes the place of the assumed one."""
+        """Of a step, under what was assumed and measured."""
         if assumed.name not in self._times:
-            imbalance = self.work.run.imbalance or assumed.imbalance
-            self._times[assumed.name] = step_time(self.work, replace(assumed, imbalance=imbalance))
+            self._times[assumed.name] = step_time(self.work, self.assumed(assumed))
         return self._times[assumed.name]
+
+    def assumed(self, assumed: Assumptions) -> Assumptions:
+        """With the imbalance of a run and the efficiency of a calibrated GPU, where they were measured."""
+        imbalance = self.work.run.imbalance or assumed.imbalance
+        return replace(assumed_of(assumed, self.work.cluster.accelerator), imbalance=imbalance)
 
     @cached_property
     def _times(self) -> dict[str, StepTime]:
@@ -82,7 +97,7 @@ class Plan:
     def hfu(self, assumed: Assumptions) -> float:
         """Hardware FLOPs over the peak's; recompute counted."""
         run = self.work.run
-        flops = self.work.shape.hardware_flops_per_token(run.seq_length, recompute=run.recompute != "none")
+        flops = hardware_flops_per_token(self.work.shape, run.seq_length, run.recompute, self.work.kept)
         return self.tokens_per_s_per_gpu(assumed) * flops / self.work.cluster.accelerator.bf16_flops
 
     @property
@@ -108,6 +123,32 @@ class Plan:
         """Whether its peak is within what is usable of a GPU."""
         return self.memory.peak_gib <= self.usable_gib
 
+    def kept_gib_that_fills(self, share: float = FILLED) -> float:
+        """The largest `recipe.kept_gib` of use with which the peak is within a share of the GPU's memory.
+
+        What is kept is there from the forward pass to the backward pass, and its bytes are those of the budget: no trying.
+        """
+        memory = Plan(with_kept(self.work, 0.0)).memory if self.work.kept.layers else self.memory
+        used = max(sum(memory.at(moment).values()) for moment in memory.passing if moment != "optimizer step")
+        room = (share * self.work.cluster.accelerator.memory_gib - used) / (1 + FRAGMENTATION)
+        if self.work.ep > 1:  # a budget counts the bytes of this imbalance
+            room /= max(1.0, memory.imbalance / FILL_IMBALANCE)
+        steps = min(math.floor(room / KEPT_STEP_GIB), math.ceil(self._keepable_gib / KEPT_STEP_GIB))
+        return max(0, steps) * KEPT_STEP_GIB
+
+    @property
+    def _keepable_gib(self) -> float:
+        """Of all layers, so that none is recomputed, as a budget counts them."""
+        work = self.work
+        rows = rows_of(work.shape, tokens=work.tokens, ep_size=work.ep, imbalance=FILL_IMBALANCE)
+        layers = {False: work.shape.first_k_dense_replace, True: work.shape.num_moe_layers}
+        kept = (
+            count * kept_bytes(work.shape, name, rows, moe=moe, element=work.element, compiled=work.run.compile)
+            for moe, count in layers.items()
+            for name in (*KEEPABLE, EVERYTHING)
+        )
+        return sum(kept) / GIB
+
     def _memory_problems(self) -> list[str]:
         if self.fits:
             return []
@@ -118,27 +159,33 @@ class Plan:
         ]
 
     def _what_fits(self) -> str:
-        ds = self.work.ds
-        per_rank = ds.train_micro_batch_size_per_gpu * ds.gradient_accumulation_steps
-        for micro_batch in MICRO_BATCHES:
-            if micro_batch < ds.train_micro_batch_size_per_gpu and per_rank % micro_batch == 0:
-                smaller = ds.model_copy(
-                    update={
-                        "train_micro_batch_size_per_gpu": micro_batch,
-                        "gradient_accumulation_steps": per_rank // micro_batch,
-                    }
-                )
-                other = Plan(Workload(self.work.shape, self.work.cluster, smaller, self.work.run), self.budget)
-                if other.fits:
-                    return (
-                        f"set train_micro_batch_size_per_gpu {micro_batch} and gradient_accumulation_steps "
-                        f"{per_rank // micro_batch}"
-                    )
-        if self.work.run.recompute == "none":
-            return "set compute.recompute to non_reentrant (--recompute non_reentrant)"
-        if ds.zero_optimization.stage < 3:
-            return "set zero_optimization.stage 3"
-        return "use more GPUs, shorter sequences or a smaller model"
+        """The smallest change of the files that makes it fit; more than the files where none does."""
+        for words, work in self._changes():
+            if Plan(work, self.budget).fits and not work.ds.problems_with(work.shape, work.ranks):
+                return f"set {' and '.join(words)}"
+        return "no smaller micro-batch, compute.recompute or ZeRO-3 is enough: use more GPUs, shorter sequences or a smaller model"
+
+    def _changes(self) -> Iterator[tuple[list[str], Workload]]:
+        """Smaller micro-batches as the files are, then with recompute, then with ZeRO-3, then with both.
+
+        With selective recompute each keeps what fits, where less of it fits than the ds_config has.
+        """
+        work, ds = self.work, self.work.ds
+        micro_batch = ds.train_micro_batch_size_per_gpu
+        per_rank = micro_batch * ds.gradient_accumulation_steps
+        recomputes = ("none", "selective") if work.run.recompute == "none" else (work.run.recompute,)
+        stages = sorted({ds.zero_optimization.stage, 3})
+        sizes = (micro_batch, *(m for m in MICRO_BATCHES if m < micro_batch and per_rank % m == 0))
+        for stage, recompute, size in itertools.product(stages, recomputes, sizes):
+            zero = ds.zero_optimization.model_copy(update={"stage": stage})
+            batch = {"train_micro_batch_size_per_gpu": size, "gradient_accumulation_steps": per_rank // size}
+            changed = ds.model_copy(update={"zero_optimization": zero, **batch})
+            other, kept_gib = replace(work, ds=changed, run=replace(work.run, recompute=recompute)), None
+            if recompute == "selective" and not Plan(other).fits:
+                kept_gib = Plan(other).kept_gib_that_fills()
+                other = with_kept(other, kept_gib)
+            if other != work:
+                yield list(_words_of_change(work, other, kept_gib)), other
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, for --json."""
@@ -159,6 +206,9 @@ class Plan:
             "micro_batch": work.ds.train_micro_batch_size_per_gpu,
             "gradient_accumulation_steps": work.accumulation,
             "recompute": work.run.recompute,
+            "kept_gib": work.ds.recipe.kept_gib,
+            "kept_layers": dict(work.kept.layers),
+            "exchange_parts": work.exchange_parts,
             "compile": work.run.compile,
             "seq_length": work.run.seq_length,
             "tokens_per_step": work.tokens_per_step,
@@ -178,7 +228,7 @@ class Plan:
     def _times_dict(self, assumed: Assumptions) -> dict[str, Any]:
         time = self.time(assumed)
         return {
-            "assumptions": asdict(assumed),
+            "assumptions": asdict(assumed_of(assumed, self.work.cluster.accelerator)),
             "step_s": time.step_s,
             "compute_s": time.compute_s,
             "recompute_s": time.recompute_s,
@@ -192,3 +242,30 @@ class Plan:
             "hfu": self.hfu(assumed),
             **asdict(self.cost(assumed)),
         }
+
+
+def on_half_the_network(plan: Plan) -> Plan:
+    """The same where the network between nodes gives half of what it should."""
+    cluster = plan.work.cluster
+    slower = replace(cluster, network_bytes_per_s=cluster.network_bytes_per_s / 2)
+    return Plan(replace(plan.work, cluster=slower), plan.budget)
+
+
+def with_kept(work: Workload, gib: float) -> Workload:
+    """The workload with another `recipe.kept_gib`."""
+    return replace(work, ds=work.ds.model_copy(update={"recipe": work.ds.recipe.model_copy(update={"kept_gib": gib})}))
+
+
+def _words_of_change(work: Workload, other: Workload, kept_gib: float | None) -> Iterator[str]:
+    """What to set where, to make one workload the other."""
+    if other.run.recompute != work.run.recompute:
+        yield f"compute.recompute to {other.run.recompute} (--recompute {other.run.recompute})"
+    if kept_gib is not None and kept_gib != work.ds.recipe.kept_gib:
+        yield f"recipe.kept_gib {kept_gib:g}"
+    if other.ds.zero_optimization.stage != work.ds.zero_optimization.stage:
+        yield f"zero_optimization.stage {other.ds.zero_optimization.stage}"
+    if other.ds.train_micro_batch_size_per_gpu != work.ds.train_micro_batch_size_per_gpu:
+        yield (
+            f"train_micro_batch_size_per_gpu {other.ds.train_micro_batch_size_per_gpu} and "
+            f"gradient_accumulation_steps {other.accumulation}"
+        )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from recipe.base.ds_config import DsConfig
 from recipe.base.hardware import Cluster
 from recipe.base.model_shape import ModelShape
 from recipe.base.settings import RunConfig
 from recipe.planner.architecture import Architecture, architecture_of
-from recipe.planner.links import Group, group_of
+from recipe.planner.kept import Kept, kept_of
+from recipe.planner.timing.links import Group, group_of
 
 BYTES = {"fp32": 4, "bf16": 2}
 
@@ -66,6 +68,17 @@ class Workload:
     @property
     def tokens_per_step(self) -> int:
         return self.ds.train_batch_size * self.run.seq_length
+
+    @cached_property
+    def kept(self) -> Kept:
+        """What recomputed layers keep."""
+        run = self.run
+        return kept_of(self.shape, self.ds, recompute=run.recompute, seq_length=run.seq_length, compiled=run.compile)
+
+    @property
+    def exchange_parts(self) -> int:
+        """Parts of an MoE layer's tokens whose exchanges run beside the experts of another."""
+        return self.ds.recipe.exchange_parts
 
     @property
     def dtype(self) -> str:

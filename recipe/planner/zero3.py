@@ -7,10 +7,13 @@ order of modules under recompute is that of its hooks. Tests compare the bytes w
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from itertools import accumulate
 
 from recipe.base.ds_config import ZeroOptimization
 from recipe.base.model_shape import ModelShape
@@ -74,9 +77,15 @@ def persistent(parameters: list[Parameter], zero: ZeroOptimization) -> list[Para
     return staying
 
 
-@lru_cache(maxsize=256)
 def micro_batch_fetches(
-    shape: ModelShape, ep_size: int, zero: ZeroOptimization, recompute: str, *, accumulates: bool
+    shape: ModelShape,
+    ep_size: int,
+    zero: ZeroOptimization,
+    recompute: str,
+    *,
+    accumulates: bool,
+    parts: int = 1,
+    whole: int = 0,
 ) -> Fetches:
     """The gathers of one micro-batch once the trace is known.
 
@@ -88,15 +97,32 @@ def micro_batch_fetches(
         zero: the ds_config's section; its bounds count elements of one rank's parameters.
         recompute: `compute.recompute` of the run config.
         accumulates: whether a step has more than one micro-batch.
+        parts: that an MoE layer's tokens are exchanged in.
+        whole: the first layers, which are not recomputed.
     """
-    model = decoder(shape, ep_size)
-    uses, staying = tuple(trace(model, recompute)), frozenset(persistent(model.parameters, zero))
+    staying = frozenset(persistent(decoder(shape, ep_size).parameters, zero))
+    return _fetches(shape, ep_size, zero, recompute, parts, whole, staying, gathers_them=accumulates and bool(staying))
+
+
+@lru_cache(maxsize=256)
+def _fetches(
+    shape: ModelShape, ep_size: int, zero: ZeroOptimization, recompute: str, parts: int, whole: int,
+    staying: frozenset[Parameter], *, gathers_them: bool,
+) -> Fetches:  # fmt: skip
+    """Args: gathers_them: whether the micro-batch that decides what is released begins without the persistent parameters."""
+    uses = _uses(shape, ep_size, recompute, parts, whole)
     releases: dict[int, frozenset[Parameter]] = {}
-    _Coordinator(uses, staying, zero, releases, set() if accumulates else set(staying)).run()
-    return _Coordinator(uses, staying, zero, releases, set(staying)).run()
+    first = _Coordinator(uses, staying, zero, releases, set() if gathers_them else set(staying)).run()
+    # A micro-batch that begins with the same parameters as the first does what the first did.
+    return _Coordinator(uses, staying, zero, releases, set(staying)).run() if gathers_them else first
 
 
-def trace(model: Decoder, recompute: str) -> Iterator[Use]:
+@lru_cache(maxsize=64)
+def _uses(shape: ModelShape, ep_size: int, recompute: str, parts: int, whole: int) -> tuple[Use, ...]:
+    return tuple(trace(decoder(shape, ep_size), recompute, parts, whole))
+
+
+def trace(model: Decoder, recompute: str, parts: int = 1, whole: int = 0) -> Iterator[Use]:
     """Modules in the order in which DeepSpeed's hooks meet them, forward and backward."""
     for module in (*model.first, *(m for layer in model.layers for m in layer), *model.last):
         yield Use(module, FORWARD)
@@ -104,21 +130,31 @@ def trace(model: Decoder, recompute: str) -> Iterator[Use]:
     norm, head = model.last
     for module in (root, head, decoder_stack, norm):
         yield Use(module, BACKWARD)
-    for layer in reversed(model.layers):
-        if recompute == "none":
-            yield from (Use(m, BACKWARD) for m in _backward_order(layer))
+    for number, layer in reversed(list(enumerate(model.layers))):
+        backward = list(_backward_uses(layer, parts))
+        if recompute == "none" or number < whole:
+            yield from backward
         elif recompute == "reentrant":
             yield from (Use(m, RECOMPUTE) for m in layer)
-            yield from (Use(m, BACKWARD) for m in _backward_order(layer))
+            yield from backward
         else:
-            # Autograd opens the containers and the last projection, then its saved tensors are asked for. The
-            # recomputation stops inside that projection, before its post-hook; its backward releases it at once.
-            backward = _backward_order(layer)
-            opened = next(i for i, m in enumerate(backward) if m.parameters) + 1
-            yield from (Use(m, BACKWARD, keeps=True) for m in backward[:opened])
+            # Autograd opens the containers and the last module with weights: an MoE layer's experts, a dense layer's down
+            # projection. Then its saved tensors are asked for. The recomputation stops inside that module, before its
+            # post-hook; its backward releases it at once.
+            last = next(use.module for use in backward if use.module.parameters)
+            opened = max(i for i, use in enumerate(backward) if use.module is last) + 1
+            yield from (replace(use, keeps=True) for use in backward[:opened])
             yield from (Use(m, RECOMPUTE) for m in layer)
-            yield from (Use(m, BACKWARD) for m in backward[opened:])
+            yield from backward[opened:]
     yield Use(embedding, BACKWARD)
+
+
+def _backward_uses(layer: tuple[Module, ...], parts: int) -> Iterator[Use]:
+    """A layer's modules in its backward pass; its experts open once for what they returned of each part, and close once."""
+    for module in _backward_order(layer):
+        if any(p.expert for p in module.parameters):
+            yield from [Use(module, BACKWARD, keeps=True)] * (parts - 1)
+        yield Use(module, BACKWARD)
 
 
 def _backward_order(layer: tuple[Module, ...]) -> list[Module]:
@@ -196,10 +232,25 @@ class _Coordinator:
     def _releasable(self, module: Module, step: int) -> frozenset[Parameter]:
         """What no prefetch has counted on and no module soon needs."""
         leaving = {p for p in module.parameters if p not in self.staying and self.fetched_for.get(p, -1) <= step}
-        traversed = 0
-        for use in self.uses[step:]:
-            if not leaving or traversed >= self.zero.stage3_max_reuse_distance:
-                break
-            leaving.difference_update(use.module.parameters)
-            traversed += use.module.numel
-        return frozenset(leaving)
+        reach = self._numel_before[step] + self.zero.stage3_max_reuse_distance
+        return frozenset(p for p in leaving if self._numel_before[self._next_use(p, step)] >= reach)
+
+    def _next_use(self, p: Parameter, step: int) -> int:
+        """The first step from `step` on whose module has the parameter; one past the end where none has."""
+        steps = self._steps_of[p]
+        at = bisect_left(steps, step)
+        return steps[at] if at < len(steps) else len(self.uses)
+
+    @cached_property
+    def _steps_of(self) -> dict[Parameter, list[int]]:
+        """In which a parameter's module has its turn."""
+        steps: dict[Parameter, list[int]] = {}
+        for step, use in enumerate(self.uses):
+            for p in use.module.parameters:
+                steps.setdefault(p, []).append(step)
+        return steps
+
+    @cached_property
+    def _numel_before(self) -> list[float]:
+        """Elements of all modules before a step; of what comes after the last one, more than any distance."""
+        return [0, *accumulate(use.module.numel for use in self.uses[:-1]), math.inf]

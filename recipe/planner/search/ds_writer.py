@@ -12,10 +12,13 @@ from recipe.base.model_shape import ModelShape
 from recipe.base.strict import strict_model
 from recipe.planner.parameters import decoder
 
+NO_LIMIT = 10**12  # elements, more than any model has
+
 
 def ds_config_for(
     shape: ModelShape, gpus: int, *, stage: int, ep_size: int, micro_batch: int, accumulation: int, bf16: bool = True,
-    persist: bool = False, prefetch_layers: float = 1.0,
+    persist: bool = False, prefetch_layers: float = 1.0, keep_weights: bool = False, kept_gib: float = 0.0,
+    exchange_parts: int = 1,
 ) -> dict[str, Any]:  # fmt: skip
     """The JSON of one choice.
 
@@ -25,6 +28,9 @@ def ds_config_for(
     Args:
         persist: norms and routers stay gathered.
         prefetch_layers: how many layers' parameters are asked for ahead.
+        keep_weights: all weights stay gathered from the forward to the backward pass of a micro-batch.
+        kept_gib: of results that layers keep under selective recompute.
+        exchange_parts: that the tokens of an MoE layer are divided into.
     """
     layer = _rounded(_largest_layer(shape, ep_size))
     zero: dict[str, Any] = {
@@ -39,8 +45,8 @@ def ds_config_for(
             "sub_group_size": 1_000_000_000,
             "stage3_prefetch_bucket_size": round(prefetch_layers * layer),
             "stage3_param_persistence_threshold": _persisted(shape) if persist else 0,
-            "stage3_max_live_parameters": round((2 + prefetch_layers) * layer),
-            "stage3_max_reuse_distance": 2 * layer,
+            "stage3_max_live_parameters": NO_LIMIT if keep_weights else round((2 + prefetch_layers) * layer),
+            "stage3_max_reuse_distance": NO_LIMIT if keep_weights else 2 * layer,
         }
     else:
         zero |= {"allgather_partitions": True, "allgather_bucket_size": layer}
@@ -60,6 +66,7 @@ def ds_config_for(
             "preset_model": "deepseek_v3",
             "use_grouped_mm": True,
         },
+        "recipe": {"kept_gib": kept_gib, "exchange_parts": exchange_parts},
         "checkpoint": {"tag_validation": "Fail"},
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,
@@ -75,6 +82,7 @@ def text_of(config: dict[str, Any]) -> str:
 
 
 def write(config: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text_of(config), encoding="utf-8")
 
 

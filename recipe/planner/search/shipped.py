@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from recipe.base.hardware import cluster_of
-from recipe.base.model_shape import load_model_shape
+from recipe.base.model_shape import ModelShape, load_model_shape
 from recipe.planner.plan import Budget, Plan
 from recipe.planner.search.ds_writer import ds_config_for
 from recipe.planner.search.search import Candidate, search
@@ -20,6 +21,7 @@ from recipe.planner.workload import RunFacts
 ROOT = Path(__file__).resolve().parents[3]
 MODELS = ROOT / "recipe" / "configs" / "models"
 DS_CONFIGS = ROOT / "ds_configs"
+CPU_SEQUENCES = 16  # of a step on CPU ranks
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Shipped:
     sequences: int  # of a step
     why: str  # what it is for, and how it differs from its neighbour
     ep: int = 8
+    beside: str = ""  # the file with the usual expert-parallel size, where another one is faster by more than a tenth
 
     @property
     def path(self) -> Path:
@@ -44,12 +47,14 @@ class Shipped:
 SHIPPED = (
     Shipped("h200_1", "1b-a0.3b", "h200", 1, "8x400g", 128, "one GPU: no collectives; for measuring kernels and small studies", ep=1),
     Shipped("a100_8", "7b-a1b", "a100-80gb", 8, "400g", 512, "one node: everything on NVLink; a smaller model, for finding hyperparameters"),
-    Shipped("a100_64", "30b-a3b", "a100-80gb", 64, "400g", 2048, "the batch of a100_256 by accumulation, so weights are gathered twice a step; ZeRO-1 would be faster on paper, but its checkpoints could not move to a100_256"),
+    Shipped("a100_64", "30b-a3b", "a100-80gb", 64, "400g", 2048, "the batch of a100_256 by accumulation, so weights are gathered for each micro-batch"),
     Shipped("a100_256", "30b-a3b", "a100-80gb", 256, "400g", 2048, "the design point: one micro-batch a step pays for each gather"),
-    Shipped("a100_256_8x200g", "30b-a3b", "a100-80gb", 256, "8x200g", 2048, "for a NIC per GPU: micro-batches so small that no layer is recomputed, since weights gathered for each cost little"),
+    Shipped("a100_256_8x200g", "30b-a3b", "a100-80gb", 256, "8x200g", 2048, "for a NIC per GPU: micro-batches half as large, so that memory holds the results of all their matmuls"),
     Shipped("a100_512", "30b-a3b", "a100-80gb", 512, "400g", 4096, "the micro-batch of a100_256, twice its batch"),
     Shipped("a100_1024", "30b-a3b", "a100-80gb", 1024, "400g", 8192, "the micro-batch of a100_256, four times its batch, reached by a ramp: gathers still hide behind it"),
+    Shipped("a100_1024_100b", "100b-a10b", "a100-80gb", 1024, "400g", 8192, "the large model, for recipe/configs/runs/pretrain_100b.yaml; a step of half its batch would not hide the gathers"),
 )  # fmt: skip
+FASTER_BY = 0.10  # of a step: what another expert-parallel size must save for a file of its own
 
 
 @cache
@@ -67,15 +72,25 @@ def chosen(shipped: Shipped) -> Candidate:
     return candidate
 
 
-def cpu_2() -> dict[str, Any]:
-    """The quickstart's: two CPU processes, fp32."""
-    shape = load_model_shape(MODELS / "tiny")
-    return ds_config_for(shape, 2, stage=3, ep_size=2, micro_batch=8, accumulation=1, bf16=False)
+def saved_without_expert_parallelism(s: Shipped) -> float:
+    """Of a step, the share that EP 1 saves where it fits; other sizes inside a node lie between it and the usual one."""
+    alone = fastest(s.model, s.gpu, s.gpus, s.interconnect, s.sequences, 1)
+    return 1 - alone.step_s / chosen(s).step_s if alone.fits else 0.0
+
+
+def cpu_config(shape: ModelShape, ranks: int) -> dict[str, Any]:
+    """For trying a small model on CPU processes, in fp32: experts over as many ranks as divide them."""
+    ep_size = math.gcd(ranks, shape.n_routed_experts)
+    micro_batch = max(1, CPU_SEQUENCES // ranks)
+    return ds_config_for(shape, ranks, stage=3, ep_size=ep_size, micro_batch=micro_batch, accumulation=1, bf16=False)
 
 
 def files() -> dict[Path, dict[str, Any]]:
     """Path and content of every shipped ds_config."""
-    return {DS_CONFIGS / "cpu_2.json": cpu_2(), **{s.path: chosen(s).config for s in SHIPPED}}
+    return {
+        DS_CONFIGS / "cpu_2.json": cpu_config(load_model_shape(MODELS / "tiny"), 2),
+        **{s.path: chosen(s).config for s in SHIPPED},
+    }
 
 
 def named(name: str) -> Shipped:

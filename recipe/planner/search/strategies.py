@@ -10,12 +10,17 @@ from dataclasses import dataclass
 
 from recipe.base.hardware import Cluster
 from recipe.planner.architecture import Architecture
-from recipe.planner.kernels import BF16, FUSED, LayerLoad, LayerTime, Software, gradient_s, head_s, layer_s, optimizer_s
-from recipe.planner.links import NETWORK_EFFICIENCY, START_S, Links, group_of
+from recipe.planner.timing.kernels import BF16, FUSED, Software, gradient_s, head_s, optimizer_s
+from recipe.planner.timing.layers import ACTIVATIONS, ROUTED, SHARED, Layer, LayerLoad, layer_of
+from recipe.planner.timing.links import CONTENTION, NETWORK_EFFICIENCY, START_S, Links, group_of
 
 STAGE_IMBALANCE = 1.04  # the slowest pipeline stage over the mean: embedding and head at the ends, unequal layers
 DATA_PARALLEL_EXPOSED = 0.35  # of the gradient reduction and weight gather of a step, where buckets overlap
 FSDP_OVERLAP = 0.8  # of computation under which FSDP's gathers and reductions hide
+# Of the all-to-alls, by Megatron-Core's overlap of one micro-batch's with another's computation
+# (overlap_moe_expert_parallel_comm). Assumed: the two published runs with and without it that are otherwise alike (Qwen3-235B,
+# TP2 EP32 PP8 VP4, yanring/Megatron-MoE-ModelZoo) gain 12%, which is what 0.3 gives here.
+OVERLAPPED_EXCHANGE = 0.7
 
 
 @dataclass(frozen=True)
@@ -29,9 +34,10 @@ class Strategy:
     expert_tp: int = 1
     cp: int = 1
     sharded: bool = False  # FSDP or ZeRO-3: weights gathered in every micro-batch
-    recompute: str = "none"  # none, selective (memory-bound ops), moe, full
+    recompute: str = "none"  # none, selective (norms and activations), moe, full
     node_copies: float = 1.0  # DeepEP and the like: below 1
     exchange_hidden: float = 0.0  # share of the all-to-alls that overlap with computation
+    shared_beside: bool = False  # shared experts run beside the all-to-alls, half of them beside each
     flash: bool = True
     sequence_parallel: bool = True
     overlaps_data_parallel: bool = True
@@ -67,15 +73,16 @@ def estimate(
             continue
         share = layers / model.layers * stages
         load = LayerLoad(
-            moe, tokens, seq_length, s.tp, max(1, s.ep), s.expert_tp, imbalance, s.flash, s.sequence_parallel
-        )
-        layer = layer_s(gpu, model, s.software, load)
+            moe, tokens, seq_length, s.tp, max(1, s.ep), s.expert_tp, imbalance,
+            flash=s.flash, sequence_parallel=s.sequence_parallel,
+        )  # fmt: skip
+        layer = layer_of(gpu, model, s.software, load)
         forward += share * layer.forward_s
         backward += share * layer.backward_s
-        redone = _recomputed(s.recompute, layer, moe=moe)
-        again += share * redone
+        again += share * _recomputed(s.recompute, layer, moe=moe)
         passes = 3 if s.recompute == "full" or (s.recompute == "moe" and moe) else 2
-        exchange += share * passes * _exchange_s(links, model, s, tokens, moe=moe, imbalance=imbalance)
+        beside = layer.of(SHARED) / compute if s.shared_beside else 0.0
+        exchange += share * passes * _exchange_s(links, model, s, tokens, beside, moe=moe, imbalance=imbalance)
     head = head_s(gpu, model, tokens, s.software, s.tp)
     forward, backward = forward + head.forward_s / s.pp, backward + head.backward_s / s.pp
     held = sum(held_parameters(model, s))
@@ -93,16 +100,18 @@ def estimate(
     return Estimate(step, total, exchange * micro_batches, bubble, data_s, sequences * seq_length / step / cluster.gpus)
 
 
-def _recomputed(policy: str, layer: LayerTime, *, moe: bool) -> float:
+def _recomputed(policy: str, layer: Layer, *, moe: bool) -> float:
     if policy == "full":
         return layer.forward_s
     if policy == "moe":
-        return 0.75 * layer.forward_s if moe else 0.0
-    return 0.08 * layer.forward_s if policy == "selective" else 0.0
+        return layer.of(ROUTED) if moe else 0.0
+    return layer.of(("norms", *ACTIVATIONS)) if policy == "selective" else 0.0
 
 
-def _exchange_s(links: Links, model: Architecture, s: Strategy, tokens: float, *, moe: bool, imbalance: float) -> float:
-    """Tensor, expert and context parallel communication of one layer's forward pass."""
+def _exchange_s(
+    links: Links, model: Architecture, s: Strategy, tokens: float, beside_s: float, *, moe: bool, imbalance: float
+) -> float:
+    """Tensor, expert and context parallel communication of one layer's forward pass, `beside_s` of shared experts beside it."""
     activation = tokens * model.hidden * BF16
     seconds = 0.0
     if s.tp > 1:  # all-gather and reduce-scatter around attention, and around an MLP that is split
@@ -117,7 +126,9 @@ def _exchange_s(links: Links, model: Architecture, s: Strategy, tokens: float, *
     if moe and s.ep > 1:
         group = group_of(links.cluster, s.ep, s.tp if s.expert_tp > 1 else 1)
         sent = tokens / s.tp * model.top_k * model.hidden * BF16 * imbalance
-        seconds += 2 * links.all_to_all_s(sent, group, node_copies=s.node_copies) * (1 - s.exchange_hidden)
+        whole = 2 * links.all_to_all_s(sent, group, node_copies=s.node_copies)
+        hidden = max(s.exchange_hidden * whole, min(whole, beside_s))
+        seconds += whole - hidden + CONTENTION[links.link_of(group)] * hidden
     return seconds
 
 

@@ -6,15 +6,18 @@ The design point on other networks, its alternatives, its way to 1,024 GPUs, wha
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from recipe.base.hardware import cluster_of
 from recipe.base.tables import markdown_table
 from recipe.planner.memory import saved_bytes_per_token
-from recipe.planner.plan import Budget, Plan
+from recipe.planner.plan import Budget, Plan, on_half_the_network
 from recipe.planner.search import shipped
-from recipe.planner.search.search import Candidate, on_paper, search, why_it_lost
+from recipe.planner.search.megatron import megatron_core
+from recipe.planner.search.search import Candidate, on_paper, planned_choice, search, why_it_lost
 from recipe.planner.tables.report import clusters_table
-from recipe.planner.timeline import CONSERVATIVE, EXPECTED, OPTIMISTIC
+from recipe.planner.tables.shape_tables import shapes_table
+from recipe.planner.timing.timeline import CONSERVATIVE, EXPECTED, OPTIMISTIC
 from recipe.planner.workload import RunFacts, Workload
 
 DESIGN_POINT, GPU, NETWORK = "a100_256", "a100-80gb", "400g"
@@ -28,9 +31,20 @@ def design_point(interconnect: str = NETWORK) -> Plan:
 
 
 def networks_table() -> str:
-    """The design point's ds_config on slower and faster networks."""
-    head = ["a100_256 with", "step, s", "exposed", "MFU", "HFU", "tokens/s/GPU", "days for 1T", "kUSD"]
-    return markdown_table(head, [[name, *_costs(design_point(network))] for network, name in NETWORKS.items()])
+    """The design point's ds_config on slower and faster networks, and the step of one that is searched for each network."""
+    head = ["a100_256 with", "step, s", "exposed", "MFU", "HFU", "tokens/s/GPU", "days for 1T", "kUSD", "own ds_config: step, s", "EP 1: step, s"]  # fmt: skip
+    s = shipped.named(DESIGN_POINT)
+
+    def own(network: str, ep: int) -> str:
+        return f"{shipped.fastest(s.model, GPU, s.gpus, network, s.sequences, ep).step_s:.2f}"
+
+    return markdown_table(
+        head,
+        [
+            [name, *_costs(design_point(network)), own(network, s.ep), own(network, 1)]
+            for network, name in NETWORKS.items()
+        ],
+    )
 
 
 def _costs(plan: Plan) -> list[str]:
@@ -64,6 +78,45 @@ def alternatives_table() -> str:
     return markdown_table(["choice", "step, s", "peak GiB", "exposed", "against the fastest"], rows)
 
 
+# What each idea changes of the design point without any; together in the last rows.
+_EVERYTHING_AGAIN = {"recompute": "reentrant", "keep_weights": False, "exchange_parts": 1}
+_WEIGHTS_INSIDE = {**_EVERYTHING_AGAIN, "recompute": "non_reentrant"}
+_SELECTIVE = {**_EVERYTHING_AGAIN, "recompute": "selective"}
+IDEAS: dict[str, dict[str, Any]] = {
+    "layers run twice as they are (`reentrant`)": _EVERYTHING_AGAIN,
+    "way home not run again, since routing weights apply before it (`non_reentrant`)": _WEIGHTS_INSIDE,
+    "and what fills the memory kept (`selective`)": _SELECTIVE,
+    "without keeping: exchanges in 2 parts": {**_WEIGHTS_INSIDE, "exchange_parts": 2},
+    "without keeping: exchanges in 4 parts": {**_WEIGHTS_INSIDE, "exchange_parts": 4},
+    "without keeping: weights kept to the backward pass": {**_WEIGHTS_INSIDE, "keep_weights": True},
+    "`selective`, 2 parts": {**_SELECTIVE, "exchange_parts": 2},
+    "`selective`, 4 parts": {**_SELECTIVE, "exchange_parts": 4},
+    "`selective`, weights kept": {**_SELECTIVE, "keep_weights": True},
+    "`selective`, 2 parts, weights kept": {**_SELECTIVE, "exchange_parts": 2, "keep_weights": True},
+    "`selective`, 4 parts, weights kept": {**_SELECTIVE, "exchange_parts": 4, "keep_weights": True},
+}
+
+
+def ideas_table() -> str:
+    """What each idea of the fast step gives at the design point, alone and together, with expert parallelism and without."""
+    usual = shipped.chosen(shipped.named(DESIGN_POINT))
+    work = usual.plan.work
+    head = ["design point", *(f"{what}, EP {ep}" for ep in (work.ep, 1) for what in ("step, s", "MFU", "peak GiB"))]
+    rows = []
+    for name, changes in IDEAS.items():
+        row = [name]
+        for ep in (work.ep, 1):
+            if ep == 1 and changes["exchange_parts"] > 1:
+                row += ["-", "-", "-"]
+                continue
+            choice = replace(usual.choice, ep=ep, **changes)
+            plan = planned_choice(work.shape, work.cluster, RunFacts(), Budget(), work.ds.train_batch_size, choice).plan
+            time = [f"{plan.expected.step_s:.2f}", f"{plan.mfu(EXPECTED):.1%}"] if plan.fits else ["-", "-"]
+            row += [*time, f"{plan.memory.peak_gib:.1f}"]
+        rows.append(row)
+    return markdown_table(head, rows)
+
+
 def _key(candidate: Candidate) -> tuple[int, int]:
     work = candidate.plan.work
     return work.ds.zero_optimization.stage, work.ep
@@ -73,6 +126,18 @@ def _figures(candidate: Candidate) -> list[str]:
     step = f"{candidate.step_s:.2f}" if candidate.fits else "-"
     peak, exposed = candidate.plan.memory.peak_gib, candidate.plan.expected.exposed_share
     return [step, f"{peak:.1f}", f"{exposed:.1%}" if candidate.fits else "-"]
+
+
+def megatron_table() -> str:
+    """The design point beside the fastest of Megatron-Core that fits the same GPUs, by the planner's own kernels and links."""
+    plan = design_point()
+    work, alone = plan.work, shipped.fastest(shipped.named(DESIGN_POINT).model, GPU, plan.work.ranks, NETWORK, plan.work.ds.train_batch_size, 1)  # fmt: skip
+    steps = [(f"this recipe: {c.name}", c.step_s) for c in (shipped.chosen(shipped.named(DESIGN_POINT)), alone)]
+    steps += [(name, time.step_s) for name, _, time in megatron_core(work.shape, work.cluster, work.run, work.ds.train_batch_size)]  # fmt: skip
+    rows = []
+    for name, step_s in steps:
+        rows.append([name, f"{step_s:.2f}", f"{plan.mfu(EXPECTED) * plan.expected.step_s / step_s:.1%}", f"{step_s / steps[0][1] - 1:+.0%}"])  # fmt: skip
+    return markdown_table(["design point", "step, s", "MFU", "against a100_256"], rows)
 
 
 def scaling_table() -> str:
@@ -124,8 +189,20 @@ def compiled_table() -> str:
 
 def ds_configs_table() -> str:
     """The shipped ds_configs: what is planned of each, and what it is for."""
-    reasons = "\n".join(f"- `{s.name}.json`: {s.why}." for s in shipped.SHIPPED)
+    reasons = "\n".join(f"- `{s.name}.json`: {s.why}{_against_usual(s)}." for s in shipped.SHIPPED)
     return f"{clusters_table(shipped.plans())}\n\n{reasons}"
+
+
+def _against_usual(s: shipped.Shipped) -> str:
+    """Of a file beside the usual one: both steps, on the network of the file and on half of it."""
+    if not s.beside:
+        return ""
+    own, usual = shipped.chosen(s).plan, shipped.chosen(shipped.named(s.beside)).plan
+    saved = f"; {own.expected.step_s:.2f} s a step instead of {usual.expected.step_s:.2f} of `{s.beside}.json`"
+    if own.work.cluster.nodes == 1:
+        return saved
+    slower = [on_half_the_network(plan).expected.step_s for plan in (own, usual)]
+    return f"{saved}, and with half of the network {slower[0]:.2f} instead of {slower[1]:.2f}"
 
 
 TABLES = {
@@ -133,5 +210,8 @@ TABLES = {
     "compiled": compiled_table,
     "networks": networks_table,
     "alternatives": alternatives_table,
+    "ideas": ideas_table,
+    "megatron": megatron_table,
     "scaling": scaling_table,
+    "shapes": shapes_table,
 }

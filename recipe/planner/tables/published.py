@@ -10,8 +10,7 @@ from pathlib import Path
 from recipe.base.errors import UserError
 from recipe.base.hardware import ACCELERATORS, Accelerator, Cluster, network_bytes_per_s
 from recipe.planner.architecture import Architecture
-from recipe.planner.kernels import RUN_EFFICIENCY
-from recipe.planner.search.strategies import Strategy, estimate
+from recipe.planner.search.strategies import OVERLAPPED_EXCHANGE, Strategy, estimate
 from recipe.planner.tables.published_models import BIGSCIENCE_VOCABULARY, dense_gpt, moe_of_size, published_model
 
 COLUMNS = (
@@ -95,7 +94,7 @@ def _predict(row: dict[str, str]) -> Prediction:
     balanced = re.search(r"balanced gate|forced balance", row["source"] + row["note"])
     found = estimate(
         model, cluster, strategy, seq_length=int(seq), sequences=int(sequences), micro_batch=micro_batch,
-        imbalance=1.0 if balanced else IMBALANCE, compute=RUN_EFFICIENCY,
+        imbalance=1.0 if balanced else IMBALANCE, compute=gpu.run_efficiency,
     )  # fmt: skip
     old = _is_before_flash(row)  # whose FLOPs are those of arXiv 2104.04473 eq. 3: attention whole, recompute counted
     flops = found.tokens_per_s_per_gpu * model.flops_per_token(int(seq), causal_half=not old)
@@ -238,7 +237,7 @@ def _strategy(row: dict[str, str], model: Architecture, gpus: int, assumed: list
         sharded=sharded,
         recompute=_recompute(row, assumed),
         node_copies=_copies_per_node(model, ep) if deepep else 1.0,
-        exchange_hidden=0.7 if re.search(r"a2a overlap", text) else 0.0,
+        exchange_hidden=OVERLAPPED_EXCHANGE if re.search(r"a2a overlap", text) else 0.0,
         flash=not old,
         sequence_parallel=not old,
         overlaps_data_parallel=not old,

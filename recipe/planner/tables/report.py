@@ -6,35 +6,51 @@ from collections.abc import Iterator, Sequence
 
 from recipe.base.hardware import GIB
 from recipe.base.tables import markdown_table
+from recipe.planner.calibration import Calibration, describe_calibration
 from recipe.planner.cost import NODE_MTBF_DAYS
 from recipe.planner.plan import Plan
+from recipe.planner.search.ds_writer import NO_LIMIT
 from recipe.planner.search.search import EQUAL_TO_WINNER, Candidate, OnPaper, why_it_lost
-from recipe.planner.timeline import CONSERVATIVE, EXPECTED, OPTIMISTIC, RANGE
+from recipe.planner.timing.timeline import CONSERVATIVE, EXPECTED, OPTIMISTIC, RANGE
+from recipe.planner.workload import Workload
 
 
-def describe_plan(plan: Plan) -> str:
-    """Memory, communication, time and money of one workload."""
-    return "\n".join([*_head(plan), "", *_memory(plan), "", *_communication(plan), "", *_time(plan), "", *_money(plan)])
+def describe_plan(plan: Plan, calibration: Calibration | None = None) -> str:
+    """Memory, communication, time and money of one workload, and with which measured constants it was planned."""
+    measured = [] if calibration is None else ["", *describe_calibration(calibration, plan.work.cluster)]
+    return "\n".join(
+        [*_head(plan), *measured, "", *_memory(plan), "", *_communication(plan), "", *_time(plan), "", *_money(plan)]
+    )
 
 
 def _head(plan: Plan) -> Iterator[str]:
     work = plan.work
     total, active = sum(work.shape.parameters().values()), sum(work.shape.active_parameters().values())
     network = work.cluster.network_bytes_per_s * 8 / 1e9
-    yield f"model       {total / 1e9:.2f}B parameters, {active / 1e9:.2f}B active"
+    yield f"model       {_parameters(total)} parameters, {_parameters(active)} active"
+    nodes = f"{work.cluster.nodes} nodes, {network:,.0f} Gb/s between nodes (of a node)"
+    yield f"cluster     {work.ranks:,} x {work.cluster.accelerator.name}, {'1 node' if work.cluster.nodes == 1 else nodes}"
+    experts = f"over {work.ep} ranks ({_experts_link(plan)})" if work.ep > 1 else "all on each rank"
     yield (
-        f"cluster     {work.ranks:,} x {work.cluster.accelerator.name}, {work.cluster.nodes} nodes, "
-        f"{network:,.0f} Gb/s between nodes (of a node)"
-    )
-    yield (
-        f"parallel    ZeRO-{work.ds.zero_optimization.stage}; experts over {work.ep} ranks "
-        f"({_experts_link(plan)}), their copies over {work.expert_data_group.ranks}"
+        f"parallel    ZeRO-{work.ds.zero_optimization.stage}; experts {experts}, "
+        f"their copies over {work.expert_data_group.ranks}"
+        f"{'; weights kept from the forward to the backward pass' if _keeps_weights(work) else ''}"
     )
     yield (
         f"batch       {work.ds.train_micro_batch_size_per_gpu} x {work.run.seq_length:,} tokens a rank, "
         f"{work.accumulation} accumulated, {work.tokens_per_step:,} tokens a step; recompute {work.run.recompute}"
         f"{', compiled' if work.run.compile else ''}"
     )
+    if work.run.recompute == "selective":
+        yield f"kept        {work.ds.recipe.kept_gib:g} GiB of results that are not computed again: {work.kept}"
+    if work.ep > 1:
+        parts = work.exchange_parts
+        waited = "each waited for" if parts == 1 else f"in {parts} parts, each beside the experts of another"
+        yield f"exchanges   of an MoE layer {waited}"
+
+
+def _parameters(number: int) -> str:
+    return f"{number / 1e9:.2f}B" if number >= 1e8 else f"{number / 1e6:.2f}M"
 
 
 def _experts_link(plan: Plan) -> str:
@@ -107,11 +123,15 @@ def describe_search(ranked: Sequence[Candidate], paper: Sequence[OnPaper], loser
     equal = sum(why == EQUAL_TO_WINNER for _, why in reasons)
     lines = [
         f"search      {len(ranked)} choices, {len(too_large)} too large; step times are the expected ones",
-        f"  {winner.step_s:8.2f} s  {winner.name} ({equal} others are equal)",
+        f"  {winner.step_s:8.2f} s  {winner.name}" + (f" ({equal} others are equal)" if equal else ""),
     ]
-    for candidate, why in [*slower[:losers], *(r for r in of_stages if r is not None), *too_large[:3]]:
-        shown = f"{candidate.step_s:8.2f} s" if candidate.fits else " " * 10
-        lines.append(f"  {shown}  {candidate.name:<66} {why}")
+    shown = [*slower[:losers], *(r for r in of_stages if r is not None), *too_large[:3]]
+    width = max((len(candidate.name) for candidate, _ in shown), default=0)
+    for candidate, why in shown:
+        step = f"{candidate.step_s:8.2f} s" if candidate.fits else " " * 10
+        lines.append(f"  {step}  {candidate.name:<{width}} {why}")
+    if paper:
+        lines.append("for comparison, with tensor (TP) and pipeline (PP) parallelism, which this recipe does not have")
     lines += [f"  {p.estimate.step_s:8.2f} s  {p.name}" for p in paper[:4]]
     return "\n".join(lines)
 
@@ -136,7 +156,7 @@ def _stage(candidate: Candidate) -> int:
 def clusters_table(plans: dict[str, tuple[str, Plan]]) -> str:
     """A row for each ds_config: its choices and what is planned of it. Names map to (model, plan)."""
     head = [
-        "file", "model", "GPUs", "ZeRO", "EP", "micro-batch", "accumulation", "precision", "recompute", "batch, tokens",
+        "file", "model", "GPUs", "ZeRO", "EP", "micro-batch", "accumulation", "precision", "recompute", "exchange parts", "weights", "batch, tokens",
         "peak GiB", "exposed", "MFU", "days for 1T", "GPU-hours", "kUSD",
     ]  # fmt: skip
     rows = []
@@ -147,10 +167,21 @@ def clusters_table(plans: dict[str, tuple[str, Plan]]) -> str:
             [
                 f"`{name}.json`", model, f"{work.ranks:,} {work.cluster.accelerator.name}",
                 str(work.ds.zero_optimization.stage), str(work.ep), str(work.ds.train_micro_batch_size_per_gpu),
-                str(work.accumulation), "bf16" if work.ds.bf16_enabled else "fp32", work.run.recompute,
+                str(work.accumulation), "bf16" if work.ds.bf16_enabled else "fp32", _recompute(work),
+                str(work.exchange_parts), "kept" if _keeps_weights(work) else "gathered twice",
                 f"{work.tokens_per_step:,}", f"{plan.memory.peak_gib:.1f}", f"{plan.expected.exposed_share:.1%}",
                 f"{plan.mfu(EXPECTED):.1%}", f"{mid.days:,.1f} ({low.days:,.1f} to {high.days:,.1f})",
                 f"{mid.gpu_hours:,.0f}", f"{mid.usd / 1000:,.0f}",
             ]
         )  # fmt: skip
     return markdown_table(head, rows, left=2)
+
+
+def _recompute(work: Workload) -> str:
+    return f"{work.run.recompute}, {work.ds.recipe.kept_gib:g} GiB" if work.kept.layers else work.run.recompute
+
+
+def _keeps_weights(work: Workload) -> bool:
+    """Whether they stay from the forward to the backward pass."""
+    zero = work.ds.zero_optimization
+    return zero.stage < 3 or zero.stage3_max_reuse_distance >= NO_LIMIT

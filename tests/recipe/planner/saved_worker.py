@@ -1,4 +1,7 @@
-"""Bytes per token that autograd keeps of a dense and an MoE layer, as JSON: the engine's own layers in bf16."""
+"""Bytes per token that autograd keeps of a dense and an MoE layer, as JSON: the engine's own layers in bf16.
+
+They recompute, with a budget that holds everything.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +31,15 @@ PARTITIONED = "aot_eager_decomp_partition"
 
 
 class SavedBytes:
-    """Counts each storage that autograd saves once, under the decoder layer that runs."""
+    """Counts each storage that autograd saves once, under the decoder layer that runs.
+
+    Parameters do not count, whose storage ZeRO-3 frees; a view of one does, which would hold it until the backward pass.
+    """
 
     def __init__(self, module: torch.nn.Module):
         self.by_layer: Counter[int] = Counter()
         self._seen: dict[int, torch.Tensor] = {}  # holds the tensors, so that no address is used twice
         self._layer: int | None = None
-        # Weights may be saved as views of the flat buffer.
-        self._weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
         for number, layer in enumerate(module.model.layers):
             layer.register_forward_pre_hook(lambda *_, n=number: setattr(self, "_layer", n))
             layer.register_forward_hook(lambda *_: setattr(self, "_layer", None))
@@ -43,28 +47,29 @@ class SavedBytes:
     def pack(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         address = storage.data_ptr()
-        if self._layer is not None and address not in self._weights and address not in self._seen:
+        if self._layer is not None and not isinstance(tensor, torch.nn.Parameter) and address not in self._seen:
             self._seen[address] = tensor
             self.by_layer[self._layer] += storage.nbytes()
         return tensor
 
 
 def main(compiled: bool) -> None:
-    compute = Compute(compile=compiled)
+    compute = Compute(compile=compiled, recompute="selective")
     tiny = load_model_shape(ROOT / "recipe/configs/models/tiny")
     shape: ModelShape = tiny.model_copy(
         update={"num_hidden_layers": 2, "n_routed_experts": 16, "num_experts_per_tok": 3}
     )
-    ds = ds_config_for(shape, 16, stage=2, ep_size=8, micro_batch=ROWS, accumulation=1)
+    ds = ds_config_for(shape, 16, stage=3, ep_size=8, micro_batch=ROWS, accumulation=1, kept_gib=1.0)
+    config, optimizer = RecipeMoeConfig.from_shape(shape), Optimizer()
     with fake_ranks(16):
-        engine = build_engine(RecipeMoeConfig.from_shape(shape), ds, seed=0, optimizer=Optimizer(), compute=compute)
+        engine = build_engine(config, ds, seed=0, optimizer=optimizer, compute=compute, seq_length=SEQ)
         control = control_routing(engine, Routing(), seq_length=SEQ, sources=["en"], seed=0)
         saved = SavedBytes(engine.module)
         batch = random_batch(np.random.default_rng(0), ROWS, SEQ, shape.vocab_size)
         with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
             run_step(engine, control, compute, [batch], step=1, observing=False, update_bias=False)
     per_token = {"dense": saved.by_layer[0] / (ROWS * SEQ), "moe": saved.by_layer[1] / (ROWS * SEQ)}
-    print(json.dumps({"shape": shape.model_dump(), **per_token}))
+    print(json.dumps({"shape": shape.model_dump(), "micro_batch": ROWS, "seq_length": SEQ, **per_token}))
 
 
 if __name__ == "__main__":

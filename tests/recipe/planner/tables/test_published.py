@@ -9,7 +9,8 @@ import pytest
 
 from recipe.planner.tables.published import COLUMNS, Excluded, Prediction, predict
 from recipe.planner.tables.published_models import MODELS, published_model
-from tests.conftest import SHARED, needs_shared, run_python
+from tests.conftest import SHARED, needs_shared
+from tests.in_process import run_script
 
 # billions of parameters as the models' publishers state them
 STATED = {
@@ -94,7 +95,7 @@ def test_more_communication_is_predicted_to_be_slower():
 
 
 def accuracy(path, *more: str):
-    return run_python("benchmarks/planner_accuracy.py", "--rows", path, *more)
+    return run_script("benchmarks/planner_accuracy.py", "--rows", path, *more)
 
 
 @needs_shared
@@ -133,5 +134,5 @@ def test_another_file_is_refused(tmp_path, text):
 
 def test_measuring_a_gpu_without_one_is_refused():
     words = ("--ds-config", "ds_configs/h200_1.json", "--model", "recipe/configs/models/1b-a0.3b")
-    done = run_python("benchmarks/planner_gpu.py", *words)
+    done = run_script("benchmarks/planner_gpu.py", *words)
     assert (done.returncode, "there is none" in done.stderr) == (2, True)

@@ -7,7 +7,8 @@ import pytest
 from recipe.base.hardware import accelerator_named
 from recipe.base.model_shape import load_model_shape
 from recipe.planner.architecture import architecture_of
-from recipe.planner.kernels import EAGER, FUSED, LayerLoad, layer_s, matmul_s
+from recipe.planner.timing.kernels import EAGER, FUSED, matmul_s
+from recipe.planner.timing.layers import LayerLoad, layer_of
 from tests.conftest import ROOT
 
 GPU = accelerator_named("a100-80gb")
@@ -30,7 +31,7 @@ def test_a_large_matmul_nears_the_gpus_efficiency_and_a_thin_one_its_memory():
 
 def test_fewer_rows_per_expert_cost_more_per_row():
     per_row = [
-        matmul_s(GPU, rows, 2048, 1024, grouped_over=12, grouped_gemm=EAGER.grouped_gemm) / rows
+        matmul_s(GPU, rows, 2048, 1024, grouped_over=12, grouped_gemm=GPU.grouped_gemm) / rows
         for rows in (64, 512, 4096)
     ]
     assert per_row[0] > 1.5 * per_row[1] > 1.5 * per_row[2] * 0.7
@@ -38,7 +39,7 @@ def test_fewer_rows_per_expert_cost_more_per_row():
 
 def layer(software=EAGER, **changes):
     options = {"moe": True, "tokens": 32768, "seq_length": 4096, "expert_ranks": 8} | changes
-    return layer_s(GPU, MODEL, software, LayerLoad(**options))
+    return layer_of(GPU, MODEL, software, LayerLoad(**options))
 
 
 def test_a_busier_rank_takes_longer_and_fused_kernels_less():

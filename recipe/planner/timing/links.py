@@ -7,6 +7,7 @@ side by side, one for each GPU of the node, and share its NICs.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +21,11 @@ NVLINK_EFFICIENCY = (
 NETWORK_EFFICIENCY = 0.85  # InfiniBand or RoCE with GPUDirect, large messages
 NVLINK_HOP_S, NETWORK_HOP_S = 1.5e-6, 6e-6  # latency of one step of a ring
 START_S = 15e-6  # of any collective
+# Of a collective's time, by which the computation beside it takes longer. Over NVLink NCCL holds 24 of an A100's 108 SMs
+# while it runs: 24 channels (github.com/NVIDIA/nccl-tests issue 100, log of rings on an HGX A100; that all-to-alls hold as
+# many is assumed), each a block that shares its SM with no other kernel (github.com/NVIDIA/nccl issue 689). A ring that
+# waits for the network moves too little to hold as much; assumed.
+CONTENTION: dict[Link, float] = {"NVLink": 24 / 108, "network": 0.08}
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,11 @@ class Links:
         hops = (group.ranks - group.nodes) * NVLINK_HOP_S
         if group.nodes > 1:
             hops += group.nodes * NETWORK_HOP_S
+        if (
+            op == "all_reduce"
+        ):  # NCCL's trees between nodes, chains inside (2.4: its blog "Massively scale your deep learning")
+            tree = (group.per_node - 1) * NVLINK_HOP_S + math.ceil(math.log2(group.nodes)) * NETWORK_HOP_S
+            hops = min(hops, tree)
         share = (group.ranks - 1) / group.ranks
         transfer = passes * size_bytes * share / self._ring_bytes_per_s(group)
         return transfer + calls * (START_S + passes * hops)

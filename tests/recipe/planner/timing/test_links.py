@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from recipe.base.hardware import cluster_of
-from recipe.planner.links import NVLINK_EFFICIENCY, Group, Links, group_of
+from recipe.planner.timing.links import NVLINK_EFFICIENCY, Group, Links, group_of
 
 CLUSTER = cluster_of("a100-80gb", 256, "400g")
 LINKS = Links(CLUSTER, network_efficiency=1.0)
@@ -21,6 +21,14 @@ def test_groups_know_how_many_of_them_share_a_node():
 
 def test_a_ring_over_whole_nodes_crosses_each_network_once():
     assert LINKS.ring_s("all_gather", 100e9, Group(256, 8)) == pytest.approx(100e9 * 255 / 256 / NODE, rel=0.01)
+
+
+def test_a_small_all_reduce_waits_for_a_tree_of_nodes_and_not_for_a_ring():
+    start, nvlink_hop, network_hop = 15e-6, 1.5e-6, 6e-6
+    tree = start + 2 * (7 * nvlink_hop + 5 * network_hop)  # 32 nodes of 8
+    assert LINKS.ring_s("all_reduce", 8, Group(256, 8)) == pytest.approx(tree, rel=0.01)
+    ring = start + 224 * nvlink_hop + 32 * network_hop
+    assert LINKS.ring_s("all_gather", 8, Group(256, 8)) == pytest.approx(ring, rel=0.01)
 
 
 def test_groups_with_one_rank_a_node_share_its_network():
