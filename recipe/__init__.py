@@ -2,6 +2,6 @@
 
 from recipe.base.errors import explain_missing_packages
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 explain_missing_packages()

@@ -9,32 +9,47 @@ from pathlib import Path
 from typing import Any
 
 from recipe.base.errors import UserError, exit_on_user_error
-from recipe.base.ranks import is_first_rank, leave, required_world_size
+from recipe.base.ranks import is_first_rank, leave, required_world_size, say
 from recipe.base.settings import RunConfig
 from recipe.reading.origin import origin_of, record_of
 from recipe.run.checkpoint_files import digest, find, read_manifest
 from recipe.run.identity import check_identity, differences
 from recipe.run.job import Job, check_job
 from recipe.run.records import recorded_run_config
+from recipe.training.next_steps import train_command
 
-EXAMPLE = """examples:
+EXAMPLE = """example: an early decay of runs/a from its step 20,000 on, in a run folder of its own
   deepspeed --num_gpus 8 recipe/branch.py --from runs/a --checkpoint step_20000 --config decay.yaml \\
       --deepspeed_config ds_configs/a100_8.json
+      makes the new run folder, with the checkpoint as its first; decay.yaml is the run config of runs/a with another run_dir
+      and schedule. runs/a is only read.
   deepspeed --num_gpus 8 recipe/train.py --config decay.yaml --deepspeed_config ds_configs/a100_8.json --resume auto
+      trains from there
 
-The new run goes on with the weights, the optimizer, the position in the schedule, and the position in the data where these
-are read in the same order as before; other data begin at their beginning. With --weights-only all but the weights begins anew."""
+The new run keeps the weights, the state of the optimizer and the position in the schedule. It keeps the position in the data
+where the new run config reads the same data in the same order; otherwise the data begin at their beginning, and the command
+says why. With --weights-only the optimizer, the schedule and the data begin anew: for other data and a learning rate that is
+warmed up again, as in recipe/configs/runs/continue.yaml."""
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--from", dest="source", required=True, type=Path, help="run_dir of the run to branch from")
-    parser.add_argument("--checkpoint", help="name such as step_00001000 (default: the newest)")
-    parser.add_argument("--weights-only", action="store_true", help="optimizer, schedule and data begin anew")
-    parser.add_argument("--config", required=True, type=Path, help="run config of the new run; its run_dir must be new")
-    parser.add_argument("--deepspeed_config", required=True, type=Path, help="ds_config of the new run")
+    parser.add_argument(
+        "--from", dest="source", required=True, type=Path, help="the run folder to branch from; it is only read"
+    )
+    parser.add_argument("--checkpoint", help="the checkpoint to branch from, such as step_1000 (default: the newest)")
+    parser.add_argument(
+        "--weights-only", action="store_true", help="keep the weights alone; optimizer, schedule and data begin anew"
+    )
+    parser.add_argument(
+        "--config",
+        required=True,
+        type=Path,
+        help="run config (YAML) of the new run; its run_dir must not hold a run yet",
+    )
+    parser.add_argument("--deepspeed_config", required=True, type=Path, help="ds_config (JSON) of the new run")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the run config"
     )
@@ -123,6 +138,7 @@ def main(argv: list[str] | None = None) -> None:
         return record_start(job, began_from=origin)
 
     with session(run.watch):
+        say(f"branches from {checkpoint} into the run folder {run.run_dir}: loads the checkpoint and saves it there")
         source = CheckpointStore(checkpoint.parent, run.checkpoint)
         chosen = source.choose(checkpoint.name, fall_back=False)
         assert chosen is not None
@@ -149,7 +165,7 @@ def main(argv: list[str] | None = None) -> None:
             if anew:
                 message += f"; the data begin at their beginning, since {'; '.join(anew)}"
             folder.event(event="branched", step=state.step, message=message, began_from=origin)
-            print(f"{message}; train with --resume auto", flush=True)
+            print(f"{run.run_dir} {message}; train it with:\n  {train_command(args, job.ds.world_size)}", flush=True)
 
 
 if __name__ == "__main__":

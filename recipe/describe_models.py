@@ -11,6 +11,7 @@ from recipe.base.errors import exit_on_user_error
 from recipe.base.hardware import ACCELERATORS
 from recipe.base.model_shape import ModelShape, load_model_shape
 from recipe.base.tables import markdown_table
+from recipe.planner.search.shipped import SHIPPED as DS_CONFIGS
 
 SHIPPED = Path(__file__).resolve().parent / "configs" / "models"
 SEQ_LENGTH = 4096  # of the FLOPs
@@ -70,6 +71,14 @@ def accelerator_days(shape: ModelShape) -> float:
     return shape.training_flops_per_token(SEQ_LENGTH) * TOKENS / (a100.bf16_flops * MFU) / 86_400
 
 
+def ds_config_list(models: list[str]) -> str:
+    """The shipped ds_configs of each shipped model; a model may have none."""
+    files = {model: [f"`{d.name}.json`" for d in DS_CONFIGS if d.model == model] for model in models}
+    files["tiny"] = ["`cpu_2.json`"]
+    none = "no ds_config is shipped; it is a shape for planning"
+    return "\n".join(f"- `{model}`: {', '.join(names) or none}." for model, names in files.items())
+
+
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
@@ -81,6 +90,8 @@ def main(argv: list[str] | None = None) -> None:
     folders = args.models or shipped_models()
     shapes = {folder.resolve().name: load_model_shape(folder) for folder in folders}
     print(shape_table(shapes), parameter_table(shapes), sep="\n\n")
+    if not args.models:
+        print("", "The ds_configs of each model:", "", ds_config_list(list(shapes)), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,23 @@
 #!/usr/bin/env python3
-"""Print what docs/ and ds_configs/ say of plans, as Markdown tables; or write the shipped ds_configs that the planner chooses."""
+"""Print what docs/ and ds_configs/ say of plans, as Markdown tables; or write the README's figure, or the shipped ds_configs."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
+from recipe.base.arguments import output_file
 from recipe.base.errors import exit_on_user_error
+from recipe.base.files import write_text
 from recipe.planner.search import shipped
 from recipe.planner.search.ds_writer import write
 from recipe.planner.tables.design_tables import TABLES
+from recipe.planner.tables.plan_figure import plans_figure
 
 EXAMPLE = """examples:
-  python recipe/describe_plans.py scaling              a table of docs/design.md
-  python recipe/describe_plans.py --write-ds-configs   after a change of the planner"""
+  python recipe/describe_plans.py scaling                                 a table of docs/design.md
+  python recipe/describe_plans.py --write-figure docs/figures/plans.svg   the figure of README.md
+  python recipe/describe_plans.py --write-ds-configs                      after a change of the planner"""
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -23,6 +27,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("table", nargs="?", choices=TABLES, help=f"one of {', '.join(TABLES)}", metavar="TABLE")
     what.add_argument("--write-ds-configs", action="store_true", help="write every file of ds_configs/ anew")
+    what.add_argument(
+        "--write-figure", type=output_file, metavar="SVG", help="write days and cost of the plans as a figure"
+    )
     return parser.parse_args(argv)
 
 
@@ -31,6 +38,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.table is not None:
         print(TABLES[args.table]())
+        return
+    if args.write_figure is not None:
+        write_text(args.write_figure, plans_figure())
+        print(f"wrote {args.write_figure}")
         return
     for path, config in shipped.files().items():
         write(config, path)

@@ -19,9 +19,9 @@ from recipe.base.tables import markdown_table
 
 HEAD = """# Configuration
 
-Printed by `python recipe/describe_settings.py`; a test keeps it so. One owner per number: the model's `config.json` has its
-shape, the run config what is learned and how it is watched, the ds_config what depends on the cluster. Unknown keys are errors that
-name the nearest known one. The data jobs' configs are short and commented: `data_prep/configs/`."""
+The run config says what is learned and how it is watched, the ds_config what depends on the cluster, and the model's `config.json`
+its shape. This page has every key of the three. An unknown key is refused, with the nearest known key. The configs of the data jobs
+are short and commented: `data_prep/configs/`. `python recipe/describe_settings.py` prints this page, and a test compares it."""
 PARTS = (
     ("Run config (YAML, `--config`)", RunConfig, "Any key may be given on the command line: `--set schedule.peak_lr=3e-4`."),
     ("ds_config (JSON, `--deepspeed_config`)", DsConfig, "The keys of DeepSpeed that the recipe lets through; `launch/plan.py --write` makes such a file."),

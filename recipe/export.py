@@ -4,16 +4,20 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recipe.base.arguments import positive_int
 from recipe.base.errors import UserError, exit_on_user_error
-from recipe.base.ranks import is_first_rank, leave
+from recipe.base.output_paths import check_export_folder
+from recipe.base.ranks import is_first_rank, leave, required_world_size, say
 from recipe.data.token_folder import special_tokens, tokenizer_facts
+from recipe.evaluation.display import progress_line
 from recipe.reading.model_card import ExportFacts, model_card
 from recipe.reading.origin import Origin, origin_of
+from recipe.run.records import read_starts
 
 if TYPE_CHECKING:
     from recipe.checkpoints.export import Export
@@ -31,37 +35,47 @@ CHAT_TEMPLATE = """{%- for message in messages %}
 """
 
 
+EXAMPLE = """example, of a run of 2 ranks, and what may follow:
+  deepspeed --num_gpus 2 recipe/export.py --run runs/a --output exports/a
+  python launch/generate.py --model exports/a --prompt "Once upon a time"
+  python recipe/evaluate_model.py downstream --model exports/a --data work/downstream --output scores.json
+
+The folder holds weights (safetensors), config.json, tokenizer and a model card; transformers reads it as it is. In bf16 it
+takes 2 bytes a parameter."""
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="example:\n  deepspeed --num_gpus 2 recipe/export.py --run runs/a --output exports/a",
+        epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--run", required=True, type=Path, help="run_dir of a training run")
-    parser.add_argument("--output", required=True, type=Path, help="a new folder")
-    parser.add_argument("--checkpoint", help="name such as step_00001000 (default: the newest)")
+    parser.add_argument("--run", required=True, type=Path, help="the run folder: run_dir of its run config")
+    parser.add_argument("--output", required=True, type=Path, help="the folder to write; it must not exist yet")
+    parser.add_argument("--checkpoint", help="the checkpoint to export, such as step_1000 (default: the newest)")
     parser.add_argument(
         "--deepspeed_config",
         type=Path,
-        help="ds_config for another number of ranks than the run's, of a resharded checkpoint",
+        help="only where the ranks are not as many as the run's: the ds_config for them; reshard the checkpoint before, with "
+        "launch/reshard.py",
     )
     parser.add_argument(
         "--no-card",
         action="store_true",
-        help="no README.md, which lists the data; for where the run's data.tokens are not",
+        help="write no model card (README.md); it lists the data, and needs the run's data.tokens",
     )
     parser.add_argument(
         "--max-positions",
         type=positive_int,
         metavar="N",
-        help="max_position_embeddings to state, tokens; the card tells that it was not trained (default: the longest sequences of "
-        "the training, or of the imported model)",
+        help="tokens of context that config.json states as max_position_embeddings; the card says that more than the training had "
+        "was not trained (default: the longest sequences of the training, or of the imported model)",
     )
     parser.add_argument(
         "--chat-template",
         action="store_true",
-        help="give the tokenizer a neutral chat template, roles as plain text, so that chat tools take the base model (default: none, "
-        "also where the run's tokenizer has one)",
+        help="give the tokenizer a simple chat template, with roles as plain text, so that chat programs accept the base model "
+        "(default: no template, also where the run's tokenizer has one)",
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
@@ -75,7 +89,7 @@ def max_positions(origin: Origin, asked: int | None) -> int:
     """
     if asked is not None and asked < origin.context:
         raise UserError(
-            f"--max-positions {asked:,} is less than the {origin.context:,} tokens that the model was trained on; leave it out"
+            f"--max-positions {asked:,} is less than the {origin.context:,} tokens that the model was trained on; leave the option out"
         )
     if origin.unrecorded is not None and asked is None and is_first_rank():
         print(
@@ -89,7 +103,11 @@ def max_positions(origin: Origin, asked: int | None) -> int:
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    from recipe.checkpoints.export import Export, check_bias_has_place, check_exportable, export_hf
+    read_starts(args.run)  # what needs no torch is refused before the seconds that its import takes
+    required_world_size()
+    check_export_folder(args.output)
+
+    from recipe.checkpoints.export import Export, check_bias_has_place, check_exportable, export_hf, number_of_files
     from recipe.checkpoints.restore import RestorableRun
     from recipe.engine.session import session
 
@@ -106,12 +124,34 @@ def main(argv: list[str] | None = None) -> None:
     )
     if not args.no_card:
         export = replace(export, card=card_of(source, export, architecture, origin))
+    say(
+        f"exports step {source.train_state.step:,} of {args.run} as {architecture.model_type} to {args.output}: loads the checkpoint, "
+        "writes the weights layer by layer and reads them again"
+    )
     with session(source.run.watch):
         engine, state = source.restore()
         assert state == source.train_state
-        export_hf(engine, export)
+        with progress_line("files of weights", number_of_files(source.shape)) as progress:
+            export_hf(engine, export, progress.advance)
         if is_first_rank():
-            print(f"exported step {state.step:,} as {architecture.model_type} -> {args.output}", flush=True)
+            print(conclusion(args.run, args.output, state.step, architecture.model_type), flush=True)
+
+
+def conclusion(run: Path, output: Path, step: int, model_type: str) -> str:
+    """What was exported, and how to use it."""
+    files = [path for path in output.iterdir() if path.is_file()]
+    gib = sum(path.stat().st_size for path in files) / 2**30
+    folder = str(output)
+    return "\n".join(
+        (
+            f"exported step {step:,} of {run} as {model_type} -> {folder} ({len(files)} files, {gib:,.2f} GiB)",
+            "load it with transformers:",
+            f"  model = AutoModelForCausalLM.from_pretrained({folder!r}, dtype='auto')",
+            f"  tokenizer = AutoTokenizer.from_pretrained({folder!r})",
+            "or let it continue a text:",
+            f"  python launch/generate.py --model {shlex.quote(folder)} --prompt 'Once upon a time'",
+        )
+    )
 
 
 def card_of(source: RestorableRun, export: Export, architecture: Architecture, origin: Origin) -> str:

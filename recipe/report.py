@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""One HTML file of a run: loss, faults and recoveries, speed, routing, goodput, plan against measured. Needs no network."""
+"""One HTML file of a run: held-out loss, faults and recoveries, speed, routing, goodput, plan and measured. Needs no network."""
 
 from __future__ import annotations
 
@@ -10,33 +10,26 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
+from markupsafe import Markup
 
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import write_text
 from recipe.base.output_paths import check_output_file
+from recipe.base.pages.palette import LOST, RUN, TIMES, source_styles, time_style
+from recipe.base.pages.template import write_page
 from recipe.base.tables import duration, ratio
-from recipe.reading import charts
-from recipe.reading.charts import Curve, Mark
-from recipe.reading.events import Happened, faults, state_of
+from recipe.reading.charts import Curve, Mark, area_chart, heatmap, line_chart
+from recipe.reading.events import Happened, happened
 from recipe.reading.goodput import goodput
-from recipe.reading.history import DRAWABLE, History, read_history
+from recipe.reading.headline import HeldOut, facts, held_out, held_out_cards, held_out_note, why_ended
+from recipe.reading.history import DRAWABLE, History, median, read_history
 from recipe.reading.planned import planned_and_measured
-from recipe.run.records import DOWNSTREAM_RESULTS, METRICS, read_evaluations, read_events, read_record, read_starts
+from recipe.run.records import DOWNSTREAM_RESULTS, METRICS, read_events, read_record, read_starts, run_name
 
+TEMPLATE = Path(__file__).parent / "reading" / "report.html.j2"
 MOST_HAPPENED, MOST_STARTS = 60, 20  # rows of the tables; the newest
-STYLES = ("c0", "c1", "c2", "c3", "c4", "c5")
-TITLES = {
-    "attempt_ended": "run ended",
-    "rewind": "went back",
-    "step_skipped": "update left out",
-    "straggler": "slow rank",
-    "data_skipped": "damaged data",
-    "checkpoint_failed": "no checkpoint",
-    "checkpoint_damaged": "damaged checkpoint",
-    "fired": "remedy",
-}
+MOST_MARKS = 12  # of the events that are one row
 
 
 def report(run_dir: Path, interconnect: str | None) -> str:
@@ -51,33 +44,32 @@ def report(run_dir: Path, interconnect: str | None) -> str:
     history = read_history(run_dir)
     if not len(history.steps):
         raise UserError(f"{run_dir}/metrics.jsonl holds no whole line yet; wait for the first logged step")
-    evaluations = read_evaluations(run_dir)
-    happened = faults(events)
-    shown = happened[-MOST_HAPPENED:]
-    first = len(happened) - len(shown) + 1
-    marks = [_mark(number, fault) for number, fault in enumerate(shown, start=first)]
+    results = held_out(run_dir, events)
+    of_data = history.under("source_tokens")
+    styles = source_styles([*(results.names if results else ()), *of_data])
     spent = goodput(starts, events, history)
-    plan, no_plan = planned_and_measured(starts[-1], events, history, interconnect)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "reading"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["thousands"] = lambda n: f"{n:,.0f}"
-    loads = history.layer_loads_TL[np.abs(history.layer_loads_TL) < DRAWABLE]
-    hottest = float(np.percentile(loads, 99)) if loads.size else 1.0
-    page = environment.get_template("report.html.j2").render(
-        name=run_dir.resolve().name,
+    groups = happened(events)
+    shown = list(enumerate(groups, start=1))[-MOST_HAPPENED:]
+    plan, no_plan = planned_and_measured(starts, events, history, interconnect)
+    now = time.time()
+    return write_page(
+        TEMPLATE,
+        {"percent": lambda share: f"{share:.1%}"},
+        name=run_name(run_dir),
         where=run_dir.resolve(),
-        written=_when(time.time()),
-        facts=_facts(starts, events, history, evaluations, spent),
-        charts=_charts(history, evaluations, marks, max(hottest, 1.5)),
-        hottest=max(hottest, 1.5),
+        written=_when(now),
+        cards=held_out_cards(results, styles) if results else [],
+        held_out_note=held_out_note(results) if results else "",
+        during_training=results is not None and results.during_training,
+        why_ended=why_ended(events),
+        facts=facts(starts, events, history, spent, now),
+        charts=_charts(history, results, styles, [mark for number, group in shown for mark in _marks(number, group)]),
         lost=_lost(history),
-        happened=[_row(number, fault) for number, fault in enumerate(shown, start=first)],
-        left_out=len(happened) - len(shown),
+        happened=[_row(number, group) for number, group in shown],
+        left_out=len(groups) - len(shown),
         goodput=_parts(spent),
-        data=_data(history),
+        waits=_waits(history),
+        data=_data(history, styles),
         plan=plan,
         no_plan=no_plan,
         downstream=_downstream(run_dir / DOWNSTREAM_RESULTS),
@@ -89,72 +81,60 @@ def report(run_dir: Path, interconnect: str | None) -> str:
             {k: starts[-1][k] for k in ("run_config", "ds_config", "packages")}, indent=1, ensure_ascii=False
         ),
     )
-    return page.encode("utf-8", "replace").decode("utf-8")  # names of files need not be UTF-8
 
 
-def _charts(history: History, evaluations: list[dict[str, Any]], marks: list[Mark], hottest: float) -> dict[str, Any]:
-    steps = history.steps
-    lost = [Curve("", stretch["step"], stretch["loss"], "lost") for stretch in history.lost]
+def _charts(
+    history: History, results: HeldOut | None, styles: dict[str, str], marks: list[Mark]
+) -> dict[str, Markup | None]:
+    def of_run(column: str, name: str = "") -> Curve:
+        return Curve(name, history.steps, history[column], RUN)
+
+    lost = [Curve("", stretch["step"], stretch["loss"], LOST) for stretch in history.lost]
     if lost:
-        lost[0] = Curve("done again", lost[0].x, lost[0].y, "lost")
-    held_out = [
-        Curve(name, np.array([e["step"] for e in evaluations]), np.array([e["sources"][name]["bits_per_byte"] for e in evaluations]), style)
-        for name, style in zip(evaluations[-1]["sources"] if evaluations else (), STYLES * 9, strict=False)
-    ]  # fmt: skip
-    of = lambda mapping: [  # noqa: E731
-        Curve(name.replace("_", " "), steps, values, style)
-        for (name, values), style in zip(sorted(history.under(mapping).items()), STYLES * 9, strict=False)
-    ]
-    waits = of("comm_waited_s")
+        lost[0] = Curve("lost, and done again", lost[0].x, lost[0].y, LOST)
+    held = (
+        [Curve(name, results.steps, values, styles[name]) for name, values in results.sources.items()]
+        if results
+        else []
+    )
+    phases = {name.replace("_", " "): values for name, values in history.under("phase_s").items()}
+    known = [name for name in TIMES if name in phases]
+    ordered = [*known, *(name for name in phases if name not in TIMES)]
     return {
-        "loss": charts.line_chart([Curve("training", steps, history["loss"], "c0"), *lost], marks, unit="nats per token"),
-        "held_out": charts.line_chart(held_out, unit="bits per byte") if held_out else None,
-        "speed": charts.line_chart([Curve("tokens per second", steps, history["tokens_per_s"], "c2")], marks, unit="tokens/s", from_zero=True),
-        "phases": charts.line_chart(of("phase_s"), unit="s", from_zero=True),
-        "waits": charts.line_chart(waits, unit="s", from_zero=True) if waits else None,
-        "loads": charts.heatmap(steps, history.layer_loads_TL, least=1.0, most=hottest),
-        "grad_norm": charts.line_chart([Curve("", steps, history["grad_norm"], "c3")], unit="norm before clipping", from_zero=True),
+        "held_out": line_chart(held, y="held-out loss, bits per byte", until=float(history.steps[-1])) if results and results.during_training else None,
+        "loss": line_chart([of_run("loss", "training" if lost else ""), *lost], marks, y="training loss, nats per token", cut=True),
+        "speed": line_chart([of_run("tokens_per_s")], marks, y="speed, tokens per second", from_zero=True),
+        "phases": area_chart([Curve(name, history.steps, phases[name], time_style(name)) for name in ordered], y="time of a step, s"),
+        "loads": _loads(history),
+        "grad_norm": line_chart([of_run("grad_norm")], y="gradient norm before clipping", from_zero=True, cut=True),
     }  # fmt: skip
 
 
-def _facts(starts: list[Any], events: list[Any], history: History, evaluations: list[Any], spent: dict[str, float]) -> list[tuple[str, str]]:  # fmt: skip
-    run, tokens = starts[-1]["run_config"], history["tokens"][-1]
-    total = run["schedule"]["total_tokens"]
-    rate = float(np.nanmedian(history["tokens_per_s"][-50:]))
-    facts = [
-        ("state", state_of(events)),
-        ("step", f"{history.steps[-1]:,}"),
-        ("tokens", f"{charts.short(tokens)} of {charts.short(total)}"),
-        ("loss", f"{history['loss'][-1]:.4f}"),
-        ("tokens/s", f"{rate:,.0f}"),
-    ]
-    if np.isfinite(history["mfu"][-1]):
-        facts.append(("MFU", f"{history['mfu'][-1]:.1%}"))
-    if tokens < total:
-        facts.append(("left", duration(ratio(total - tokens, rate))))
-    if evaluations:
-        newest = evaluations[-1]["sources"]
-        facts += [(f"held-out {name}", f"{result['bits_per_byte']:.4f} bits/byte") for name, result in newest.items()]
-    whole = sum(spent.values())
-    facts.append(("goodput", f"{spent['training'] / whole:.1%}" if whole else "-"))
-    facts.append(("starts", f"{len(starts)}"))
-    return facts
+def _loads(history: History) -> Markup:
+    loads = history.layer_loads_TL[np.abs(history.layer_loads_TL) < DRAWABLE]
+    most = max(float(np.percentile(loads, 99)) if loads.size else 1.0, 1.5)
+    ends = ("1.0: every expert has the same load", f"{most:.1f} or more times the mean load")
+    return heatmap(history.steps, history.layer_loads_TL, least=1.0, most=most, y="MoE layer", scale=ends)
 
 
-def _mark(number: int, fault: Happened) -> Mark:
-    message = f"{number}: {TITLES.get(fault.kind, fault.kind)}, {fault.first.get('message', '')}"
-    return Mark(fault.first["step"], str(number), message, "bad" if fault.serious else "warn")
+def _marks(number: int, group: Happened) -> list[Mark]:
+    """Of a fault each time, of warnings in a row the first."""
+    events = group.events[-MOST_MARKS:] if group.serious else [group.first]
+    message = f"{number}: {group.title}"
+    return [Mark(e["step"], number, f"{message}, {e.get('message', '')}", group.style) for e in events]
 
 
-def _row(number: int, fault: Happened) -> dict[str, Any]:
+def _row(number: int, group: Happened) -> dict[str, Any]:
+    first, last = group.first["step"], group.last["step"]
     return {
-        "label": number,
-        "style": "bad" if fault.serious else "warn",
-        "when": _when(fault.first["time"]),
-        "step": fault.first["step"],
-        "title": TITLES.get(fault.kind, fault.kind.replace("_", " ")),
-        "count": fault.count,
-        "message": fault.last.get("message", ""),
+        "number": number,
+        "style": group.style,
+        "when": _when(group.first["time"]),
+        "step": f"{first:,}" if first == last else f"{first:,} to {last:,}",
+        "title": group.title,
+        "count": group.count,
+        "sentences": group.sentences,
+        "message": group.last.get("message", ""),
     }
 
 
@@ -165,17 +145,36 @@ def _lost(history: History) -> str:
 
 def _parts(spent: dict[str, float]) -> list[dict[str, Any]]:
     whole = sum(spent.values()) or 1.0
-    styles = ("c2", "c4", "c0", "c3", "lost", "c1", "c5")
     return [
-        {"name": name, "time": duration(seconds), "share": seconds / whole, "style": style}
-        for (name, seconds), style in zip(spent.items(), styles, strict=True)
+        {"name": name, "time": duration(seconds), "share": seconds / whole, "style": time_style(name)}
+        for name, seconds in spent.items()
     ]
 
 
-def _data(history: History) -> list[dict[str, Any]]:
+def _waits(history: History) -> list[tuple[str, str, str]]:
+    """Of each kind of collective the median wait of a sampled step, and its share of the step."""
+    step_s = median(history["step_time_s"])
+    waits = {name.replace("_", "-"): median(values) for name, values in history.under("comm_waited_s").items()}
+    return [
+        (name, f"{seconds:.3g}", f"{ratio(seconds, step_s):.1%}")
+        for name, seconds in sorted(waits.items(), key=lambda item: -item[1])
+    ]
+
+
+def _data(history: History, styles: dict[str, str]) -> list[dict[str, Any]]:
     read = {name: float(values[-1]) for name, values in history.under("source_tokens").items()}
+    epochs = {name: float(values[-1]) for name, values in history.under("source_epochs").items()}
     whole = sum(read.values()) or 1.0
-    return [{"name": name, "tokens": tokens, "share": tokens / whole} for name, tokens in read.items()]
+    return [
+        {
+            "name": name,
+            "style": styles[name],
+            "tokens": tokens,
+            "share": tokens / whole,
+            "passes": f"{epochs[name]:.2f}" if name in epochs else "",
+        }
+        for name, tokens in read.items()
+    ]
 
 
 def _downstream(path: Path) -> list[dict[str, Any]]:

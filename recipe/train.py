@@ -1,21 +1,28 @@
 #!/usr/bin/env python3
-"""Train a model, under the DeepSpeed launcher."""
+"""Train a model: this script runs on each rank, which the deepspeed launcher starts."""
 
 from __future__ import annotations
 
 import argparse
 import re
+import sys
 from pathlib import Path
 
 from recipe.base.arguments import positive_seconds
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.ranks import is_first_rank, launched_world_size, leave, required_world_size
+from recipe.base.tables import StageLines
 from recipe.run.checkpoint_files import checkpoint_name
 from recipe.run.early_stop import answer_early_stops
 from recipe.run.folder import check_resume, check_run_folder
-from recipe.run.job import ProfiledSteps, check_job, describe
+from recipe.run.job import Job, ProfiledSteps, check_job, describe
+from recipe.run.kept_budget import next_budget, tell_of_lowered, with_budget
+from recipe.run.kept_budget import record_of as record_of_kept
+from recipe.run.reports import say
+from recipe.training.next_steps import after_dry_run
 
-EXAMPLE = """example:
+EXAMPLE = """examples:
+  python recipe/train.py --config recipe/configs/runs/quickstart.yaml --deepspeed_config ds_configs/cpu_2.json --dry-run
   deepspeed --num_gpus 2 recipe/train.py --config recipe/configs/runs/quickstart.yaml \\
       --deepspeed_config ds_configs/cpu_2.json --set schedule.peak_lr=1e-3
 
@@ -46,7 +53,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", required=True, type=Path, help="run config, YAML")
     parser.add_argument("--deepspeed_config", required=True, type=Path, help="ds_config, JSON")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the run config"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key of the run config; may be repeated",
     )
     parser.add_argument(
         "--resume",
@@ -68,7 +79,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="steps=A..B",
         help="write a trace of these steps of rank 0 to run_dir/profiles, and print where their time goes; they take longer",
     )
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print what would run, start nothing")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check all inputs, print what would run and how to start it, start nothing",
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the launcher
     return parser.parse_args(argv)
 
@@ -77,9 +92,15 @@ def changes_since_last_start(changes: list[str]) -> list[str]:
     return [f"changed since the last start: {change}" for change in changes]
 
 
+def _data_of(job: Job) -> str:
+    sources, tokens = len(job.order.names), job.total_steps * job.tokens_per_step
+    return f"{sources} source{'s' * (sources > 1)}, {tokens:,} tokens to train on"
+
+
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
+    stages = StageLines(say if is_first_rank() and not args.dry_run else lambda line: None)
     early_stop = None if args.dry_run else answer_early_stops()
     world_size = launched_world_size() if args.dry_run else required_world_size()
     job = check_job(args.config, args.set, args.deepspeed_config, world_size)
@@ -87,36 +108,62 @@ def main(argv: list[str] | None = None) -> int:
     if profiled is not None and args.resume == "never" and (message := profiled.problem(job.total_steps)):
         raise UserError(message)
     changes = check_run_folder(job, resumes=args.resume != "never")
-    if args.resume != "never":
-        check_resume(job, args.resume)
+    checkpoint = check_resume(job, args.resume) if args.resume != "never" else None
     if args.dry_run:
         if is_first_rank():
-            print("\n".join([describe(job), *changes_since_last_start(changes)]))
+            told = after_dry_run(job.ds.world_size, [sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
+            resumes = [f"resume      from {checkpoint}"] if checkpoint is not None else []
+            budget = next_budget(job.run.run_dir, job)
+            lines = [describe(with_budget(job, budget.gib)), *changes_since_last_start(changes), *budget.sentences]
+            print("\n".join([*lines, *resumes, told]))
         return 0
 
+    stages.done(f"configuration and data checked: {_data_of(job)}", "import torch and DeepSpeed")
+
     # Imported late: refusing a configuration or a dry run needs neither torch nor DeepSpeed.
+    import torch
+
     from recipe.engine.build import check_compute
     from recipe.engine.collectives import from_first_rank
     from recipe.engine.session import session
     from recipe.run.folder import RunFolder, lock_run_folder, record_start
     from recipe.safety.failures import recorded_failures
-    from recipe.safety.watchdog import Watchdog
+    from recipe.safety.watchdog import Progress, Watchdog
     from recipe.training.start import train_on
 
     run = job.run
     check_compute(run.compute)
+    ranks = f"{job.ds.world_size} rank{'s' * (job.ds.world_size > 1)}"
+    stages.done("torch and DeepSpeed imported", f"process group of {ranks}")
 
-    def begin() -> int:
+    def begin() -> tuple[int, float]:
         lock_run_folder(run.run_dir)
-        print("\n".join([describe(job), *changes_since_last_start(changes)]), flush=True)
-        return record_start(job)
+        budget = next_budget(run.run_dir, job)
+        used = with_budget(job, budget.gib)
+        lines = [describe(used), *changes_since_last_start(changes), *budget.sentences]
+        print("\n".join(lines), flush=True)
+        attempt = record_start(job, kept=record_of_kept(used))
+        tell_of_lowered(RunFolder(run.run_dir, attempt), budget)
+        return attempt, budget.gib
 
     with session(run.watch):
-        folder = RunFolder(run.run_dir, from_first_rank(begin))
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU, torch sees no GPU"
+        stages.done(f"process group of {ranks} ({device})", "run folder and newest checkpoint")
+        attempt, kept_gib = from_first_rank(begin)
+        job, folder = with_budget(job, kept_gib), RunFolder(run.run_dir, attempt)
         assert early_stop is not None  # no dry run comes here
         early_stop.watch(run.run_dir)  # from now on the folder is ours, and what asks it to stop
-        with recorded_failures(folder, job), Watchdog(folder, run.watch) as watchdog:
-            return train_on(job, folder, watchdog, resume=args.resume, time_limit_s=args.time_limit, profiled=profiled)
+        progress = Progress()
+        with recorded_failures(folder, job, progress), Watchdog(folder, run.watch, progress) as watchdog:
+            return train_on(
+                job,
+                folder,
+                watchdog,
+                resume=args.resume,
+                time_limit_s=args.time_limit,
+                profiled=profiled,
+                stages=stages,
+            )
 
 
 if __name__ == "__main__":

@@ -13,13 +13,18 @@ from recipe.base.output_paths import check_output_file, check_output_folder, fil
 def add_subject(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
     """--run or --model: what is evaluated, and of a run which checkpoint on how many ranks. More choices may be added."""
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--run", type=Path, help="run_dir of a training run; needs the launcher with the run's ranks")
-    what.add_argument("--model", type=Path, help="exported folder; one process")
-    parser.add_argument("--checkpoint", help="with --run: name such as step_00001000 (default: the newest)")
+    what.add_argument(
+        "--run",
+        type=Path,
+        help="the run folder: run_dir of its run config; start with the deepspeed launcher, on as many ranks as the run",
+    )
+    what.add_argument("--model", type=Path, help="exported folder; one process, without the launcher")
+    parser.add_argument("--checkpoint", help="with --run: the checkpoint, such as step_1000 (default: the newest)")
     parser.add_argument(
         "--deepspeed_config",
         type=Path,
-        help="with --run: ds_config for another number of ranks than the run's, of a resharded checkpoint",
+        help="with --run, only where the ranks are not as many as the run's: the ds_config for them; reshard the checkpoint before, "
+        "with launch/reshard.py",
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     return what

@@ -147,6 +147,18 @@ class CheckpointSection(_Section):
     """What DeepSpeed does when ranks save under different names: nothing, warn, or fail."""
 
 
+class RecipeSection(_Section):
+    """This recipe's own choices that depend on the cluster as the rest of the file does. DeepSpeed reads none of them."""
+
+    kept_gib: float = Field(0.0, ge=0)
+    """With `compute.recompute: selective`: GiB of a GPU for results of recomputed layers that are kept instead; filled
+    with what saves the most time per byte first (`recipe/planner/kept.py`), then with whole layers. A start and a dry run print what that is.
+    Unused with another `recompute`."""
+    exchange_parts: int = Field(1, ge=1, le=8)
+    """Parts that the tokens of an MoE layer are divided into, so that the exchange of one part runs beside the experts of
+    another. 1: each exchange is waited for; it must be 1 where `autoep_size` is."""
+
+
 class DsConfig(_Section):
     """One ds_config: batch, precision, ZeRO and expert parallelism of one cluster size."""
 
@@ -172,6 +184,7 @@ class DsConfig(_Section):
     """DeepSpeed prints the memory in use at the parts of each step; for finding a fault."""
     comms_logger: CommsLogger | None = None
     checkpoint: CheckpointSection | None = None
+    recipe: RecipeSection = RecipeSection()
 
     @property
     def bf16_enabled(self) -> bool:
@@ -199,6 +212,11 @@ class DsConfig(_Section):
             problems.append(
                 f"expert_parallel.autoep_size {experts.autoep_size} does not divide the {self.world_size} ranks "
                 "that the batch sizes imply; choose a divisor"
+            )
+        if self.recipe.exchange_parts > 1 and experts.autoep_size == 1:
+            problems.append(
+                f"recipe.exchange_parts {self.recipe.exchange_parts} divides an exchange that expert_parallel.autoep_size 1 "
+                "does not have; set 1"
             )
         fp32_sums = self.data_types is not None and self.data_types.grad_accum_dtype == "fp32"
         if self.zero_optimization.stage == 0 and self.bf16_enabled and fp32_sums:

@@ -10,7 +10,7 @@ import difflib
 import errno
 import functools
 import os
-import socket
+import select
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -18,10 +18,12 @@ from types import TracebackType
 from typing import Any
 
 INTERRUPTED = 128 + 2  # exit code after ctrl-C, as of a shell
+READER_GONE = 128 + 13  # after SIGPIPE
 OURS = ("recipe", "data_prep", "launch")
 # Packages that only some uses need -> the extras of setup.cfg that bring them, by what they are for.
 EXTRAS = {"train": "training, evaluation, export", "data": "data jobs",
-          "downstream": "downstream tasks", "prometheus": "Prometheus", "ray": "data jobs on Ray"}  # fmt: skip
+          "downstream": "downstream tasks", "prometheus": "Prometheus", "ray": "data jobs on Ray",
+          "wandb": "Weights & Biases", "mlflow": "MLflow"}  # fmt: skip
 EXTRAS_OF = {
     "accelerate": ("downstream",),
     "datasets": ("data", "downstream"),
@@ -32,6 +34,7 @@ EXTRAS_OF = {
     "huggingface_hub": ("train",),
     "isal": ("data",),
     "lm_eval": ("downstream",),
+    "mlflow": ("mlflow",),
     "opencc": ("data",),
     "prometheus_client": ("prometheus",),
     "pyarrow": ("data",),
@@ -41,8 +44,11 @@ EXTRAS_OF = {
     "tokenizers": ("train", "data"),
     "torch": ("train",),
     "transformers": ("train", "data"),
+    "wandb": ("wandb",),
     "zstandard": ("data",),
 }
+# Packages of every use: where one is not there, this is not the Python that `make install` made.
+CORE = ("jinja2", "markupsafe", "numpy", "orjson", "pydantic", "rich", "xxhash", "yaml")
 FIRST_RANK_SPEAKS_S = 10.0  # longer than the launcher takes to see a failed rank and end the others
 
 
@@ -95,6 +101,15 @@ def read_all(*reads: Callable[[], Any]) -> list[Any]:
     return results
 
 
+def of_key(key: str, read: Callable[..., Any], *arguments: Any) -> Any:
+    """What `read` makes of a key's value; a refusal names the key."""
+    try:
+        return read(*arguments)
+    except UserError as error:
+        message = str(error)
+        raise UserError(message if message.startswith(f"{key} ") else f"{key}: {message}") from error
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the known name closest to `name`, the known names if none is close."""
     known = sorted(known)
@@ -107,12 +122,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def what_to_do(error: BaseException) -> str | None:
     """The sentence for the user if `error` is one that they can act on, else None (a defect of ours).
 
-    Besides `UserError` those are a disk that is full, a folder that may not be written, and a package of an extra
-    that is not installed.
+    Besides `UserError` those are a disk that is full, a folder that may not be written, and a package that is not
+    installed.
     """
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS_OF and _importer(error) in (*OURS, "__main__"):
+    known = (*EXTRAS_OF, *CORE)
+    if isinstance(error, ModuleNotFoundError) and error.name in known and _importer(error) in (*OURS, "__main__"):
         return how_to_install(error.name)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
         return f"{error.filename or 'output'}: {os.strerror(error.errno)}; free or permit it and run again"
@@ -120,7 +136,12 @@ def what_to_do(error: BaseException) -> str | None:
 
 
 def how_to_install(package: str) -> str:
-    """The sentence for a package that is not installed: the extra that brings it."""
+    """The sentence for a package that is not installed: the extra that brings it, or the Python that has those of every use."""
+    if package in CORE:
+        return (
+            f"the Python package {package} is not installed for {sys.executable}; run `make install` once and "
+            "`source launch/env.sh` in this shell, or pip install -e . into this Python"
+        )
     *others, last = [f"pip install -e '.[{extra}]' for {EXTRAS[extra]}" for extra in EXTRAS_OF[package]]
     return f"the Python package {package} is not installed: {', or '.join([*others, last])}"
 
@@ -160,17 +181,34 @@ def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
         try:
             return main(*args, **kwargs) or 0
         except (UserError, OSError, ModuleNotFoundError) as error:
+            if isinstance(error, BrokenPipeError) and _reader_has_gone():
+                return READER_GONE
             message = what_to_do(error)
             if message is None:
                 raise
             _print_once_per_host(message)
             return 2
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             if os.environ.get("LOCAL_RANK", "0") == "0":
-                print("interrupted; run the same command again to go on", file=sys.stderr, flush=True)
+                advice = str(interrupt) or "run the same command to start it again"
+                print(f"interrupted; {advice}", file=sys.stderr, flush=True)
             return INTERRUPTED
 
     return wrapped
+
+
+def _reader_has_gone() -> bool:
+    """Whether nobody reads standard output any more, as after `| head`; what is still to be written goes nowhere then."""
+    try:
+        output = sys.stdout.fileno()
+    except (OSError, ValueError):  # no file
+        return False
+    poll = select.poll()
+    poll.register(output, 0)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return gone
 
 
 def _print_once_per_host(message: str) -> None:
@@ -182,5 +220,7 @@ def _print_once_per_host(message: str) -> None:
     rank, first = os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK", "0") == "0"
     if not first:
         time.sleep(FIRST_RANK_SPEAKS_S)
-    host = "" if rank == "0" else f" ({socket.gethostname()}{'' if first else f', rank {rank}'})"
+    from recipe.base.ranks import host_name, located, machine_name  # which imports this module
+
+    host = "" if rank == "0" else f" ({located(host_name(), machine_name())}{'' if first else f', rank {rank}'})"
     print(f"error{host}: {message}", file=sys.stderr, flush=True)

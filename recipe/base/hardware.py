@@ -14,6 +14,11 @@ from recipe.base.errors import UserError
 GIB = 1024**3
 GPUS_PER_NODE = 8
 NETWORK = re.compile(r"(?:(\d+)x)?(\d+)g", re.IGNORECASE)
+RUN_EFFICIENCY = 0.92  # of kernels in a run over kernels alone: clocks under load, data, Python between steps; assumed
+# The same since Hopper, whose matmuls run into the power limit: with it the median error of the FSDP runs on H100 that
+# mosaicml/llm-foundry publishes (scripts/train/benchmarking/README.md) is zero; with 0.92 they were planned 10% too fast. The
+# step measured on an H200 (benchmarks/results/train_step_h200.json) asks for less, 0.72. Assumed for B200.
+HOPPER_RUN_EFFICIENCY = 0.84
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,15 @@ class Accelerator:
     attention_efficiency: float  # share of the peak of causal flash attention on long sequences, forward and backward
     usd_per_hour: float  # on demand, for estimates; replace it by what you pay
     source: str
+    # Assumed of every GPU until a calibration file replaces them (recipe/planner/calibration.py).
+    hbm_efficiency: float = 0.75  # of the datasheet's bandwidth, which streaming kernels of many small rows reach
+    # Efficiency of AutoEP's grouped GEMM over a plain matmul's. MegaBlocks' reaches 98.6% of batched cuBLAS (arXiv
+    # 2211.15841, section 6.3); AutoEP's is assumed lower until a GPU has measured it.
+    grouped_gemm: float = 0.80
+    attention_half: float = 1000.0  # sequence length at which flash attention reaches half of what it does on long ones
+    launch_s: float = 6e-6  # between the starts of two kernels of an eager framework on one CPU thread
+    host_read_s: float = 150e-6  # a value that the host waits for, such as split sizes; the GPU then waits for launches
+    run_efficiency: float = RUN_EFFICIENCY
 
 
 _MATMUL_A100 = "large bf16 cuBLAS matmuls assumed at 250 TFLOP/s"
@@ -59,18 +73,22 @@ ACCELERATORS = (
     Accelerator(
         "h100", ("H100 80GB HBM3",), 989.4e12, 79.6, 3.35e12, 450e9, "8x400g", 0.74, 0.58, 2.99,
         f"NVIDIA H100 SXM datasheet: 1,979 TFLOPS BF16 with sparsity, 3.35 TB/s, NVLink 900 GB/s; DGX H100; {_MATMUL_H100}; {_FLASH_H100}; {_H100_PRICE}",
+        run_efficiency=HOPPER_RUN_EFFICIENCY,
     ),
     Accelerator(
         "h800", ("H800",), 989.4e12, 79.6, 3.35e12, 200e9, "8x400g", 0.74, 0.58, 2.99,
         f"DeepSeek-V3, arXiv 2412.19437 section 3.1, and NVIDIA H800 datasheet: as H100 SXM with NVLink at 400 GB/s; {_MATMUL_H100}; {_FLASH_H100}; priced as H100",
+        run_efficiency=HOPPER_RUN_EFFICIENCY,
     ),
     Accelerator(
         "h200", ("H200",), 989.4e12, 139.8, 4.8e12, 450e9, "8x400g", 0.74, 0.58, 3.79,
         f"NVIDIA H200 datasheet: as H100 SXM with 141 GB at 4.8 TB/s; {_MATMUL_H100}; {_FLASH_H100}; assumed between H100 and B200",
+        run_efficiency=HOPPER_RUN_EFFICIENCY,
     ),
     Accelerator(
         "b200", ("B200",), 2250e12, 178.4, 8.0e12, 900e9, "8x400g", 0.74, 0.58, 4.99,
         "NVIDIA DGX B200 datasheet: 36 PFLOPS BF16 with sparsity for 8, 64 TB/s, NVLink 14.4 TB/s; efficiencies assumed as H100; Lambda on-demand list price 2025, 8x B200",
+        run_efficiency=HOPPER_RUN_EFFICIENCY,
     ),
 )  # fmt: skip
 

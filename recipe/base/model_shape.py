@@ -160,15 +160,6 @@ class ModelShape(Section):
         attention = self.num_hidden_layers * 2 * 2 * 3 * attention_width * (seq_length / 2)
         return 6.0 * matmul_parameters + attention
 
-    def hardware_flops_per_token(self, seq_length: int, *, recompute: bool) -> float:
-        """FLOPs that are computed for one token, the HFU numerator: a recomputed layer runs its forward pass twice.
-
-        Backward is twice a forward pass, so a second forward pass is a third more. The head is not recomputed.
-        """
-        model = self.training_flops_per_token(seq_length)
-        head = 6.0 * self.parameters()["lm_head"]
-        return model + (model - head) / 3 if recompute else model
-
     @property
     def _expert_parameters(self) -> int:
         return 3 * self.hidden_size * self.moe_intermediate_size  # gate, up, down

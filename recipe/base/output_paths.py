@@ -53,6 +53,17 @@ def check_output_file(name: str, path: Path) -> None:
         raise UserError(f"{name} {path} cannot be written: {problem}; choose another path")
 
 
+def partial_export(output: Path) -> Path:
+    return output.with_name(output.name + ".partial")
+
+
+def check_export_folder(output: Path) -> None:
+    """Raises UserError if an export cannot be written to `output`, which must not exist."""
+    if output.exists():
+        raise UserError(f"--output {output} exists; choose a new folder, or remove it")
+    check_output_folder("--output", partial_export(output))
+
+
 def glob_problem(path: Path) -> str | None:
     """Why DeepSpeed would not find its files below a path: it looks for them by patterns, without escaping the folders."""
     absolute = os.path.abspath(path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 
@@ -124,12 +124,18 @@ class Schedule(Section):
     """WSD only: length of the final decay in tokens; a tenth of `total_tokens` in MiniCPM (arXiv 2404.06395)."""
 
 
+Recompute = Literal["none", "reentrant", "non_reentrant", "selective"]
+RECOMPUTES: tuple[str, ...] = get_args(Recompute)
+
+
 class Compute(Section):
     """What trades memory for time without changing what is learned."""
 
-    recompute: Literal["none", "reentrant", "non_reentrant"] = "none"
+    recompute: Recompute = "none"
     """Compute each decoder layer's activations again in the backward pass: less memory for about a third more
-    FLOPs. The two variants are those of torch.utils.checkpoint."""
+    FLOPs. `reentrant` is torch's, which computes a layer twice in full; `non_reentrant` leaves out what no gradient needs;
+    `selective` also keeps as many results as the ds_config's `recipe.kept_gib` has room for, the dearest to compute first,
+    then whole layers, which are not computed again at all; not with `flex_attention`. Gradients are the same bits with each."""
     compile: bool = False
     """Fuse what lies between matmuls into one kernel each, by torch.compile; takes a minute at each start."""
     deterministic: bool = False
@@ -139,6 +145,14 @@ class Compute(Section):
     loss_chunk_tokens: int = Field(2048, gt=0)
     """Tokens whose logits are in memory at a time. 2,048 tokens * 131,072 vocabulary * 4 bytes = 1 GiB of logits;
     lower it when the loss runs out of memory."""
+
+    def problems(self) -> list[str]:
+        if self.recompute != "selective" or self.attention != "flex_attention":
+            return []
+        return [
+            "compute.recompute selective cannot keep the result of flex_attention, which is one compiled function with its "
+            "backward pass; set non_reentrant, or compute.attention sdpa or flash_attention_2"
+        ]
 
 
 class Checkpoint(Section):
@@ -232,6 +246,14 @@ class Logging(Section):
     """Port of rank 0's host where /metrics serves the newest values. Null: none. Needs the extra `prometheus`."""
     prometheus_host: str = LOCAL_HOST
     """Address that it listens on. 0.0.0.0: all of the host's, for a Prometheus server elsewhere."""
+    trackers: list[Literal["wandb", "mlflow"]] = []
+    """Experiment trackers that get the numbers TensorBoard gets: `wandb` (Weights & Biases), `mlflow`. Each needs the extra of
+    its name. They write to `trackers/` of the run folder, without a network; WANDB_MODE=online (after `wandb login`) and
+    MLFLOW_TRACKING_URI, in the environment of rank 0, send to a server. One that fails is told and never ends a run."""
+
+    def problems(self) -> list[str]:
+        twice = sorted({name for name in self.trackers if self.trackers.count(name) > 1})
+        return [f"logging.trackers names {name} twice; name it once" for name in twice]
 
 
 class RunConfig(Section):
@@ -261,8 +283,10 @@ class RunConfig(Section):
         problems = [
             *self.data.mixture.problems(),
             *self.routing.problems(),
+            *self.compute.problems(),
             *self.checkpoint.problems(),
             *self.watch.problems(),
+            *self.logging.problems(),
         ]
         if schedule.min_lr > schedule.peak_lr:
             problems.append(f"schedule.min_lr {schedule.min_lr} exceeds schedule.peak_lr {schedule.peak_lr}")

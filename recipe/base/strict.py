@@ -21,6 +21,7 @@ Model = TypeVar("Model", bound=BaseModel)
 Location = tuple[str, ...]  # of a value: the keys that lead to it
 
 LARGEST = 2**63 - 1  # whole number that torch, numpy and Arrow can hold
+MANY_PLACES = 3  # keys of one name that a message lists
 NAME_MAX = 255  # bytes of a file's name, limits.h
 
 
@@ -218,13 +219,31 @@ def _sentence(model: type[BaseModel], item: Any) -> str:
         owner = _model_at(model, location[:-1])
         if owner is not None and issubclass(owner, Section) and (new := owner.renamed.get(str(location[-1]))):
             return f"'{name}' is called '{new}' now; rename it"
-        return f"unknown key '{name}'{nearest(str(location[-1]), owner.model_fields if owner else [])}"
+        return f"unknown key '{name}'{_known_key(model, owner, str(location[-1]))}"
     if item["type"] == "missing":
         return f"'{name}' is missing; set it"
     if item["type"] == "model_type":
         return f"'{name}' is {_shown(item['input'])}: must hold a mapping of settings"
     message = item["msg"][0].lower() + item["msg"][1:]
     return f"'{name}' is {_shown(item['input'])}: {message}"
+
+
+def _known_key(model: type[BaseModel], owner: type[BaseModel] | None, key: str) -> str:
+    """`"; did you mean ...?"`: a key of this name in another section, else the nearest of this section."""
+    elsewhere = [path for path in _key_paths(model) if path.rpartition(".")[2] == key]
+    if 0 < len(elsewhere) <= MANY_PLACES:
+        return f"; did you mean {' or '.join(map(repr, elsewhere))}?"
+    return nearest(key, owner.model_fields if owner else [])
+
+
+def _key_paths(model: type[BaseModel], section: str = "") -> Iterator[str]:
+    """All keys of a model and of its sections, as `--set` takes them."""
+    for name, field in model.model_fields.items():
+        path = f"{section}{field.alias or name}"
+        yield path
+        for kind in _alternatives(field.annotation):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _key_paths(kind, f"{path}.")
 
 
 def _model_at(model: type[BaseModel] | None, location: list[Any]) -> type[BaseModel] | None:

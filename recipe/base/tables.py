@@ -31,6 +31,15 @@ def duration(seconds: float) -> str:
     return f"{minutes}m {int(seconds % 60):02d}s" if minutes else f"{seconds:.1f} s"
 
 
+def size(number: float) -> str:
+    """Bytes in decimal units, such as 4.4 kB and 1.8 MB: a kB is 1,000 bytes."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if round(number, 1) < 1000:
+            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:,.1f} TB"
+
+
 def ratio(value: float, over: float) -> float:
     """value / over, and where that is undefined or too large what IEEE 754 says: nan or infinity."""
     value, over = as_float(value), as_float(over)
@@ -56,35 +65,57 @@ def as_float(value: float) -> float:
 
 
 class ProgressLine:
-    """How far something is, on a line of a terminal's stderr that is written over; elsewhere nothing.
+    """How far something is, on a line of a terminal's stderr that is written over; in a log nothing, or a line at a rhythm.
 
     It has no thread and leaves the cursor alone, so that a process may fork, or end at once, while it is shown.
 
     Args:
         done: of `total`, before this start.
+        log_every_s: where stderr is no terminal, a line is written so often; by default never.
+        shown: whether there is a line at all; not on the ranks that have nothing to say.
     """
 
     SHOWN_EVERY_S = 0.1
 
-    def __init__(self, title: str, total: int, done: int = 0, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        done: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+        log_every_s: float = math.inf,
+        shown: bool = True,
+    ):
         self._title, self._total, self._done, self._first, self._clock = title, total, done, done, clock
-        self._started, self._shown = clock(), -math.inf
-        self._on_terminal = sys.stderr.isatty()
-        self.show()
-
-    def advance(self) -> None:
-        """One more is done."""
-        self._done += 1
-        if self._clock() - self._shown >= self.SHOWN_EVERY_S:
+        self._started = self._shown = clock()
+        self._on_terminal = shown and sys.stderr.isatty()
+        self._every_s = self.SHOWN_EVERY_S if self._on_terminal else log_every_s if shown else math.inf
+        if self._on_terminal:
             self.show()
 
+    def advance(self, count: int = 1) -> None:
+        """So many more are done."""
+        self._done += count
+        if self._clock() - self._shown >= self._every_s:
+            self._show()
+
     def show(self) -> None:
+        """Bring the terminal's line back."""
+        if self._on_terminal:
+            self._show()
+
+    def _show(self) -> None:
         self._shown = self._clock()
         advanced, left = self._done - self._first, ""
         if advanced:
             left = f", {duration((self._total - self._done) * (self._shown - self._started) / advanced)} left"
         share = f"{self._done / self._total:4.0%}" if self._total else ""
-        self._write(f"{self._title} {self._done:,}/{self._total:,} {share}{left}")
+        text = f"{self._title} {self._done:,}/{self._total:,} {share}{left}"
+        if self._on_terminal:
+            self._write(text)
+        else:
+            with suppress(OSError):
+                print(text, file=sys.stderr, flush=True)
 
     def clear(self) -> None:
         """Make room for a line of something else; `show` brings it back."""
@@ -101,3 +132,27 @@ class ProgressLine:
             width = shutil.get_terminal_size().columns - 1  # a longer line would wrap and stay
             with suppress(OSError):
                 print(f"\r{text[:width]}\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+class StageLines:
+    """How long each stage of a start takes: a line when it ends, with its seconds and what comes next.
+
+    Args:
+        say: prints a line; nothing on the ranks that have nothing to say.
+        clock: in seconds.
+    """
+
+    def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic):
+        self._say, self._clock, self._began = say, clock, clock()
+
+    def done(self, what: str, following: str = "") -> None:
+        """A stage has ended.
+
+        Args:
+            what: it has done.
+            following: the stage that begins now, for whoever waits for it.
+        """
+        now = self._clock()
+        then = f"; next: {following}" if following else ""
+        self._say(f"start {now - self._began:>7.1f} s  {what}{then}")
+        self._began = now

@@ -344,5 +344,5 @@ def held_out_sources(folder: Path, tokenizer: Path) -> tuple[list[Source], int]:
     check_tokenizer(tokens, tokenizer)
     sources = tokens.sources("held_out")
     if not sources:
-        raise UserError(f"{folder} has no held-out shards; tokenize with held_out above 0")
+        raise UserError(f"{folder} has no held-out shards; tokenize with a larger held_out, or more documents")
     return sources, tokens.tokenizer["eod_id"]

@@ -6,15 +6,17 @@ left in the last round computes along.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 import torch.distributed as dist
-from lm_eval.api.model import TemplateLM
+from lm_eval.api.model import CacheHook, TemplateLM
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -23,6 +25,50 @@ from recipe.base.errors import UserError, nearest
 from recipe.base.model_shape import IGNORED
 
 Request = tuple[Any, list[int], list[int]]  # what was asked, its context's tokens, its continuation's
+
+
+class Quiet:
+    """Without the progress bars of the harness, which has one per kind of request and step."""
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
+        return super().loglikelihood(requests, disable_tqdm=True)  # type: ignore[misc]
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
+        return super().loglikelihood_rolling(requests, disable_tqdm=True)  # type: ignore[misc]
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
+        return super().generate_until(requests, disable_tqdm=True)  # type: ignore[misc]
+
+    def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
+        return super()._loglikelihood_tokens(requests, *args, **{**kwargs, "disable_tqdm": True})  # type: ignore[misc]
+
+
+class RequestsDone(CacheHook):
+    """In for the harness's cache, which it tells of each request that is done."""
+
+    def __init__(self, advance: Callable[[], None]):
+        super().__init__(None)
+        self._advance = advance
+
+    def add_partial(self, *_: Any) -> None:
+        self._advance()
+
+
+def export_lm(folder: Path, batch_size: int, advance: Callable[[], None]) -> Any:
+    """An exported folder in the harness.
+
+    Args:
+        advance: called for each request that is done.
+    """
+    from lm_eval.models.huggingface import HFLM  # late: it brings accelerate
+
+    class ExportLM(Quiet, HFLM):
+        pass
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    lm = ExportLM(pretrained=str(folder), batch_size=batch_size, device=device)
+    lm.set_cache_hook(RequestsDone(advance))
+    return lm
 
 
 class EngineLM(TemplateLM):
@@ -34,6 +80,7 @@ class EngineLM(TemplateLM):
         tokenizer: of transformers.
         max_length: tokens that the model sees at a time.
         batch_size: requests of a batch, per rank.
+        advance: called for each request that is done.
     """
 
     def __init__(
@@ -44,10 +91,11 @@ class EngineLM(TemplateLM):
         *,
         max_length: int,
         batch_size: int,
+        advance: Callable[[], None] = lambda: None,
     ):
         super().__init__()
         self.scores_of, self.tokenizer, self._device = scores_of, tokenizer, device
-        self.max_length, self.batch_size = max_length, batch_size
+        self.max_length, self.batch_size, self._advance = max_length, batch_size, advance
 
     @property
     def eot_token_id(self) -> int:
@@ -62,7 +110,13 @@ class EngineLM(TemplateLM):
         more = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
         return self.tokenizer.encode(string, **more)
 
-    def _loglikelihood_tokens(self, requests: list[Request], **kwargs: Any) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def _loglikelihood_tokens(
+        self, requests: list[Request], *, done: Callable[[int], None] | None = None, **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        """Score requests; `done` is called with the index of each, where it is not a request to count by itself."""
         longest = max((len(continuation) for _, _, continuation in requests), default=0)
         if longest > self.max_length:
             raise UserError(
@@ -72,14 +126,16 @@ class EngineLM(TemplateLM):
         longest_first = sorted(range(len(requests)), key=lambda i: -len(requests[i][1]) - len(requests[i][2]))
         batches = [longest_first[i : i + self.batch_size] for i in range(0, len(requests), self.batch_size)]
         rank, ranks = dist.get_rank(), dist.get_world_size()
-        found = torch.zeros(len(requests), 2, dtype=torch.float64, device=self._device)
+        scores_N2 = torch.zeros(len(requests), 2, dtype=torch.float64, device=self._device)
         for first in range(0, len(batches), ranks):
-            mine = batches[first + rank] if first + rank < len(batches) else None
-            scored = self._score([requests[i] for i in mine or batches[first]])
-            if mine is not None:
-                found[mine] = scored
-        dist.all_reduce(found)
-        return [(nats, greedy > 0.5) for nats, greedy in found.tolist()]
+            own = batches[first + rank] if first + rank < len(batches) else None
+            scored = self._score([requests[i] for i in own or batches[first]])
+            if own is not None:
+                scores_N2[own] = scored
+            for index in chain.from_iterable(batches[first : first + ranks]):
+                self._advance() if done is None else done(index)
+        dist.all_reduce(scores_N2)
+        return [(nats, greedy > 0.5) for nats, greedy in scores_N2.tolist()]
 
     @torch.no_grad()
     def _score(self, requests: Sequence[Request]) -> torch.Tensor:
@@ -107,8 +163,15 @@ class EngineLM(TemplateLM):
             for context, continuation in map(make_disjoint_window, cut):
                 windows.append((None, context, continuation))
                 owners.append(number)
+        left = Counter(owners)
+
+        def done(window: int) -> None:
+            left[owners[window]] -= 1
+            if not left[owners[window]]:
+                self._advance()
+
         totals = [0.0] * len(requests)
-        for owner, (nats, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+        for owner, (nats, _) in zip(owners, self._loglikelihood_tokens(windows, done=done), strict=True):
             totals[owner] += nats
         return totals
 
@@ -137,6 +200,7 @@ class Datasets:
             for split, rows in task.dataset.items():
                 target.mkdir(parents=True, exist_ok=True)
                 rows.to_json(target / f"{split}.jsonl", force_ascii=False)
+            print(f"saved the dataset of {task.config.task} to {target}", flush=True)
 
         with _download_replaced(download):
             yield
@@ -211,7 +275,7 @@ def load_tasks(manager: TaskManager, names: Sequence[str]) -> dict[str, Any]:
 
 def scores(results: dict[str, Any]) -> dict[str, dict[str, dict[str, float | None]]]:
     """The harness's results as task -> metric -> value and standard error."""
-    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    by_task: dict[str, dict[str, dict[str, float | None]]] = {}
     for task, values in {**results["results"], **results.get("groups", {})}.items():
         for key, value in values.items():
             metric, _, variant = key.partition(",")
@@ -219,5 +283,5 @@ def scores(results: dict[str, Any]) -> dict[str, dict[str, dict[str, float | Non
                 continue
             name = metric if variant == "none" else f"{metric} ({variant})"
             error = values.get(f"{metric}_stderr,{variant}")
-            found.setdefault(task, {})[name] = {"value": value, "stderr": error if isinstance(error, float) else None}
-    return found
+            by_task.setdefault(task, {})[name] = {"value": value, "stderr": error if isinstance(error, float) else None}
+    return by_task

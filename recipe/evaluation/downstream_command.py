@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import recipe
 from recipe.base.arguments import add_subject, check_exported, check_results, natural_int, positive_int
 from recipe.base.errors import UserError
-from recipe.base.ranks import is_first_rank
+from recipe.base.ranks import environment, is_first_rank, say
 from recipe.data.token_folder import check_vocabulary, vocabulary_end
+from recipe.evaluation.display import aligned_table, progress_line, where_results_are, write_scalars
 from recipe.reading.origin import origin_of
 from recipe.run.records import DOWNSTREAM_RESULTS, write_record
 
@@ -24,6 +27,7 @@ EXAMPLE = """examples:
   python recipe/evaluate_model.py downstream --model exports/a --tasks xcopa_zh,piqa --data work/downstream \\
       --output scores.json"""
 TASKS = Path(recipe.__path__[0]) / "configs" / "downstream"
+BOOTSTRAP_SAMPLES = 1000  # for the standard error of metrics that are no means, such as F1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,15 +65,28 @@ def run(args: argparse.Namespace) -> None:
         check_exported(args.model)
     if args.data is not None:
         os.environ["HF_HUB_OFFLINE"] = "1"
+    silence_bars()
     from recipe.evaluation.downstream import Datasets, known_tasks, load_tasks
 
-    manager = known_tasks(args.tasks.split(","), [TASKS, *args.tasks_path])
+    names = args.tasks.split(",")
+    manager = known_tasks(names, [TASKS, *args.tasks_path])
+    source = f"from {args.data}" if args.data else "from HuggingFace or its cache"
+    say(f"loads the datasets of {', '.join(names)} {source}")
     if args.save_data is not None:
         with Datasets(args.save_data).saving():
-            load_tasks(manager, args.tasks.split(","))
-        print(f"wrote the datasets of {args.tasks} to {args.save_data}")
+            load_tasks(manager, names)
+        print(f"saved the datasets of {', '.join(names)}; evaluate with --data {args.save_data}")
     else:
         (evaluate_run if args.run else evaluate_export)(args, tasks_of(args, manager))
+
+
+def silence_bars() -> None:
+    """Switch off the progress bars of the libraries below: tqdm's read the environment when they are imported."""
+    for name in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def tasks_of(args: argparse.Namespace, manager: Any) -> dict[str, Any]:
@@ -85,13 +102,46 @@ def tasks_of(args: argparse.Namespace, manager: Any) -> dict[str, Any]:
     return tasks
 
 
-def evaluate(lm: Any, args: argparse.Namespace, tasks: dict[str, Any]) -> dict[str, Any]:
+class Requests:
+    """Progress over the requests of all tasks: first they are built, task by task, then scored together, the longest first."""
+
+    def __init__(self, tasks: list[Any]):
+        self._tasks = tasks
+        self._line = progress_line("tasks whose requests are built", len(tasks))
+        self._scores = False
+        for task in tasks:
+            task.build_all_requests = partial(self._build, task.build_all_requests)
+
+    def _build(self, build: Callable[..., None], **arguments: Any) -> None:
+        build(**arguments)
+        self._line.advance()
+
+    def advance(self) -> None:
+        """One more is scored; all are built before the first is."""
+        if not self._scores:
+            self._scores = True
+            self._line.clear()
+            total = sum(request.repeats for task in self._tasks for request in task.instances)
+            say(f"scores {total:,} requests of {len(self._tasks)} tasks")
+            self._line = progress_line("requests", total)
+        self._line.advance()
+
+    def __enter__(self) -> Requests:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._line.clear()
+
+
+def evaluate(lm: Any, args: argparse.Namespace, tasks: dict[str, Any], requests: Requests) -> dict[str, Any]:
     """The scores of a language model of the harness; the same on every rank."""
     from lm_eval.evaluator import evaluate as run_tasks
 
     from recipe.evaluation.downstream import scores
 
-    return scores(run_tasks(lm, tasks, limit=args.limit, bootstrap_iters=0, log_samples=False))
+    # Of means the standard error is a formula; the resampling is for the few other metrics, here without worker processes.
+    with requests, environment({"DISABLE_MULTIPROC": "1"}):
+        return scores(run_tasks(lm, tasks, limit=args.limit, bootstrap_iters=BOOTSTRAP_SAMPLES, log_samples=False))
 
 
 def _leaves(tasks: dict[str, Any]) -> list[Any]:
@@ -99,15 +149,15 @@ def _leaves(tasks: dict[str, Any]) -> list[Any]:
 
 
 def evaluate_run(args: argparse.Namespace, tasks: dict[str, Any]) -> None:
-    from torch.utils.tensorboard import SummaryWriter
-
     from recipe.checkpoints.restore import RestorableRun
     from recipe.engine.session import session
     from recipe.evaluation.downstream import EngineLM
     from recipe.huggingface.tokenizer_folder import load_tokenizer
 
     restorable = RestorableRun(args.run, args.checkpoint, args.deepspeed_config)
+    requests = Requests(_leaves(tasks))
     with session(restorable.run.watch):
+        say(f"evaluates step {restorable.train_state.step:,} of {args.run} on {len(_leaves(tasks))} tasks")
         engine, state = restorable.restore()
         lm = EngineLM(
             lambda tokens, targets: (
@@ -122,14 +172,12 @@ def evaluate_run(args: argparse.Namespace, tasks: dict[str, Any]) -> None:
             engine.device,
             max_length=origin_of(args.run).context,  # as its export states, and so is evaluated
             batch_size=args.batch_size,
+            advance=requests.advance,
         )
-        results = evaluate(lm, args, tasks)
+        results = evaluate(lm, args, tasks, requests)
         if is_first_rank():
-            with SummaryWriter(str(args.run / "tensorboard")) as board:
-                for task, metrics in results.items():
-                    for metric, score in metrics.items():
-                        board.add_scalar(f"eval/{task}/{metric}", score["value"], state.step)
-            report(results, args.output or args.run / DOWNSTREAM_RESULTS, {"step": state.step})
+            output = args.output or args.run / DOWNSTREAM_RESULTS
+            report(results, output, {"step": state.step}, args.run / "tensorboard")
 
 
 def evaluate_export(args: argparse.Namespace, tasks: dict[str, Any]) -> None:
@@ -139,21 +187,25 @@ def evaluate_export(args: argparse.Namespace, tasks: dict[str, Any]) -> None:
     # A model of others may have a vocabulary of another form, which transformers alone reads.
     if vocab_size is not None and (args.model / "tokenizer.json").is_file():
         check_vocabulary(vocabulary_end(args.model), vocab_size)
-    from lm_eval.models.huggingface import HFLM
+    from recipe.evaluation.downstream import export_lm
 
-    lm = HFLM(pretrained=str(args.model), batch_size=args.batch_size, device=_device())
-    report(evaluate(lm, args, tasks), args.output, {"model": str(args.model)})
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    say(f"evaluates {args.model} on {len(_leaves(tasks))} tasks")
+    requests = Requests(_leaves(tasks))
+    lm = export_lm(args.model, args.batch_size, requests.advance)
+    report(evaluate(lm, args, tasks, requests), args.output, {"model": str(args.model)})
 
 
-def report(tasks: dict[str, Any], output: Path | None, facts: dict[str, Any]) -> None:
-    for task, metrics in tasks.items():
-        message = "  ".join(f"{metric} {score['value']:.4f}" for metric, score in metrics.items())
-        print(f"{task:<28} {message}", flush=True)
+def report(tasks: dict[str, Any], output: Path | None, facts: dict[str, Any], board: Path | None = None) -> None:
+    """Print the scores, then write them: to `output`, and to TensorBoard's folder `board` at the step of `facts`."""
+    rows = [
+        (task, metric, f"{score['value']:.4f}", "" if score["stderr"] is None else f"{score['stderr']:.4f}")
+        for task, metrics in tasks.items()
+        for metric, score in metrics.items()
+    ]
+    print(aligned_table(("task", "metric", "value", "stderr"), rows, left=2), flush=True)
     if output is not None:
         write_record(output, {**facts, "tasks": tasks})
+    if board is not None:
+        values = {f"eval/{task}/{name}": score["value"] for task, of in tasks.items() for name, score in of.items()}
+        write_scalars(board, values, facts["step"])
+    print(where_results_are(output, board), flush=True)

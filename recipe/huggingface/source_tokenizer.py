@@ -18,7 +18,7 @@ def tokenizer_note(model: Path, tokenizer: Path) -> str | None:
     if not other:
         return None
     return (
-        f"{other:,} of {len(read):,} tokens of {tokenizer} have another id in {theirs} or none, so the embedding's rows are of "
+        f"{other:,} of {len(read):,} tokens of {tokenizer} have another id in {theirs} or none, so the rows of the embedding belong to "
         "other tokens; tokenize with the model's own tokenizer if that is not meant"
     )
 

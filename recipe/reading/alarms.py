@@ -68,7 +68,7 @@ def _silence(
     silent = sorted(rank for rank, age in ages.items() if age > patience)
     raised = []
     if silent:
-        ranks = ", ".join(f"rank {rank} on {beats[rank].host} ({beats[rank].phase})" for rank in silent[:4])
+        ranks = ", ".join(f"rank {rank} on {beats[rank].where} ({beats[rank].phase})" for rank in silent[:4])
         more = f" and {len(silent) - 4} more" if len(silent) > 4 else ""
         raised.append(Alarm(True, f"no heartbeat for {duration(max(ages[rank] for rank in silent))}: {ranks}{more}"))
     if last is not None and now - last["time"] > watch["no_progress_s"]:

@@ -25,7 +25,7 @@ SCALARS = (
     "expert_load_max_over_mean",
 )
 DRAWABLE = 1e200  # beyond it sums and differences overflow
-MAPPINGS = ("phase_s", "step_time_percentiles_s", "comm_waited_s", "source_tokens")
+MAPPINGS = ("phase_s", "step_time_percentiles_s", "comm_waited_s", "source_tokens", "source_epochs")
 
 
 @dataclass
@@ -78,6 +78,12 @@ def _flat(line: dict[str, Any]) -> dict[str, float]:
 
 def _stretch(rows: list[dict[str, float]]) -> dict[str, np.ndarray]:
     return {name: np.array([row[name] for row in rows]) for name in ("step", "loss", "time")}
+
+
+def median(values: np.ndarray) -> float:
+    """Of the finite values; NaN where there are none."""
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else float("nan")
 
 
 def bucketed(x: np.ndarray, y: np.ndarray, buckets: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -135,7 +135,7 @@ def _use(facts: ExportFacts) -> str:
     )
     return (
         f"The weights are safetensors with one tensor per expert and matrix, under the names of `{facts.model_type}`; tested with "
-        f"transformers from {TESTED} on. `docs/exports.md` of deepspeed-moe-recipe lists what other programs "
+        f"transformers from {TESTED} on. `docs/export.md` of deepspeed-moe-recipe lists what other programs "
         f"read them. {context}. Documents end with `{facts.eos_token}` (id {facts.eos_token_id:,}). {template}"
     )
 

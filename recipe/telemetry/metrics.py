@@ -1,25 +1,28 @@
-"""What a run reports: metrics.jsonl, TensorBoard, Prometheus, and one console line per logging interval. Rank 0 only."""
+"""What a run reports: metrics.jsonl, TensorBoard, Prometheus, trackers, and one console line per logging interval. Rank 0 only."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 from typing import Any
 
-import numpy as np
 import torch
 
-from recipe.base.settings import LOCAL_HOST
-from recipe.base.tables import ProgressLine, as_float, duration
+from recipe.base.settings import Logging
+from recipe.base.tables import ProgressLine, duration
 from recipe.run.folder import RunFolder
+from recipe.run.records import run_name
 from recipe.run.reports import say
-from recipe.telemetry.board import Board
 from recipe.telemetry.prometheus import Exporter
+from recipe.telemetry.sinks import Sink, TensorBoard
+from recipe.telemetry.tracker_clients import opener
+from recipe.telemetry.trackers import Tracker
 
-# The names (tags) under which TensorBoard and Prometheus show a step's metrics:
+# The names (tags) under which TensorBoard, Prometheus and the trackers show a step's metrics:
 # train/  loss, learning rate, gradient norm, tokens           moe/   routing: a scalar per metric and layer, and per source
 # perf/   tokens/s, MFU, step times, phases, memory, slow ranks  data/  tokens and epochs read of each source, skipped sequences
 # comm/   waits and bytes per kind of collective, of the steps that are sampled (watch.stragglers_every_steps)
-# eval/   held-out loss and bits per byte of each source, downstream scores
+# held_out/  loss and bits per byte, each by source
+# eval/   the same by source, as dashboards of older versions have them, and downstream scores
 SCALARS = {
     "loss": "train/loss",
     "lr": "train/lr",
@@ -53,56 +56,51 @@ MAPPINGS = {
 }
 # What TensorBoard's page "Custom Scalars" puts together.
 LAYOUT = {
-    "training": {
-        "loss, held-out": ["Multiline", ["train/loss", r"eval/[^/]+/loss"]],
-        "bits per byte": ["Multiline", [r"eval/[^/]+/bits_per_byte"]],
+    "loss, training": {
+        "loss, nats per token": ["Multiline", ["train/loss"]],
         "gradient norm": ["Multiline", ["train/grad_norm"]],
     },
+    "loss, held-out": {
+        "bits per byte by source": ["Multiline", ["held_out/bits_per_byte/.*"]],
+        "loss by source, nats per token": ["Multiline", ["held_out/loss/.*"]],
+    },
     "speed": {
+        "tokens per second": ["Multiline", ["perf/tokens_per_s"]],
+        "MFU": ["Multiline", ["perf/mfu"]],
         "time of a step by phase": ["Multiline", ["perf/phase_s/.*"]],
         "step times": ["Multiline", ["perf/step_time_s/.*"]],
         "waits for collectives": ["Multiline", ["comm/waited_s/.*"]],
     },
-    "routing": {
+    "routing health": {
         "busiest expert over the mean": ["Multiline", [r"moe/load_max_over_mean/moe_layer_\d+"]],
         "dead experts": ["Multiline", ["moe/dead_experts/.*"]],
         "entropy": ["Multiline", ["moe/entropy/.*"]],
+        "dropped assignments": ["Multiline", ["moe/drop_rate/.*"]],
     },
     "data": {"tokens by source": ["Multiline", ["data/tokens/.*"]]},
 }
 
 
 class MetricsWriter:
-    """Appends to a run folder's metrics.jsonl, evaluations.jsonl, events.jsonl and TensorBoard logs, and prints.
+    """Appends to a run folder's metrics.jsonl, evaluations.jsonl and events.jsonl, prints, and hands numbers to the sinks.
 
-    What cannot be written is told and lost (`recipe.run.reports`); no number is too large or too undefined to report.
+    What cannot be written is told and waits for room (`recipe.run.reports`); no number is too large or too undefined to report.
 
     Args:
         first_step: that this attempt will do.
-        prometheus_port: where to serve the newest values; None: nowhere.
-        prometheus_host: the address to serve them on.
+        settings: which sinks there are besides TensorBoard.
     """
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        total_steps: int,
-        first_step: int,
-        prometheus_port: int | None = None,
-        prometheus_host: str = LOCAL_HOST,
-    ):
+    def __init__(self, folder: RunFolder, total_steps: int, first_step: int, settings: Logging | None = None):
         self._folder = folder
         self._total_steps = total_steps
+        self._step = first_step - 1  # that was last reported
+        self._sinks = opened_sinks(folder, first_step, settings or Logging())
         self._open = ExitStack()
-        self._exporter = None
-        if prometheus_port is not None:
-            self._exporter = Exporter(prometheus_port, folder.path.name, prometheus_host)
-            self._open.callback(self._exporter.close)
-        # TensorBoard then hides what an earlier attempt logged from this step on.
-        self._board = Board(folder.path / "tensorboard", purge_step=first_step)
-        self._board.add_custom_scalars(LAYOUT)
-        self._open.callback(self._flush)
         self._progress = self._open.enter_context(ProgressLine("steps", total_steps, first_step - 1))
+        self._open.callback(
+            self._close_sinks
+        )  # before the progress line goes, which comes back after each printed line
 
     def step_is_done(self) -> None:
         """For the progress line, which only a terminal has."""
@@ -111,10 +109,12 @@ class MetricsWriter:
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Write a step's metrics."""
         self._folder.metrics(step, values)
-        load_LE = load_over_mean(values["tokens_per_expert"])
-        self._board.add_image("moe/tokens_per_expert", load_image(load_LE), step, dataformats="HW")
+        image_HW = load_image(load_over_mean(values["tokens_per_expert"]))
+        for sink in self._sinks:
+            sink.image("moe/tokens_per_expert", image_HW, step)
         self._show(tagged(values), step)
         self._print(self._console_line(step, values))
+        self._tell_of_sinks()
 
     def evaluation(self, step: int, results: dict[str, dict[str, Any]], seconds: float) -> None:
         """Write held-out results by source."""
@@ -125,12 +125,13 @@ class MetricsWriter:
             for name, result in results.items()
         )
         self._print(f"step {step:>7,}  held-out  {message}")
+        self._tell_of_sinks()
 
     def event(self, event: dict[str, Any]) -> None:
         """Write something that happened: its step, its kind as `event`, and in `message` what a reader needs to know."""
         self._folder.event(**event)
-        self._board.add_text("events", event["message"], event["step"])
-        self._flush()
+        for sink in self._sinks:
+            sink.event(event)
         self._print(f"step {event['step']:>7,}  {event['message']}")
 
     def close(self) -> None:
@@ -138,14 +139,20 @@ class MetricsWriter:
         self._open.close()
 
     def _show(self, tags: dict[str, float], step: int) -> None:
-        for tag, value in tags.items():
-            self._board.add_scalar(tag, as_fp32(value), step)
-        self._flush()
-        if self._exporter is not None:
-            self._exporter.set(tags, step)
+        self._step = step
+        for sink in self._sinks:
+            sink.numbers(tags, step)
 
-    def _flush(self) -> None:
-        self._folder.reports.write(self._folder.path / "tensorboard", self._board.flush)
+    def _tell_of_sinks(self) -> None:
+        for sink in self._sinks:
+            for event in sink.take_events():
+                self.event({"step": self._step, **event})
+
+    def _close_sinks(self) -> None:
+        """TensorBoard last, which shows the events of the others' ends."""
+        for sink in reversed(self._sinks):
+            sink.close()
+            self._tell_of_sinks()
 
     def _print(self, line: str) -> None:
         self._progress.clear()
@@ -153,19 +160,25 @@ class MetricsWriter:
         self._progress.show()
 
     def _console_line(self, step: int, values: dict[str, Any]) -> str:
-        mfu = f"  mfu {values['mfu']:5.1%}" if "mfu" in values else ""
+        mfu = f"  MFU {values['mfu']:.1%}" if "mfu" in values else ""
+        left = duration((self._total_steps - step) * values["step_time_s"])
         return (
-            f"step {step:>7,}/{self._total_steps:,}  loss {values['loss']:8.5f}  lr {values['lr']:.3e}  "
-            f"grad {values['grad_norm']:7.3f}  {values['tokens_per_s']:>10,.0f} tok/s{mfu}  "
-            f"load max/mean {values['expert_load_max_over_mean']:5.2f}  "
-            f"eta {duration((self._total_steps - step) * values['step_time_s'])}"
+            f"step {step:>7,}/{self._total_steps:,}  loss {values['loss']:8.5f}  {values['tokens_per_s']:>9,.0f} tokens/s  "
+            f"{left:>7} left{mfu}  lr {values['lr']:.3e}  grad norm {values['grad_norm']:.3f}  "
+            f"expert load max/mean {values['expert_load_max_over_mean']:.2f}"
         )
 
 
-def as_fp32(value: float) -> float:
-    """What TensorBoard's event file holds of a number."""
-    with np.errstate(over="ignore"):
-        return float(np.float32(as_float(value)))
+def opened_sinks(folder: RunFolder, first_step: int, settings: Logging) -> list[Sink]:
+    """Where numbers go besides the run folder's own files; TensorBoard is the first.
+
+    Raises:
+        UserError: the port cannot be served.
+    """
+    sinks: list[Sink] = [TensorBoard(folder.path / "tensorboard", folder.reports, first_step, LAYOUT)]
+    if settings.prometheus_port is not None:
+        sinks.append(Exporter(settings.prometheus_port, run_name(folder.path), settings.prometheus_host))
+    return sinks + [Tracker(name, opener(name, folder.path)) for name in settings.trackers]
 
 
 def load_over_mean(tokens_per_expert: list[list[int]] | torch.Tensor) -> torch.Tensor:
@@ -194,4 +207,7 @@ def tagged(values: dict[str, Any]) -> dict[str, float]:
 def tagged_evaluation(sources: dict[str, dict[str, float]]) -> dict[str, float]:
     """Held-out results by source as tag -> number."""
     names = ("loss", "bits_per_byte")
-    return {f"eval/{source}/{name}": result[name] for source, result in sources.items() for name in names}
+    results = [(source, name, result[name]) for source, result in sources.items() for name in names]
+    return {
+        tag: value for source, name, value in results for tag in (f"held_out/{name}/{source}", f"eval/{source}/{name}")
+    }

@@ -9,9 +9,10 @@ import socket
 from recipe.base.errors import UserError
 from recipe.base.settings import LOCAL_HOST
 from recipe.base.tables import as_float
+from recipe.telemetry.sinks import Sink
 
 
-class Exporter:
+class Exporter(Sink):
     """Serves gauges at /metrics of this host, one per tag: `train/loss` is `recipe_train_loss`.
 
     The last part of a tag below a family (a layer, a source, a phase) is its label `of`.
@@ -39,8 +40,7 @@ class Exporter:
     def address(self) -> str:
         return str(self._server.server_address[0])
 
-    def set(self, tags: dict[str, float], step: int) -> None:
-        """The values of a step."""
+    def numbers(self, tags: dict[str, float], step: int) -> None:
         for tag, value in {**tags, "train/step": step}.items():
             group, name, *of = tag.split("/")
             if group == "eval":  # the source is the label

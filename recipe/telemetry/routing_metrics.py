@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from recipe.engine.routing_control import RoutingControl, StepSums
+from recipe.engine.moe.routing_control import RoutingControl, StepSums
 from recipe.telemetry.metrics import load_over_mean
 
 

@@ -14,6 +14,8 @@ from recipe.base.hardware import GIB, accelerator_of
 from recipe.base.model_shape import ModelShape
 from recipe.base.settings import Compute
 from recipe.base.tables import ratio
+from recipe.planner.hardware_flops import hardware_flops_per_token
+from recipe.planner.kept import NOTHING, Kept
 from recipe.telemetry.phases import PhaseClock
 
 
@@ -21,16 +23,17 @@ class Throughput:
     """Counts steps; a reading covers those since the last one.
 
     MFU is of all ranks' dense bf16 peak, and of the FLOPs that the model needs (`ModelShape.training_flops_per_token`); HFU
-    also counts what is recomputed (`ModelShape.hardware_flops_per_token`). Both only where the GPU is a known one.
+    also counts what is recomputed (`hardware_flops_per_token`). Both only where the GPU is a known one.
+
+    Args:
+        kept: what recomputed layers keep.
     """
 
-    def __init__(self, shape: ModelShape, seq_length: int, world_size: int, compute: Compute):
+    def __init__(self, shape: ModelShape, seq_length: int, world_size: int, compute: Compute, kept: Kept = NOTHING):
         known = accelerator_of(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
         self._flops_per_token = shape.training_flops_per_token(seq_length)
         self._peak_flops = known.bf16_flops * world_size if known else None
-        self._hardware_flops_per_token = shape.hardware_flops_per_token(
-            seq_length, recompute=compute.recompute != "none"
-        )
+        self._hardware_flops_per_token = hardware_flops_per_token(shape, seq_length, compute.recompute, kept)
         self.phases = PhaseClock()
         self._since = self._step_began = time.perf_counter()
         self._tokens = 0

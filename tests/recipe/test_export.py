@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+from launch import generate
 from recipe.base.errors import UserError
 from recipe.base.routing_settings import Routing
 from recipe.checkpoints.export import check_bias_has_place
-from recipe.export import CHAT_TEMPLATE, max_positions
+from recipe.export import CHAT_TEMPLATE, conclusion, max_positions
 from recipe.huggingface.architectures import GLM4_MOE, MIXTRAL, QWEN3_MOE
 from recipe.huggingface.tokenizer_folder import write_tokenizer, write_tokenizer_config
 from recipe.reading.origin import Origin
+from tests.conftest import run_python
 
 MESSAGES = [
     {"role": "system", "content": "Be brief."},
@@ -89,3 +94,47 @@ def test_biases_that_were_trained_need_an_architecture_that_has_them(architectur
     check_bias_has_place(architecture, Routing(bias_update_rate=0), steps=1)
     check_bias_has_place(architecture, Routing(bias_freeze_share=1), steps=1)
     check_bias_has_place(GLM4_MOE, trained, steps=1)
+
+
+def test_an_export_ends_with_its_size_and_commands_that_work(tokenizer, tmp_path, capfd):
+    folder = tmp_path / "an export's"
+    sizes = {
+        "vocab_size": 300,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    }
+    Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, num_experts=2, num_experts_per_tok=1)).save_pretrained(folder)
+    write_tokenizer(tokenizer, folder, model_max_length=64, chat_template=None)
+    first, *lines = conclusion(Path("runs/a"), folder, 1000, "qwen3_moe").splitlines()
+    files = len(list(folder.iterdir()))
+    assert re.fullmatch(
+        rf"exported step 1,000 of runs/a as qwen3_moe -> .*/an export's \({files} files, 0\.\d\d GiB\)", first
+    )
+    names: dict[str, Any] = {"AutoModelForCausalLM": AutoModelForCausalLM, "AutoTokenizer": AutoTokenizer}
+    exec("\n".join(line.strip() for line in lines[1:3]), names)
+    assert type(names["model"]).__name__ == "Qwen3MoeForCausalLM"
+    assert names["tokenizer"].eos_token == "</s>"
+    script, *words = shlex.split(lines[4])[1:]
+    assert script == "launch/generate.py"
+    assert generate.main([*words, "--max-new-tokens", "1"]) == 0
+
+
+def test_what_needs_no_torch_is_refused_before_it_is_imported(tmp_path):
+    """Seconds of imports on each rank otherwise come before the sentence."""
+    code = (
+        "import sys\nfrom recipe import evaluate_model, export\n"
+        "for main, words in ((export.main, ['--run', 'no', '--output', 'x']), "
+        "(evaluate_model.main, ['held-out', '--run', 'no']), (evaluate_model.main, ['held-out', '--model', 'no'])):\n"
+        "    try: main(words)\n    except SystemExit as end: assert end.code == 2\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = run_python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert [line.split(";")[0] for line in done.stderr.splitlines()] == [
+        "error: no holds no run (no attempts.jsonl)",
+        "error: no holds no run (no attempts.jsonl)",
+        "error: --model no holds no config.json",
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -10,12 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from recipe import import_model
+from recipe import branch, export, import_model
 from recipe.base.model_shape import load_model_shape
 from recipe.base.routing_settings import Routing
 from recipe.engine import build as engine
 from recipe.engine import session
 from recipe.run import folder as run_folder
+from tests.conftest import ROOT
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}  # fmt: skip
 EXPERTS = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
@@ -144,3 +146,28 @@ def test_the_shape_of_an_upcycled_model_is_written_with_experts(tmp_path, capsys
     assert "(n_shared_experts + num_experts_per_tok) * moe_intermediate_size is 48" in capsys.readouterr().out
     shape = load_model_shape(tmp_path / "shape")
     assert (shape.n_routed_experts, shape.num_experts_per_tok, shape.moe_intermediate_size) == (8, 2, 24)
+
+
+def test_a_written_shape_says_what_comes_next(source, tmp_path, capsys):
+    assert import_model.main(["--model", str(source), "--write-shape", str(tmp_path / "shape")]) == 0
+    printed = capsys.readouterr().out
+    assert f"wrote {tmp_path}/shape/config.json, the shape of {source}" in printed
+    assert f"set `model: {tmp_path}/shape` in the run config" in printed
+    (example,) = re.findall(r"recipe/configs/\S+\.yaml", printed)
+    assert (ROOT / example).exists()
+
+
+@pytest.mark.parametrize("words", [["--model", "a"], ["--model", "a", "--config", "run.yaml"]])
+def test_what_an_import_needs_is_said(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        import_model.main(words)
+    assert end.value.code == 2
+    message = "give --config and --deepspeed_config to import the model, or --write-shape DIR to write its shape"
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", [branch, export, import_model])
+def test_the_run_configs_that_an_example_names_are_shipped_or_explained(script):
+    """A newcomer can type the examples."""
+    for name in re.findall(r"\S+\.yaml", script.EXAMPLE):
+        assert (ROOT / name).exists() or f"{name} is " in script.EXAMPLE, name

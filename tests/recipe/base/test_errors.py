@@ -17,6 +17,7 @@ from recipe.base.errors import (
     UserError,
     exit_on_user_error,
     how_to_install,
+    of_key,
 )
 from recipe.telemetry.prometheus import Exporter
 from tests.conftest import ROOT
@@ -41,7 +42,7 @@ def failing() -> None:
 def test_the_first_rank_of_a_host_speaks_and_the_others_let_it(rank, local_rank, waits, message, monkeypatch, capsys):
     slept: list[float] = []
     monkeypatch.setattr(errors.time, "sleep", slept.append)
-    monkeypatch.setattr(errors.socket, "gethostname", lambda: "host")
+    monkeypatch.setattr("socket.gethostname", lambda: "host")
     for name, value in (("RANK", rank), ("LOCAL_RANK", local_rank)):
         if value is None:
             monkeypatch.delenv(name, raising=False)
@@ -54,11 +55,23 @@ def test_the_first_rank_of_a_host_speaks_and_the_others_let_it(rank, local_rank,
 
 def test_ctrl_c_is_one_sentence_and_code_130(capsys):
     @exit_on_user_error
-    def interrupted() -> None:
-        raise KeyboardInterrupt
+    def interrupted(*advice: str) -> None:
+        raise KeyboardInterrupt(*advice)
 
     assert interrupted() == 130
-    assert capsys.readouterr().err == "interrupted; run the same command again to go on\n"
+    assert capsys.readouterr().err == "interrupted; run the same command to start it again\n"
+    assert interrupted("this is kept") == 130
+    assert capsys.readouterr().err == "interrupted; this is kept\n"
+
+
+def test_a_refusal_names_its_key_once():
+    def refuse(message: str) -> None:
+        raise UserError(message)
+
+    for message, told in (("x is not there", "data.tokens: x is not there"), ("data.tokens x is", "data.tokens x is")):
+        with pytest.raises(UserError) as error:
+            of_key("data.tokens", refuse, message)
+        assert str(error.value) == told
 
 
 class Located(UserError):
@@ -95,6 +108,14 @@ def test_a_package_of_two_extras_says_what_each_is_for():
         "the Python package tokenizers is not installed: pip install -e '.[train]' for training, evaluation, export, "
         "or pip install -e '.[data]' for data jobs"
     )
+
+
+def test_another_python_than_the_installed_one_is_told_in_a_sentence():
+    # One process: a Python without packages, which imports the project from its folder.
+    words = [sys.executable, "-S", "-m", "launch.plan", "--help"]
+    done = subprocess.run(words, cwd=ROOT, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert f"is not installed for {sys.executable}; run `make install` once and `source launch/env.sh`" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -146,3 +167,14 @@ def test_the_extras_of_setup_cfg_are_those_of_the_sentences():
     expected = {package: tuple(extra for extra in EXTRAS if package in extras[extra]) for package in EXTRAS_OF}
     assert expected == EXTRAS_OF
     assert {p for extra in EXTRAS for p in extras[extra]} - of_core == set(EXTRAS_OF)
+    modules = {"pyyaml": "yaml"}
+    assert {modules.get(p, p) for p in of_core} == set(errors.CORE)
+
+
+def test_output_that_is_read_in_part_leaves_no_traceback():
+    # One process: a pipe whose reader has gone.
+    code = "from recipe.base.errors import exit_on_user_error as e; import sys; sys.exit(e(lambda: print('line\\n' * 10**6))())"
+    reader = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert reader.stdout.readline() == b"line\n"
+    reader.stdout.close()
+    assert (reader.stderr.read(), reader.wait()) == (b"", 141)

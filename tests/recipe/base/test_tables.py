@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from recipe.base.tables import ProgressLine, as_float, duration, exponential, ratio
+from recipe.base.tables import ProgressLine, StageLines, as_float, duration, exponential, ratio, size
 
 INF, NAN = math.inf, math.nan
 
@@ -71,3 +71,40 @@ def test_progress_is_silent_where_there_is_no_terminal(capsys):
     with ProgressLine("curate", 2) as progress:
         progress.advance()
     assert capsys.readouterr() == ("", "")
+
+
+def test_progress_in_a_log_is_a_line_at_a_rhythm(capsys):
+    now = [0.0]
+    with ProgressLine("search", 10, clock=lambda: now[0], log_every_s=10.0) as progress:
+        for seconds in (4.0, 9.0, 12.0, 13.0, 22.0):
+            now[0] = seconds
+            progress.advance()
+    assert capsys.readouterr() == ("", "search 3/10  30%, 28.0 s left\nsearch 5/10  50%, 22.0 s left\n")
+
+
+def test_each_stage_of_a_start_has_its_own_seconds_and_names_the_next():
+    now, lines = [5.0], []
+    stages = StageLines(lines.append, clock=lambda: now[0])
+    now[0] = 6.25
+    stages.done("packages imported", "process group")
+    now[0] = 18.25
+    stages.done("process group of 2 ranks")
+    assert lines == [
+        "start     1.2 s  packages imported; next: process group",
+        "start    12.0 s  process group of 2 ranks",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (4353, "4.4 kB"),
+        (999_960, "1.0 MB"),
+        (1_775_568, "1.8 MB"),
+        (15e15, "15,000.0 TB"),
+    ],
+)
+def test_bytes_are_shown_in_the_unit_of_their_size(number, shown):
+    assert size(number) == shown

@@ -19,8 +19,8 @@ from recipe.base.errors import UserError
 from recipe.base.model_shape import load_model_shape
 from recipe.base.settings import Compute, load_run_config
 from recipe.checkpoints import restore
-from recipe.data.token_folder import Source, tokenizer_identity
-from recipe.evaluation import downstream_command
+from recipe.data.token_folder import Source, TokenFolder, tokenizer_identity
+from recipe.evaluation import downstream_command, held_out_command
 from recipe.evaluation.held_out import evaluate_source, stock_loss
 from tests.conftest import ROOT
 from tests.recipe.model.test_loss import Seen
@@ -104,6 +104,32 @@ def test_a_model_too_small_for_its_tokenizer_is_refused_before_it_is_loaded(prep
     assert BEYOND in capsys.readouterr().err
     with pytest.raises(UserError, match=BEYOND):
         downstream_command.evaluate_export(Namespace(model=tmp_path / "model"), {})
+
+
+def test_an_evaluation_says_what_it_evaluates_and_where_the_results_are(model, prepared, tmp_path, capsys):
+    folder, output = tmp_path / "model", tmp_path / "held_out.json"
+    model.save_pretrained(folder)
+    shutil.copytree(prepared.tokenizer, folder, dirs_exist_ok=True)
+    words = ["held-out", "--model", str(folder), "--tokens", str(prepared.tokens), "--seq-length", "64"]
+    capsys.readouterr()
+    assert evaluate_model.main([*words, "--output", str(output)]) == 0
+    first, head, *rows, last = capsys.readouterr().out.splitlines()
+    sizes = TokenFolder(prepared.tokens).sizes("held_out")
+    counts = ", ".join(f"{sizes[name]:,} of {name}" for name in ("en", "zh"))
+    assert first == f"evaluates {folder} on the held-out tokens of {prepared.tokens}: {counts}; in windows of 64 tokens"
+    assert head.startswith("source")
+    results = json.loads(output.read_text())["sources"]
+    assert [row.split()[:2] for row in rows] == [[name, f"{result['tokens']:,}"] for name, result in results.items()]
+    assert last == f"written to {output}"
+
+
+def test_progress_is_over_the_batches_of_all_ranks(monkeypatch):
+    source = Source("a", (OneShard(9), OneShard(4)), 13, 1)  # type: ignore[arg-type]
+    seen: list[int] = []
+    evaluate_source(
+        lambda inputs, targets: torch.tensor(float(seen.append(1) or 0)), source, seq_length=2, batch_size=2, device=CPU
+    )
+    assert held_out_command.progress_over([source], 2, 2, 1)._total == len(seen)
 
 
 @pytest.mark.parametrize("words", [[], ["--run", "runs/a"], ["--local_rank=0", "--run", "downstream"], ["heldout"]])

@@ -72,6 +72,83 @@ def test_the_view_is_printed_once_without_a_terminal(run):
     assert any("en 51,200 tokens, zh 51,200 tokens" in line for line in lines)
 
 
+@pytest.fixture
+def followed(tmp_path, monkeypatch):
+    """A function that follows a folder on a terminal, and does between two looks what it is given; what was shown."""
+
+    def follow(run_dir, *between) -> str:
+        console = Console(file=io.StringIO(), width=300, height=60, force_terminal=True, color_system=None)
+        todo = iter(between)
+
+        def sleep(_: float) -> None:
+            if (change := next(todo, None)) is None:
+                raise KeyboardInterrupt
+            change()
+
+        monkeypatch.setattr("recipe.watch.time.sleep", sleep)
+        monkeypatch.setattr("recipe.watch.Console", lambda: console)
+        assert watch.main([str(run_dir)]) == 0
+        return console.file.getvalue()
+
+    return follow
+
+
+def test_a_run_that_has_not_begun_is_waited_for_and_then_shown_to_its_end(written, followed, tmp_path):
+    def locked() -> None:
+        (tmp_path / "written" / "supervisor.lock").touch()
+
+    def begins() -> None:
+        (tmp_path / "written" / "supervisor.lock").unlink()
+        (tmp_path / "written").rmdir()
+        run.append(written())
+        run[0].start()
+
+    run: list = []
+    shown = followed(
+        tmp_path / "written", (tmp_path / "written").mkdir, locked, begins, lambda: run[0].steps(1, 5),
+        lambda: run[0].event("finished", 5),
+    )  # fmt: skip
+    assert "s for the first start in" in shown
+    assert "the folder does not exist" in shown
+    assert "no process trains in the folder" in shown
+    assert "no step logged yet" in shown
+    assert "the run is finished, and so is this view" in shown
+
+
+def test_a_finished_run_is_shown_once_and_one_that_stopped_is_watched_on(run, followed):
+    run.event("stopped", 50)
+    shown = followed(run.path, lambda: None)
+    assert "no process trains in this folder now" in shown
+    assert shown.endswith("the view is ended; the run itself is not touched\n")
+    run.start(50)
+    run.event("finished", 60)
+    assert "and so is this view" in followed(run.path)
+
+
+def test_a_finished_run_that_a_supervisor_holds_may_go_on(run, followed, monkeypatch):
+    run.event("finished", 50)
+    holders = iter(["process 7 on a"])
+    monkeypatch.setattr("recipe.watch._holder", lambda _: next(holders, None))
+    assert "and so is this view" in followed(run.path, lambda: None)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_folder_of_something_else_is_not_waited_for(terminal, tmp_path, monkeypatch, capsys):
+    (tmp_path / "tokens.bin").touch()
+    monkeypatch.setattr("recipe.watch.Console", lambda: Console(force_terminal=terminal))
+    assert watch.main([str(tmp_path)]) == 2
+    assert f"{tmp_path} holds other files and no run" in capsys.readouterr().err
+    assert watch.main([str(tmp_path / "tokens.bin")]) == 2
+    assert "is a file; give the run_dir" in capsys.readouterr().err
+
+
+def test_once_does_not_wait(tmp_path, capsys):
+    assert watch.main([str(tmp_path / "later"), "--once"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {tmp_path / 'later'} holds no run: the folder does not exist; give the run_dir")
+    assert message.count("\n") == 1
+
+
 @pytest.mark.parametrize("script", ["recipe/watch.py", "recipe/report.py"])
 def test_what_is_no_run_is_refused(script, tmp_path):
     done = run_python(script, tmp_path)

@@ -7,8 +7,11 @@ import io
 import json
 import math
 import os
+import re
+import sys
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -17,11 +20,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from launch.cluster.hosts import free_port
 from recipe.base import files
 from recipe.base.files import read_json_lines
+from recipe.base.settings import Logging
 from recipe.report import report
 from recipe.run.folder import RunFolder
 from recipe.run.records import last_metrics, read_events, read_metrics
 from recipe.telemetry import board as board_module
-from recipe.telemetry.metrics import MetricsWriter, load_image, load_over_mean
+from recipe.telemetry import metrics
+from recipe.telemetry.metrics import LAYOUT, MetricsWriter, load_image, load_over_mean
+from recipe.telemetry.sinks import Sink
 from recipe.watch import view
 from tests.recipe.reading.conftest import WrittenRun
 
@@ -66,8 +72,32 @@ def test_tensorboard_has_the_scalars_and_the_load_of_each_layer(tmp_path, capsys
     (image,) = board.Images("moe/tokens_per_expert")
     assert (image.width, image.height) == (16, 16)
     line = capsys.readouterr().out
-    for part in ("step       3/10", "loss  2.50000", "mfu 25.0%", "load max/mean  1.50"):
+    for part in ("step       3/10", "loss  2.50000", "MFU 25.0%", "expert load max/mean 1.50"):
         assert part in line
+
+
+def test_training_and_held_out_loss_are_apart_in_tensorboard(tmp_path):
+    writer = MetricsWriter(RunFolder(tmp_path, 1), total_steps=10, first_step=1)
+    routing = {"load_max_over_mean": [1.5], "dead_experts": [0], "entropy": [0.5], "drop_rate": [0.0]}
+    writer.write(3, {**ALL_VALUES, "routing": routing})
+    writer.evaluation(3, {"zh": {"loss": 3.0, "bits_per_byte": 1.5}}, seconds=1.0)
+    writer.close()
+    tags = board_of(tmp_path).Tags()["scalars"]
+    held_out = {"held_out/loss/zh", "held_out/bits_per_byte/zh"}
+    assert {tag for tag in tags if tag.startswith("held_out/")} == held_out
+    assert {"eval/zh/loss", "eval/zh/bits_per_byte"} <= set(tags)  # the names that older dashboards know
+    shown = {
+        title: [
+            {tag for tag in tags if re.fullmatch(pattern, tag)}
+            for _, patterns in charts.values()
+            for pattern in patterns
+        ]
+        for title, charts in LAYOUT.items()
+    }
+    assert set.union(*shown["loss, training"]) == {"train/loss", "train/grad_norm"}
+    assert set.union(*shown["loss, held-out"]) == held_out
+    empty = {title for title, charts in shown.items() if not all(charts)}
+    assert empty == set()  # a pattern that matches no tag is a chart without a curve
 
 
 def test_the_load_image_shows_idle_mean_and_crowded_experts():
@@ -80,6 +110,27 @@ def test_the_load_image_shows_idle_mean_and_crowded_experts():
 def test_metrics_of_a_folder_without_a_run_do_not_exist(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_metrics(tmp_path)
+
+
+def test_the_terminal_is_left_without_a_progress_line_after_what_a_tracker_says_at_the_end(
+    tmp_path, monkeypatch, capsys
+):
+    class Late(Sink):
+        def __init__(self) -> None:
+            self.events: list[dict[str, Any]] = []
+
+        def take_events(self) -> list[dict[str, Any]]:
+            return [self.events.pop()] if self.events else []
+
+        def close(self) -> None:
+            self.events.append({"event": "tracker", "message": "did not end in time"})
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(metrics, "opened_sinks", lambda *_: [Late()])
+    MetricsWriter(RunFolder(tmp_path, 1), 10, 1).close()
+    out, err = capsys.readouterr()
+    assert "did not end in time" in out
+    assert err.endswith("\r\x1b[K")
 
 
 def board_of(folder: Path) -> EventAccumulator:
@@ -104,7 +155,7 @@ ALL_VALUES = {
     "source_tokens": {"en": 60.0, "zh": 40.0}, "source_epochs": {"en": 0.1, "zh": 0.2},
     "slowest_rank": 0, "slowest_host": "a", "slowest_over_median": 1.0, "own_median_s": 0.1, "waited_median_s": 0.1,
     "waited_least_s": 0.1, "comm_waited_s": {"all_reduce": 0.1}, "comm_bytes": {"all_reduce": 10.0}, "memory_most_gib": 1.0,
-    "routing": {"load_max_over_mean": [1.5, 1.0], "dead_experts": [0, 0]},
+    "aux_loss": 1.0, "routing": {"load_max_over_mean": [1.5, 1.0], "dead_experts": [0, 0], "aux_loss": [1.5, 0.5]},
 }  # fmt: skip
 
 
@@ -121,7 +172,7 @@ def test_no_number_ends_a_run_or_what_reads_it(number, tmp_path, capsys):
     run = WrittenRun(tmp_path / "run")
     run.start()
     port = free_port()
-    writer = MetricsWriter(RunFolder(run.path, 1), total_steps=10, first_step=1, prometheus_port=port)
+    writer = MetricsWriter(RunFolder(run.path, 1), 10, 1, Logging(prometheus_port=port))
     of_none = {**ALL_VALUES, "tokens": 0, "tokens_per_expert": [[0, 0], [0, 0]]}
     held_out = {"en": {"tokens": 0, "loss": 3.0, "perplexity": 20.0, "bits_per_byte": 1.0}}
     for step, values in enumerate((ALL_VALUES, with_every_number(of_none, number), ALL_VALUES), start=1):
@@ -133,7 +184,7 @@ def test_no_number_ends_a_run_or_what_reads_it(number, tmp_path, capsys):
     assert "recipe_train_step" in text
     assert [m["step"] for m in read_metrics(run.path)] == [1, 2, 3]
     assert len(board_of(run.path).Scalars("train/loss")) == 3
-    assert capsys.readouterr().out.count("eta ") == 3
+    assert capsys.readouterr().out.count(" left  ") == 3
     Console(file=io.StringIO()).print(view(run.path))
     assert "<svg" in report(run.path, None)
     # And where it is the last that is known.
@@ -191,12 +242,12 @@ def test_a_full_disk_is_told_once_and_training_reports_again_when_there_is_room(
         assert message.count(f"{name} cannot be written: No space left on device") == 1
         assert message.count(f"{name} is written again") == 1
     assert message.count("step       3/10") == 1
-    assert [m["step"] for m in read_metrics(run.path)] == [1, 4]
-    assert [e["step"] for e in read_json_lines(run.path / "evaluations.jsonl")] == [1, 4]
-    assert [e["message"] for e in read_events(run.path)][1:] == ["slow in step 1", "slow in step 4"]
+    assert [m["step"] for m in read_metrics(run.path)] == [1, 2, 3, 4]
+    assert [e["step"] for e in read_json_lines(run.path / "evaluations.jsonl")] == [1, 2, 3, 4]
+    assert [e["message"] for e in read_events(run.path)][1:] == [f"slow in step {step}" for step in (1, 2, 3, 4)]
     lines = (run.path / "metrics.jsonl").read_bytes().split(b"\n")
-    assert [line[:9] for line in lines] == [b'{"step": ', b'{"step": ', b'{"step": ', b""]
-    assert len(lines[1]) == 50
+    assert [line[:9] for line in lines] == [b'{"step": '] * 5 + [b""]
+    assert len(lines[1]) == 50  # what there was room for
     assert [e.step for e in board_of(run.path).Scalars("train/loss")] == [1, 2, 3, 4]
     Console(file=io.StringIO()).print(view(run.path))
     assert "<svg" in report(run.path, None)

@@ -65,7 +65,15 @@ def test_a_watched_run_shows_everything_and_learns_the_same(new_run, write_ds):
 
     board = EventAccumulator(str(watched.run_dir / "tensorboard"))
     board.Reload()
-    assert {tag.split("/")[0] for tag in board.Tags()["scalars"]} == {"train", "perf", "comm", "moe", "data", "eval"}
+    assert {tag.split("/")[0] for tag in board.Tags()["scalars"]} == {
+        "train",
+        "held_out",
+        "perf",
+        "comm",
+        "moe",
+        "data",
+        "eval",
+    }
     assert board.Scalars("eval/zh/loss")[-1].value == pytest.approx(evaluations[-1]["sources"]["zh"]["loss"])
 
     trace = watched.run_dir / "profiles" / "steps_00000006_00000007.json.gz"
@@ -131,9 +139,9 @@ VALUES = {"loss": 2.5, "phase_s": {"forward": 0.25}, "routing": {"entropy": [0.5
 def test_prometheus_reads_the_newest_values_with_their_labels():
     port = free_port()
     exporter = Exporter(port, "run1")
-    exporter.set(tagged(VALUES), step=6)
-    exporter.set(tagged({**VALUES, "loss": 2.0}), step=7)
-    exporter.set(tagged_evaluation({"zh": {"loss": 3.0, "bits_per_byte": 1.0}}), step=7)
+    exporter.numbers(tagged(VALUES), step=6)
+    exporter.numbers(tagged({**VALUES, "loss": 2.0}), step=7)
+    exporter.numbers(tagged_evaluation({"zh": {"loss": 3.0, "bits_per_byte": 1.0}}), step=7)
     text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
     exporter.close()
     for line in (

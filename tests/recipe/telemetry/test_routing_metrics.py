@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from recipe.base.routing_settings import Routing
-from recipe.engine.routing_control import RoutingControl, StepSums
+from recipe.engine.moe.routing_control import RoutingControl, StepSums
 from recipe.telemetry.routing_metrics import routing_metrics, source_information
 
 
