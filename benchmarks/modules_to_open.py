@@ -21,7 +21,7 @@ from recipe.base.errors import UserError, exit_on_user_error  # noqa: E402
 SUBJECTS = {
     "train": ("recipe/train.py",),
     "one step": ("recipe/engine/step.py", "recipe/run/step.py"),
-    "MoE layer": ("recipe/engine/autoep.py", "recipe/run/autoep.py"),
+    "MoE layer": ("recipe/engine/moe/autoep.py", "recipe/run/autoep.py"),
     "checkpoint": ("recipe/checkpoints/store.py", "recipe/run/checkpoint.py"),
 }
 

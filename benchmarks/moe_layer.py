@@ -3,6 +3,8 @@
 
 layer: one MoE layer forward and backward, all contenders in one process in turn, median of --repeats.
 skew: two ranks, expert parallel; a growing share of the tokens wants the same experts, which live on one rank.
+parts: two ranks, expert parallel; the tokens' rows are exchanged at once, or in two parts of which one is under way while the
+  experts compute the other. Both ranks compute on the CPU that also carries their exchanges, so little can be hidden there.
 metrics: whole training steps of the tiny model, observed and not observed in turn.
 Prints JSON. On a GPU when there is one (layer and metrics), in bf16; on CPU in fp32, one thread a rank.
 """
@@ -21,6 +23,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,8 @@ SHAPES = {  # tokens, hidden, expert width, experts, top-k
 DROP = {"capacity": {"mode": "drop", "factor": 1.0}}
 REROUTE = {"capacity": {"mode": "reroute", "factor": 1.0}}
 SKEWS = (0.0, 0.5, 1.0)
+PARTS = (1, 2)
+KEPT = ("gate_up", "shared_gate_up", "rows")  # of an MoE layer without its attention
 
 
 def model_shape(shape: dict[str, int]) -> ModelShape:
@@ -80,19 +85,30 @@ def ds_config_of(world: int, stage: int, accumulation: int = 1, micro_batch: int
     return config
 
 
-def autoep_layer(shape: dict[str, int], routing: dict[str, Any] | None) -> tuple[nn.Module, Any]:
-    """An expert-parallel layer built by the engine: ours with its control, or AutoEP's as it comes for `routing` None."""
+def autoep_layer(shape: dict[str, int], routing: dict[str, Any] | None, parts: int = 1) -> tuple[nn.Module, Any]:
+    """An expert-parallel layer built by the engine: ours with its control, or AutoEP's as it comes for `routing` None.
+
+    Args:
+        parts: in which ours exchanges its rows.
+    """
+    from transformers.initialization import no_init_weights
+
     from recipe.engine import build as engine_module
     from recipe.engine.build import build_engine, control_routing
-    from recipe.engine.routing_control import MicroBatch
+    from recipe.engine.moe.routing_control import MicroBatch
 
     ours = engine_module.recipe_layers
     if routing is None:
         engine_module.recipe_layers = nullcontext  # type: ignore[assignment]
     try:
-        engine = build_engine(
-            config_of(shape), ds_config_of(dist.get_world_size(), 0), seed=0, optimizer=Optimizer(), compute=Compute()
-        )
+        with no_init_weights():  # the engine draws every weight; transformers would before, on one core
+            engine = build_engine(
+                config_of(shape),
+                ds_config_of(dist.get_world_size(), 0) | {"recipe": {"exchange_parts": parts}},
+                seed=0,
+                optimizer=Optimizer(),
+                compute=Compute(),
+            )
     finally:
         engine_module.recipe_layers = ours
     layer = engine.module.model.layers[0].mlp.train()
@@ -115,7 +131,8 @@ def glm4_layer(shape: dict[str, int], device: torch.device, dtype: torch.dtype) 
         **export_config(model_shape(shape), dtype="float32", max_position_embeddings=shape["tokens"])
     )
     config._experts_implementation = "grouped_mm"
-    layer = Glm4MoeMoE(config)
+    with device:  # a CPU would draw the weights of a hundred experts for seconds
+        layer = Glm4MoeMoE(config)
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.02)
     return layer.to(device, dtype)
@@ -160,6 +177,34 @@ def timed(act: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
+def recomputed(layer: nn.Module, kept: tuple[str, ...]) -> nn.Module:
+    """The layer as a recomputed decoder layer has it, which keeps the results of these names."""
+    from torch.utils.checkpoint import checkpoint
+
+    from recipe.model.recompute import contexts
+
+    class Recomputed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return checkpoint(self.layer, x, use_reentrant=False, context_fn=contexts(kept))
+
+    return Recomputed()
+
+
+def alternated(contenders: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+    """Median seconds of each, all in turn, after two rounds of warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for round_number in range(repeats + 2):
+        for name, act in contenders.items():
+            spent = timed(act)
+            if round_number >= 2:
+                seconds[name].append(spent)
+    return {name: statistics.median(spent) for name, spent in seconds.items()}
+
+
 def layer_part(repeats: int) -> dict[str, Any]:
     from recipe.model.fusion import fused
 
@@ -167,23 +212,24 @@ def layer_part(repeats: int) -> dict[str, Any]:
     device = torch.device("cuda" if CUDA else "cpu")
     dtype = torch.bfloat16 if CUDA else torch.float32
     x = torch.randn(1, shape["tokens"], shape["hidden"], device=device, dtype=dtype, requires_grad=True)
-    contenders: dict[str, nn.Module] = {
-        "ours": autoep_layer(shape, {})[0],
+    ours = autoep_layer(shape, {})[0]
+    layers: dict[str, nn.Module] = {
+        "ours": ours,
         "ours, compiled": autoep_layer(shape, {})[0],
+        "ours, recomputed": recomputed(ours, ()),
+        "ours, selective with all kept": recomputed(ours, KEPT),
         "ours, drop at 1.0": autoep_layer(shape, DROP)[0],
         "ours, reroute at 1.0": autoep_layer(shape, REROUTE)[0],
         "AutoEP": autoep_layer(shape, None)[0],
         "transformers Glm4MoeMoE, grouped_mm": glm4_layer(shape, device, dtype),
         "deepspeed.moe.layer.MoE": deepspeed_layer(shape, device, dtype),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for round_number in range(repeats + 2):
-        for name, layer in contenders.items():
-            with fused(name.endswith("compiled")):
-                found = timed(lambda layer=layer: forward_backward(layer, x))  # type: ignore[misc]
-            if round_number >= 2:
-                seconds[name].append(found)
-    medians = {name: statistics.median(found) for name, found in seconds.items()}
+
+    def act(name: str) -> None:
+        with fused(name.endswith("compiled")):
+            forward_backward(layers[name], x)
+
+    medians = alternated({name: partial(act, name) for name in layers}, repeats)
     return {
         "shape": shape,
         "precision": str(dtype).removeprefix("torch."),
@@ -204,7 +250,9 @@ def skew_worker(mode: str, skew: float, repeats: int) -> dict[str, Any]:
         layer.router.gate.weight[:, 0] = -1.0
         layer.router.gate.weight[: shape["top_k"], 0] = 1.0
     rows: list[int] = []
-    layer.experts.register_forward_hook(lambda module, inputs, output: rows.append(int(inputs[1].max())))
+    layer.experts.register_forward_hook(
+        lambda module, inputs, output: rows.append(int(sum(journey.sizes_E for journey in inputs[1]).max()))
+    )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = []
     for _ in range(repeats + 1):
@@ -218,6 +266,27 @@ def skew_worker(mode: str, skew: float, repeats: int) -> dict[str, Any]:
     dist.all_reduce(found, dist.ReduceOp.MAX)
     return {"milliseconds": round(1e3 * found[0].item(), 1), "rows_of_busiest_expert": int(found[1]),
             "peak_mib_of_busiest_rank": round(found[2].item(), 1)}  # fmt: skip
+
+
+def parts_worker(repeats: int) -> dict[str, Any]:
+    """Both ranks' time by the number of parts, and how far the parts' results and gradients are from those of one."""
+    shape = SHAPES["cpu"]
+    x = torch.randn(1, shape["tokens"], shape["hidden"], requires_grad=True)
+    layers = {parts: autoep_layer(shape, {}, parts)[0] for parts in PARTS}  # of the same seed
+
+    def act(parts: int) -> None:
+        dist.barrier()
+        forward_backward(layers[parts], x)
+        dist.barrier()
+
+    outputs = {parts: torch.autograd.grad(layer(x).square().mean(), x)[0] for parts, layer in layers.items()}
+    first = outputs[PARTS[0]]
+    medians = alternated({str(parts): partial(act, parts) for parts in PARTS}, repeats)
+    return {
+        "milliseconds": {parts: round(1e3 * m, 1) for parts, m in medians.items()},
+        "over_one": {parts: round(m / medians["1"], 2) for parts, m in medians.items()},
+        "worst_difference": max(((o - first).norm() / first.norm()).item() for o in outputs.values()),
+    }
 
 
 def skew_part(repeats: int) -> dict[str, Any]:
@@ -296,7 +365,7 @@ def launched(ranks: int, *words: object) -> Any:
     port, processes = free_port(), []
     for rank in range(ranks):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **place_of_rank(rank, ranks, port)}
-        if "skew" in words:  # two ranks, and there may be one GPU
+        if ranks > 1:  # and there may be one GPU
             environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
         command = [sys.executable, __file__, *(str(w) for w in words)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -310,7 +379,7 @@ def launched(ranks: int, *words: object) -> Any:
 
 def markdown(result: dict[str, Any]) -> str:
     """The tables of docs/design.md from a result."""
-    layer, skew, metrics = result["layer"], result["skew"], result["metrics"]
+    layer, skew, metrics, parts = result["layer"], result["skew"], result["metrics"], result.get("parts")
     shape = ", ".join(f"{value:,} {name}" for name, value in layer["shape"].items())
     modes = [name for name, found in skew.items() if isinstance(found, dict) and name != "shape"]
     lines = [f"{result['device']}, torch {result['torch']}, {result['date']}; {layer['precision']}; {shape}.", ""]
@@ -322,6 +391,9 @@ def markdown(result: dict[str, Any]) -> str:
         for state in skew[modes[0]]
     ]
     lines += [markdown_table([f"{skew['ranks']} ranks", *columns], rows), ""]
+    if parts is not None:
+        times = "; ".join(f"{number}: {ms:.0f} ms" for number, ms in parts["milliseconds"].items())
+        lines += [f"The same 2 ranks by the parts in which rows are exchanged: {times}.", ""]
     lines += [f"Metrics on every step of the tiny model change its time by {metrics['cost_of_observing']}; the losses are "
               f"{'the same' if metrics['losses_equal'] else 'NOT the same'}."]  # fmt: skip
     return "\n".join(lines)
@@ -349,7 +421,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=positive_int, default=20, help="of each measurement (default: %(default)s)")
     parser.add_argument("--output", type=output_file, help="write the JSON there too")
     parser.add_argument("--table", type=Path, metavar="JSON", help="print a result as Markdown, run nothing")
-    parser.add_argument("--worker", choices=("layer", "skew", "metrics"), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=("layer", "skew", "parts", "metrics"), help=argparse.SUPPRESS)
     parser.add_argument("--mode", help=argparse.SUPPRESS)
     parser.add_argument("--skew", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -361,7 +433,8 @@ def main(argv: list[str] | None = None) -> None:
             if args.worker == "skew":
                 found = skew_worker(args.mode, args.skew, args.repeats)
             else:
-                found = (layer_part if args.worker == "layer" else metrics_part)(args.repeats)
+                workers = {"layer": layer_part, "parts": parts_worker, "metrics": metrics_part}
+                found = workers[args.worker](args.repeats)
         print(json.dumps(found), flush=True)
         # One in fifty of these workers aborted in torch's static destructors, after Python had ended. The result is out
         # and the process group is closed: nothing is left that they would do.
@@ -373,6 +446,7 @@ def main(argv: list[str] | None = None) -> None:
         **machine(),
         "layer": launched(1, "--worker", "layer", "--repeats", args.repeats),
         "skew": skew_part(args.repeats),
+        "parts": launched(2, "--worker", "parts", "--repeats", args.repeats),
         "metrics": launched(1, "--worker", "metrics", "--repeats", 5 * args.repeats),
     }
     report(result, args.output)

@@ -28,9 +28,9 @@ from recipe.base.hardware import GIB, accelerator_of, cluster_of
 from recipe.base.model_shape import load_model_shape
 from recipe.base.ranks import is_first_rank, required_world_size
 from recipe.base.routing_settings import Routing
-from recipe.base.settings import Compute, Optimizer
+from recipe.base.settings import RECOMPUTES, Compute, Optimizer
 from recipe.planner.plan import Plan
-from recipe.planner.timeline import EXPECTED
+from recipe.planner.timing.timeline import EXPECTED
 from recipe.planner.workload import RunFacts, Workload
 
 
@@ -45,7 +45,9 @@ def measure(work: Workload, ds_raw: dict, steps: int) -> dict[str, float]:
     compute = Compute(recompute=work.run.recompute, compile=work.run.compile)
     with session():
         config = RecipeMoeConfig.from_shape(work.shape)
-        engine = build_engine(config, ds_raw, seed=0, optimizer=Optimizer(), compute=compute)
+        engine = build_engine(
+            config, ds_raw, seed=0, optimizer=Optimizer(), compute=compute, seq_length=work.run.seq_length
+        )
         sources = [str(number) for number in range(work.run.sources)]
         control = control_routing(engine, Routing(), seq_length=work.run.seq_length, sources=sources, seed=0)
         random, seconds = np.random.default_rng(0), []
@@ -73,7 +75,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--ds-config", required=True, type=Path)
     parser.add_argument("--model", required=True, type=Path, help="folder with config.json")
     parser.add_argument("--seq", type=positive_int, default=4096, help="(default: %(default)s)")
-    parser.add_argument("--recompute", choices=("none", "non_reentrant"), default="none", help="(default: %(default)s)")
+    parser.add_argument("--recompute", choices=RECOMPUTES, default="none",
+                        help="selective keeps what fits the ds_config's recipe.kept_gib (default: %(default)s)")  # fmt: skip
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=True, help="compute.compile (default: on)"
     )

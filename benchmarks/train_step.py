@@ -1,232 +1,156 @@
 #!/usr/bin/env python3
 """A whole training step on one GPU: this recipe beside what a user would pick instead.
 
-    python benchmarks/train_step.py --output benchmarks/results/train_step.json
+    python benchmarks/train_step.py --output benchmarks/results/train_step.json --seconds 400
 
-The same shape, batch, precision and data for all (benchmarks/contenders.py), each in a process of its own: tokens/s, model
-FLOPs utilisation (of the bf16 matmul that this GPU reaches here, and of its datasheet), peak memory, the time by kind of
-kernel and part of the model, and for ours what the planner said. A contender that fails is reported with its reason.
-Defaults: with a GPU, as many layers of 7b-a1b and sequences of 4,096 as all contenders have room for, under ten minutes in
-all; without one, the tiny model.
+The same shape, batch, precision and data for all (benchmarks/contenders.py, in order of what a result is worth), each in
+a process of its own: tokens/s, model FLOPs utilisation (of the bf16 matmul that this GPU reaches here, and of its
+datasheet), peak memory, for one of each software the time by kind of kernel and part of the model, and for ours what the
+planner says of the same slice. A contender that fails, or that no time is left for, is named with its reason; the JSON is
+written anew after each. Defaults: with a GPU, as many layers of 7b-a1b and sequences of 4,096 as all contenders have room
+for; without one, two layers of the tiny model, which shows that all of it works, and nothing of speed.
+
+Routing. Each contender takes steps on two kinds of tokens, the same for all:
+  uniform  every token of the vocabulary alike. Routers with random weights spread these nearly evenly.
+  text     tokens as often as words are in text: 1 / (rank + 2.7), Zipf's law with Mandelbrot's offset (Piantadosi 2014,
+           doi 10.3758/s13423-014-0585-6: exponent near 1, offset near 2.7), rank being the token's number.
+`load` is what ours counted: assignments of a layer's busiest expert over the mean of its experts, of the worst layer.
+A random router sends every occurrence of a token the same way, so text's frequent tokens make busy experts: the skew of
+the first steps of a training. It says how a step's time answers to experts of unequal size; it does not say how unequal
+those of a trained router are, which learns to spread frequent tokens (arXiv 2408.15664 reports the busiest expert of trained
+routers as MaxVio, which is this load less 1). What is measured for the two kinds is time at two loads, with nothing forced
+on a router.
+
+The planner's imbalance is of ranks, not of experts: a single rank has every expert, so its load is 1 whatever the routing,
+and with that the plan of the measured load is made.
+
+The slice of the flagship has as many layers of 30b-a3b as the planner finds room for on 80 GB under ZeRO-1, with the
+micro-batch of its shipped file, recomputed without keeping anything so that there is room for most layers. The calibration of a plan needs the experts, rows and vocabulary of
+what is planned; contenders are not compared there, because its vocabulary's head would be half of so few layers' FLOPs.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from contextlib import redirect_stdout
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any
+
+BEGUN = time.monotonic()  # before the imports, which take half a minute where no file is in memory yet
+
+import argparse  # noqa: E402
+import json  # noqa: E402
+import os  # noqa: E402
+import sys  # noqa: E402
+import tempfile  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
-import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from benchmarks.contenders import CONTENDERS, CUDA, DEVICE, DTYPE, Case, Ours  # noqa: E402
-from benchmarks.moe_layer import machine, place_of_rank  # noqa: E402
-from launch.cluster.hosts import free_port  # noqa: E402
-from recipe.base.arguments import output_file, positive_int  # noqa: E402
+from benchmarks.contenders import CONTENDERS, FLAGSHIP  # noqa: E402
+from benchmarks.gpu_run.machine import versions  # noqa: E402
+from benchmarks.moe_layer import machine  # noqa: E402
+from benchmarks.step_run import attempt as processes  # noqa: E402
+from benchmarks.step_run.contender import CUDA, Case  # noqa: E402
+from benchmarks.step_run.plans import MODELS, facts_of, flagship, with_plans, with_rates  # noqa: E402
+from benchmarks.step_run.tables import markdown  # noqa: E402
+from recipe.base.arguments import output_file, positive_int, positive_seconds  # noqa: E402
 from recipe.base.errors import UserError, exit_on_user_error  # noqa: E402
-from recipe.base.hardware import GIB, accelerator_of, cluster_of  # noqa: E402
+from recipe.base.files import write_json  # noqa: E402
+from recipe.base.hardware import GIB, accelerator_of  # noqa: E402
 from recipe.base.model_shape import load_model_shape  # noqa: E402
 from recipe.base.strict import load_json  # noqa: E402
-from recipe.base.tables import markdown_table  # noqa: E402
-from recipe.planner.plan import Plan  # noqa: E402
-from recipe.planner.search.ds_writer import parsed  # noqa: E402
-from recipe.planner.workload import RunFacts, Workload  # noqa: E402
 
-MODELS = ROOT / "recipe/configs/models"
-PACKAGES = ("torch", "deepspeed", "transformers", "megatron-core", "transformer-engine", "triton")
-WARM_UP, PROFILED = 3, 2
+PACKAGES = ("torch", "deepspeed", "transformers", "megatron-core", "transformer-engine", "nv-grouped-gemm", "grouped-gemm", "flash-attn", "triton")  # fmt: skip
 LIMIT_S = 240.0  # for one contender
+LEAST_S = 25.0 if CUDA else 3.0  # that the quickest contender takes, imports not counted
 
 
-def synchronize() -> None:
-    if CUDA:
-        torch.cuda.synchronize()
+class Benchmark:
+    """The contenders, one after another, and a result that is whole after each."""
 
+    def __init__(self, case: Case, model: str, steps: int, seconds: float, command: str, output: Path | None):
+        self._case, self._steps, self._seconds, self._output = case, steps, seconds, output
+        self._flagship: Case | None = None
+        self._attempts: list[processes.Attempt] = []
+        self._known = accelerator_of(torch.cuda.get_device_name()) if CUDA else None
+        self.result: dict[str, Any] = {
+            **machine(),
+            "packages": versions(PACKAGES),
+            "command": command,
+            "case": facts_of(case, model),
+            "window": {
+                kind: {"warm_up": steps_before, "measured": steps} for kind, steps_before in processes.WARM_UP.items()
+            },
+            "seconds": seconds,
+            "contenders": {},
+            "unfinished": [],
+        }
 
-def matmul_ceiling() -> float:
-    """FLOP/s of large square matmuls in the precision of the contenders, which no step can exceed."""
-    size, times = (8192, 40) if CUDA else (1024, 20)
-    a, b = (torch.randn(size, size, device=DEVICE, dtype=DTYPE) for _ in range(2))
-    for _ in range(5):
-        a @ b
-    synchronize()
-    begun = time.perf_counter()
-    for _ in range(times):
-        a @ b
-    synchronize()
-    return times * 2 * size**3 / (time.perf_counter() - begun)
+    def left_s(self) -> float:
+        """Until all must be over; the last seconds are for ending a process and writing."""
+        return BEGUN + self._seconds - time.monotonic() - 2
 
+    def case_of(self, name: str) -> Case:
+        if name != FLAGSHIP:
+            return self._case
+        if self._flagship is None:
+            self._flagship = flagship()
+        return self._flagship
 
-def peak_gib() -> float:
-    """The most that the device had in use: the caching allocator's reserve and what lies outside it."""
-    if CUDA:
-        free, total = torch.cuda.mem_get_info()
-        return (torch.cuda.max_memory_reserved() + total - free - torch.cuda.memory_reserved()) / GIB
-    import resource
+    def run(self, names: list[str]) -> None:
+        if processes.START == "fork":
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+            processes.import_modules(*names)
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                self._run_each(names, folder)
+            finally:  # Python would wait for processes that wait for this one
+                for attempt in self._attempts:
+                    attempt.end()
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+    def _run_each(self, names: list[str], folder: str) -> None:
+        ahead: processes.Attempt | None = None
+        for name, following in zip(names, [*names[1:], None], strict=True):
+            if (left := self.left_s()) < LEAST_S:
+                self._add(
+                    name, {"failed": f"not measured: {max(0, left):.0f} of {self._seconds:.0f} s are left, too few"}
+                )
+                continue
+            attempt = ahead or self._attempt(name, folder)
+            attempt.begin()
+            ahead = self._attempt(following, folder) if processes.START == "spawn" and following is not None else None
+            self._add(name, attempt.result(min(LIMIT_S, self.left_s())))
 
+    def _attempt(self, name: str, folder: str) -> processes.Attempt:
+        self._attempts.append(processes.Attempt(name, self.case_of(name), self._steps, Path(folder)))
+        return self._attempts[-1]
 
-def measure(name: str, case: Case, steps: int) -> dict[str, Any]:
-    """Median seconds of a step, memory, and where the time goes; in this process, which must have a process group."""
-    from recipe.reading.breakdown import breakdown, read_trace
-    from recipe.telemetry.profiling import traced
-
-    begun = time.perf_counter()
-    contender = CONTENDERS[name](case)
-    random = np.random.default_rng(0)
-    shape = (case.micro_batch, case.seq_length + 1)
-    batches = [random.integers(0, case.shape.vocab_size, shape) for _ in range(4)]
-    losses, seconds = [], []
-    for number in range(WARM_UP + steps):
-        synchronize()
-        started = time.perf_counter()
-        loss = contender.step(batches[number % len(batches)], lambda phase: None)
-        synchronize()
-        seconds.append(time.perf_counter() - started)
-        losses.append(loss.item())
-        if number == 0:
-            build_s = time.perf_counter() - begun
-    memory = peak_gib()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        with traced(contender.model, trace) as phases:
-            for number in range(PROFILED):
-                phases.enter("reading")
-                contender.step(batches[number], phases.enter)
-        found = breakdown(read_trace(trace), PROFILED)
-    return {
-        "parameters": sum(getattr(p, "ds_numel", p.numel()) for p in contender.model.parameters()),
-        "step_s": statistics.median(seconds[WARM_UP:]),
-        "first_step_after_s": build_s,
-        "peak_gib": memory,
-        "first_loss": losses[0],
-        "last_loss": losses[-1],
-        "breakdown": found.as_json(),
-    }
-
-
-def worker(name: str, case: Case, steps: int) -> None:
-    from recipe.engine.session import session
-
-    with redirect_stdout(sys.stderr), session():
-        found = measure(name, case, steps)
-    print(json.dumps(found), flush=True)
-    os._exit(0)  # what libraries do at the end is not measured, and some abort in it
-
-
-def run_worker(name: str, words: list[str]) -> dict[str, Any]:
-    """A contender's figures, or why there are none."""
-    environment = {"PYTORCH_ALLOC_CONF": "expandable_segments:True", **os.environ, **place_of_rank(0, 1, free_port())}
-    if not CUDA:
-        environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, __file__, *words, "--worker", name]
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
-    except subprocess.TimeoutExpired:
-        return {"failed": f"not done after {LIMIT_S:.0f} s"}
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "Error" in line] or done.stderr.splitlines()
-        return {"failed": lines[-1][:300] if lines else f"exit code {done.returncode}"}
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def planned(ours: Ours, case: Case) -> dict[str, float] | None:
-    """What the planner says of one of ours; None where it does not know the device."""
-    known = accelerator_of(torch.cuda.get_device_name()) if CUDA else None
-    if known is None:
-        return None
-    run = RunFacts(case.seq_length, "none", compile=ours.compile)
-    plan = Plan(Workload(case.shape, cluster_of(known.name, 1, None), parsed(ours.ds_config(case)), run))
-    return {"step_s": plan.expected.step_s, "peak_gib": plan.memory.peak_gib}
-
-
-def with_rates(found: dict[str, Any], case: Case, ceiling: float, datasheet: float | None) -> dict[str, Any]:
-    if "failed" in found:
-        return found
-    tokens = case.micro_batch * case.seq_length
-    flops_per_s = tokens * case.shape.training_flops_per_token(case.seq_length) / found["step_s"]
-    rates = {"tokens_per_s": tokens / found["step_s"], "mfu_of_matmul": flops_per_s / ceiling}
-    if datasheet is not None:
-        rates["mfu"] = flops_per_s / datasheet
-    return {**rates, **found}
-
-
-def head_share(case: Case) -> float:
-    """Of the model's FLOPs: what the loss head's matmuls must take; a slice of few layers has the whole head."""
-    head = 6 * case.shape.vocab_size * case.shape.hidden_size
-    return head / case.shape.training_flops_per_token(case.seq_length)
-
-
-def packages() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def markdown(result: dict[str, Any]) -> str:
-    """The tables of docs/performance.md from a result."""
-    case, first = result["case"], next(iter(result["contenders"].values()))
-    packages = ", ".join(f"{name} {number}" for name, number in result["packages"].items())
-    lines = [
-        f"{result['device']}, {result['date']}; {packages}. {case['layers']} layers of {case['model']} "
-        f"({case['parameters']:,} parameters, {case['active']:,} active, "
-        f"{case['head_share_of_flops']:.1%} of the FLOPs in the head), {case['micro_batch']} sequences of "
-        f"{case['seq_length']:,}, {case['precision']}; matmul ceiling {result['matmul_flops_per_s'] / 1e12:,.2f} TFLOP/s.",
-        "",
-    ]
-    rows = []
-    for name, found in result["contenders"].items():
-        if "failed" in found:
-            rows.append([name, found["failed"].replace("|", "/")[:80], *[""] * 6])
-            continue
-        rows.append([
-            name, f"{found['tokens_per_s']:,.0f}", f"{found['tokens_per_s'] / first['tokens_per_s']:.2f}",
-            f"{found['mfu_of_matmul']:.1%}", f"{found['mfu']:.1%}" if "mfu" in found else "", f"{found['peak_gib']:.1f}",
-            f"{1e3 * found['step_s']:,.0f}", "" if found["breakdown"]["idle_share"] is None else f"{found['breakdown']['idle_share']:.1%}",
-        ])  # fmt: skip
-    head = [
-        "training step",
-        "tokens/s",
-        "over the first",
-        "MFU of matmul",
-        "MFU of datasheet",
-        "peak GiB",
-        "ms",
-        "idle",
-    ]
-    lines += [markdown_table(head, rows), ""]
-    parts = list(
-        dict.fromkeys(p for f in result["contenders"].values() for p in f.get("breakdown", {}).get("part_s", {}))
-    )
-    rows = []
-    for name, found in result["contenders"].items():
-        if "failed" not in found:
-            spent, wall = found["breakdown"]["part_s"], found["breakdown"]["wall_s"]
-            rows.append([name, *(f"{sum(spent[p].values()) / wall:.1%}" if p in spent else "" for p in parts)])
-    return "\n".join([*lines, markdown_table(["share of the profiled step", *parts], rows)])
+    def _add(self, name: str, found: dict[str, Any]) -> None:
+        case = self.case_of(name)
+        ceiling = found.pop("matmul_flops_per_s", None)
+        if ceiling is not None:
+            self.result.setdefault("matmul_flops_per_s", ceiling)
+        found = with_rates(
+            found, case, self.result.get("matmul_flops_per_s", 0.0), self._known and self._known.bf16_flops
+        )
+        found = with_plans(found, CONTENDERS[name], case, self._known)
+        if (why := found.get("failed") or found.get("cut")) is not None:
+            self.result["unfinished"].append(f"{name}: {why}")
+        if name == FLAGSHIP:
+            self.result["flagship"] = {"case": facts_of(case, "30b-a3b" if CUDA else "tiny"), **found}
+        else:
+            self.result["contenders"][name] = found
+        print(f"{name}: {found.get('failed') or '{:,.0f} tokens/s'.format(found['tokens_per_s'])}", file=sys.stderr)
+        if self._output is not None:
+            write_json(self._output, self.result)
 
 
 def defaults() -> tuple[int, int]:
     """Layers and sequences: transformers' loss holds whole logits in fp32 several times, 2 GiB a sequence and copy."""
     if not CUDA:
-        return 4, 4
+        return 2, 2
     roomy = torch.cuda.get_device_properties(0).total_memory > 120 * GIB
     return (8, 4) if roomy else (6, 2)
 
@@ -234,28 +158,34 @@ def defaults() -> tuple[int, int]:
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    layers, micro_batch = defaults()
     parser.add_argument(
         "--model", type=Path, default=MODELS / ("7b-a1b" if CUDA else "tiny"), help="(default: %(default)s)"
     )
+    parser.add_argument("--layers", type=positive_int, default=layers, help="that are kept (default: %(default)s)")
+    parser.add_argument("--seq", type=positive_int, default=4096 if CUDA else 64, help="(default: %(default)s)")
     parser.add_argument(
-        "--layers", type=positive_int, default=defaults()[0], help="that are kept (default: %(default)s)"
-    )
-    parser.add_argument("--seq", type=positive_int, default=4096 if CUDA else 256, help="(default: %(default)s)")
-    parser.add_argument(
-        "--micro-batch", type=positive_int, default=defaults()[1], help="sequences (default: %(default)s)"
+        "--micro-batch", type=positive_int, default=micro_batch, help="sequences (default: %(default)s)"
     )
     parser.add_argument(
-        "--steps", type=positive_int, default=8, help=f"measured after {WARM_UP} (default: %(default)s)"
-    )
+        "--steps", type=positive_int, default=8 if CUDA else 2,
+        help="measured for each kind of tokens, after the warm-up (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seconds", type=positive_seconds, default=600.0,
+        help="for all in all; contenders that no time is left for are named (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--only", nargs="+", choices=CONTENDERS, metavar="NAME", help=f"some of: {'; '.join(CONTENDERS)}"
     )
     parser.add_argument("--output", type=output_file, help="write the JSON there too, after each contender")
     parser.add_argument("--table", type=Path, metavar="JSON", help="print a result as Markdown, run nothing")
-    parser.add_argument("--worker", choices=CONTENDERS, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.table:
-        print(markdown(load_json(args.table)))
+        result = load_json(args.table)
+        if not isinstance(result, dict) or not {"case", "contenders", "packages"} <= result.keys():
+            raise UserError(f"--table {args.table} is no result of this script; give a file that --output wrote")
+        print(markdown(result))
         return
     whole = load_model_shape(args.model)
     if not whole.first_k_dense_replace < args.layers <= whole.num_hidden_layers:
@@ -265,38 +195,12 @@ def main(argv: list[str] | None = None) -> None:
     if args.seq > whole.max_position_embeddings:
         raise UserError(f"--seq {args.seq} exceeds the model's {whole.max_position_embeddings}")
     case = Case(whole.model_copy(update={"num_hidden_layers": args.layers}), args.seq, args.micro_batch)
-    if args.worker:
-        worker(args.worker, case, args.steps)
-    ceiling, known = matmul_ceiling(), accelerator_of(torch.cuda.get_device_name()) if CUDA else None
-    result: dict[str, Any] = {
-        **machine(),
-        "packages": packages(),
-        "command": " ".join(["python", "benchmarks/train_step.py", *(argv if argv is not None else sys.argv[1:])]),
-        "case": {
-            "model": args.model.name, "layers": args.layers, "seq_length": args.seq, "micro_batch": args.micro_batch,
-            "parameters": sum(case.shape.parameters().values()), "active": sum(case.shape.active_parameters().values()),
-            "head_share_of_flops": head_share(case),
-            "precision": str(DTYPE).removeprefix("torch."),
-        },
-        "matmul_flops_per_s": ceiling,
-        "contenders": {},
-    }  # fmt: skip
-    if CUDA:
-        torch.cuda.empty_cache()
-    words = ["--model", str(args.model), "--layers", str(args.layers), "--seq", str(args.seq),
-             "--micro-batch", str(args.micro_batch), "--steps", str(args.steps)]  # fmt: skip
-    for name in args.only or CONTENDERS:
-        found = with_rates(run_worker(name, words), case, ceiling, known.bf16_flops if known else None)
-        builder = CONTENDERS[name]
-        if isinstance(builder, Ours) and "failed" not in found and (plan := planned(builder, case)) is not None:
-            found["planned"] = {
-                key: {"planned": plan[key], "measured_over_planned": found[key] / plan[key]} for key in plan
-            }
-        result["contenders"][name] = found
-        print(f"{name}: {found.get('failed') or '{:,.0f} tokens/s'.format(found['tokens_per_s'])}", file=sys.stderr)
-        if args.output is not None:
-            args.output.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # of the contenders
+    words = argv if argv is not None else sys.argv[1:]
+    command = " ".join(["python", "benchmarks/train_step.py", *words])
+    benchmark = Benchmark(case, args.model.name, args.steps, args.seconds, command, args.output)
+    benchmark.run([name for name in CONTENDERS if name in (args.only or CONTENDERS)])
+    print(json.dumps(benchmark.result, indent=1))
 
 
 if __name__ == "__main__":
