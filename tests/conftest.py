@@ -103,6 +103,11 @@ class Called:
         self.stdout, self.stderr = capsys.readouterr()
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes have no place in a test's name: gzip's hold the second at which they were made, and workers must agree."""
+    return argname if isinstance(val, bytes) else None
+
+
 _ports: list[int] = []
 
 

@@ -3,175 +3,148 @@
 from __future__ import annotations
 
 import re
-import shlex
 import sys
+from configparser import ConfigParser
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT, run_command
+from tests.documentation import PAGES, commands
 from tests.in_process import run_script
+from tests.printed import CONFIGURATION, PRINTED, between, block, formatted
+from tests.test_commands import WITHOUT_A_COMMAND
 
 pytestmark = pytest.mark.xdist_group(
     "planner"
 )  # beside tests/launch/test_plan.py: they share what the planner has searched
+PLACEHOLDERS = {"recipe/configs/runs/X.yaml", "ds_configs/Y.json", "data_prep/NAME.py"}
+# what others start, and what prints the documentation
+NOT_FOR_USERS = {"__init__.py", "supervise.py", "preflight_ranks.py", "train_command.py", "quickstart.py", "quickstart_summary.py", "env.sh", "data_prep.slurm", *(f"describe_{of}.py" for of in ("models", "modules", "plans", "settings"))}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        "README.md",
-        "CONTRIBUTING.md",
-        *(f"docs/{n}.md" for n in ("data", "design", "exports", "performance", "reliability", "runbook")),
-    ],
-)
-def test_every_path_that_is_named_exists(page):
-    text = (ROOT / page).read_text(encoding="utf-8")
-    named = set(re.findall(r"(?:recipe|data_prep|launch|ds_configs|docs|tests|benchmarks)/[\w./-]*\w", text))
-    placeholders = {"recipe/configs/runs/X.yaml", "ds_configs/Y.json", "data_prep/NAME.py"}
-    assert len(named) > 5
-    for name in named - placeholders:
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+# the log names files as they were called at its time
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "log.md"], ids=name_of)
+def test_every_path_and_link_of_a_page_exists(page):
+    text = re.sub(r"https?:[^)\s]+", "", page.read_text(encoding="utf-8"))
+    for name in (
+        set(re.findall(r"(?:recipe|data_prep|launch|ds_configs|docs|tests|benchmarks)/[\w./-]*\w", text)) - PLACEHOLDERS
+    ):
         assert (ROOT / name).exists(), name
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
 
 
-def test_the_readmes_commands_are_the_makefiles():
+def anchors(page: Path) -> set[str]:
+    """What a heading is called in a link: lower case, without marks, hyphens for blanks."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_make_targets_of_a_page_exist(page):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"make ([a-z-]+)", (ROOT / "README.md").read_text(encoding="utf-8")):
+    for target in re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(encoding="utf-8"), re.M):
         assert re.search(rf"^{target}:", makefile, re.M), target
 
 
-def test_the_data_plan_is_what_its_script_prints():
-    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-    printed = run_script("benchmarks/data_plan.py", "--terabytes", 15, "--cores", 512)
+def test_the_readme_is_short_and_names_every_command_and_page():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    for folder in ("data_prep", "launch", "recipe"):
+        for script in (ROOT / folder).iterdir():
+            if script.suffix in (".py", ".sh", ".slurm") and script.name not in NOT_FOR_USERS:
+                assert re.search(rf"\b{re.escape(script.name)}", text), script
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"(docs/{page.name})" in text, page
+
+
+@pytest.mark.parametrize(("page", "name"), PRINTED, ids=lambda x: x)
+def test_what_a_page_prints_is_what_its_command_prints(page, name):
+    printed = run_script(*PRINTED[page, name])
     assert printed.returncode == 0, printed.stderr
-    assert between(text, "plan") == printed.stdout.strip()
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert between(text, name) == block(name, printed.stdout), "python -m tests.printed writes the pages anew"
 
 
-def test_the_measured_table_is_that_of_the_committed_result():
-    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-    printed = run_script("benchmarks/data_prep.py", "--table", "benchmarks/results/data_prep.json")
-    assert printed.returncode == 0, printed.stderr
-    assert between(text, "measured") == printed.stdout.strip()
-
-
-DESIGN_POINT = (
-    "launch/plan.py", "--model", "recipe/configs/models/30b-a3b", "--ds-config", "ds_configs/a100_256.json", "--interconnect", "400g",
-)  # fmt: skip
-
-
-def test_the_plan_of_the_design_point_is_what_the_planner_prints():
-    printed = run_script(*DESIGN_POINT)
-    assert printed.returncode == 0, printed.stderr
-    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
-    assert between(text, "flagship") == f"```text\n{printed.stdout.strip()}\n```"
-
-
-@pytest.mark.parametrize("name", ["networks", "alternatives", "scaling"])
-def test_the_planners_tables_are_what_it_prints(name):
-    printed = run_script("recipe/describe_plans.py", name)
-    assert printed.returncode == 0, printed.stderr
-    assert between((ROOT / "docs" / "design.md").read_text(encoding="utf-8"), name) == printed.stdout.strip()
-
-
-def test_the_models_are_those_that_are_shipped():
-    printed = run_script("recipe/describe_models.py")
-    assert printed.returncode == 0, printed.stderr
-    assert between((ROOT / "docs" / "design.md").read_text(encoding="utf-8"), "models") == printed.stdout.strip()
-
-
-def test_the_table_of_growth_is_that_of_the_committed_result():
-    printed = run_script("benchmarks/data_growth.py", "--table", "benchmarks/results/data_growth.json")
-    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-    assert between(text, "growth") == printed.stdout.strip()
-
-
-def test_the_measured_layer_is_that_of_the_committed_result():
-    printed = run_script("benchmarks/moe_layer.py", "--table", "benchmarks/results/moe_layer.json")
-    assert printed.returncode == 0, printed.stderr
-    assert between((ROOT / "docs" / "design.md").read_text(encoding="utf-8"), "layer") == printed.stdout.strip()
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("faults", ("tests/faults/table.py", "benchmarks/results/faults.jsonl")),
-        ("checkpoint", ("benchmarks/checkpoint.py", "--table", "benchmarks/results/checkpoint.json")),
-    ],
-)
-def test_the_tables_of_reliability_are_those_of_the_committed_results(name, words):
-    printed = run_script(*words)
-    assert printed.returncode == 0, printed.stderr
-    assert between((ROOT / "docs" / "reliability.md").read_text(encoding="utf-8"), name) == printed.stdout.strip()
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("compiled", ("recipe/describe_plans.py", "compiled")),
-        ("train_step", ("benchmarks/train_step.py", "--table", "benchmarks/results/train_step.json")),
-        ("train_step_h200", ("benchmarks/train_step.py", "--table", "benchmarks/results/train_step_h200.json")),
-        ("loss_curve", ("benchmarks/loss_curve.py", "--table", "benchmarks/results/loss_curve.json")),
-    ],
-)
-def test_the_tables_of_performance_are_what_their_scripts_print(name, words):
-    printed = run_script(*words)
-    assert printed.returncode == 0, printed.stderr
-    assert between((ROOT / "docs" / "performance.md").read_text(encoding="utf-8"), name) == printed.stdout.strip()
-
-
-def test_the_table_of_clients_is_that_of_the_committed_result():
-    printed = run_script("tests/clients/check.py", "--table", "benchmarks/results/clients.json")
-    assert printed.returncode == 0, printed.stderr
-    assert between((ROOT / "docs" / "exports.md").read_text(encoding="utf-8"), "clients") == printed.stdout.strip()
+def test_no_printed_part_is_without_its_command():
+    pages = [ROOT / "README.md", ROOT / "ds_configs/README.md", *(ROOT / "docs").glob("*.md")]
+    marks = {
+        (str(page.relative_to(ROOT)), name)
+        for page in pages
+        for name in re.findall(r"<!-- /(\w+) -->", page.read_text(encoding="utf-8"))
+    }
+    assert marks == set(PRINTED)
 
 
 def test_the_configuration_is_what_the_schemas_say():
-    printed = run_script("recipe/describe_settings.py")
+    page, words = CONFIGURATION
+    printed = run_script(*words)
     assert printed.returncode == 0, printed.stderr
-    assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == printed.stdout
+    assert (ROOT / page).read_text(encoding="utf-8") == formatted(printed.stdout)
 
 
-def commands_of(page: str) -> list[list[str]]:
-    """The indented command lines of a page, continued lines joined."""
-    text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
-    lines = re.findall(r"^(?:    |       )((?:python|deepspeed|sbatch|launch/\S+) .*)$", text, re.M)
-    return [shlex.split(line, comments=True) for line in lines if "[" not in line and "..." not in line]
-
-
-COMMANDS = [
-    words
-    for page in ("README.md", "docs/runbook.md", "docs/data.md", "docs/performance.md")
-    for words in commands_of(page)
-]
+COMMANDS = [words for page in PAGES for words in commands(page)]
 
 
 def test_there_are_commands_in_the_documents():
-    assert len(COMMANDS) > 15
+    assert len(COMMANDS) > 40
 
 
 # It installs signal handlers and a thread before it looks at its words.
 AS_A_PROCESS = ("recipe/train.py",)
+SUBCOMMANDS = {"recipe/evaluate_model.py": ("held-out", "downstream")}
 
 
-@pytest.mark.parametrize("script", sorted({w for words in COMMANDS for w in words if w.endswith((".py", "train.sh"))}))
+def script_of(words: list[str]) -> tuple[str, ...]:
+    """The script that a command line starts, and its subcommand."""
+    script = next((w for w in words if w.endswith((".py", ".sh", ".slurm"))), "")
+    following = words[words.index(script) + 1 :] if script else []
+    return script, *(w for w in following[:1] if w in SUBCOMMANDS.get(script, ()))
+
+
+@pytest.mark.parametrize("script", sorted({script_of(words) for words in COMMANDS} - {("",)}), ids=" ".join)
 def test_the_options_of_documented_commands_exist(script):
-    started = script in (*AS_A_PROCESS, "launch/train.sh")
-    python = [sys.executable] if script.endswith(".py") else []
-    done = run_command(*python, script, "--help") if started else run_script(script, "--help")
+    path, *subcommand = script
+    if path in AS_A_PROCESS:
+        done = run_command(sys.executable, path, "--help")
+    else:  # train.sh and train.slurm hand their words to the supervisor
+        done = run_script("launch/supervise.py" if path.startswith("launch/train.") else path, *subcommand, "--help")
     assert done.returncode == 0, done.stderr
     for words in COMMANDS:
-        if script in words:
-            asked = {w.split("=")[0] for w in words[words.index(script) :] if w.startswith("--")} - {"--"}
-            assert {option for option in asked if option not in done.stdout} == set(), words
+        if script_of(words) == script:
+            options = {w.split("=")[0] for w in words[words.index(path) :] if w.startswith("--")} - {"--"}
+            assert {option for option in options if option not in done.stdout} == set(), words
 
 
 @pytest.mark.parametrize(
     "words", [w for w in COMMANDS if w[1] in ("launch/plan.py", "recipe/describe_models.py")], ids=" ".join
 )
 def test_commands_that_plan_run_as_they_stand(words, tmp_path):
-    words = [str(tmp_path / w) if w == "mine.json" else w for w in words]
+    words = [f"{tmp_path}/{w.replace('/', '_')}" if words[at - 1] == "--write" else w for at, w in enumerate(words)]
     done = run_script(*words[1:])
     assert done.returncode == 0, done.stderr
 
 
-def between(text: str, name: str) -> str:
-    return text.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0].strip()
+def test_the_installation_page_lists_the_console_commands():
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    entries = config["options.entry_points"]["console_scripts"].strip().splitlines()
+    commands_of_setup = dict(re.fullmatch(r"(\S+) = (\S+):main", entry).groups() for entry in entries)
+    page = (ROOT / "docs/install.md").read_text(encoding="utf-8")
+    table = dict(re.findall(r"^\| `(moe-\S+)` \| `(\S+)`", page, re.M))
+    # moe-train sources launch/env.sh itself, as launch/train.sh does
+    named = {"launch.train_command": "launch/train.sh"}
+    assert table == {
+        name: named.get(module, f"{module.replace('.', '/')}.py") for name, module in commands_of_setup.items()
+    }
+    for module, reason in WITHOUT_A_COMMAND.items():
+        if "deepspeed" in reason:
+            assert f"`{module.replace('.', '/')}.py`" in page.split("have no short name")[1], module

@@ -15,7 +15,7 @@ from recipe.run.heartbeats import read_heartbeats
 from recipe.run.records import read_metrics
 from tests.conftest import launch, run_forked, schedule_of
 from tests.faults.conftest import SECTIONS, report, seconds_to_notice
-from tests.recipe.reading.test_report import screenshot
+from tests.pages import screenshot
 
 pytestmark = [pytest.mark.distributed, pytest.mark.faults, pytest.mark.slow]
 

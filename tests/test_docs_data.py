@@ -1,0 +1,25 @@
+"""The commands of docs/data.md that need no network run as they stand."""
+
+from __future__ import annotations
+
+import pytest
+
+from recipe.base.strict import load_json
+from tests.conftest import ROOT
+from tests.documentation import bash_blocks, checkout, run_as_it_stands
+
+
+@pytest.mark.slow
+def test_the_block_of_the_embedded_corpus_runs_as_it_stands(tmp_path):
+    (block,) = bash_blocks(ROOT / "docs/data.md", "Try all jobs on the embedded corpus")
+    done = run_as_it_stands(block, checkout(tmp_path), timeout=600)
+    assert done.returncode == 0, done.stdout[-4000:]
+    work = tmp_path / "work/data"
+    assert load_json(work / "clean/manifest.json")["counts"]["dropped"] == {"contaminated": 1}  # as the page says
+    totals = load_json(work / "tokens/manifest.json")["counts"]["totals"]
+    assert {split: sorted(sources) for split, sources in totals.items()} == {
+        "train": ["en", "zh"],
+        "held_out": ["en", "zh"],
+    }
+    assert "max_epochs" in (work / "mixture.yaml").read_text(encoding="utf-8")
+    assert "contaminated" in (work / "data.html").read_text(encoding="utf-8")
