@@ -2,7 +2,8 @@
 
 A rule is a statistic of native/statistics.hpp with a smallest and a largest value, and where they come from; its
 reasons are the statistic's name with `_low` or `_high`. Each language has its own file of them, since lengths,
-repetition and punctuation are not the same in all; which names there are, `STATISTICS` tells.
+repetition and punctuation are not the same in all; which names there are, `STATISTICS` tells. A kind of text, such as
+verse, may have bounds of its own in place of those of its language.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from recipe.base.errors import nearest
 from recipe.base.strict import Section
 
 STATISTICS: tuple[str, ...] = tuple(native.STATISTICS)
+PROSE = "prose"  # the kind of text that has the rules of its language
 _PLACE = {name: place for place, name in enumerate(STATISTICS)}
 
 
@@ -44,14 +46,23 @@ class LanguageRules(Section):
     max_blocked_words: int = Field(0, ge=0)
     simplify: bool = False  # traditional Chinese characters written as simplified ones, by OpenCC
     rules: dict[str, Bound]
+    kinds: dict[str, dict[str, Bound | None]] = {}  # kind of text -> rules in place of those above; null: none
+
+    def rules_of(self, kind: str) -> dict[str, Bound]:
+        """The rules of one kind of text; those of the language where the kind has none of its own."""
+        return {name: bound for name, bound in {**self.rules, **self.kinds.get(kind, {})}.items() if bound is not None}
 
     def problems(self) -> list[str]:
-        unknown = [name for name in self.rules if name not in _PLACE]
-        empty = [name for name, bound in self.rules.items() if bound.min is None and bound.max is None]
+        sections = {"rules": self.rules, **{f"kinds.{kind}": rules for kind, rules in self.kinds.items()}}
+        bounds = [
+            (f"{section}.{name}", name, bound) for section, rules in sections.items() for name, bound in rules.items()
+        ]
+        unknown = [(full, name) for full, name, _ in bounds if name not in _PLACE]
+        empty = [full for full, _, bound in bounds if bound is not None and bound.min is None and bound.max is None]
         long = [word for word in self.stop_words if len(word) > 1 and _is_han(word)]
         return (
-            [f"rules: unknown statistic '{name}'{nearest(name, STATISTICS)}" for name in unknown]
-            + [f"rules.{name} has neither min nor max; give one or remove it" for name in empty]
+            [f"{full}: unknown statistic '{name}'{nearest(name, STATISTICS)}" for full, name in unknown]
+            + [f"{full} has neither min nor max; give one or remove it" for full in empty]
             + [f"stop_words: '{word}' has several Chinese characters, which are words each; give one" for word in long]
         )
 
@@ -61,14 +72,18 @@ class Judge:
 
     def __init__(self, rules: LanguageRules):
         stop_words = {native.word_hash(word) for word in rules.stop_words}
-        asks_traditional = "traditional_share" in rules.rules
+        by_kind = {kind: rules.rules_of(kind) for kind in (PROSE, *rules.kinds)}
+        asks_traditional = any("traditional_share" in bounds for bounds in by_kind.values())
         self._meter = native.Meter(stop_words, traditional_characters() if asks_traditional else set())
-        self._bounds = [(_PLACE[name], name, bound.min, bound.max) for name, bound in rules.rules.items()]
+        self._bounds = {
+            kind: [(_PLACE[name], name, bound.min, bound.max) for name, bound in bounds.items()]
+            for kind, bounds in by_kind.items()
+        }
 
-    def reason(self, text: str) -> str | None:
-        """Name of the first rule that drops this text, None to keep it."""
+    def reason(self, text: str, kind: str = PROSE) -> str | None:
+        """Name of the first rule that drops a text of this kind, None to keep it."""
         values = self._meter.measure(text)
-        for place, name, low, high in self._bounds:
+        for place, name, low, high in self._bounds.get(kind, self._bounds[PROSE]):
             if low is not None and values[place] < low:
                 return f"{name}_low"
             if high is not None and values[place] > high:

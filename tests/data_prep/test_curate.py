@@ -10,12 +10,14 @@ import pytest
 import yaml
 
 from data_prep.core.command import CONFIGS
-from data_prep.curate import CurateConfig, Curator, curate_documents, load_curate_config
+from data_prep.curate import curate_documents
 from data_prep.curation.blocked_urls import BlockedUrls
 from data_prep.curation.cleaning import Phrases, normalize
+from data_prep.curation.curator import Curator
 from data_prep.curation.language import identify_language
 from data_prep.curation.notices import is_prominent, remove_notices, without_notices
 from data_prep.curation.rules import Bound, Judge, LanguageRules
+from data_prep.curation.settings import CurateConfig, load_curate_config
 from data_prep.documents.reading import read_documents, write_documents
 from recipe.base.errors import ConfigError, UserError
 from recipe.base.strict import load_json
@@ -113,6 +115,22 @@ EXAMPLES = [
 @pytest.mark.parametrize(("message", "language", "text"), EXAMPLES, ids=[f"{r}-{lang}" for r, lang, _ in EXAMPLES])
 def test_each_rule_drops_what_it_is_for(message, language, text):
     assert Judge(CONFIG.languages[language]).reason(text) == message
+
+
+def test_a_kind_of_text_has_rules_of_its_own_in_place_of_those_of_its_language():
+    rules = LanguageRules(
+        rules={"words": Bound(min=50, source="x"), "sentences": Bound(min=3, source="x")},
+        kinds={"verse": {"sentences": None, "words": Bound(min=2, source="x")}},
+    )
+    judge = Judge(rules)
+    assert [judge.reason("A line of it.", kind) for kind in ("prose", "verse", "dialogue")] == [
+        "words_low",
+        None,
+        "words_low",
+    ]
+    assert judge.reason("One.", "verse") == "words_low"
+    assert rules.rules_of("verse").keys() == {"words"}
+    assert rules.rules_of("dialogue") == rules.rules
 
 
 GRAMS = [
@@ -489,11 +507,12 @@ def test_phrases_are_found_as_whole_words_when_asked():
 
 
 def test_blocked_words_and_urls_come_from_files(tmp_path):
-    for name in ("curate.yaml", "curate_zh.yaml"):
+    (tmp_path / "languages").mkdir()
+    for name in ("curate.yaml", "languages/zh.yaml"):
         (tmp_path / name).write_text((CONFIGS / name).read_text(encoding="utf-8"), encoding="utf-8")
-    english = yaml.safe_load((CONFIGS / "curate_en.yaml").read_text(encoding="utf-8"))
-    (tmp_path / "curate_en.yaml").write_text(yaml.safe_dump({**english, "blocked_words": "bad.txt"}))
-    (tmp_path / "bad.txt").write_text("# a comment\nbasket\nsecond best\n")
+    english = yaml.safe_load((CONFIGS / "languages" / "en.yaml").read_text(encoding="utf-8"))
+    (tmp_path / "languages" / "en.yaml").write_text(yaml.safe_dump({**english, "blocked_words": "bad.txt"}))
+    (tmp_path / "languages" / "bad.txt").write_text("# a comment\nbasket\nsecond best\n")
     shipped = yaml.safe_load((tmp_path / "curate.yaml").read_text(encoding="utf-8"))
     (tmp_path / "curate.yaml").write_text(yaml.safe_dump({**shipped, "blocked_urls": "hosts.txt"}))
     (tmp_path / "hosts.txt").write_text("spam.example\nfine.example/ads\n")
@@ -635,6 +654,8 @@ def test_traditional_characters_are_simplified_when_asked():
     ("change", "message"),
     [
         ({"rules": {"wrods": {"min": 1, "source": "x"}}}, "unknown statistic 'wrods'; did you mean 'words'?"),
+        ({"rules": {}, "kinds": {"verse": {"wrods": None}}}, "kinds.verse.wrods: unknown statistic 'wrods'"),
+        ({"rules": {}, "kinds": {"verse": {"words": {"source": "x"}}}}, "kinds.verse.words has neither min nor max"),
         ({"rules": {"words": {"source": "x"}}}, "rules.words has neither min nor max"),
         ({"rules": {"words": {"min": 1}}}, "'rules.words.source' is missing"),
         ({"rules": {}, "stop_words": ["因为"]}, "has several Chinese characters"),

@@ -7,8 +7,8 @@ import unicodedata
 import pytest
 
 from data_prep.core.command import CONFIGS
-from data_prep.curate import load_curate_config
 from data_prep.curation.blocked_urls import BlockedUrls, is_entry
+from data_prep.curation.settings import load_curate_config
 from recipe.base.errors import ConfigError
 
 
@@ -90,7 +90,7 @@ def test_what_addresses_have_is_no_reason_to_refuse_them(line):
 
 
 def test_an_address_with_a_mark_that_is_none_of_its_own_is_named(tmp_path):
-    rules = (CONFIGS / "curate.yaml").read_text(encoding="utf-8").replace("curate_", f"{CONFIGS}/curate_")
+    rules = (CONFIGS / "curate.yaml").read_text(encoding="utf-8").replace("languages/", f"{CONFIGS}/languages/")
     (tmp_path / "curate.yaml").write_text(rules.replace("blocked_urls: null", "blocked_urls: x.txt"))
     (tmp_path / "x.txt").write_text("# hosts\n0.0.0.0 bad.example # spam\n||worse.example^$popup\n")
     with pytest.raises(ConfigError, match=r"'\|\|worse.example\^\$popup' names no host, or more") as refused:
