@@ -90,7 +90,7 @@ def sentence(reason: str, parameters: Mapping[str, Any], languages: Collection[s
     statistic, _, side = reason.rpartition("_")
     if statistic in STATISTICS and side in ("low", "high"):
         unit, text = STATISTICS[statistic]
-        limits = _limits(parameters, languages, ("rules", statistic, "min" if side == "low" else "max"))
+        limits = _rule_limits(parameters, languages, statistic, "min" if side == "low" else "max")
         compared = "more" if side == "high" else "less" if unit == _SHARE else "fewer"
         return text.replace("{}", f"{compared} than {_joined(limits, unit)}", 1)
     if reason in OTHERS:
@@ -113,6 +113,19 @@ def _recorded(name: str, parameters: Mapping[str, Any], languages: Collection[st
     for key in name.split("."):
         value = value.get(key) if isinstance(value, dict) else None
     return None if value is None else _written(value, _SHARE if name in _SHARES else _NUMBER)
+
+
+def _rule_limits(
+    parameters: Mapping[str, Any], languages: Collection[str], statistic: str, side: str
+) -> dict[str, Any]:
+    """A threshold of each language, and of its kinds of text that have another, under `zh, verse`."""
+    kinds = {}
+    for language, rules in sorted((parameters.get("languages") or {}).items()):
+        for kind, own in (rules.get("kinds") or {}).items():
+            value = (own.get(statistic) or {}).get(side)
+            if value is not None and (not languages or language in languages):
+                kinds[f"{language}, {kind}"] = value
+    return {**_limits(parameters, languages, ("rules", statistic, side)), **kinds}
 
 
 def _limits(parameters: Mapping[str, Any], languages: Collection[str], path: tuple[str, ...]) -> dict[str, Any]:

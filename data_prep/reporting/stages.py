@@ -19,6 +19,7 @@ from recipe.base.strict import load_json
 
 SAMPLES, SAMPLE_CHARACTERS = 3, 600  # of each reason, and of each sample's text
 MOST_LOOKED_AT = 100_000  # dropped documents that are read for samples
+MOST_KEPT_LOOKED_AT = 2_000  # documents that stay, likewise: there are far more of them
 OTHERS = "other languages"  # that do not stay, or have no colour of their own
 TOKEN_STAGES = ("tokenize", "import_shards")
 DUPLICATES = ("exact_duplicate", "near_duplicate")
@@ -34,6 +35,17 @@ class Reason:
     documents: int
     bytes: int | None  # of text; None where the stage does not count it
     by_language: dict[str, int]  # documents
+
+
+def _sample(document: dict[str, Any]) -> dict[str, str]:
+    return {"id": document["id"], "text": document["text"][:SAMPLE_CHARACTERS]}
+
+
+def _what_it_is(document: dict[str, Any]) -> str:
+    """The language, and the kind of text where curation has named one: `zh`, `zh, verse`, `en, bilingual (parallel)`."""
+    bilingual = document.get("bilingual")
+    kind = f"bilingual ({bilingual})" if bilingual else document.get("kind")
+    return ", ".join(str(name) for name in (document.get("lang", "unknown"), kind) if name)
 
 
 @dataclass(frozen=True)
@@ -76,16 +88,26 @@ class FinishedStage:
         """The first dropped documents of each reason, cut; reasons that the first files lack may have none."""
         missing = {reason.name: min(SAMPLES, reason.documents) for reason in self.reasons}
         by_reason: dict[str, list[dict[str, str]]] = {name: [] for name in missing}
-        for document in islice(self._dropped(), MOST_LOOKED_AT):
+        for document in islice(self._documents("dropped"), MOST_LOOKED_AT):
             if missing.get(name := document["dropped"]):
                 missing[name] -= 1
-                by_reason[name].append({"id": document["id"], "text": document["text"][:SAMPLE_CHARACTERS]})
+                by_reason[name].append(_sample(document))
             if not any(missing.values()):
                 break
         return {name: samples for name, samples in by_reason.items() if samples}
 
-    def _dropped(self) -> Iterator[dict[str, Any]]:
-        folder = self.folder / "dropped"
+    def kept_samples(self) -> dict[str, list[dict[str, str]]]:
+        """The first documents that stay, cut, by language and what they are; none of a stage that judges no text."""
+        by_name: dict[str, list[dict[str, str]]] = {}
+        if "languages" in self.parameters:
+            for document in islice(self._documents("documents"), MOST_KEPT_LOOKED_AT):
+                samples = by_name.setdefault(_what_it_is(document), [])
+                if len(samples) < SAMPLES:
+                    samples.append(_sample(document))
+        return dict(sorted(by_name.items()))
+
+    def _documents(self, name: str) -> Iterator[dict[str, Any]]:
+        folder = self.folder / name
         for path in document_files(folder) if folder.is_dir() else ():
             yield from read_documents(path, lambda bad: None)
 

@@ -250,3 +250,22 @@ def test_samples_are_read_until_every_reason_has_enough(tmp_path):
     (curated / "dropped" / "00001.jsonl.gz").write_bytes(b"no gzip, and not read")
     samples = read_stage(curated).samples()
     assert {reason: [sample["id"] for sample in found] for reason, found in samples.items()} == {"words_low": ["0", "1", "2"], "empty": ["4"]}  # fmt: skip
+
+
+def test_samples_of_what_stays_are_by_language_kind_and_whether_they_are_bilingual(tmp_path):
+    curated = finished(
+        tmp_path / "curated", "curate", {"in": 9, "out": 6}, parameters={"languages": {"en": {}, "zh": {}}}
+    )
+    labels = [{}, {}, {"kind": "verse"}, {}, {"bilingual": "glossary"}, {}]
+    documents = [{"id": str(n), "text": f"words {n}", "lang": "zh", **more} for n, more in enumerate(labels)]
+    write_documents(curated / "documents" / "00000.jsonl", documents)
+    samples = read_stage(curated).kept_samples()
+    assert {name: [sample["id"] for sample in found] for name, found in samples.items()} == {
+        "zh": ["0", "1", "3"], "zh, bilingual (glossary)": ["4"], "zh, verse": ["2"],
+    }  # fmt: skip
+    page = render([curated])
+    assert "zh, bilingual (glossary)" in page
+    assert "words 4" in page
+    deduped = finished(tmp_path / "deduped", "dedup", {"in": 6, "out": 6}, parent=curated)
+    write_documents(deduped / "documents" / "00000.jsonl", documents)
+    assert read_stage(deduped).kept_samples() == {}

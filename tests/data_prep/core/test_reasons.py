@@ -92,3 +92,10 @@ RULES = {
 )  # fmt: skip
 def test_a_sentence_has_the_threshold_that_the_stage_has_recorded(reason, parameters, languages, expected):
     assert sentence(reason, parameters, languages) == expected
+
+
+def test_a_kind_of_text_with_a_threshold_of_its_own_is_named():
+    rules = {"rules": {"words": {"min": 80}}, "kinds": {"verse": {"words": {"min": 20}, "lines": None}}}
+    parameters = {"languages": {"zh": rules, "en": {"rules": {"words": {"min": 50}}}}}
+    assert sentence("words_low", parameters, ["zh"]) == "fewer than 80 (zh) or 20 (zh, verse) words"
+    assert sentence("words_low", parameters, ["en"]) == "fewer than 50 words"
