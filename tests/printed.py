@@ -23,6 +23,7 @@ def _of_benchmark(script: str, result: str) -> tuple[str, ...]:
 PRINTED: dict[tuple[str, str], tuple[str, ...]] = {
     ("README.md", "gpu_status"): ("benchmarks/gpu_status.py",),
     ("docs/architecture.md", "modules"): ("recipe/describe_modules.py",),
+    ("docs/data.md", "curation"): _of_benchmark("curation", "curation.json"),
     ("docs/data.md", "growth"): _of_benchmark("data_growth", "data_growth.json"),
     ("docs/data.md", "measured"): _of_benchmark("data_prep", "data_prep.json"),
     ("docs/data.md", "plan"): ("benchmarks/data_plan.py", "--terabytes", "15", "--cores", "512"),

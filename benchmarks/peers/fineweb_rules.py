@@ -3,9 +3,10 @@
 English: the filters and thresholds of FineWeb (arXiv 2406.17557, datatrove's examples/fineweb.py). Chinese: those of
 FineWeb-2 (arXiv 2506.20920): https://github.com/huggingface/fineweb-2, fineweb-2-pipeline.py, with the values of
 configs/cmn_Hani.yml. Filters by URL and by language, deduplication and the removal of personal data are left out.
-Prints JSON: id -> reason, for the documents that are dropped.
+Reads the labelled set's lines; prints JSON: datatrove's version, and id -> reason of the documents that are dropped.
 """
 
+import importlib.metadata
 import json
 import sys
 
@@ -19,7 +20,30 @@ from datatrove.pipeline.filters import (
 from datatrove.utils.typeshelper import Languages
 
 # configs/cmn_Hani.yml of FineWeb-2, commit 05e6729
-CMN_HANI_STOP_WORDS = "的 年 在 月 是 和 日 了 於 · 為 有 被 人 中 为 他 與 後 也 而 由".split()
+CMN_HANI_STOP_WORDS = [
+    "的",
+    "年",
+    "在",
+    "月",
+    "是",
+    "和",
+    "日",
+    "了",
+    "於",
+    "·",
+    "為",
+    "有",
+    "被",
+    "人",
+    "中",
+    "为",
+    "他",
+    "與",
+    "後",
+    "也",
+    "而",
+    "由",
+]
 CMN_HANI_TOP_N_GRAMS = ((2, 0.256), (3, 0.201), (4, 0.171))
 CMN_HANI_DUP_N_GRAMS = ((5, 0.198), (6, 0.182), (7, 0.167), (8, 0.154), (9, 0.14), (10, 0.127))
 
@@ -78,4 +102,5 @@ if __name__ == "__main__":
     steps = {"en": fineweb(), "zh": fineweb_2_chinese()}
     rows = [json.loads(line) for line in sys.stdin]
     reasons = {row["id"]: first_reason(steps[row["lang"]], row["text"]) for row in rows}
-    json.dump({name: reason for name, reason in reasons.items() if reason}, sys.stdout, indent=1)
+    dropped = {name: reason for name, reason in reasons.items() if reason}
+    json.dump({"datatrove": importlib.metadata.version("datatrove"), "dropped": dropped}, sys.stdout)
