@@ -102,34 +102,6 @@ private:
     std::vector<uint64_t> ring_;
 };
 
-// A fixed set of n-grams looked for in texts.
-class Overlap {
-public:
-    Overlap(size_t ngram, const uint64_t* hashes, size_t count) : signer_(ngram, {}, {}) {
-        size_t size = 64;
-        while (size < count * 4) size *= 2;
-        slots_.assign(size, 0);
-        for (size_t i = 0; i < count; ++i) {
-            size_t slot = hashes[i] & (size - 1);
-            while (slots_[slot] && slots_[slot] != hashes[i]) slot = (slot + 1) & (size - 1);
-            slots_[slot] = hashes[i];
-        }
-    }
-
-    std::vector<uint64_t> find(const unsigned char* begin, const unsigned char* end) {
-        std::vector<uint64_t> found;
-        signer_.each_shingle(begin, end, [&](uint64_t hash) {
-            for (size_t slot = hash & (slots_.size() - 1); slots_[slot]; slot = (slot + 1) & (slots_.size() - 1))
-                if (slots_[slot] == hash) { found.push_back(hash); return; }
-        });
-        return found;
-    }
-
-private:
-    Signer signer_;
-    std::vector<uint64_t> slots_;  // open addressing; 0 is empty
-};
-
 // 128 bits of a text in lower case with every run of blanks as one, without invisible characters; equal for texts that
 // differ in those only.
 struct ExactHash {

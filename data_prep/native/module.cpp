@@ -5,6 +5,7 @@
 
 #include "clean.hpp"
 #include "minhash.hpp"
+#include "overlap.hpp"
 #include "phrases.hpp"
 #include "statistics.hpp"
 
@@ -24,6 +25,8 @@ Utf8 utf8(const py::str& text) {
     auto begin = reinterpret_cast<const unsigned char*>(data);
     return {begin, begin + size};
 }
+
+using Uint64s = py::array_t<uint64_t, py::array::c_style>;
 
 template <typename T>
 py::array_t<T> array(const T* data, size_t size) { return py::array_t<T>(py::ssize_t(size), data); }
@@ -179,15 +182,43 @@ PYBIND11_MODULE(_native, module) {
             return array(found.data(), found.size());
         }, "uint64: hash of every n-gram in order.");
 
-    py::class_<minhash::Overlap>(module, "Overlap")
-        .def(py::init([](size_t ngram, py::array_t<uint64_t, py::array::c_style> hashes) {
-            return minhash::Overlap(ngram, hashes.data(), size_t(hashes.size()));
-        }), py::arg("ngram"), py::arg("hashes"))
-        .def("find", [](minhash::Overlap& self, const py::str& text) {
+    py::class_<overlap::Words>(module, "WordSequences")
+        .def(py::init<std::vector<uint32_t>>(), py::arg("fold"))
+        .def("hashes", [](overlap::Words& self, const py::str& text, size_t length) {
             auto [at, end] = utf8(text);
-            auto found = self.find(at, end);
-            return array(found.data(), found.size());
-        }, "uint64: those n-grams of the text that are among the hashes, in order, repeats included.");
+            self.read(at, end);
+            std::vector<uint64_t> hashes;
+            const uint64_t power = overlap::power_of(length);
+            for (size_t first = 0; first + length <= self.size(); ++first)
+                hashes.push_back(self.hash(first, length, power));
+            return array(hashes.data(), hashes.size());
+        }, py::arg("text"), py::arg("length"), "uint64: hash of every sequence of so many words, in order.")
+        .def("count", [](overlap::Words& self, const py::str& text) {
+            auto [at, end] = utf8(text);
+            self.read(at, end);
+            return self.size();
+        }, "How many words the text has.");
+
+    py::class_<overlap::Overlap>(module, "Overlap")
+        .def(py::init<std::vector<uint32_t>>(), py::arg("fold"))
+        .def("add_ngrams", [](overlap::Overlap& self, size_t length, const Uint64s& hashes) {
+            self.add_ngrams(length, hashes.data(), size_t(hashes.size()));
+        }, py::arg("length"), py::arg("hashes"), "Look for these sequences of `length` words: one more group.")
+        .def("add_wholes", [](overlap::Overlap& self, size_t prefix, const Uint64s& prefixes, const Uint64s& lengths,
+                              const Uint64s& hashes) {
+            std::vector<overlap::Whole> wholes;
+            for (py::ssize_t i = 0; i < hashes.size(); ++i)
+                wholes.push_back({prefixes.at(i), size_t(lengths.at(i)), hashes.at(i)});
+            self.add_wholes(prefix, std::move(wholes));
+        }, py::arg("prefix"), py::arg("prefixes"), py::arg("lengths"), py::arg("hashes"),
+           "Look for sequences of several lengths, at least `prefix`, with the hashes of so many first words: one more group.")
+        .def("find", [](overlap::Overlap& self, const py::str& text) {
+            auto [at, end] = utf8(text);
+            std::vector<std::tuple<uint32_t, uint64_t, uint32_t, uint32_t>> found;
+            for (const auto& match : self.find(at, end))
+                found.emplace_back(match.group, match.hash, match.start, match.stop);
+            return found;
+        }, "(group, hash, start, stop) of every sequence that the text has, in characters, by group and start.");
 
     py::class_<phrases::Phrases>(module, "Phrases")
         .def(py::init([](const std::vector<py::str>& list, bool whole_words) {

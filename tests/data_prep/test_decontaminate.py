@@ -8,18 +8,12 @@ import random
 
 import pytest
 
-from data_prep import decontaminate
 from data_prep.core.shuffle import read_table
-from data_prep.curation.characters import native
-from data_prep.decontaminate import (
-    DecontaminateConfig,
-    EvaluationPart,
-    is_han,
-    main,
-    merge_items,
-    read_items,
-    texts_of,
-)
+from data_prep.decontaminate import main
+from data_prep.decontamination import grams
+from data_prep.decontamination.grams import EvaluationPart, is_han, merge_items, read_items, word_sequences
+from data_prep.decontamination.items import texts_of
+from data_prep.decontamination.settings import DecontaminateConfig
 from data_prep.documents.reading import parts_of, read_documents, write_documents
 from recipe.base.strict import load_json
 from tests.conftest import documents_in
@@ -65,7 +59,7 @@ def test_documents_with_a_part_of_an_item_go(tmp_path):
     manifest = load_json(tmp_path / "out" / "manifest.json")
     assert manifest["counts"]["dropped"] == {"contaminated": 3}
     assert manifest["results"]["documents_by_set"] == {"en/qa.jsonl": 2, "zh.jsonl": 1}
-    assert manifest["results"]["items_without_text"]["en/qa.jsonl"] == 1
+    assert manifest["results"]["items_too_short"]["en/qa.jsonl"] == 1
     removed = {d["id"]: d for d in read_documents(tmp_path / "out" / "dropped" / "00000.jsonl.zst", print)}
     assert removed["part"]["evaluation_ngrams"] == {"en/qa.jsonl": 1}
 
@@ -86,7 +80,12 @@ def test_an_ngram_of_as_many_items_as_the_limit_is_a_template(items, tmp_path):
     assert left == ({"b"} if items < 3 else {"a", "b"})
     templates = load_json(tmp_path / "out" / "manifest.json")["results"]["template_ngrams"]
     words = len(QUESTION.split())
-    assert templates == {"characters": 0, "words": 0 if items < 3 else words - 12}
+    assert templates == {
+        "characters": 0,
+        "whole_characters": 0,
+        "whole_words": 0,
+        "words": 0 if items < 3 else words - 12,
+    }
 
 
 @pytest.mark.parametrize("allowed", [0, 5, 6])
@@ -183,7 +182,7 @@ def plain_ngrams(sets, config):
         for item in items:
             text = item["question"]
             kind, length = ("characters", config.ngram_characters) if is_han(text) else ("words", config.ngram_words)
-            for value in set(native.Signer(length, [], []).shingles(text).tolist()):
+            for value in set(word_sequences().hashes(text, length).tolist()):
                 seen[kind].setdefault(value, []).append(number)
     right = {
         kind: {value: min(owners) for value, owners in grams.items() if len(owners) < config.template_items}
@@ -204,7 +203,7 @@ def test_ngrams_are_the_same_however_the_sets_are_cut(part_bytes, tmp_path, monk
         for _ in range(3)
     ]
     config = DecontaminateConfig(ngram_words=4, ngram_characters=4, template_items=5)
-    monkeypatch.setattr(decontaminate, "PENDING_NGRAMS", 20)
+    monkeypatch.setattr(grams, "PENDING_NGRAMS", 20)
     monkeypatch.setattr("data_prep.core.shuffle.PARTITION_BYTES", 4096 if part_bytes == 2000 else 10**9)
     tasks = []
     for number, items in enumerate(sets):
@@ -216,7 +215,7 @@ def test_ngrams_are_the_same_however_the_sets_are_cut(part_bytes, tmp_path, monk
         read_items(task, number, config=config, folder=tmp_path / "grams")
     merged = merge_items(["set0", "set1", "set2"], 0, config=config, folder=tmp_path / "grams")
     right, templates = plain_ngrams(sets, config)
-    assert merged["template_ngrams"] == templates
+    assert merged["template_ngrams"] == {**templates, "whole_characters": 0, "whole_words": 0}
     for kind, owners in right.items():
         table = read_table(tmp_path / "grams" / f"{kind}.arrow")
         assert table["hash"].to_pylist() == sorted(owners)

@@ -112,7 +112,6 @@ def test_an_invisible_character_inside_a_word_changes_no_scan(char):
     assert native.exact_hash(text).tolist() == native.exact_hash(plain).tolist()
     assert [line.tolist() for line in native.line_hashes(text)] == [line.tolist() for line in native.line_hashes(plain)]
     assert native.word_hash(f"t{char}wo") == native.word_hash("two")
-    assert native.Overlap(2, signer.shingles("two three")).find(text).size == 1
     meter = native.Meter({native.word_hash("three")}, set())
     other = {"characters", "mean_word_length", "longest_word"}  # count what is there
     for name, value, expected in zip(native.STATISTICS, meter.measure(text), meter.measure(plain), strict=True):
@@ -166,14 +165,6 @@ def test_word_hashes_ignore_case():
 )
 def test_the_exact_hash_ignores_case_and_blanks_alone(one, other, equal):
     assert (native.exact_hash(one).tolist() == native.exact_hash(other).tolist()) == equal
-
-
-def test_overlap_finds_exactly_the_ngrams_of_its_set():
-    signer = native.Signer(3, [], [])
-    overlap = native.Overlap(3, signer.shingles("one two three four"))
-    assert overlap.find("zero one TWO three, four five").tolist() == signer.shingles("one two three four").tolist()
-    assert overlap.find("one two four three").size == 0
-    assert native.Overlap(3, np.zeros(0, np.uint64)).find("one two three").size == 0
 
 
 def test_lines_of_too_few_or_too_long_words_go():

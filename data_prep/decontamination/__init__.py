@@ -1,0 +1,1 @@
+"""Evaluation items, their n-grams, and the documents that hold them."""
