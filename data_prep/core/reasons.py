@@ -71,7 +71,8 @@ OTHERS: dict[str, tuple[str, str]] = {
         "every line also stands in many other documents",
     ),
     "contaminated": (
-        "has {max_shared} of {ngram_words} words (in Chinese {ngram_characters} characters) from an evaluation set",
+        "has {max_shared} of {ngram_words} words (in Chinese {ngram_characters} characters) from an evaluation set, or a whole "
+        "shorter item of at least {min_item_words} words (in Chinese {min_item_characters} characters)",
         "has sequences of words that are also in an evaluation set",
     ),
     "empty": ("no tokens",) * 2,

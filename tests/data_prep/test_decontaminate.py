@@ -64,6 +64,109 @@ def test_documents_with_a_part_of_an_item_go(tmp_path):
     assert removed["part"]["evaluation_ngrams"] == {"en/qa.jsonl": 1}
 
 
+SHORT = {"question": "Who founded the harbour museum?", "answer": "Ada Moss"}
+SHORT_CHINESE = "这座桥的名字是什么意思"
+
+
+def test_short_items_are_looked_for_as_a_whole(tmp_path):
+    documents = [
+        document("whole", f"{FILLER} Who founded the HARBOUR museum -- Ada Moss. {FILLER}"),
+        document("question", f"Q: who founded the harbour museum? A: {FILLER}"),
+        document("longer words", f"{FILLER} who founded the harbour museums Ada Moss {FILLER}"),
+        document("less", f"{FILLER} founded the harbour museum? Ada Moss {FILLER}"),
+        document("chinese", f"前言，{SHORT_CHINESE}？后记"),
+        document("less chinese", f"前言，{SHORT_CHINESE[:-1]}，后记"),
+        document("yes", f"{FILLER} Is it so? Yes, it is. {FILLER}"),
+    ]
+    items = {"en.jsonl": [SHORT, {"question": "Is it so?"}], "zh.jsonl": [{"q": SHORT_CHINESE}, {"q": "是不是"}]}
+    code, kept = run(tmp_path, documents, items)
+    assert (code, kept) == (0, {"longer words", "less", "less chinese", "yes"})
+    results = load_json(tmp_path / "out" / "manifest.json")["results"]
+    assert results["items_matched_whole"] == {"en.jsonl": 1, "zh.jsonl": 1}
+    assert results["items_too_short"] == {"en.jsonl": 1, "zh.jsonl": 1}
+    assert results["documents_by_set"] == {"en.jsonl": 2, "zh.jsonl": 1}
+
+
+def test_a_short_item_as_a_whole_is_more_than_max_shared(tmp_path):
+    (tmp_path / "decontaminate.yaml").write_text("max_shared: 5\n")
+    documents = [document("a", f"{FILLER} {SHORT_CHINESE}"), document("b", FILLER)]
+    items = {"x.jsonl": [{"q": SHORT_CHINESE}]}
+    assert run(tmp_path, documents, items, "--config", tmp_path / "decontaminate.yaml") == (0, {"b"})
+
+
+def test_items_that_cannot_be_checked_are_named(tmp_path, capsys):
+    items = {"x.jsonl": [{"q": "True or\nfalse?"}, {"q": ""}, {"q": QUESTION}]}
+    assert run(tmp_path, [document("a", FILLER)], items) == (0, {"a"})
+    printed = capsys.readouterr().out
+    assert "2 of 3 items cannot be checked: they have fewer than 5 words (in Chinese 8 characters)" in printed
+    assert "'True or false?' of x.jsonl" in printed
+    results = load_json(tmp_path / "out" / "manifest.json")["results"]
+    assert results["too_short_examples"] == [{"set": "x.jsonl", "text": "True or false?"}]
+
+
+@pytest.mark.parametrize("item", ["下列哪一條河流在港口建成之前就已經被當地的居民改道了", "這座橋的名字是什麼意思"])
+def test_simplified_and_traditional_texts_are_alike(item, tmp_path):
+    simplified = CHINESE if len(item) > 20 else SHORT_CHINESE
+    documents = [document("simplified", f"前言。{simplified}？"), document("traditional", f"前言。{item}？")]
+    documents.append(document("other", "前言。"))
+    for number, text in enumerate((item, simplified)):
+        (tmp_path / str(number)).mkdir()
+        assert run(tmp_path / str(number), documents, {"x.jsonl": [{"q": text}]}) == (0, {"other"})
+
+
+NOTICE = "All rights reserved by the owners of this site who may not be named in any of its pages"
+
+
+@pytest.mark.parametrize("holding", [3, 4])
+@pytest.mark.parametrize("files", [1, 2])
+def test_sequences_that_many_documents_have_do_not_count(holding, files, tmp_path, capsys):
+    (tmp_path / "decontaminate.yaml").write_text("max_corpus_documents: 3\n")
+    documents = [document(f"notice{i}", f"{FILLER} {NOTICE}, {NOTICE} {i}") for i in range(holding - 1)]
+    documents += [document("both", f"{NOTICE} {QUESTION}"), document("question", f"{QUESTION} {FILLER}")]
+    documents += [document("clean", FILLER)]
+    (tmp_path / "in").mkdir()
+    for number in range(files):
+        write_documents(tmp_path / "in" / f"{number}.jsonl", documents[number::files])
+    (tmp_path / "eval").mkdir()
+    items = [{"question": QUESTION}, {"question": NOTICE}]
+    (tmp_path / "eval" / "x.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    words = ["--input", tmp_path / "in", "--evaluation", tmp_path / "eval", "--output", tmp_path / "out"]
+    words += ["--config", tmp_path / "decontaminate.yaml", "--workers", 1]
+    assert main([str(word) for word in words]) == 0
+    notices = {f"notice{i}" for i in range(holding - 1)}
+    assert {d["id"] for d in documents_in(tmp_path / "out")} == {"clean"} | (notices if holding > 3 else set())
+    dropped = [d for path in (tmp_path / "out" / "dropped").iterdir() for d in read_documents(path, print)]
+    assert {d["id"] for d in dropped} == {"both", "question"} | (set() if holding > 3 else notices)
+    manifest = load_json(tmp_path / "out" / "manifest.json")
+    assert manifest["counts"]["dropped"] == {"contaminated": len(dropped)}
+    if holding > 3:
+        assert manifest["results"]["frequent_ngrams"] == len(NOTICE.split()) - 12
+        assert {e["documents"] for e in manifest["results"]["frequent_examples"]} == {holding}
+        number = len(NOTICE.split()) - 12
+        said = f"{number} sequences of items do not count, since more than 3 documents have them"
+        assert said in capsys.readouterr().out
+        shared = {d["id"]: d["evaluation_ngrams"]["x.jsonl"] for d in dropped}
+        assert shared["both"] == shared["question"] == len(QUESTION.split()) - 12
+    else:
+        assert manifest["results"]["frequent_ngrams"] == 0
+
+
+def test_only_parts_with_a_frequent_sequence_are_read_again(tmp_path):
+    (tmp_path / "decontaminate.yaml").write_text("max_corpus_documents: 1\n")
+    (tmp_path / "in").mkdir()
+    texts = [[f"{FILLER} {NOTICE}"], [f"{FILLER} {QUESTION}", FILLER], [f"{NOTICE} {FILLER}"], [FILLER]]
+    for number, of_part in enumerate(texts):
+        write_documents(
+            tmp_path / "in" / f"{number}.jsonl", [document(f"{number}{i}", t) for i, t in enumerate(of_part)]
+        )
+    (tmp_path / "eval.jsonl").write_text("".join(json.dumps({"q": text}) + "\n" for text in (NOTICE, QUESTION)))
+    words = ["--input", tmp_path / "in", "--evaluation", tmp_path / "eval.jsonl", "--output", tmp_path / "out"]
+    assert main([str(word) for word in (*words, "--config", tmp_path / "decontaminate.yaml", "--workers", 1)]) == 0
+    read_again = [load_json(path)["read"]["file"] for path in sorted((tmp_path / "out" / "tasks" / "again").iterdir())]
+    assert read_again == ["0.jsonl", "2.jsonl"]
+    assert {d["id"] for d in documents_in(tmp_path / "out")} == {"00", "11", "20", "30"}
+
+
 def test_a_prompt_that_all_items_share_is_no_contamination(tmp_path):
     prompt = "The following are multiple choice questions with answers about the history of the old harbour town."
     items = {"x.jsonl": [{"question": f"{prompt} {i} {i}"} for i in range(12)]}

@@ -83,9 +83,16 @@ RULES = {
         ("quality_low", {"quality": None}, [], "the quality score is too low"),
         (
             "contaminated",
+            {"ngram_words": 13, "ngram_characters": 20, "min_item_words": 5, "min_item_characters": 8, "max_shared": 0},
+            [],
+            "has a sequence of 13 words (in Chinese 20 characters) from an evaluation set, or a whole shorter item of at least 5 "
+            "words (in Chinese 8 characters)",
+        ),
+        (
+            "contaminated",
             {"ngram_words": 13, "ngram_characters": 20, "max_shared": 0},
             [],
-            "has a sequence of 13 words (in Chinese 20 characters) from an evaluation set",
+            "has sequences of words that are also in an evaluation set",
         ),
         ("a_rule_of_tomorrow", {}, [], "a_rule_of_tomorrow"),
     ],
