@@ -59,8 +59,8 @@ class Matcher:
             self._hashes.append(hashes)
             self._sets.append(table["set"])
             if group.whole:
-                least, columns = config.least(group.script), (column(table, name) for name in ("prefix", "length"))
-                self._native.add_wholes(least, *columns, hashes)
+                prefixes, lengths = column(table, "prefix"), column(table, "length")
+                self._native.add_wholes(config.least(group.script), prefixes, lengths, hashes)
             else:
                 self._native.add_ngrams(config.length(group.script), hashes)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+from contextlib import suppress
 
 import pytest
 
 from data_prep.core.shuffle import read_table
+from data_prep.core.stage import Stage
 from data_prep.decontaminate import main
 from data_prep.decontamination import grams
 from data_prep.decontamination.grams import EvaluationPart, is_han, merge_items, read_items, word_sequences
@@ -165,6 +167,41 @@ def test_only_parts_with_a_frequent_sequence_are_read_again(tmp_path):
     read_again = [load_json(path)["read"]["file"] for path in sorted((tmp_path / "out" / "tasks" / "again").iterdir())]
     assert read_again == ["0.jsonl", "2.jsonl"]
     assert {d["id"] for d in documents_in(tmp_path / "out")} == {"00", "11", "20", "30"}
+
+
+@pytest.mark.parametrize(
+    "lost", [["again/00000.json"], ["frequent/00000.json", "again/00000.json"]], ids=["again", "frequent"]
+)
+def test_a_run_killed_after_parts_were_read_again_ends_in_the_same_bytes(lost, tmp_path, monkeypatch):
+    (tmp_path / "decontaminate.yaml").write_text("max_corpus_documents: 1\n")
+    write_documents(
+        tmp_path / "in.jsonl", [document("a", NOTICE), document("b", f"{NOTICE} {QUESTION}"), document("c", FILLER)]
+    )
+    (tmp_path / "eval.jsonl").write_text("".join(json.dumps({"q": text}) + "\n" for text in (NOTICE, QUESTION)))
+    words = ["--input", tmp_path / "in.jsonl", "--evaluation", tmp_path / "eval.jsonl", "--workers", 1]
+    words += ["--config", tmp_path / "decontaminate.yaml", "--output"]
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    def job(name):
+        return main([str(word) for word in (*words, tmp_path / name)])
+
+    assert job("reference") == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(Stage, "finish", killed)
+        with suppress(KeyboardInterrupt):
+            job("killed")
+    for marker in lost:
+        (tmp_path / "killed" / "tasks" / marker).unlink()
+    assert job("killed") == 0
+    folders = [tmp_path / name for name in ("reference", "killed")]
+    reference, again = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in folders
+    )
+    assert again == reference
+    assert {d["id"] for d in documents_in(tmp_path / "killed")} == {"a", "c"}
 
 
 def test_a_prompt_that_all_items_share_is_no_contamination(tmp_path):
