@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     config = load_curate_config(args.config)
     Curator(config)  # what the config names can be loaded
-    stage = Stage.of("curate", args, config.model_dump(mode="json"))
+    stage = Stage.of("curate", args, config.parameters())
     if not stage.finished:
         task = partial(curate_part, config=config, output=stage.output, max_bad=stage.max_bad)
         results = stage.run_tasks("curate", task, stage.parts)

@@ -245,7 +245,7 @@ def main(argv: list[str] | None = None) -> None:
         run(stage, labels, config)
     stage.report("used")
     print(table(load_json(stage.output / "manifest.json")["results"]["languages"]))
-    print(f"next: set `quality: {{model: {stage.output}}}` in the configuration of data_prep/curate.py")
+    print(f"next: set `quality: {{model: {stage.output.absolute()}}}` in the configuration of data_prep/curate.py")
 
 
 if __name__ == "__main__":

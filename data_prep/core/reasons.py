@@ -76,6 +76,8 @@ OTHERS: dict[str, tuple[str, str]] = {
         "has sequences of words that are also in an evaluation set",
     ),
     "empty": ("no tokens",) * 2,
+    "no_label": ("its label is neither true nor false",) * 2,
+    "not_drawn": ("beyond {max_documents} of its language and class", "more than were asked for"),
 }
 _SHARES = {"min_language_share", "threshold"}
 
@@ -103,6 +105,9 @@ def sentence(reason: str, parameters: Mapping[str, Any], languages: Collection[s
 
 def _recorded(name: str, parameters: Mapping[str, Any], languages: Collection[str]) -> str | None:
     """A parameter of a stage as the sentences of `OTHERS` name it; a dot leads into a section."""
+    if name == "quality.min" and isinstance(minima := (parameters.get("quality") or {}).get("min"), dict):
+        scored = {lang: least for lang, least in minima.items() if least is not None and lang in (languages or minima)}
+        return _joined(scored, _NUMBER) if scored else None
     if name == "languages":
         return " or ".join(sorted(parameters.get(name) or ())) or None
     if name == "max_blocked_words":

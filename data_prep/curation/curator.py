@@ -16,6 +16,7 @@ from data_prep.curation.personal import mask_personal
 from data_prep.curation.rules import Judge
 from data_prep.curation.settings import CurateConfig, Quality
 from data_prep.documents.reading import Document
+from data_prep.quality.model import QualityModel
 from recipe.base.errors import UserError
 
 
@@ -92,10 +93,11 @@ class Curator:
         allowed = self._config.languages[language].max_blocked_words
         if language in self._blocked and len(self._blocked[language].find(text)) > allowed:
             return "blocked_words"
-        if self._config.quality is None:
+        threshold = None if self._config.quality is None else self._config.quality.threshold(language)
+        if threshold is None:
             return None
         document["quality"] = float(self._score(text, language))
-        return "quality_low" if document["quality"] < self._config.quality.min else None
+        return "quality_low" if document["quality"] < threshold else None
 
 
 def _label(document: Document) -> str | None:
@@ -107,6 +109,9 @@ def _label(document: Document) -> str | None:
 def _scorer(quality: Quality | None) -> Callable[[str, str], float]:
     if quality is None:
         return lambda text, lang: 0.0
+    if quality.model is not None:
+        return QualityModel.read(quality.model).score
+    assert quality.function is not None
     module, name = quality.function.split(":")
     try:
         return getattr(importlib.import_module(module), name)

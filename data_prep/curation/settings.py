@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -11,15 +13,56 @@ from data_prep.curation.language import LANGUAGES
 from data_prep.curation.personal import Masks
 from data_prep.curation.rules import LanguageRules
 from data_prep.documents.fields import Fields
+from data_prep.quality.model import QualityModel, model_file
 from recipe.base.errors import ConfigError, UserError
+from recipe.base.files import sha256
 from recipe.base.strict import Section, load_yaml, strict_model
 
 
 class Quality(Section):
-    """A score of a model of yours, `function(text, lang) -> float`, written to the field `quality`."""
+    """A score of each text, written to the field `quality`; texts below `min` are dropped.
 
-    function: str = Field(pattern=r"^[\w.]+:\w+$")  # package.module:function, importable by every worker
-    min: float
+    It comes from a model of train_quality.py, or from `function(text, lang) -> float` of yours.
+    """
+
+    model: Path | None = None  # output folder of train_quality.py
+    function: str | None = Field(None, pattern=r"^[\w.]+:\w+$")  # package.module:function, importable by every worker
+    # of all languages; for a model also by language, where null leaves a language without scores, and what is not named
+    # has the model's own threshold
+    min: float | dict[str, float | None] = {}
+
+    def problems(self, languages: Collection[str]) -> list[str]:
+        found = []
+        if (self.model is None) == (self.function is None):
+            found.append("quality has one of model and function")
+        elif self.function is not None and not isinstance(self.min, float):
+            found.append("quality.min is missing or not one number, which quality.function needs")
+        named = set(self.min) if isinstance(self.min, dict) else set[str]()
+        strange = sorted(named - set(languages))
+        return found + [f"'quality.min.{name}' is none of languages; remove it or add the language" for name in strange]
+
+    def threshold(self, language: str) -> float | None:
+        """None where the language is not scored."""
+        return self.min.get(language) if isinstance(self.min, dict) else self.min
+
+    def with_thresholds(self, languages: Iterable[str]) -> Quality:
+        """The same with every threshold of the model written out.
+
+        Raises:
+            UserError: the model cannot be read, or has no classifier for a language.
+        """
+        if self.model is None:
+            return self
+        classifiers, thresholds = QualityModel.read(self.model).classifiers, dict[str, float | None]()
+        for language in languages:
+            asked = self.min.get(language, ...) if isinstance(self.min, dict) else self.min
+            if asked is not None and language not in classifiers:
+                raise UserError(
+                    f"quality.model {self.model} has no classifier for '{language}', only for {', '.join(classifiers)}; train "
+                    f"one for it, or set quality.min.{language} to null, which leaves its documents unscored"
+                )
+            thresholds[language] = classifiers[language].threshold if asked is ... else asked
+        return self.model_copy(update={"min": thresholds})
 
 
 class CurateConfig(Section):
@@ -44,7 +87,15 @@ class CurateConfig(Section):
                 f"blocked_urls: '{line}' names no host, or more than a host and a path; write one host or host/path a line"
                 for line in no_hosts[:5]
             ),
+            *([] if self.quality is None else self.quality.problems(self.languages)),
         ]
+
+    def parameters(self) -> dict[str, Any]:
+        """What decides over the result, for a stage: a quality model by its content, not its path."""
+        values = self.model_dump(mode="json")
+        if self.quality is not None and self.quality.model is not None:
+            values["quality"]["model"] = sha256(model_file(self.quality.model))
+        return values
 
 
 def load_curate_config(path: Path) -> CurateConfig:
@@ -72,7 +123,16 @@ def load_curate_config(path: Path) -> CurateConfig:
             values["blocked_urls"] = _lines_of(path.parent / values["blocked_urls"])
         elif values.get("blocked_urls", "") is None:
             values["blocked_urls"] = []
-    return strict_model(CurateConfig, values, path)
+    if (
+        isinstance(values, dict)
+        and isinstance(quality := values.get("quality"), dict)
+        and isinstance(quality.get("model"), str)
+    ):
+        values = {**values, "quality": {**quality, "model": str(path.parent / quality["model"])}}
+    config = strict_model(CurateConfig, values, path)
+    if config.quality is None:
+        return config
+    return config.model_copy(update={"quality": config.quality.with_thresholds(config.languages)})
 
 
 def _lines_of(path: Path) -> list[str]:
