@@ -9,64 +9,24 @@ leaves it, without duplicates; then set `quality: {model: FOLDER}` in the config
 from __future__ import annotations
 
 import os
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from data_prep.core.command import job_parser
 from data_prep.core.inputs import input_folder
-from data_prep.core.partial_files import partial_path
 from data_prep.core.stage import Stage, for_documents
 from data_prep.core.tally import merged
-from data_prep.curation.language import LANGUAGES
-from data_prep.documents.fields import Fields
 from data_prep.documents.reading import document_files
-from data_prep.quality.agreement import agreement, threshold_of_precision, threshold_of_share
-from data_prep.quality.examples import CLASSES, Examples, Labels, count_part, draw_part
-from data_prep.quality.model import FILE_NAME, Classifier, Ngrams, QualityModel, sigmoid
-from data_prep.quality.training import Linear, train
+from data_prep.quality.examples import CLASSES, Labels, count_part, draw_part
+from data_prep.quality.fitting import fit_language
+from data_prep.quality.model import FILE_NAME, Classifier, QualityModel
+from data_prep.quality.settings import TrainQualityConfig
 from recipe.base.errors import UserError, exit_on_user_error
-from recipe.base.files import replacing
-from recipe.base.strict import Section, load_json, load_yaml, strict_model
-
-
-class Threshold(Section):
-    """What the threshold of each language must reach; one of them."""
-
-    precision: float | None = Field(None, gt=0, le=1)
-    keep_share: float | None = Field(None, gt=0, le=1)
-    score: float | None = Field(None, ge=0, le=1)
-
-
-class TrainQualityConfig(Section):
-    fields: Fields = Fields()
-    label: str = Field("keep", min_length=1)
-    languages: list[str] = Field(min_length=1)
-    min_documents: int = Field(100, gt=0)
-    max_documents: int = Field(200_000, gt=0)
-    held_out_share: float = Field(0.2, gt=0, lt=1)
-    threshold: Threshold
-    ngrams: Ngrams
-    epochs: int = Field(5, gt=0)
-    learning_rate: float = Field(3.0, gt=0)
-
-    def problems(self) -> list[str]:
-        unknown = sorted(set(self.languages) - LANGUAGES)
-        known = f"name some of {', '.join(sorted(LANGUAGES))}"
-        return [
-            *(f"languages: '{name}' is none that documents are identified as; {known}" for name in unknown),
-            *([] if len(set(self.languages)) == len(self.languages) else ["languages names one twice; name each once"]),
-            *(
-                []
-                if len(self.threshold.model_fields_set) == 1
-                else ["threshold has one of precision, keep_share, score"]
-            ),
-            *self.ngrams.problems(),
-        ]
+from recipe.base.strict import load_json, load_yaml, strict_model
 
 
 def shares_to_draw(usable: dict[str, Any], config: TrainQualityConfig) -> dict[str, dict[str, float]]:
@@ -87,58 +47,6 @@ def shares_to_draw(usable: dict[str, Any], config: TrainQualityConfig) -> dict[s
     return shares
 
 
-def train_language(
-    language: str, number: int, *, config: TrainQualityConfig, candidates: str, examples: Path, output: Path
-) -> dict[str, Any]:
-    """Learn the classifier of one language, choose its threshold and measure it, each on documents of its own."""
-    documents = Examples.read(examples / language)
-    half = config.held_out_share / 2
-    to_choose, to_measure, to_learn = (
-        documents.between(start, stop) for start, stop in ((0, half), (half, 2 * half), (2 * half, 1))
-    )
-    if not (to_choose.has_both_classes() and to_measure.has_both_classes() and to_learn.has_both_classes()):
-        raise UserError(
-            f"of the documents in '{language}' those learnt from, or those held out, are all good or all bad; "
-            "give more documents, or change held_out_share"
-        )
-    linear = train(
-        to_learn.features, to_learn.good.tolist(), 1 << config.ngrams.bits, config.epochs, config.learning_rate
-    )
-    threshold = choose_threshold(scores_of(linear, to_choose), to_choose.good, config.threshold, candidates, language)
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / f"{language}.npy"
-    with replacing(path, partial_path(path)) as temporary, open(temporary, "wb") as file:
-        np.save(file, linear.weights)
-    return {
-        "bias": linear.bias,
-        "threshold": threshold,
-        "learnt_from": {"good": int(to_learn.good.sum()), "bad": int((~to_learn.good).sum())},
-        "agreement": agreement(scores_of(linear, to_measure), to_measure.good, threshold),
-    }
-
-
-def scores_of(linear: Linear, examples: Examples) -> np.ndarray:
-    return np.array([sigmoid(linear.logit(features)) for features in examples.features])
-
-
-def choose_threshold(scores: np.ndarray, good: np.ndarray, goal: Threshold, candidates: str, language: str) -> float:
-    """Args:
-    candidates: of which documents `keep_share` is a share, `bad` ones or `all`.
-    """
-    if goal.score is not None:
-        return goal.score
-    if goal.keep_share is not None:
-        return threshold_of_share(scores if candidates == "all" else scores[~good], goal.keep_share)
-    assert goal.precision is not None
-    threshold = threshold_of_precision(scores, good, goal.precision)
-    if threshold is None:
-        raise UserError(
-            f"no threshold keeps documents in '{language}' of which {goal.precision:.0%} are good; set threshold lower, or "
-            "give more documents"
-        )
-    return threshold
-
-
 def arguments(argv: list[str] | None) -> Namespace:
     parser = job_parser(
         __doc__,
@@ -154,13 +62,9 @@ def arguments(argv: list[str] | None) -> Namespace:
         "--negative", type=Path, help="bad documents, or those that are to be judged, in place of --input"
     )
     args = parser.parse_args(argv)
-    check_sources(parser, args)
-    return args
-
-
-def check_sources(parser: ArgumentParser, args: Namespace) -> None:
     if (args.input is None) == (args.positive is None) or (args.positive is None) != (args.negative is None):
-        parser.error("give --input, or both --positive and --negative")
+        raise UserError("give --input with labelled documents, or both --positive and --negative")
+    return args
 
 
 def open_stage(args: Namespace, config: TrainQualityConfig) -> tuple[Stage, Labels]:
@@ -190,16 +94,16 @@ def run(stage: Stage, labels: Labels, config: TrainQualityConfig) -> None:
         "count", for_documents(stage, work=partial(count_part, labels=labels), fields=fields), stage.parts
     )
     usable = merged(result["usable"] for result in counted)
-    dropped = merged(result["dropped"] for result in counted)
+    unusable = merged(result["unusable"] for result in counted)
     n_usable = sum(number for classes in usable.values() for number in classes.values())
-    stage.must_have_documents(n_usable + sum(dropped.values()), of="the input")
+    stage.must_have_documents(n_usable + sum(unusable.values()), of="the input")
     examples, weights = stage.shuffle("examples").folder, stage.shuffle("weights").folder
     draw = partial(
         draw_part, labels=labels, shares=shares_to_draw(usable, config), ngrams=config.ngrams, folder=examples
     )
     drawn = stage.run_tasks("draw", for_documents(stage, work=draw, fields=fields), stage.parts)
     learn = partial(
-        train_language,
+        fit_language,
         config=config,
         candidates="all" if labels.good_parts is None else "bad",
         examples=examples,
@@ -213,13 +117,15 @@ def run(stage: Stage, labels: Labels, config: TrainQualityConfig) -> None:
     QualityModel(config.ngrams, classifiers).write(stage.output / FILE_NAME)
     used = merged(result["drawn"] for result in drawn)
     n_used = sum(number for classes in used.values() for number in classes.values())
-    counts = {
-        "in": n_usable + sum(dropped.values()),
+    counts: dict[str, Any] = {
+        "in": n_usable + sum(unusable.values()),
         "out": n_used,
-        "dropped": {**dropped, **({"not_drawn": n_usable - n_used} if n_usable > n_used else {})},
+        "dropped": dict(unusable),
         "bad_records": sum(result["bad_records"] for result in counted),
         "documents": used,
     }
+    if n_usable > n_used:
+        counts["dropped"]["not_drawn"] = n_usable - n_used
     stage.finish(counts=counts, files=[stage.output / FILE_NAME], results={"languages": trained})
 
 

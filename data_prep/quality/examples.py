@@ -40,28 +40,31 @@ class Labels:
     languages: tuple[str, ...]
     good_parts: frozenset[int] | None = None
 
-    def place(self, document: Document, number: int) -> tuple[str, str] | str:
-        """Language and class of a document of a part, or the reason why it cannot be used."""
+    def place(self, document: Document, number: int) -> tuple[str, str, str | None]:
+        """Language and class of a document of a part, and the reason why it cannot be used."""
         label = document.get(self.field) if self.good_parts is None else number in self.good_parts
-        if label not in (False, True):
-            return "no_label"
         language = document.get("lang")
         if language not in LANGUAGES:
             language = identify_language(document["text"])[0]
-        return (language, CLASSES[bool(label)]) if language in self.languages else "other_language"
+        return language, CLASSES[label == 1], self._reason(label, language)
+
+    def _reason(self, label: object, language: str) -> str | None:
+        if label not in (False, True):
+            return "no_label"
+        return None if language in self.languages else "other_language"
 
 
 def count_part(documents: Iterable[Document], number: int, *, labels: Labels) -> dict[str, Any]:
     """Documents of each language and class in one part of the input, and those that cannot be used by reason."""
     usable: dict[str, Counter[str]] = {}
-    dropped = Counter[str]()
+    unusable = Counter[str]()
     for document in documents:
-        place = labels.place(document, number)
-        if isinstance(place, str):
-            dropped[place] += 1
+        language, name, reason = labels.place(document, number)
+        if reason is None:
+            usable.setdefault(language, Counter())[name] += 1
         else:
-            usable.setdefault(place[0], Counter())[place[1]] += 1
-    return {"usable": usable, "dropped": dropped}
+            unusable[reason] += 1
+    return {"usable": usable, "unusable": unusable}
 
 
 def draw_part(
@@ -77,20 +80,13 @@ def draw_part(
     writers = {language: _Writer(ngrams) for language in labels.languages}
     drawn: dict[str, Counter[str]] = {}
     for document in documents:
-        place = labels.place(document, number)
-        if isinstance(place, str):
-            continue
-        language, name = place
-        if unit_hash(document["id"], DRAW_SEED) < shares[language][name]:
+        language, name, reason = labels.place(document, number)
+        if reason is None and _hash(document["id"], DRAW_SEED) < shares[language][name] * 2**64:
             writers[language].add(document, name == "good")
             drawn.setdefault(language, Counter())[name] += 1
     for language, writer in writers.items():
         writer.write(folder / language, number)
     return {"drawn": drawn}
-
-
-def unit_hash(identity: str, seed: int) -> float:
-    return _hash(identity, seed) / 2**64
 
 
 def _hash(identity: str, seed: int) -> int:
