@@ -60,9 +60,9 @@ def of_split(rows: list[Row], split: str) -> list[Row]:
 def ours(language: str, rows: list[Row], repeats: int) -> dict[str, Any]:
     path = CONFIGS / "train_quality.yaml"
     config = strict_model(TrainQualityConfig, load_yaml(path), path)
-    learnt, scan = of_split(rows, "dev"), config.ngrams.scan()
+    learnt, counter = of_split(rows, "dev"), config.ngrams.counter()
     start = time.process_time()
-    documents = [features_of(scan, row["text"]) for row in learnt]
+    documents = [features_of(counter, row["text"]) for row in learnt]
     good = [row["keep"] for row in learnt]
     linear = train(documents, good, 1 << config.ngrams.bits, config.epochs, config.learning_rate)
     train_s = time.process_time() - start

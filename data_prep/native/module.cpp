@@ -236,24 +236,24 @@ PYBIND11_MODULE(_native, module) {
             return self.find(at, end);
         }, "(start, stop) of every match in characters, by stop; matches overlap.");
 
-    using Pair = std::pair<size_t, size_t>;
-    py::class_<ngrams::Ngrams>(module, "Ngrams")
-        .def(py::init([](Pair characters, Pair words, unsigned bits) {
-            return ngrams::Ngrams({characters.first, characters.second}, {words.first, words.second}, bits);
-        }), py::arg("characters"), py::arg("words"), py::arg("bits"))
-        .def("buckets", [](const ngrams::Ngrams& self, const py::str& text) {
+    py::class_<ngrams::Counter>(module, "NgramCounter")
+        .def(py::init<ngrams::Counter::Orders, ngrams::Counter::Orders, unsigned>(), py::arg("characters"),
+             py::arg("words"), py::arg("bits"))
+        .def("values", [](ngrams::Counter& self, const py::str& text) {
             auto [at, end] = utf8(text);
-            std::vector<uint32_t> characters, words;
-            self.each_of_characters(at, end, [&](uint32_t bucket) { characters.push_back(bucket); });
-            self.each_of_words(at, end, [&](uint32_t bucket) { words.push_back(bucket); });
-            return py::make_tuple(array(characters.data(), characters.size()), array(words.data(), words.size()));
-        }, "uint32: the bucket of every n-gram of characters in order, and of every n-gram of words.")
-        .def("mean_weights", [](const ngrams::Ngrams& self, const py::str& text,
-                                py::array_t<float, py::array::c_style> weights) {
-            if (size_t(weights.size()) != size_t(1) << self.bits) throw std::invalid_argument("a weight for each bucket");
+            std::vector<uint32_t> buckets;
+            std::vector<float> values;
+            self.each_value(at, end, [&](uint32_t bucket, float value) {
+                buckets.push_back(bucket);
+                values.push_back(value);
+            });
+            return py::make_tuple(array(buckets.data(), buckets.size()), array(values.data(), values.size()));
+        }, "uint32 and float32: buckets of the text's n-grams, each once, and sqrt(share of the n-grams) of each.")
+        .def("weigh", [](ngrams::Counter& self, const py::str& text, py::array_t<float, py::array::c_style> weights) {
+            if (size_t(weights.size()) != self.buckets()) throw std::invalid_argument("give a weight for each bucket");
             auto [at, end] = utf8(text);
-            return self.mean_weights(at, end, weights.data());
-        }, "The mean weight of the n-grams of characters plus that of the n-grams of words.");
+            return self.weigh(at, end, weights.data());
+        }, "The sum of the values of a text, each times the weight of its bucket.");
 
     module.attr("STATISTICS") = statistics::NAMES;
     py::class_<statistics::Meter>(module, "Meter")

@@ -1,106 +1,117 @@
-// Hashed n-grams of characters and of words, and the score of a linear model that weighs them, in one scan each.
+// Hashed n-grams of characters and of words, counted in one scan, and what a linear model makes of them.
 #pragma once
 
+#include <cmath>
 #include <stdexcept>
 
 #include "characters.hpp"
 
 namespace ngrams {
 
-constexpr size_t MOST = 7;                          // symbols of an n-gram
-constexpr uint64_t BASE = 0xd1342543de82ef95ULL;    // odd, of Steele and Vigna's multipliers (arXiv 2001.05304)
-constexpr uint64_t CHARACTERS = 0, WORDS = 1;       // which n-grams: they share the buckets
+constexpr size_t MOST = 7;                        // symbols of an n-gram
+constexpr uint64_t BASE = 0xd1342543de82ef95ULL;  // odd, from Steele and Vigna (arXiv 2001.05304)
+constexpr uint64_t CHARACTERS = 1, WORDS = 2;     // n-grams of both share the buckets
 
-// Shortest and longest n-gram; none where the longest is 0.
-struct Orders {
-    size_t least, most;
-    Orders(size_t least, size_t most) : least(least), most(most) {
-        if (most > MOST || (most && (least < 1 || least > most)))
-            throw std::invalid_argument("n-grams have 1 to 7 symbols");
-    }
-};
-
-// The n-grams of a row of symbols as each one comes: polynomials of the symbols, from those of the whole row so far.
-class Window {
+// The n-grams that end with the last symbol of a row, each a polynomial of its symbols. Those that would begin before the
+// row are shorter.
+class Row {
 public:
-    Window(Orders orders, uint64_t kind, unsigned bits) : orders_(orders), shift_(64 - bits) {
-        for (size_t n = 0; n <= MOST; ++n) {
-            powers_[n] = n ? powers_[n - 1] * BASE : 1;
-            salts_[n] = text::mix(kind << 8 | n);
-        }
+    Row(size_t least, size_t most, uint64_t kind) : least_(least), most_(most) {
+        if (least < 1 || least > most || most > MOST) throw std::invalid_argument("n-grams have 1 to 7 symbols");
+        ngrams_[0] = text::mix(kind);
     }
 
-    // Call `take(bucket)` for the n-grams that end with this symbol.
+    // Call `take(hash)` for the n-grams that end with this symbol.
     template <typename Take>
     void push(uint64_t symbol, Take&& take) {
-        uint64_t row = rows_[count_ % SLOTS] * BASE + symbol;
-        rows_[++count_ % SLOTS] = row;
-        for (size_t n = orders_.least; n <= orders_.most && n <= count_; ++n) {
-            uint64_t ngram = row - rows_[(count_ - n) % SLOTS] * powers_[n];
-            take(uint32_t(text::mix(ngram ^ salts_[n]) >> shift_));
+        for (size_t n = most_; n > 0; --n) {
+            ngrams_[n] = (ngrams_[n - 1] + symbol) * BASE;
+            if (n >= least_) take(ngrams_[n]);
         }
     }
 
 private:
-    static constexpr size_t SLOTS = 8;  // more than MOST
-    Orders orders_;
-    unsigned shift_;
-    size_t count_ = 0;
-    uint64_t rows_[SLOTS] = {}, powers_[MOST + 1], salts_[MOST + 1];
+    size_t least_, most_;
+    uint64_t ngrams_[MOST + 1] = {};
 };
 
-// Call `take(symbol)` for the characters as the n-grams see them: runs of blanks as one blank, or as a line feed where a
-// line ends in them, which stands before and behind the text too; digits as 0; without invisible ones.
+// Characters as their n-grams see them: without invisible ones, a run of blanks as one blank, or as a line feed where a
+// line ends in it, digits as 0. Words as `text::each_word` has them, in lower case. Both rows begin and end anew with a text.
 template <typename Take>
-inline void each_character(const unsigned char* at, const unsigned char* end, Take&& take) {
-    take('\n');
+inline void each_ngram(const unsigned char* at, const unsigned char* end, Row characters, Row words, Take&& take) {
+    uint64_t word = 0;
     uint32_t blank = 0;
-    bool begun = false;
+    bool inside = false;
+    auto end_word = [&] {
+        if (inside) words.push(text::mix(word), take);
+        inside = false;
+    };
     while (at < end) {
         uint32_t code = text::next(at);
         uint8_t kind = text::class_of(code);
-        if (kind & text::SPACE) { blank = blank == '\n' || text::ends_line(code) ? '\n' : ' '; continue; }
         if (!kind && text::is_invisible(code)) continue;
-        if (blank && begun) take(blank);
+        if (kind & text::SPACE) {
+            blank = blank == '\n' || text::ends_line(code) ? '\n' : ' ';
+            end_word();
+            continue;
+        }
+        if (blank) characters.push(blank, take);
         blank = 0;
-        begun = true;
-        take(kind & text::NUMBER ? '0' : code);
+        characters.push(kind & text::NUMBER ? '0' : code, take);
+        bool alone = text::stands_alone(code, kind);
+        if ((kind & text::WORD) && !alone) {
+            word = text::feed(inside ? word : text::TOKEN_START, text::lower(code));
+            inside = true;
+            continue;
+        }
+        end_word();
+        if (alone) words.push(text::mix(text::feed(text::TOKEN_START, code)), take);
     }
-    if (begun) take('\n');
+    end_word();
 }
 
-// Which n-grams are counted, and in how many buckets.
-struct Ngrams {
-    Orders characters, words;
-    unsigned bits;
+// Counts the n-grams of one text after the other. The value of a bucket is sqrt(its share of the n-grams), so that the
+// values of a text have length 1, and a word that fills a text does not speak for all of it.
+class Counter {
+public:
+    using Orders = std::pair<size_t, size_t>;  // the shortest and the longest n-gram
 
-    Ngrams(Orders characters, Orders words, unsigned bits) : characters(characters), words(words), bits(bits) {
-        if (bits < 1 || bits > 30) throw std::invalid_argument("buckets are 2**1 to 2**30");
+    Counter(Orders characters, Orders words, unsigned bits)
+        : characters_(characters.first, characters.second, CHARACTERS), words_(words.first, words.second, WORDS),
+          shift_(64 - bits) {
+        if (bits < 1 || bits > 30) throw std::invalid_argument("there are 2**1 to 2**30 buckets");
+        counts_.resize(size_t(1) << bits);
     }
 
+    size_t buckets() const { return counts_.size(); }
+
+    // Call `take(bucket, value)` once for each bucket, in the order in which they come in the text.
     template <typename Take>
-    void each_of_characters(const unsigned char* begin, const unsigned char* end, Take take) const {
-        Window window(characters, CHARACTERS, bits);
-        each_character(begin, end, [&](uint32_t code) { window.push(code, take); });
+    void each_value(const unsigned char* begin, const unsigned char* end, Take take) {
+        size_t total = 0;
+        buckets_.clear();
+        each_ngram(begin, end, characters_, words_, [&](uint64_t hash) {
+            auto bucket = uint32_t((hash ^ hash >> 32) * text::TOKEN_START >> shift_);
+            if (counts_[bucket]++ == 0) buckets_.push_back(bucket);
+            ++total;
+        });
+        double scale = 1 / std::sqrt(double(total));
+        for (uint32_t bucket : buckets_) {
+            take(bucket, float(std::sqrt(double(counts_[bucket])) * scale));
+            counts_[bucket] = 0;
+        }
     }
 
-    template <typename Take>
-    void each_of_words(const unsigned char* begin, const unsigned char* end, Take take) const {
-        Window window(words, WORDS, bits);
-        text::each_word(begin, end, true, [&](size_t, size_t, uint64_t hash, uint32_t) { window.push(hash, take); });
+    double weigh(const unsigned char* begin, const unsigned char* end, const float* weights) {
+        double sum = 0;
+        each_value(begin, end, [&](uint32_t bucket, float value) { sum += double(weights[bucket]) * value; });
+        return sum;
     }
 
-    // The mean weight of the n-grams of characters, and that of the n-grams of words, together.
-    double mean_weights(const unsigned char* begin, const unsigned char* end, const float* weights) const {
-        double sum = 0, total = 0;
-        size_t count = 0;
-        auto add = [&](uint32_t bucket) { sum += weights[bucket]; ++count; };
-        each_of_characters(begin, end, add);
-        if (count) total = sum / double(count);
-        sum = 0, count = 0;
-        each_of_words(begin, end, add);
-        return count ? total + sum / double(count) : total;
-    }
+private:
+    Row characters_, words_;
+    unsigned shift_;
+    std::vector<uint32_t> counts_, buckets_;  // counts are 0 between texts
 };
 
 }  // namespace ngrams

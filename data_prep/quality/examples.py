@@ -97,13 +97,13 @@ class _Writer:
     """The rows and features of one part's documents in one language."""
 
     def __init__(self, ngrams: Ngrams):
-        self._scan = ngrams.scan()
+        self._counter = ngrams.counter()
         self._rows: list[tuple[int, int, bool]] = []
         self._features = [np.empty(0, FEATURE)]
         self._size = 0
 
     def add(self, document: Document, good: bool) -> None:
-        self._features.append(features_of(self._scan, document["text"]))
+        self._features.append(features_of(self._counter, document["text"]))
         self._size += self._features[-1].size
         self._rows.append((_hash(document["id"], SPLIT_SEED), self._size, good))
 

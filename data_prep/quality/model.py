@@ -1,8 +1,7 @@
 """A trained quality model: one linear classifier per language over hashed n-grams, in a file that is checked when read.
 
-The score of a text is `sigmoid(bias + mean weight of its character n-grams + mean weight of its word n-grams)`, from 0
-to 1. Means do not grow with the length of a text. A model of two languages is 2 MB, and the weights of one language stay
-in a second-level cache.
+The score of a text is `sigmoid(bias + sum of weight * sqrt(share of the text's n-grams))` over the buckets of its n-grams, from
+0 to 1. A model of two languages takes 2 MB.
 """
 
 from __future__ import annotations
@@ -44,8 +43,8 @@ class Ngrams(Section):
             if not 1 <= orders[0] <= orders[1] <= MOST_SYMBOLS
         ]
 
-    def scan(self) -> native.Ngrams:
-        return native.Ngrams(self.characters, self.words, self.bits)
+    def counter(self) -> native.NgramCounter:
+        return native.NgramCounter(self.characters, self.words, self.bits)
 
 
 @dataclass(frozen=True)
@@ -62,12 +61,12 @@ class QualityModel:
 
     def __init__(self, ngrams: Ngrams, classifiers: dict[str, Classifier]):
         self.ngrams, self.classifiers = ngrams, classifiers
-        self._scan = ngrams.scan()
+        self._counter = ngrams.counter()
 
     def score(self, text: str, language: str) -> float:
         """From 0, as the bad documents of the training, to 1, as the good ones."""
         classifier = self.classifiers[language]
-        return sigmoid(classifier.bias + self._scan.mean_weights(text, classifier.weights))
+        return sigmoid(classifier.bias + self._counter.weigh(text, classifier.weights))
 
     def write(self, path: Path) -> None:
         languages = {

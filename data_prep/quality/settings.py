@@ -22,13 +22,13 @@ class TrainQualityConfig(Section):
     fields: Fields = Fields()
     label: str = Field("keep", min_length=1)
     languages: list[str] = Field(min_length=1)
-    min_documents: int = Field(100, gt=0)
+    min_documents: int = Field(0.3, gt=0)
     max_documents: int = Field(200_000, gt=0)
     held_out_share: float = Field(0.2, gt=0, lt=1)
     threshold: Threshold
     ngrams: Ngrams
-    epochs: int = Field(5, gt=0)
-    learning_rate: float = Field(3.0, gt=0)
+    epochs: int = Field(10, gt=0)
+    learning_rate: float = Field(0.3, gt=0)
 
     def problems(self) -> list[str]:
         unknown = sorted(set(self.languages) - LANGUAGES)

@@ -7,10 +7,11 @@ order, without threads of a linear algebra library: the same documents give the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from data_prep.curation.characters import native
 from data_prep.quality.model import sigmoid
 
 FEATURE = np.dtype([("bucket", "<u4"), ("value", "<f4")])
@@ -27,13 +28,11 @@ class Linear(NamedTuple):
         return self.bias + float(products.sum(dtype=np.float64))
 
 
-def features_of(scan: Any, text: str) -> np.ndarray:
-    """FEATURE [different buckets]: how much the weight of each bucket counts in the score of the text."""
-    families = scan.buckets(text)
-    buckets, places = np.unique(np.concatenate(families), return_inverse=True)
-    shares = np.concatenate([np.full(family.size, 1 / max(1, family.size)) for family in families])
+def features_of(counter: native.NgramCounter, text: str) -> np.ndarray:
+    """FEATURE [different buckets]: the value by which the weight of each bucket counts in the score of the text."""
+    buckets, values = counter.values(text)
     features = np.empty(buckets.size, FEATURE)
-    features["bucket"], features["value"] = buckets, np.bincount(places, shares, buckets.size)
+    features["bucket"], features["value"] = buckets, values
     return features
 
 
