@@ -17,6 +17,7 @@ from data_prep.quality.model import QualityModel
 from recipe.base.errors import UserError
 from recipe.base.strict import load_json
 from tests.data_prep.job_server import run_job
+from tests.data_prep.test_jobs import contents, run_until_not_killed
 
 WORDS = {
     "en": (
@@ -145,6 +146,26 @@ def test_documents_that_cannot_be_used_are_counted(config, tmp_path):
     done = train(config(), tmp_path / "out", "--input", tmp_path / "in.jsonl")
     assert load_json(tmp_path / "out" / "manifest.json")["counts"]["dropped"] == {"no_label": 2, "other_language": 1}
     assert "its label is neither true nor false (no_label)" in done.stdout
+
+
+@pytest.mark.parametrize("workers", [1, 2], ids=["one-worker", "two-workers"])
+def test_killed_before_each_change_to_its_output_the_job_ends_in_the_same_bytes(workers, config, tmp_path):
+    for part in range(workers):
+        write_documents(tmp_path / "in" / f"{part}.jsonl.gz", corpus()[part::workers])
+    words = [
+        "data_prep/train_quality.py",
+        "--input",
+        tmp_path / "in",
+        "--config",
+        config(epochs=1),
+        "--workers",
+        workers,
+    ]
+    assert run_job(*words, "--output", tmp_path / "reference").returncode == 0
+    output = tmp_path / "killed"
+    kills = run_until_not_killed([*words, "--output", output], output, tmp_path / "come_to")
+    assert contents(output) == contents(tmp_path / "reference")
+    assert kills > 5
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,8 @@ RULES = {
         ("near_duplicate", {"threshold": 0.7}, [], "at least 70% similar to a document that stays"),
         ("near_duplicate", {}, [], "almost the same text as a document that stays"),
         ("quality_low", {"quality": {"min": 0.5}}, [], "the quality score is below 0.5"),
+        ("quality_low", {"quality": {"min": {"en": 0.5, "zh": 0.4, "de": None}}}, ["en", "zh"], "the quality score is below 0.5 (en) or 0.4 (zh)"),
+        ("quality_low", {"quality": {"min": {"en": 0.5, "zh": 0.4}}}, ["zh"], "the quality score is below 0.4"),
         ("quality_low", {"quality": None}, [], "the quality score is too low"),
         (
             "contaminated",
