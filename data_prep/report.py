@@ -135,8 +135,10 @@ def _interval(low: float) -> str:
 
 
 def facts_of(stage: FinishedStage) -> list[str]:
-    """Sentences about a tokenizer."""
+    """Sentences about a tokenizer or a quality model."""
     facts, results = [], stage.results
+    if stage.name == "train_quality":
+        facts += [_agreement_of(language, result) for language, result in results["languages"].items()]
     if "vocab_size" in results:
         asked = results["requested"]
         less = "" if results["vocab_size"] == asked else f", {asked:,} were asked for"
@@ -152,6 +154,18 @@ def facts_of(stage: FinishedStage) -> list[str]:
             else "All documents were the same when decoded."
         )
     return facts
+
+
+def _agreement_of(language: str, result: dict[str, Any]) -> str:
+    measured = result["agreement"]
+    numbers = {
+        name: "none" if measured[name] is None else f"{measured[name]:.3f}" for name in ("precision", "recall", "auc")
+    }
+    return (
+        f"{language}: {measured['accuracy']:.1%} of {counted(measured['documents'], 'held-out document')} are judged as labelled at "
+        f"the threshold {result['threshold']:.3f}; precision {numbers['precision']}, recall {numbers['recall']}, "
+        f"AUC {numbers['auc']}."
+    )
 
 
 def totals_of(stage: FinishedStage) -> list[dict[str, Any]]:

@@ -14,6 +14,8 @@ from data_prep.curation.curator import Curator
 from data_prep.curation.settings import load_curate_config
 from data_prep.documents.reading import write_documents
 from data_prep.quality.model import QualityModel
+from data_prep.report import facts_of
+from data_prep.reporting.stages import read_stage
 from recipe.base.errors import UserError
 from recipe.base.strict import load_json
 from tests.data_prep.job_server import run_job
@@ -102,6 +104,9 @@ def test_a_model_agrees_with_held_out_labels_and_scores_unseen_text(config, labe
                 scores[document["keep"]].append(model.score(document["text"], language))
         assert min(scores[True]) > max(scores[False])
     assert f"model: {tmp_path}/out" in done.stdout
+    facts = facts_of(read_stage(tmp_path / "out"))
+    assert [fact[:4] for fact in facts] == ["en: ", "zh: "]
+    assert all("held-out documents are judged as labelled at the threshold" in fact for fact in facts)
 
 
 def test_seeds_give_the_bytes_that_labels_give_but_for_what_is_named(config, labelled, tmp_path):
