@@ -43,7 +43,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-@pytest.mark.parametrize("job", [*JOBS, "synthetic_corpus", "evaluate_tokenizer", "ingest", "import_shards", "mix", "train_quality"])
+@pytest.mark.parametrize(
+    "job", [*JOBS, "synthetic_corpus", "evaluate_tokenizer", "ingest", "import_shards", "mix", "train_quality"]
+)
 def test_help_shows_an_example(job):
     done = run_python(f"data_prep/{job}.py", "--help")
     assert done.returncode == 0
