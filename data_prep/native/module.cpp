@@ -5,8 +5,8 @@
 
 #include "clean.hpp"
 #include "minhash.hpp"
-#include "overlap.hpp"
 #include "ngrams.hpp"
+#include "overlap.hpp"
 #include "phrases.hpp"
 #include "statistics.hpp"
 
