@@ -19,6 +19,7 @@ from data_prep.curation.curator import Curator
 from data_prep.curation.settings import CurateConfig, load_curate_config
 from data_prep.documents.reading import Document, Part, write_documents, write_part
 from recipe.base.errors import exit_on_user_error
+from recipe.base.strict import load_json
 
 
 def curate_documents(
@@ -30,6 +31,7 @@ def curate_documents(
         "lines_dropped": Counter(),
         "sentences_dropped": Counter(),
         "masked": {},
+        "bilingual": {},  # language -> label -> documents and bytes that are kept
         "confidence": {},
         "log2_characters": {},
     }
@@ -53,6 +55,9 @@ def curate_documents(
                 numbers["lines_dropped"][language] += lines
                 numbers["sentences_dropped"][language] += sentences
                 numbers["masked"].setdefault(language, Counter()).update(masked)
+                if label := document.get("bilingual"):
+                    labels = numbers["bilingual"].setdefault(language, {})
+                    labels.setdefault(label, Counter()).update(documents=1, bytes=len(document["text"].encode()))
                 yield document
             else:
                 samples[reason] += 1
@@ -67,6 +72,14 @@ def curate_documents(
 def curate_part(part: Part, number: int, *, config: CurateConfig, output: Path, max_bad: int) -> dict[str, Any]:
     work = partial(curate_documents, config=config, output=output, source=part.path.name.split(".")[0])
     return document_task(part, number, work=work, output=output, max_bad=max_bad, fields=config.fields.model_dump())
+
+
+def bilingual_lines(results: dict[str, Any]) -> Iterator[str]:
+    """A line for each language that says how many of its documents join two languages, and how."""
+    for language, labels in results.get("bilingual", {}).items():  # a folder that an older version finished has none
+        documents, size = (sum(numbers[name] for numbers in labels.values()) for name in ("documents", "bytes"))
+        how = ", ".join(f"{label} {numbers['documents']:,}" for label, numbers in labels.items())
+        yield f"bilingual {documents:>7,}  mostly in {language}, {size / 1e6:.1f} MB: {how}"
 
 
 @exit_on_user_error
@@ -88,6 +101,8 @@ def main(argv: list[str] | None = None) -> None:
             results=merged(result["numbers"] for result in results),
         )
     stage.report("kept")
+    for line in bilingual_lines(load_json(stage.output / "manifest.json")["results"]):
+        print(f"  {line}")
     stage.tell_next()
 
 

@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
+from data_prep.curation.bilingual import BILINGUAL, bilingual_label
 from data_prep.curation.blocked_urls import BlockedUrls
 from data_prep.curation.characters import native
 from data_prep.curation.cleaning import Phrases, normalize
-from data_prep.curation.language import identify_language
+from data_prep.curation.language import language_shares, leading_language
 from data_prep.curation.notices import is_prominent, remove_notices
 from data_prep.curation.personal import mask_personal
-from data_prep.curation.rules import Judge
+from data_prep.curation.rules import PROSE, Judge
 from data_prep.curation.settings import CurateConfig, Quality
 from data_prep.documents.reading import Document
 from data_prep.quality.model import QualityModel
@@ -33,7 +34,8 @@ class Curator:
     """Judges documents, one at a time.
 
     The language is the detected one. A document that claims another of the configured languages is dropped: one of
-    the two is wrong. Labels that the configuration does not know (zh-Hans, cmn_Hani) are replaced.
+    the two is wrong; of one that joins two of them (bilingual.py), both are right, and it has that of which it has most.
+    Labels that the configuration does not know (zh-Hans, cmn_Hani) are replaced.
     """
 
     def __init__(self, config: CurateConfig):
@@ -53,8 +55,7 @@ class Curator:
         if len(document["text"]) > self._config.max_characters:
             return Verdict({**document, "lang": claimed or "unknown"}, "too_large", 0.0, 0, masked)
         document["text"] = normalize(document["text"])
-        language, confidence = identify_language(document["text"])
-        document["lang"] = language
+        language, confidence = self._label_language(document)
         reason, lines_dropped, sentences_dropped = self._label_reason(document, claimed, confidence), 0, 0
         if reason is None:
             document["text"], lines_dropped, sentences_dropped = self._content(document["text"], language)
@@ -63,12 +64,24 @@ class Curator:
             document["text"] = mask_personal(document["text"], self._config.personal_data, masked)
         return Verdict(document, reason, confidence, lines_dropped, masked, sentences_dropped)
 
+    def _label_language(self, document: Document) -> tuple[str, float]:
+        """Write into the document its language, and how it joins two if it does; return the language and its share."""
+        shares = language_shares(document["text"])
+        document.pop("bilingual", None)
+        document["lang"], confidence = leading_language(shares)
+        label = bilingual_label(document["text"], shares, self._config.languages)
+        if label is not None:
+            document["bilingual"] = label
+            known = {language: share for language, share in shares.items() if language in self._config.languages}
+            document["lang"], confidence = leading_language(known)[0], sum(known.values())
+        return document["lang"], confidence
+
     def _label_reason(self, document: Document, claimed: str | None, confidence: float) -> str | None:
         if self._blocked_urls.has(document.get("url")):
             return "blocked_url"
         if document["lang"] not in self._config.languages:
             return "other_language"
-        if claimed in self._config.languages and claimed != document["lang"]:
+        if claimed in self._config.languages and claimed != document["lang"] and "bilingual" not in document:
             return "language_mismatch"
         return "mixed_language" if confidence < self._config.min_language_share else None
 
@@ -85,7 +98,7 @@ class Curator:
 
     def _text_reason(self, document: Document) -> str | None:
         text, language = document["text"], document["lang"]
-        reason = self._judges[language].reason(text)
+        reason = self._judges[language].reason(text, BILINGUAL if "bilingual" in document else PROSE)
         if reason is not None:
             return reason
         if is_prominent(text, self._document_phrases[language].find(text)):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 
 import eldc
@@ -26,11 +26,11 @@ _PIECE = 400  # characters that are judged together; ELD-C reads 1,000 bytes
 _PIECES = 20  # at most, evenly spread
 _MIN_SCORE = 0.4  # of 1: 99% of short English messages reach it, and none of 300 characters in an unknown language
 _MIN_PROSE_SCORE = 0.7  # beside Chinese, where code must not count as English
-_MIN_PROSE_LETTERS = 0.85  # of visible characters: 95% of English paragraphs have more, three quarters of code fewer
+MIN_PROSE_LETTERS = 0.85  # of visible characters: 95% of English paragraphs have more, three quarters of code fewer
 _MIN_UNKNOWN_LETTERS = 0.75  # of visible characters: prose in an unknown language has more, tables and code have fewer
 _MAX_WORD_LETTERS = 12  # on average, in such prose; lists of identifiers have longer ones
-_HAN_WEIGHT = 2.5  # one Chinese character says about what 2.5 Latin letters say, and a Korean one as much
-_TERMS_SHARE = 0.1  # of a page: Latin letters below it are terms in Chinese text, Han below it are terms in other text
+HAN_WEIGHT = 2.5  # one Chinese character says about what 2.5 Latin letters say, and a Korean one as much
+TERMS_SHARE = 0.1  # of a page: Latin letters below it are terms in Chinese text, Han below it are terms in other text
 _MAX_LATIN_TERMS = 0.8  # of the letters of Korean, Russian or Arabic text: terms, which are in no language
 _KANA_SHARE = 0.5  # of Han and kana, at least, in Japanese prose
 _SHORT_KANA_SHARE = 0.05  # the same in titles and sentences, which are in one language, if no character is Chinese only
@@ -38,7 +38,7 @@ _SHORT = 100  # Han and kana
 _CHINESE_WORDS = frozenset("這們您妳她嗎麼很呢吧啊")  # in most traditional texts, in next to no Japanese one
 _JIS_LEVEL_1 = b"\x98\x72"  # the last of the 2,965 common characters in Shift JIS
 
-_HAN_OR_KANA = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U000323af]+")
+HAN_OR_KANA = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U000323af]+")
 _UNIT = re.compile(r"[^\n。！？!?.]+[\n。！？!?.]*")  # a line or a sentence
 
 eldc.init()
@@ -48,19 +48,36 @@ _DETECTOR.set_scores(1)
 
 def identify_language(text: str) -> tuple[str, float]:
     """ISO 639-1 code, and its share of what is in any language, 0 to 1. `unknown` and 0 where no language leads."""
+    return leading_language(language_shares(text))
+
+
+def leading_language(shares: Mapping[str, float]) -> tuple[str, float]:
+    """The language of the largest share, and its share; `unknown` and 0 where none leads."""
+    language = max(shares, key=shares.__getitem__, default="unknown")
+    return (language, 0.0) if language == "unknown" else (language, shares[language])
+
+
+def language_shares(text: str) -> dict[str, float]:
+    """ISO 639-1 code, or `unknown`, -> its share of what is in any language; nothing where nothing is."""
     sample = _sample(text)
     han, kana, _, letters = native.script_counts(sample)
-    east_asian, others = (han + kana) * _HAN_WEIGHT, letters - han - kana
+    east_asian, others = (han + kana) * HAN_WEIGHT, letters - han - kana
     contents = defaultdict[str, float](float)
     if han + kana:
         japanese = _japanese_share(sample, han, kana)
         contents["ja"], contents["zh"] = east_asian * japanese, east_asian * (1 - japanese)
-    if others > _TERMS_SHARE * east_asian:
-        mixed = east_asian > _TERMS_SHARE * others
+    if others > TERMS_SHARE * east_asian:
+        mixed = east_asian > TERMS_SHARE * others
         for language, content in _other_languages(_other_units(sample) if mixed else sample, prose_only=mixed):
             contents[language] += content
-    language = max(contents, key=contents.__getitem__, default="unknown")
-    return (language, 0.0) if language == "unknown" else (language, contents[language] / sum(contents.values()))
+    total = sum(contents.values())
+    return {language: content / total for language, content in contents.items()} if total else {}
+
+
+def prose_language(text: str) -> str | None:
+    """The language of a sentence that is written in one, of any script but Han and kana; None of code and names."""
+    detected = _DETECTOR.detect_details(text)
+    return detected.language if detected.scores.get(detected.language, 0.0) >= _MIN_PROSE_SCORE else None
 
 
 def _sample(text: str) -> str:
@@ -82,7 +99,7 @@ def _japanese_share(sample: str, han: int, kana: int) -> float:
 
 def _has_japanese_forms(sample: str) -> bool:
     """Whether the Han characters are common Japanese ones, but neither all simplified nor all traditional Chinese."""
-    characters = "".join(_HAN_OR_KANA.findall(sample))
+    characters = "".join(HAN_OR_KANA.findall(sample))
     if not _encodes(characters, "shift_jis") or any(c.encode("shift_jis") > _JIS_LEVEL_1 for c in characters):
         return False
     return not _encodes(characters, "gb2312") and not _encodes(characters, "big5")
@@ -94,7 +111,7 @@ def _has_chinese_forms(sample: str) -> bool:
     Names of Japan have characters beyond the encodings (𠮷野家), and an old form (森鷗外) or several beside a reformed
     one (慶應義塾大学).
     """
-    han = {character for character in "".join(_HAN_OR_KANA.findall(sample)) if not "\u3040" <= character <= "\u30ff"}
+    han = {character for character in "".join(HAN_OR_KANA.findall(sample)) if not "\u3040" <= character <= "\u30ff"}
     if any(_encodes(c, "gb2312") and not _encodes(c, "cp932") and not _encodes(c, "shift_jis_2004") for c in han):
         return True  # simplified
     return _encodes("".join(han), "big5") and bool(han & _CHINESE_WORDS or len(han & _reformed_characters()) > 1)
@@ -121,8 +138,8 @@ def _other_units(sample: str) -> str:
     units = []
     for unit in _UNIT.findall(sample):
         han, kana, _, letters = native.script_counts(unit)
-        if (han + kana) * _HAN_WEIGHT < letters - han - kana:
-            units.append(_HAN_OR_KANA.sub(" ", unit) if han + kana else unit)
+        if (han + kana) * HAN_WEIGHT < letters - han - kana:
+            units.append(HAN_OR_KANA.sub(" ", unit) if han + kana else unit)
     return "".join(units)
 
 
@@ -142,9 +159,9 @@ def _other_languages(sample: str, prose_only: bool) -> Iterator[tuple[str, float
                 yield "unknown", letters
         elif language in ("zh", "ja"):
             continue  # counted by script
-        elif not prose_only or (score >= _MIN_PROSE_SCORE and letter_share >= _MIN_PROSE_LETTERS):
+        elif not prose_only or (score >= _MIN_PROSE_SCORE and letter_share >= MIN_PROSE_LETTERS):
             content = letters - latin if latin < _MAX_LATIN_TERMS * letters else letters
-            yield language, content * (_HAN_WEIGHT if language == "ko" else 1)
+            yield language, content * (HAN_WEIGHT if language == "ko" else 1)
 
 
 def _pieces(sample: str) -> Iterator[str]:
