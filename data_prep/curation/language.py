@@ -20,7 +20,8 @@ import opencc
 
 from data_prep.curation.characters import native
 
-LANGUAGES = frozenset({*eldc.LANGUAGES, "zh", "ja"})  # that a text can be identified as, ISO 639-1
+EAST_ASIAN = ("zh", "ja")  # told by their script
+LANGUAGES = frozenset({*eldc.LANGUAGES, *EAST_ASIAN})  # that a text can be identified as, ISO 639-1
 
 _PIECE = 400  # characters that are judged together; ELD-C reads 1,000 bytes
 _PIECES = 20  # at most, evenly spread
@@ -81,10 +82,15 @@ def prose_language(text: str) -> str | None:
 
 
 def _sample(text: str) -> str:
-    """All of the text or pieces spread over it, without what ELD-C cannot read: lone surrogates and NUL."""
+    """All of the text or pieces spread over it."""
     if len(text) > _PIECES * _PIECE:
         step = (len(text) - _PIECE) / (_PIECES - 1)
         text = "".join(text[start : start + _PIECE] for start in (int(i * step) for i in range(_PIECES)))
+    return readable(text)
+
+
+def readable(text: str) -> str:
+    """The text without what ELD-C cannot read: lone surrogates and NUL."""
     return text.encode("utf-8", "replace").decode().replace("\0", " ")
 
 
@@ -157,7 +163,7 @@ def _other_languages(sample: str, prose_only: bool) -> Iterator[tuple[str, float
             words = latin < letters / 2 or (not prose_only and letters <= _MAX_WORD_LETTERS * len(piece.split()))
             if words and letter_share >= _MIN_UNKNOWN_LETTERS:
                 yield "unknown", letters
-        elif language in ("zh", "ja"):
+        elif language in EAST_ASIAN:
             continue  # counted by script
         elif not prose_only or (score >= _MIN_PROSE_SCORE and letter_share >= MIN_PROSE_LETTERS):
             content = letters - latin if latin < _MAX_LATIN_TERMS * letters else letters

@@ -7,6 +7,7 @@
 #include "minhash.hpp"
 #include "ngrams.hpp"
 #include "overlap.hpp"
+#include "passages.hpp"
 #include "phrases.hpp"
 #include "statistics.hpp"
 
@@ -139,6 +140,14 @@ PYBIND11_MODULE(_native, module) {
     module.def("word_counts", &word_counts, "Words between blanks; Han characters and kana.");
     module.def("script_counts", &script_counts, "Letters by script: Han, kana, Latin, all.");
     module.def("personal_spans", &personal_spans, "(kind, start, stop) where an e-mail (0), a phone or identity number (1) or an IP address (2) may be.");
+    module.def("passages", [](const py::str& text, size_t words, double letter_share, size_t term_words, size_t term_characters) {
+        auto [at, end] = utf8(text);
+        auto scan = passages::Scanner(at, end, {words, letter_share, term_words, term_characters}).scan();
+        py::list found;
+        for (const auto& p : scan.found) found.append(py::make_tuple(p.east_asian, p.sentence, p.start, p.stop, p.letters));
+        return py::make_tuple(found, scan.sentences, scan.lines, scan.rows);
+    }, py::arg("text"), py::arg("words"), py::arg("letter_share"), py::arg("term_words"), py::arg("term_characters"),
+       "(passages, sentences, lines, rows): (Chinese or Japanese, sentence, start, stop, letters) of each passage.");
     module.def("line_hashes", &line_hashes, "Per line: uint64 hash (0: blank) and length, blanks and case aside.");
     module.def("exact_hash", [](const py::str& text) {
         auto [at, end] = utf8(text);
