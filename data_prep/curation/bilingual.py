@@ -27,7 +27,6 @@ from data_prep.curation.language import (
     EAST_ASIAN,
     HAN_WEIGHT,
     MIN_PROSE_LETTERS,
-    TERMS_SHARE,
     prose_language,
     readable,
 )
@@ -36,9 +35,12 @@ LABELS = ("parallel", "translation", "switched", "glossary")
 BILINGUAL = "bilingual"  # the kind of text that these documents are judged as
 
 _MIN_SHARE = 0.15  # of the smaller language; quotations in a text have less
-_MIN_LETTERS = 80  # of it, a Chinese character as 2.5: two or three sentences
+_MIN_CARRYING_SHARE = 0.25  # of it, where it neither translates nor changes within sentences
+_MIN_LETTERS = 40  # of it, a Chinese character as 2.5: a sentence or two
+_MIN_SCRIPT_SHARE = 0.05  # of a text by its scripts, to look at it closely
 _MIN_PHRASE = 3  # words of another language in a row: fewer are a term or a name
-_MIN_TURNS = 2  # pairs of passages, so that these take turns
+_MIN_TURNS = 2  # pairs of passages, so that these take turns on lines of their own
+_MIN_TURNS_IN_LINE = 4  # in running text, where fewer are a matter of chance
 _MIN_PAIRED = 0.6  # of a parallel text: in passages with a counterpart
 _MAX_RATIO = 2.5  # of the lengths of a passage and its translation
 _MIN_PURITY = 0.9  # of either half of a text with its translation: in its language
@@ -48,6 +50,7 @@ _MIN_SWITCHED_SENTENCES = 3
 
 class Passage(NamedTuple):
     language: str
+    line: int
     sentence: int
     letters: float  # a Chinese or Japanese character as several
 
@@ -61,18 +64,18 @@ def bilingual_label(text: str, shares: Mapping[str, float], languages: Collectio
         languages: that are configured.
     """
     by_script = max(EAST_ASIAN, key=lambda language: shares.get(language, 0.0))
-    east_asian = by_script if by_script in languages and shares.get(by_script, 0.0) >= TERMS_SHARE else None
+    east_asian = by_script if by_script in languages and shares.get(by_script, 0.0) >= _MIN_SCRIPT_SHARE else None
     if not _may_join(text, shares, languages, east_asian):
         return None
     text = readable(text)
     found, sentences, lines, rows = native.passages(
         text, _MIN_PHRASE, MIN_PROSE_LETTERS, MAX_TERM_WORDS, MAX_TERM_CHARACTERS
     )
-    if (east_asian is None or rows >= MIN_ROW_SHARE * lines) and is_glossary(text, languages, east_asian is not None):
+    if (east_asian is None or rows >= MIN_ROW_SHARE * lines) and is_glossary(text, languages, east_asian):
         return "glossary"
     passages = [
-        Passage(language, sentence, letters * HAN_WEIGHT if own else letters)
-        for own, sentence, start, stop, letters in found
+        Passage(language, line, sentence, letters * HAN_WEIGHT if own else letters)
+        for own, line, sentence, start, stop, letters in found
         if (language := east_asian if own else prose_language(text[start:stop])) in languages
     ]
     return _arrangement(passages, sentences)
@@ -80,13 +83,13 @@ def bilingual_label(text: str, shares: Mapping[str, float], languages: Collectio
 
 def _may_join(text: str, shares: Mapping[str, float], languages: Collection[str], east_asian: str | None) -> bool:
     """Whether a second configured language can be in the text: no more than counts, on which most texts end."""
-    if sum(shares.get(language, 0.0) >= TERMS_SHARE for language in languages) > 1:
+    if sum(shares.get(language, 0.0) >= _MIN_SCRIPT_SHARE for language in languages) > 1:
         return True
     if east_asian is None or len(languages) < 2:
         return False
     han, kana, _, letters = native.script_counts(text)
     own, others = (han + kana) * HAN_WEIGHT, letters - han - kana
-    return min(own, others) > TERMS_SHARE * max(own, others)
+    return min(own, others) > _MIN_SCRIPT_SHARE * max(own, others)
 
 
 def _arrangement(passages: list[Passage], sentences: int) -> str | None:
@@ -97,15 +100,20 @@ def _arrangement(passages: list[Passage], sentences: int) -> str | None:
     if len(pair) < 2 or by_language[pair[1]] < max(_MIN_LETTERS, _MIN_SHARE * total):
         return None
     passages = [passage for passage in passages if passage.language in pair]
-    runs = [
-        Passage(language, 0, sum(passage.letters for passage in run))
-        for language, run in groupby(passages, attrgetter("language"))
-    ]
+    runs = _runs(passages)
     if _is_translation(runs):
         return "translation"
     if _switched(passages) >= max(_MIN_SWITCHED_SENTENCES, _MIN_SWITCHED * sentences):
         return "switched"
-    return "parallel" if _is_parallel(runs, total) else "switched"
+    if _is_parallel(runs, total, _MIN_TURNS_IN_LINE if _is_running(passages) else _MIN_TURNS):
+        return "parallel"
+    return "switched" if by_language[pair[1]] >= _MIN_CARRYING_SHARE * total else None
+
+
+def _runs(passages: Iterable[Passage]) -> list[Passage]:
+    """Passages of one language in a row as one."""
+    runs = (list(run) for _, run in groupby(passages, attrgetter("language")))
+    return [run[0]._replace(letters=sum(passage.letters for passage in run)) for run in runs]
 
 
 def _letters_by_language(passages: Iterable[Passage]) -> dict[str, float]:
@@ -116,11 +124,21 @@ def _letters_by_language(passages: Iterable[Passage]) -> dict[str, float]:
 
 
 def _switched(passages: list[Passage]) -> int:
-    """Sentences whose language changes within: more than once, or between parts that cannot be a pair."""
-    return sum(
-        len(parts) > 2 or (len(parts) == 2 and not _are_alike(*parts))
-        for parts in (list(group) for _, group in groupby(passages, attrgetter("sentence")))
-    )
+    """Sentences whose language changes within, but for a line that is a sentence and its counterpart."""
+    switched = 0
+    for _, on_line in groupby(passages, attrgetter("line")):
+        line = list(on_line)
+        sentences = [list(sentence) for _, sentence in groupby(line, attrgetter("sentence"))]
+        changing = [sentence for sentence in sentences if len(sentence) > 1]
+        switched += 0 if len(line) == 2 and _are_alike(*line) else len(changing)
+    return switched
+
+
+def _is_running(passages: list[Passage]) -> bool:
+    """Whether most of the text is in lines whose language changes more than once."""
+    lines = [list(line) for _, line in groupby(passages, attrgetter("line"))]
+    running = sum(passage.letters for line in lines if len(_runs(line)) > 2 for passage in line)
+    return running > sum(passage.letters for passage in passages) / 2
 
 
 def _is_translation(runs: list[Passage]) -> bool:
@@ -138,14 +156,14 @@ def _is_translation(runs: list[Passage]) -> bool:
 def _half(letters: Mapping[str, float]) -> Passage | None:
     """Half of a text as one passage, None where it is not in one language."""
     language = max(letters, key=letters.__getitem__)
-    return Passage(language, 0, letters[language]) if letters[language] > _MIN_PURITY * sum(letters.values()) else None
+    return Passage(language, 0, 0, letters[language]) if letters[language] > _MIN_PURITY * sum(letters.values()) else None
 
 
-def _is_parallel(runs: list[Passage], total: float) -> bool:
+def _is_parallel(runs: list[Passage], total: float, turns: int) -> bool:
     """Whether most of the text is in runs that have their counterpart behind them, from the first on or the second."""
     for first in (0, 1):
         paired = [one.letters + other.letters for one, other in _pairs(runs[first:]) if _are_alike(one, other)]
-        if len(paired) >= _MIN_TURNS and sum(paired) >= _MIN_PAIRED * total:
+        if len(paired) >= turns and sum(paired) >= _MIN_PAIRED * total:
             return True
     return False
 

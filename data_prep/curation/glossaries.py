@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 
-from data_prep.curation.language import HAN_OR_KANA, identify_language
+from data_prep.curation.language import HAN_OR_KANA, likeliest_language
 
 MAX_TERM_WORDS = 5
 MAX_TERM_CHARACTERS = 12  # Chinese or Japanese
@@ -13,7 +13,7 @@ MIN_ROW_SHARE = 0.6  # of the lines
 _MIN_ROWS = 5
 _MOST_LINES = 60  # that are read, of the middle of the text
 
-_CODE = re.compile(r"`[^`\n]*`|<[^<>\n]{1,200}>|\w+://\S+")
+_CODE = re.compile(r"```.*?```|`[^`\n]*`|<[^<>\n]{1,200}>|\w+://\S+", re.DOTALL)
 _IDENTIFIER = re.compile(r"[a-z][A-Z]|[_\d@/\\]|\w\.\w|\(\)")  # camelCase, snake_case, x86, a/b, a.b, f()
 _WORD = re.compile(r"[^\W\d_]")
 _NUMBERING = re.compile(r"^[\W\d_]*")
@@ -22,22 +22,21 @@ _END = re.compile(r"[。！？!?.]\s*$")
 _EAST_ASIAN = re.compile(rf"{HAN_OR_KANA.pattern}(?:[\W\d_]+{HAN_OR_KANA.pattern})*")  # with the marks between
 
 
-def is_glossary(text: str, languages: Collection[str], east_asian: bool) -> bool:
+def is_glossary(text: str, languages: Collection[str], east_asian: str | None) -> bool:
     """Whether the text is rows of terms and glosses, in a column of each of two languages.
 
     Args:
         text: of a document.
         languages: that are configured.
-        east_asian: one of the two is written in Chinese or Japanese characters, which part the columns.
+        east_asian: the one of the two that is written in Chinese or Japanese characters, which part the columns.
     """
-    lines = [line for line in text.split("\n") if _WORD.search(line)]
+    lines = [line for line in _CODE.sub(" ", text).split("\n") if _WORD.search(line)]
     lines = lines[max(0, (len(lines) - _MOST_LINES) // 2) :][:_MOST_LINES]
-    lines = [_NUMBERING.sub("", _CODE.sub(" ", line)) for line in lines]
-    rows = list(_rows(lines, east_asian))
-    if len(rows) < _MIN_ROWS or sum(size for _, _, size in rows) < MIN_ROW_SHARE * len(lines):
+    rows = list(_rows([_NUMBERING.sub("", line) for line in lines], east_asian is not None))
+    if len({row[:2] for row in rows}) < _MIN_ROWS or sum(size for _, _, size in rows) < MIN_ROW_SHARE * len(lines):
         return False
-    columns = (", ".join(row[column] for row in rows) for column in (0, 1))
-    found = {identify_language(column)[0] for column in columns}
+    first, second = (", ".join(row[column] for row in rows) for column in (0, 1))
+    found = {likeliest_language(first), east_asian or likeliest_language(second)}
     return len(found) == 2 and found <= set(languages)
 
 

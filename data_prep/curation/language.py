@@ -81,6 +81,11 @@ def prose_language(text: str) -> str | None:
     return detected.language if detected.scores.get(detected.language, 0.0) >= _MIN_PROSE_SCORE else None
 
 
+def likeliest_language(words: str) -> str:
+    """The language that words are most likely in, of any script but Han and kana."""
+    return _DETECTOR.detect_details(words).language
+
+
 def _sample(text: str) -> str:
     """All of the text or pieces spread over it."""
     if len(text) > _PIECES * _PIECE:

@@ -144,10 +144,10 @@ PYBIND11_MODULE(_native, module) {
         auto [at, end] = utf8(text);
         auto scan = passages::Scanner(at, end, {words, letter_share, term_words, term_characters}).scan();
         py::list found;
-        for (const auto& p : scan.found) found.append(py::make_tuple(p.east_asian, p.sentence, p.start, p.stop, p.letters));
+        for (const auto& p : scan.found) found.append(py::make_tuple(p.east_asian, p.line, p.sentence, p.start, p.stop, p.letters));
         return py::make_tuple(found, scan.sentences, scan.lines, scan.rows);
     }, py::arg("text"), py::arg("words"), py::arg("letter_share"), py::arg("term_words"), py::arg("term_characters"),
-       "(passages, sentences, lines, rows): (Chinese or Japanese, sentence, start, stop, letters) of each passage.");
+       "(passages, sentences, lines, rows): (Chinese or Japanese, line, sentence, start, stop, letters) of each passage.");
     module.def("line_hashes", &line_hashes, "Per line: uint64 hash (0: blank) and length, blanks and case aside.");
     module.def("exact_hash", [](const py::str& text) {
         auto [at, end] = utf8(text);

@@ -12,7 +12,7 @@ namespace passages {
 // One passage: characters of Chinese and Japanese, or a phrase of other words.
 struct Passage {
     bool east_asian;
-    size_t sentence, start, stop, letters;  // start and stop in characters
+    size_t line, sentence, start, stop, letters;  // start and stop in characters
 };
 
 struct Scan {
@@ -56,6 +56,7 @@ class Scanner {
             size_t stop = start;
             while (stop < codes_.size() && codes_[stop] != '\n') ++stop;
             if (!is_code(start, stop)) line(start, stop);
+            ++line_;
             start = stop + 1;
         }
         return scan_;
@@ -162,7 +163,7 @@ class Scanner {
         if (phrase_.words >= limits_.words && double(phrase_.letters) >= limits_.letter_share * double(phrase_.visible)) {
             emit_own();
             open_sentence();
-            scan_.found.push_back({false, scan_.sentences, phrase_.start, phrase_.stop, phrase_.letters});
+            scan_.found.push_back({false, line_, scan_.sentences, phrase_.start, phrase_.stop, phrase_.letters});
         }
         phrase_ = {};
     }
@@ -170,7 +171,7 @@ class Scanner {
     void emit_own() {
         if (!own_) return;
         open_sentence();
-        scan_.found.push_back({true, scan_.sentences, own_start_, own_stop_, own_});
+        scan_.found.push_back({true, line_, scan_.sentences, own_start_, own_stop_, own_});
         own_ = 0;
     }
 
@@ -220,8 +221,8 @@ class Scanner {
     Limits limits_;
     std::vector<uint32_t> codes_;
     Scan scan_;
-    uint32_t fence_ = 0;
-    size_t own_ = 0, own_start_ = 0, own_stop_ = 0;
+    uint32_t fence_ = 0;  // that is open, by its character
+    size_t line_ = 0, own_ = 0, own_start_ = 0, own_stop_ = 0;
     Phrase phrase_;
     bool in_sentence_ = false;
     Stretch first_, second_, waiting_;  // of the line; the line before, while it may be a term
