@@ -7,7 +7,7 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import islice, takewhile
 from pathlib import Path
@@ -20,7 +20,7 @@ from data_prep.core.command import job_parser
 from data_prep.core.stage import Stage
 from data_prep.core.tally import Tally, merged, with_totals
 from data_prep.deduplication.distinct import DistinctIds
-from data_prep.documents.fields import DOCUMENT_FIELDS, Document, Fields, Renames, defect
+from data_prep.documents.fields import DOCUMENT_FIELDS, Document, Fields, Named, Renames, defect
 from data_prep.documents.listing import KNOWN, Files, list_files, matching, names_of
 from data_prep.documents.reading import BadRecord, Part, document_files, read_documents, unread_files, write_part
 from recipe.base.arguments import positive_int
@@ -52,12 +52,15 @@ class SourceConfig(Section):
     expected_tokens: float = Field(gt=0)  # of the source as it is published, in tokens of about 4.4 bytes
     tier: Literal[1, 2, 3]  # 1: best, more of it towards the end of training
     weight: float = Field(1.0, gt=0)  # beside temperature sampling
+    # How the records join two languages; a label of the documents, for those that skip curate.py, which finds it anew.
+    bilingual: Literal["parallel", "translation", "switched", "glossary"] | None = None
+    records: int = Field(1, ge=1)  # in a row that make one document: pairs of sentences are none by themselves
     # Our name -> theirs, where they differ; a dot leads into a field (metadata.url). `id: null` numbers the records, as
     # does a record without an id unless `id` is named. Named, lang, source and license go before the entry's own.
     fields: Fields = Fields()
 
     @property
-    def named_fields(self) -> dict[str, str | None]:
+    def named_fields(self) -> dict[str, Named]:
         return self.fields.model_dump(exclude_unset=True)
 
     def problems(self) -> list[str]:
@@ -108,7 +111,7 @@ def _first_lines(error: Exception, most: int = 400) -> str:
 
 
 def hub_documents(
-    hub: Hub, shard: int, shards: int, fields: Mapping[str, str | None], on_bad: Callable[[BadRecord], None]
+    hub: Hub, shard: int, shards: int, fields: Mapping[str, Named], on_bad: Callable[[BadRecord], None]
 ) -> Iterator[Document]:
     """Documents of one shard of a hub dataset, with their own fields only; a row without an id is numbered."""
     renames = Renames(fields)
@@ -139,6 +142,13 @@ def _hub_rows(hub: Hub, shard: int, shards: int) -> Iterator[tuple[int, dict[str
         row += 1
 
 
+def joined_records(documents: Iterable[Document], records: int) -> Iterator[Document]:
+    """Documents of so many records in a row, with an empty line between their texts and the labels of the first."""
+    rest = iter(documents)
+    while batch := list(islice(rest, records)):
+        yield {**batch[0], "text": "\n\n".join(document["text"] for document in batch)} if records > 1 else batch[0]
+
+
 def ingest_task(
     task: Part | tuple[int, int],
     number: int,
@@ -154,8 +164,9 @@ def ingest_task(
     path = task.path if isinstance(task, Part) else Path(f"{source.hub.path if source.hub else name} shard {task[0]}")
     bad = BadRecords(path, number, output, max_bad)
     labels = {"lang": source.lang, "source": name, "license": source.license}
+    known = labels if source.bilingual is None else {**labels, "bilingual": source.bilingual}
     # what the records say of labels that the entry gives is not looked at, unless it names their fields
-    fields: dict[str, str | None] = {**dict.fromkeys(labels), **source.named_fields}
+    fields: dict[str, Named] = {**dict.fromkeys(labels), **source.named_fields}
     if isinstance(task, Part):
         documents = read_documents(task, bad, fields, number_ids="id" not in source.named_fields)
     else:
@@ -165,11 +176,11 @@ def ingest_task(
 
     def labelled() -> Iterator[Document]:
         nonlocal first_id
-        for document in islice(documents, limit):
+        for document in islice(joined_records(documents, source.records), limit):
             first_id = first_id or document["id"]
             ids.add(document["id"])
             used.update(field for field in source.named_fields if field in document)
-            document = {**labels, **document}
+            document = {**known, **document}
             size = len(document["text"].encode())
             tally.add(document["lang"], document["source"], size, None, size)
             yield {**document, "id": f"{name}/{document['id']}"}
@@ -199,7 +210,9 @@ def notes_of(source: SourceConfig, results: list[dict[str, Any]], documents: int
     used = {field for result in results for field, count in result["fields"].items() if count}
     for field, theirs in source.named_fields.items():
         if theirs is not None and field not in used:
-            notes.append(f"no record has a value in '{theirs}', which fields.{field} names; correct it or leave it out")
+            notes.append(
+                f"no record has a value in '{theirs if isinstance(theirs, str) else ', '.join(theirs)}', which fields.{field} names; correct it or leave it out"
+            )
     if unread:
         notes.append(
             f"not read, since they are not documents or are links to files that are read: {len(unread):,} files, {names_of(unread)}"

@@ -40,6 +40,7 @@ IDS_SIZE = 512  # of the sketches of ids, one for each part and source: 4%
 
 class TokenizeConfig(Section):
     source_by: Literal["lang", "source", "both"] = "lang"
+    bilingual: Literal["language", "apart", "label"] = "language"
     held_out: float = Field(0.005, ge=0, lt=1)
     max_shard_tokens: int = Field(75_000_000, gt=0)
 
@@ -85,7 +86,7 @@ def encode_documents(
     distinct: dict[str, DistinctIds] = {}
     for batch in batches(documents):
         ids, ends = encoder.encode([document["text"] for document in batch])
-        sources = [source_name(document, config.source_by) for document in batch]
+        sources = [source_name(document, config.source_by, config.bilingual) for document in batch]
         losses.add(batch, sources, ids, ends)
         starts = np.concatenate(([0], ends[:-1]))
         for document, source, start, end in zip(batch, sources, starts.tolist(), ends.tolist(), strict=True):

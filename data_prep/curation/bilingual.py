@@ -10,7 +10,7 @@ alone restore 91% (Shao et al., arXiv 2601.00364, abstract). Terms and names of 
 code and addresses join nothing.
 
 A text is read as a sequence of passages, each in one language. Lengths tell whether passages translate each other, as
-sentences are aligned by length alone (Gale and Church 1993, aclanthology.org/J93-1004).
+sentences are aligned by length alone (Gale and Church, Computational Linguistics 19, 1993).
 """
 
 from __future__ import annotations
@@ -156,7 +156,9 @@ def _is_translation(runs: list[Passage]) -> bool:
 def _half(letters: Mapping[str, float]) -> Passage | None:
     """Half of a text as one passage, None where it is not in one language."""
     language = max(letters, key=letters.__getitem__)
-    return Passage(language, 0, 0, letters[language]) if letters[language] > _MIN_PURITY * sum(letters.values()) else None
+    return (
+        Passage(language, 0, 0, letters[language]) if letters[language] > _MIN_PURITY * sum(letters.values()) else None
+    )
 
 
 def _is_parallel(runs: list[Passage], total: float, turns: int) -> bool:

@@ -62,7 +62,9 @@ def _row_by_script(line: str) -> tuple[str, str] | None:
     if _WORD.search(first):  # the term is in the other script
         apart = _SEPARATOR.search(first) or (len(own.group()) <= MAX_TERM_CHARACTERS and not _WORD.search(rest))
         return (first, line[own.start() :]) if apart and _is_term(first) else None
-    return (rest, own.group()) if _WORD.search(rest) and _is_term(own.group()) and not HAN_OR_KANA.search(rest) else None
+    return (
+        (rest, own.group()) if _WORD.search(rest) and _is_term(own.group()) and not HAN_OR_KANA.search(rest) else None
+    )
 
 
 def _row_by_separator(line: str) -> tuple[str, str] | None:
@@ -75,7 +77,7 @@ def _row_by_separator(line: str) -> tuple[str, str] | None:
 
 def _is_term(text: str) -> bool:
     """Whether this is a word or a few, no sentence and no name in code."""
-    if _END.search(text) and len(text.split()) > 2 or _IDENTIFIER.search(text):
+    if (_END.search(text) and len(text.split()) > 2) or _IDENTIFIER.search(text):
         return False
     characters = sum(map(len, HAN_OR_KANA.findall(text)))
     return characters <= MAX_TERM_CHARACTERS if characters else len(text.split()) <= MAX_TERM_WORDS

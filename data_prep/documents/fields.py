@@ -17,6 +17,7 @@ import orjson
 from recipe.base.strict import Section
 
 Document = dict[str, Any]
+Named = str | list[str] | None  # a field of the input, several to be joined, or none
 LABELS = ("lang", "source", "url", "license")
 DOCUMENT_FIELDS = ("id", "text", *LABELS)
 _DEPTH = 250
@@ -24,10 +25,13 @@ MAX_CHARACTERS = 32 * 1024**2  # of a text: six of the longest novels; so a work
 
 
 class Fields(Section):
-    """Our name of a field -> its name in the input. A dot leads into a field; null leaves ours out."""
+    """Our name of a field -> its name in the input. A dot leads into a field; null leaves ours out.
+
+    A text may be several fields, each on lines of its own, such as a sentence and its translation.
+    """
 
     id: str | None = "id"  # null: records are numbered, whatever ids they have
-    text: str = "text"
+    text: str | list[str] = "text"
     lang: str | None = "lang"
     source: str | None = "source"
     url: str | None = "url"
@@ -41,17 +45,20 @@ class Renames:
     moved, but for an id that is also a label (`id: url`, `url: id`).
     """
 
-    def __init__(self, fields: Mapping[str, str | None] | None):
-        self._renames = {ours: theirs for ours, theirs in (fields or {}).items() if theirs != ours}
-        named = {theirs for theirs in (fields or {}).values() if theirs}
+    def __init__(self, fields: Mapping[str, Named] | None):
+        all_named = {ours: theirs for ours, theirs in (fields or {}).items() if theirs != ours}
+        self._joined = {ours: theirs for ours, theirs in all_named.items() if isinstance(theirs, list)}
+        self._renames = {ours: theirs for ours, theirs in all_named.items() if not isinstance(theirs, list)}
+        named = {name for theirs in (fields or {}).values() for name in names_of(theirs)}
         self.top_names = {name for full in named for name in (full, full.split(".")[0])} | set(DOCUMENT_FIELDS)
         self.numbered = "id" in self._renames and self._renames["id"] is None
 
     def __bool__(self) -> bool:
-        return bool(self._renames)
+        return bool(self._renames or self._joined)
 
     def apply(self, record: Document) -> None:
-        values, moved = {}, []
+        values: dict[str, Any] = {ours: _lines(record, theirs) for ours, theirs in self._joined.items()}
+        moved = [_holder(record, name) for theirs in self._joined.values() for name in theirs]
         for ours, theirs in self._renames.items():
             holder, key = _holder(record, theirs) if theirs else (None, "")
             values[ours] = None if holder is None else holder[key]
@@ -59,7 +66,8 @@ class Renames:
             if holder is not None and not stays:
                 moved.append((holder, key))
         for holder, key in moved:
-            holder.pop(key, None)
+            if holder is not None:
+                holder.pop(key, None)
         for ours, value in values.items():
             record.pop(ours, None)
             if value is not None:
@@ -67,11 +75,31 @@ class Renames:
 
     def missing(self, name: str) -> str:
         """Why a record without the field `name` is none."""
+        if name in self._joined:
+            return (
+                f"a field of {', '.join(self._joined[name])}, which fields.{name} joins, is missing, empty or no string"
+            )
         theirs = self._renames.get(name)
         if theirs is not None:
             return f"missing field '{theirs}', which fields.{name} names"
         hint = "; ingest.py numbers records without ids" if name == "id" else ""
         return f"missing field '{name}'{hint}"
+
+
+def names_of(theirs: Named) -> list[str]:
+    """The names in the input that one of our names stands for."""
+    return theirs if isinstance(theirs, list) else [theirs] if theirs else []
+
+
+def _lines(record: Document, names: list[str]) -> str | None:
+    """The values of the fields on lines of their own; None where one is missing, empty or no string."""
+    holders = [_holder(record, name) for name in names]
+    values = [_string(holder[key]) if holder is not None else None for holder, key in holders]
+    return "\n".join(value.strip() for value in values if value) if all(map(_has_text, values)) else None
+
+
+def _has_text(value: str | None) -> bool:
+    return bool(value and not value.isspace())
 
 
 def _holder(record: Any, path: str) -> tuple[Document | None, str]:

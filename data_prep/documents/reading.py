@@ -26,7 +26,7 @@ import xxhash
 from data_prep.core.partial_files import partial_path, remove_following
 from data_prep.documents.columns import Columns
 from data_prep.documents.compression import codec_of, damage_named, packed, unpacked
-from data_prep.documents.fields import DOCUMENT_FIELDS, Document, Renames, defect
+from data_prep.documents.fields import DOCUMENT_FIELDS, Document, Named, Renames, defect
 from data_prep.documents.json_lines import BOM, MAX_RECORD_BYTES, check_lines, parse
 from data_prep.documents.listing import document_files, is_parquet, unread_files
 from recipe.base.errors import UserError
@@ -98,7 +98,7 @@ def parts_of(path: Path, part_bytes: int = PART_BYTES, name: str = "") -> list[P
 def read_documents(
     source: Path | Part,
     on_bad: Callable[[BadRecord], None],
-    fields: Mapping[str, str | None] | None = None,
+    fields: Mapping[str, Named] | None = None,
     number_ids: bool = False,
 ) -> Iterator[Document]:
     """The documents of one file or part; `on_bad` gets each record that is none.
@@ -119,7 +119,7 @@ def read_documents(
 def numbered_documents(
     source: Path | Part,
     on_bad: Callable[[BadRecord], None],
-    fields: Mapping[str, str | None] | None = None,
+    fields: Mapping[str, Named] | None = None,
     number_ids: bool = False,
 ) -> Iterator[tuple[int, Document]]:
     """Like `read_documents`, each document with its record's number, from 0 at the start of the part."""

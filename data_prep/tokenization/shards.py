@@ -22,10 +22,22 @@ SHUFFLE_SEED = 20_260_102
 MAX_NAME_BYTES = 100  # of a source, in names of folders, of which file systems take 255 with what stands before it
 
 
-def source_name(document: Document, source_by: str) -> str:
-    """Name of the shard series that a document goes to, safe as a folder name."""
+def source_name(document: Document, source_by: str, bilingual: str = "language") -> str:
+    """Name of the shard series that a document goes to, safe as a folder name.
+
+    Args:
+        document: with its labels.
+        source_by: `lang`, `source`, or `both` as lang-source.
+        bilingual: series of documents that join two languages: those of their main `language`, or series of their own:
+            one (`apart`, named bilingual) or one for each way to join them (`label`, named bilingual-parallel and so on).
+            These names take the place of a language's.
+    """
     fields = {"lang": ("lang",), "source": ("source",), "both": ("lang", "source")}[source_by]
-    names = (re.sub(r"[^\w.-]+", "_", str(document.get(field, "unknown"))).strip("._-") for field in fields)
+    values = [str(document.get(field, "unknown")) for field in fields]
+    if bilingual != "language" and (label := document.get("bilingual")):
+        own = ["bilingual"] if bilingual == "apart" else ["bilingual", str(label)]
+        values = own + [value for field, value in zip(fields, values, strict=True) if field != "lang"]
+    names = (re.sub(r"[^\w.-]+", "_", value).strip("._-") for value in values)
     name = "-".join(name or "unnamed" for name in names)
     return name if len(name) <= MAX_NAME_BYTES // 4 or len(name.encode()) <= MAX_NAME_BYTES else _shortened(name)
 

@@ -76,6 +76,54 @@ def test_a_trial_takes_a_few_documents_of_each_part(tmp_path):
     assert len(documents_in(tmp_path / "out")) == 3
 
 
+PAIRS = [{"pair": {"en": f"Sentence {i}.", "zh": f"第{i}句。"}} for i in range(5)]
+AS_PAIRS = {
+    "lang": "mul",
+    "bilingual": "parallel",
+    "records": 2,
+    "fields": {"text": ["pair.en", "pair.zh"], "id": None},
+}
+
+
+def test_pairs_of_sentences_become_bilingual_documents_of_several(tmp_path):
+    bad = [{"pair": {"en": "Alone.", "zh": None}}, {"pair": {"en": "Alone.", "zh": " "}}, {"pair": {"en": "Alone."}}]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, [*PAIRS[:1], *bad, *PAIRS[1:]])) + "\n")
+    for where in (
+        {"files": str(tmp_path / "x.jsonl")},
+        {"hub": {"path": "json", "data_files": str(tmp_path / "x.jsonl")}},
+    ):
+        assert run(tmp_path, {**AS_PAIRS, **where}) == 0
+        documents = documents_in(tmp_path / "out")
+        assert [d["text"] for d in documents] == [
+            "Sentence 0.\n第0句。\n\nSentence 1.\n第1句。",
+            "Sentence 2.\n第2句。\n\nSentence 3.\n第3句。",
+            "Sentence 4.\n第4句。",
+        ]
+        assert {(d["lang"], d["bilingual"], "pair" in d and bool(d["pair"])) for d in documents} == {
+            ("mul", "parallel", False)
+        }
+        assert len({d["id"] for d in documents}) == 3
+        assert load_json(tmp_path / "out" / "manifest.json")["counts"]["bad_records"] == 3
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_a_field_to_join_that_no_record_has_is_named(tmp_path, capsys):
+    (tmp_path / "x.jsonl").write_text(json.dumps(PAIRS[0]) + "\n")
+    source = {**AS_PAIRS, "files": str(tmp_path / "x.jsonl"), "fields": {"text": ["pair.en", "pair.de"], "id": None}}
+    assert run(tmp_path, source) != 0
+    reasons = "".join(path.read_text() for path in (tmp_path / "out").rglob("bad_records/*") if path.is_file())
+    assert (
+        "a field of pair.en, pair.de, which fields.text joins, is missing, empty or no string"
+        in reasons + capsys.readouterr().err
+    )
+
+
+def test_the_limit_counts_documents_of_several_records(tmp_path):
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, PAIRS)) + "\n")
+    assert run(tmp_path, {**AS_PAIRS, "files": str(tmp_path / "x.jsonl")}, "--limit", 1) == 0
+    assert [d["text"].count("。") for d in documents_in(tmp_path / "out")] == [2]
+
+
 def written(path, records) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")

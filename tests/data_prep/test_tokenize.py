@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from data_prep.documents.reading import write_documents
 from data_prep.tokenization.held_out import few_held_out, is_far_off, is_held_out
 from data_prep.tokenization.shards import source_name
+from data_prep.mix import main as mix
 from data_prep.tokenize_corpus import main, notes, notes_of_few
 from data_prep.train_tokenizer import TokenizerConfig, train, write_folder
 from recipe.base.errors import UserError
@@ -152,6 +153,44 @@ def test_tokens_are_counted_by_source_split_and_licence(prepared, tmp_path):
         }
         assert sum(total["documents"] for total in totals.values()) == 4
         assert sum(total["text_bytes"] for total in totals.values()) == sum(len(d["text"].encode()) for d in documents)
+
+
+@pytest.mark.parametrize(
+    ("source_by", "bilingual", "names"),
+    [
+        ("lang", "language", {"en", "zh"}),
+        ("lang", "apart", {"en", "zh", "bilingual"}),
+        ("lang", "label", {"en", "zh", "bilingual-parallel", "bilingual-glossary"}),
+        ("source", "apart", {"web", "bilingual-web"}),
+        ("both", "label", {"en-web", "zh-web", "bilingual-parallel-web", "bilingual-glossary-web"}),
+    ],
+    ids=["with-their-language", "apart", "by-label", "apart-by-source", "by-label-and-source"],
+)
+def test_documents_that_join_two_languages_can_be_sources_of_their_own(source_by, bilingual, names):
+    documents = [
+        {"lang": "en"}, {"lang": "zh"}, {"lang": "en", "bilingual": "parallel"}, {"lang": "zh", "bilingual": "glossary"}
+    ]  # fmt: skip
+    assert {source_name({**document, "source": "web"}, source_by, bilingual) for document in documents} == names
+
+
+def test_a_few_bilingual_documents_are_a_source_that_the_mixture_weights(prepared, tmp_path, capsys):
+    documents = [{"id": f"e{i}", "text": f"The old ship {i}", "lang": "en"} for i in range(40)]
+    documents += [{"id": f"b{i}", "text": f"ship {i}\n船 {i}", "lang": "en", "bilingual": "parallel"} for i in range(3)]
+    write_documents(tmp_path / "in.jsonl", documents)
+    (tmp_path / "tokenize.yaml").write_text("bilingual: apart\nheld_out: 0.2\n")
+    words = ["--input", tmp_path / "in.jsonl", "--tokenizer", prepared.tokenizer, "--output", tmp_path / "out"]
+    assert main([str(w) for w in (*words, "--config", tmp_path / "tokenize.yaml", "--workers", 1)]) == 0
+    assert "bilingual" in load_json(tmp_path / "out" / "manifest.json")["counts"]["totals"]["train"]
+    shares = []
+    for factor in (1, 2):
+        capsys.readouterr()
+        assert (
+            mix(["--tokens", str(tmp_path / "out"), "--run-tokens", "1e6", "--set", f"factors={{bilingual: {factor}}}"])
+            == 0
+        )
+        row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("bilingual "))
+        shares.append(float(row.split()[2].rstrip("%")) / 100)
+    assert shares[1] / (1 - shares[1]) == pytest.approx(2 * shares[0] / (1 - shares[0]), rel=0.01)
 
 
 def test_the_share_held_out_is_the_one_asked_for():

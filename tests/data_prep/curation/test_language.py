@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from data_prep.core.command import CONFIGS
-from data_prep.curation.language import identify_language
+from data_prep.curation.language import identify_language, language_shares, leading_language
 from data_prep.curation.settings import load_curate_config
 from recipe.base.errors import ConfigError
 
@@ -240,3 +240,12 @@ def test_a_configured_language_that_is_never_identified_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"'languages\.id' is none .* am, ar, .*, zh$") as refused:
         load_curate_config(tmp_path / "curate.yaml")
     assert "languages.ms" not in str(refused.value)
+
+
+def test_shares_of_languages_add_up_and_the_largest_is_the_identified():
+    for text in (ENGLISH, f"{ENGLISH}\n\n{CHINESE}", "\n\n".join([ENGLISH, GERMAN, CHINESE])):
+        shares = language_shares(text)
+        assert sum(shares.values()) == pytest.approx(1)
+        assert leading_language(shares) == identify_language(text)
+    assert {language for language, share in shares.items() if share > 0.2} == {"en", "de", "zh"}
+    assert language_shares("12 345") == {}
