@@ -82,7 +82,9 @@ def bilingual_label(text: str, shares: Mapping[str, float], languages: Collectio
 
 
 def _may_join(text: str, shares: Mapping[str, float], languages: Collection[str], east_asian: str | None) -> bool:
-    """Whether a second configured language can be in the text: no more than counts, on which most texts end."""
+    """Whether two configured languages can be the text's, and no third: no more than counts, on which most texts end."""
+    if any(share >= _MIN_SHARE for language, share in shares.items() if language not in languages):
+        return False
     if sum(shares.get(language, 0.0) >= _MIN_SCRIPT_SHARE for language in languages) > 1:
         return True
     if east_asian is None or len(languages) < 2:

@@ -11,6 +11,7 @@ MAX_TERM_WORDS = 5
 MAX_TERM_CHARACTERS = 12  # Chinese or Japanese
 MIN_ROW_SHARE = 0.6  # of the lines
 _MIN_ROWS = 5
+_MIN_DISTINCT = 0.8  # of the rows, by term and by gloss: a list of people and their roles repeats these
 _MOST_LINES = 60  # that are read, of the middle of the text
 
 _CODE = re.compile(r"```.*?```|`[^`\n]*`|<[^<>\n]{1,200}>|\w+://\S+", re.DOTALL)
@@ -19,6 +20,7 @@ _WORD = re.compile(r"[^\W\d_]")
 _NUMBERING = re.compile(r"^[\W\d_]*")
 _SEPARATOR = re.compile(r"\t+|\s+[-–—=~]+\s|——|—|\s*[:：|｜=＝→]| {2,}")
 _END = re.compile(r"[。！？!?.]\s*$")
+_ANNOUNCES = re.compile(r"[:：]\s*$")  # what stands in the next line
 _EAST_ASIAN = re.compile(rf"{HAN_OR_KANA.pattern}(?:[\W\d_]+{HAN_OR_KANA.pattern})*")  # with the marks between
 
 
@@ -33,7 +35,10 @@ def is_glossary(text: str, languages: Collection[str], east_asian: str | None) -
     lines = [line for line in _CODE.sub(" ", text).split("\n") if _WORD.search(line)]
     lines = lines[max(0, (len(lines) - _MOST_LINES) // 2) :][:_MOST_LINES]
     rows = list(_rows([_NUMBERING.sub("", line) for line in lines], east_asian is not None))
-    if len({row[:2] for row in rows}) < _MIN_ROWS or sum(size for _, _, size in rows) < MIN_ROW_SHARE * len(lines):
+    distinct = min(len({row[column] for row in rows}) for column in (0, 1))
+    if distinct < max(_MIN_ROWS, _MIN_DISTINCT * len(rows)) or sum(size for _, _, size in rows) < MIN_ROW_SHARE * len(
+        lines
+    ):
         return False
     first, second = (", ".join(row[column] for row in rows) for column in (0, 1))
     found = {likeliest_language(first), east_asian or likeliest_language(second)}
@@ -56,7 +61,7 @@ def _rows(lines: list[str], east_asian: bool) -> Iterator[tuple[str, str, int]]:
 
 def _row_by_script(line: str) -> tuple[str, str] | None:
     own = _EAST_ASIAN.search(line)
-    if own is None:
+    if own is None or _ANNOUNCES.search(line):
         return None
     first, rest = line[: own.start()], line[own.end() :]
     if _WORD.search(first):  # the term is in the other script

@@ -10,9 +10,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from data_prep.documents.reading import write_documents
+from data_prep.mix import main as mix
 from data_prep.tokenization.held_out import few_held_out, is_far_off, is_held_out
 from data_prep.tokenization.shards import source_name
-from data_prep.mix import main as mix
 from data_prep.tokenize_corpus import main, notes, notes_of_few
 from data_prep.train_tokenizer import TokenizerConfig, train, write_folder
 from recipe.base.errors import UserError
