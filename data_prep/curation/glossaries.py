@@ -35,13 +35,13 @@ def is_glossary(text: str, languages: Collection[str], east_asian: str | None) -
     lines = [line for line in _CODE.sub(" ", text).split("\n") if _WORD.search(line)]
     lines = lines[max(0, (len(lines) - _MOST_LINES) // 2) :][:_MOST_LINES]
     rows = list(_rows([_NUMBERING.sub("", line) for line in lines], east_asian is not None))
-    distinct = min(len({row[column] for row in rows}) for column in (0, 1))
+    terms, glosses = [term for term, _, _ in rows], [gloss for _, gloss, _ in rows]
+    distinct = min(len(set(terms)), len(set(glosses)))
     if distinct < max(_MIN_ROWS, _MIN_DISTINCT * len(rows)) or sum(size for _, _, size in rows) < MIN_ROW_SHARE * len(
         lines
     ):
         return False
-    first, second = (", ".join(row[column] for row in rows) for column in (0, 1))
-    found = {likeliest_language(first), east_asian or likeliest_language(second)}
+    found = {likeliest_language(", ".join(terms)), east_asian or likeliest_language(", ".join(glosses))}
     return len(found) == 2 and found <= set(languages)
 
 
