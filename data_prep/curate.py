@@ -30,6 +30,7 @@ def curate_documents(
     numbers: dict[str, Any] = {
         "lines_dropped": Counter(),
         "sentences_dropped": Counter(),
+        "marks_widened": Counter(),
         "masked": {},
         "bilingual": {},  # language -> label -> documents and bytes that are kept
         "confidence": {},
@@ -40,7 +41,7 @@ def curate_documents(
 
     def kept() -> Iterator[Document]:
         for raw in documents:
-            document, reason, confidence, lines, masked, sentences = curator.judge(raw, source)
+            document, reason, confidence, lines, masked, sentences, widened = curator.judge(raw, source)
             language, text_bytes = document["lang"], len(raw["text"].encode())
             tally.add(
                 language,
@@ -54,6 +55,7 @@ def curate_documents(
                 numbers["log2_characters"].setdefault(language, Counter())[str(len(document["text"]).bit_length())] += 1
                 numbers["lines_dropped"][language] += lines
                 numbers["sentences_dropped"][language] += sentences
+                numbers["marks_widened"][language] += widened
                 numbers["masked"].setdefault(language, Counter()).update(masked)
                 if label := document.get("bilingual"):
                     labels = numbers["bilingual"].setdefault(language, {})

@@ -11,8 +11,9 @@ from data_prep.curation.bilingual import BILINGUAL, bilingual_label
 from data_prep.curation.blocked_urls import BlockedUrls
 from data_prep.curation.characters import native
 from data_prep.curation.cleaning import Phrases, normalize
+from data_prep.curation.kinds import kind_of
 from data_prep.curation.language import language_shares, leading_language
-from data_prep.curation.notices import is_prominent, remove_notices
+from data_prep.curation.notices import is_dense, is_prominent, remove_notices
 from data_prep.curation.personal import mask_personal
 from data_prep.curation.rules import PROSE, Judge
 from data_prep.curation.settings import CurateConfig, Quality
@@ -28,6 +29,7 @@ class Verdict(NamedTuple):
     lines_dropped: int
     masked: Counter[str]
     sentences_dropped: int = 0  # of lines that stay
+    marks_widened: int = 0  # half-width punctuation written as full-width
 
 
 class Curator:
@@ -43,6 +45,7 @@ class Curator:
         self._judges = {name: Judge(rules) for name, rules in config.languages.items()}
         self._line_phrases = {name: Phrases(rules.lines.phrases) for name, rules in config.languages.items()}
         self._document_phrases = {name: Phrases(rules.document_phrases) for name, rules in config.languages.items()}
+        self._dense_phrases = {name: Phrases(rules.dense_phrases) for name, rules in config.languages.items()}
         self._blocked = {name: Phrases(words, whole_words=True) for name, words in config.blocked_words.items()}
         self._blocked_urls = BlockedUrls(config.blocked_urls)
         self._score = _scorer(config.quality)
@@ -56,13 +59,16 @@ class Curator:
             return Verdict({**document, "lang": claimed or "unknown"}, "too_large", 0.0, 0, masked)
         document["text"] = normalize(document["text"])
         language, confidence = self._label_language(document)
-        reason, lines_dropped, sentences_dropped = self._label_reason(document, claimed, confidence), 0, 0
+        reason = self._label_reason(document, claimed, confidence)
+        lines_dropped = sentences_dropped = marks_widened = 0
         if reason is None:
+            if self._config.languages[language].widen_punctuation:
+                document["text"], marks_widened = native.widen_punctuation(document["text"])
             document["text"], lines_dropped, sentences_dropped = self._content(document["text"], language)
             reason = self._text_reason(document)
         if reason is None and self._config.personal_data is not None:
             document["text"] = mask_personal(document["text"], self._config.personal_data, masked)
-        return Verdict(document, reason, confidence, lines_dropped, masked, sentences_dropped)
+        return Verdict(document, reason, confidence, lines_dropped, masked, sentences_dropped, marks_widened)
 
     def _label_language(self, document: Document) -> tuple[str, float]:
         """Write into the document its language, and how it joins two if it does; return the language and its share."""
@@ -98,9 +104,15 @@ class Curator:
 
     def _text_reason(self, document: Document) -> str | None:
         text, language = document["text"], document["lang"]
-        reason = self._judges[language].reason(text, BILINGUAL if "bilingual" in document else PROSE)
+        kind = BILINGUAL if "bilingual" in document else kind_of(text, language)
+        document.pop("kind", None)
+        if kind not in (PROSE, BILINGUAL):
+            document["kind"] = kind
+        reason = self._judges[language].reason(text, kind)
         if reason is not None:
             return reason
+        if len(text) <= MAX_DENSE and is_dense(text, self._dense_phrases[language].find(text)):
+            return "dense_phrases"
         if is_prominent(text, self._document_phrases[language].find(text)):
             return "document_phrase"
         allowed = self._config.languages[language].max_blocked_words

@@ -19,6 +19,10 @@ _CHARACTERS_PER_WORD = 1.6
 _MAX_PASSES = 10  # so that the work stays linear; real pages take one, which the second finds done
 # A document is of its phrases with at least three of them, one in so many words; where three differ, in twice as many.
 _WORDS_PER_PHRASE = 20
+# Phrases that good text may have one of make an advertisement where four differ, one in so many words.
+_DIFFERENT_PHRASES = 4
+_WORDS_PER_DIFFERENT_PHRASE = 50
+MAX_DENSE = 8_000  # characters of a text that can be of them; longer ones are not looked through
 
 # what speaks to the reader or of this site
 _CUE = re.compile(
@@ -117,6 +121,12 @@ def is_prominent(text: str, matches: Sequence[Span]) -> bool:
         for line, line_stop, inside in _by_line(text, message)
         for start, stop, spans in _by_sentence(text, line, line_stop, inside)
     )
+
+
+def is_dense(text: str, matches: Sequence[Span]) -> bool:
+    """Whether the text has several different phrases, close together; mentions in quotation marks aside."""
+    different = {text[start:stop].lower() for start, stop in _said(text, matches)}
+    return len(different) >= _DIFFERENT_PHRASES and _words(text) <= _WORDS_PER_DIFFERENT_PHRASE * len(different)
 
 
 def _said(text: str, matches: Sequence[Span]) -> list[Span]:

@@ -42,8 +42,10 @@ class LanguageRules(Section):
     stop_words: list[str] = []
     lines: LineRules = LineRules()
     document_phrases: list[str] = []  # a document goes where they are dense or a sentence says little else
+    dense_phrases: list[str] = []  # a document goes where several different ones are close together
     blocked_words: str | None = None  # file, relative to this one: a word or phrase a line
     max_blocked_words: int = Field(0, ge=0)
+    widen_punctuation: bool = False  # half-width marks among Chinese characters written as full-width ones
     simplify: bool = False  # traditional Chinese characters written as simplified ones, by OpenCC
     rules: dict[str, Bound]
     kinds: dict[str, dict[str, Bound | None]] = {}  # kind of text -> rules in place of those above; null: none

@@ -9,6 +9,7 @@
 #include "overlap.hpp"
 #include "passages.hpp"
 #include "phrases.hpp"
+#include "punctuation.hpp"
 #include "statistics.hpp"
 
 namespace py = pybind11;
@@ -164,6 +165,22 @@ PYBIND11_MODULE(_native, module) {
         std::string kept = clean::keep_lines(at, end, least_words, longest_word, dropped);
         return py::make_tuple(py::str(kept), dropped);
     }, "Text without its lines of too few words or an overlong word, and how many lines went.");
+    module.def("prose", [](const py::str& text) {
+        auto [at, end] = utf8(text);
+        return py::str(layout::prose(layout::Layout().scan(at, end)));
+    }, "The lines of prose, without addresses and code in backquotes.");
+    module.def("shape", [](const py::str& text) {
+        auto [at, end] = utf8(text);
+        layout::Shape shape = layout::shape_of(layout::Layout().scan(at, end));
+        return py::make_tuple(shape.visible, shape.code, shape.lines, shape.spoken, shape.named, shape.items,
+                              shape.verses, shape.ended, shape.even);
+    }, "Counts that tell kinds of text, in the order of layout::Shape.");
+    module.def("widen_punctuation", [](const py::str& text) {
+        auto [at, end] = utf8(text);
+        size_t widened = 0;
+        std::string wide = punctuation::Widener().widen(at, end, widened);
+        return py::make_tuple(widened ? py::str(wide) : text, widened);
+    }, "The text with English marks among Chinese as full-width ones, and how many these are.");
     module.def("mojibake_pairs", [](const py::str& text) {
         auto [at, end] = utf8(text);
         return clean::mojibake_pairs(at, end);

@@ -1,27 +1,32 @@
-// What the quality rules look at: counts and shares of one text, in one pass over its words and one over its lines.
+// What the quality rules look at: counts and shares of the prose of one text, in one pass over its words and one over
+// its lines. Code, tables and addresses are measured by their share alone.
 #pragma once
 
 #include <array>
 #include <string>
 #include <unordered_set>
 
+#include "layout.hpp"
 #include "minhash.hpp"
 
 namespace statistics {
 
+using layout::one_of;
 using text::class_of;
 using text::next;
 
-// Order and names of what `measure` returns. Shares are of characters unless the name says otherwise.
+// Order and names of what `measure` returns, of prose but for prose_share. Shares are of characters unless the name
+// says otherwise.
 inline const std::vector<std::string> NAMES = {
-    "characters", "words", "lines", "sentences", "mean_word_length", "longest_word", "alphabetic_word_share",
-    "stop_words", "hash_per_word", "ellipsis_per_word", "newlines_per_word", "bullet_line_share",
+    "prose_share", "characters", "words", "lines", "sentences", "mean_word_length", "longest_word", "alphabetic_word_share",
+    "stop_words", "stop_word_share", "long_numbers_per_word", "separators_per_word", "mixed_word_share",
+    "mojibake_per_word", "hash_per_word", "ellipsis_per_word", "newlines_per_word", "bullet_line_share",
     "ellipsis_line_share", "punctuated_line_share", "short_line_share", "duplicate_line_share",
     "duplicate_line_character_share", "duplicate_paragraph_share", "duplicate_paragraph_character_share",
     "top_2gram_share", "top_3gram_share", "top_4gram_share", "duplicate_5gram_share", "duplicate_6gram_share",
     "duplicate_7gram_share", "duplicate_8gram_share", "duplicate_9gram_share", "duplicate_10gram_share",
     "han_share", "letter_share", "number_share", "symbol_share", "upper_share", "curly_brackets",
-    "full_width_punctuation_share", "private_or_replacement_share", "traditional_share",
+    "private_or_replacement_share", "traditional_share",
 };
 
 // A set of hashes with counts, emptied in time proportional to its use.
@@ -48,16 +53,56 @@ private:
     size_t mask_ = 0;
 };
 
-inline bool one_of(uint32_t code, const char32_t* set) {
-    for (; *set; ++set) if (uint32_t(*set) == code) return true;
-    return false;
+// Marks that a scan asks for at every character, as bits.
+enum Mark : uint8_t { ENDS = 1, CLOSES = 2, SEPARATES = 4, PAUSES = 8, INTRUDES = 16 };
+
+inline uint8_t marks_of(uint32_t code) {
+    static const std::vector<uint8_t> table = [] {
+        std::vector<uint8_t> bits(0x10000);
+        auto set = [&](const char32_t* codes, Mark mark) { for (; *codes; ++codes) bits[*codes] |= mark; };
+        set(U".!?。！？…", ENDS);
+        set(U"\"'”’）)」』》〉】]", CLOSES);
+        set(U"|｜丨/_·•»›>→★☆◆■●【】#", SEPARATES);
+        set(U"，；", PAUSES);
+        set(U"0123456789@!~|^*%$#?;", INTRUDES);  // between two letters: h@d, Da5hwood, text that was scanned badly
+        return bits;
+    }();
+    return code < table.size() ? table[code] : 0;
 }
-inline bool ends_sentence(uint32_t code) { return one_of(code, U".!?。！？…"); }
-inline bool closes(uint32_t code) { return one_of(code, U"\"'”’）)」』》〉】]"); }
-inline bool is_bullet(uint32_t code) { return one_of(code, U"-*•●○◦‣▪▶■□◆·"); }
-inline bool is_full_width_mark(uint32_t code) { return one_of(code, U"，。；：？！、（）《》“”"); }
-inline bool is_half_width_mark(uint32_t code) { return one_of(code, U",.;:?!()"); }
+inline bool ends_sentence(uint32_t code) { return marks_of(code) & ENDS; }
+inline bool closes(uint32_t code) { return marks_of(code) & CLOSES; }
+// What UTF-8 read as Windows-1252 begins with: Ã©, â€œ, Â with the blank or letter that it stands before.
+inline bool is_mojibake(uint32_t before, uint32_t code) {
+    return (before == 0xc3 && code >= 0x80 && code < 0xc0) || (before == 0xe2 && code == 0x20ac) ||
+           (before == 0xc2 && (code < 'A' || (code > 'Z' && code < 0xc0)));
+}
+inline bool is_numeral(uint32_t code) { return layout::is_digit(code) || one_of(code, U"一二三四五六七八九十"); }
 inline double share(double part, double whole) { return whole > 0 ? part / whole : 0.0; }
+
+// What a line begins with: (1) 一、 ① a) - item.
+struct Head {
+    static constexpr size_t SIZE = 6;
+    uint32_t codes[SIZE] = {};
+    size_t length = 0;
+
+    void add(uint32_t code) { if (length < SIZE) codes[length++] = code; }
+    uint32_t at(size_t place) const { return place < SIZE ? codes[place] : 0; }
+
+    bool is_bullet() const {
+        if (one_of(codes[0], U"•●○◦‣▪▶■□◆·»✓✔➢➤")) return true;
+        if (one_of(codes[0], U"-*")) return codes[1] != codes[0];
+        return one_of(codes[0], U"+>–") && layout::is_blank(codes[1]);
+    }
+
+    bool is_numbered() const {
+        if (codes[0] >= 0x2460 && codes[0] <= 0x2473) return true;  // ① to ⑳
+        size_t place = one_of(codes[0], U"(（"), start = place;
+        while (place < start + 3 && is_numeral(at(place))) ++place;
+        bool letter = place == start && layout::is_letter(at(place)) && one_of(at(place + 1), U")）");
+        if (letter) return true;
+        return place > start && (one_of(at(place), U")）、．") || (at(place) == '.' && !layout::is_digit(at(place + 1))));
+    }
+};
 
 class Meter {
 public:
@@ -67,32 +112,44 @@ public:
     // The numbers of NAMES for one text.
     std::vector<double> measure(const unsigned char* begin, const unsigned char* end) {
         values_.clear();
-        words(begin, end);
-        lines(begin, end);
+        std::string prose = layout::prose(layout_.scan(begin, end));
+        auto at = reinterpret_cast<const unsigned char*>(prose.data()), stop = at + prose.size();
+        words(at, stop);
+        lines(at, stop);
         ngrams();
-        characters();
+        characters(visible(begin, end));
         return values_;
     }
 
 private:
     struct Span { uint32_t start, stop; };
 
+    static size_t visible(const unsigned char* at, const unsigned char* end) {
+        size_t count = 0;
+        while (at < end) {
+            uint32_t code = next(at);
+            count += !(class_of(code) & text::SPACE) && !text::is_invisible(code);
+        }
+        return count;
+    }
+
     void words(const unsigned char* begin, const unsigned char* end) {
         spans_.clear();
         hashes_.clear();
         seen_stop_words_.clear();
-        size_t total = 0, longest = 0, alphabetic = 0;
+        size_t total = 0, longest = 0, spelled = 0;  // spelled: of letters, not a Chinese character
+        stop_words_seen_ = 0;
         length_ = text::each_word(begin, end, true, [&](size_t start, size_t stop, uint64_t hash, uint32_t first) {
             spans_.push_back({uint32_t(start), uint32_t(stop)});
             hashes_.push_back(hash);
-            total += stop - start;
+            if (!text::stands_alone(first, class_of(first))) { ++spelled; total += stop - start; }
             longest = std::max(longest, stop - start);
-            alphabetic += (class_of(first) & text::LETTER) != 0;
-            if (stop_words_.count(hash)) seen_stop_words_.insert(hash);
+            if (!stop_words_.count(hash)) return;
+            seen_stop_words_.insert(hash);
+            ++stop_words_seen_;
         });
-        mean_word_ = share(double(total), double(spans_.size()));
+        mean_word_ = share(double(total), double(spelled));
         longest_word_ = double(longest);
-        alphabetic_share_ = share(double(alphabetic), double(spans_.size()));
     }
 
     // One pass over the characters, line by line; paragraphs are separated by empty lines.
@@ -100,7 +157,8 @@ private:
         counts_ = {};
         line_hashes_.clear();
         paragraph_hashes_.clear();
-        line_ = paragraph_ = {};
+        line_ = {};
+        paragraph_ = {};
         while (at < end) {
             uint32_t code = next(at);
             if (code == '\n') {
@@ -114,10 +172,10 @@ private:
             count(code, kind);
             if (line_.length == 0) {
                 if (blank) continue;
-                line_.first = code;
                 if (paragraph_.length) paragraph_.feed('\n');
             }
             line_.feed(code);
+            line_.head.add(code);
             paragraph_.feed(code);
             if (blank) continue;
             line_.last = code;
@@ -129,20 +187,42 @@ private:
 
     struct Run {
         uint64_t hash = text::TOKEN_START;
-        size_t length = 0, dots = 0;               // dots: full stops at the end
-        uint32_t first = 0, last = 0, last_open = 0;  // not blank; last_open: before closing quotes and brackets
+        size_t length = 0;
         void feed(uint32_t code) { hash = text::feed(hash, code); ++length; }
     };
 
+    struct Line : Run {
+        Head head;
+        size_t dots = 0;                        // full stops at the end
+        size_t sentences = 0, said = 0;         // sentences that end in the line; what came since the last, as `says`
+        size_t heading = 0;                     // “#” that the line begins with
+        size_t digits = 0;                      // of the number that goes on
+        uint32_t before = 0;                    // blank or not
+        uint32_t last = 0, last_open = 0;       // not blank; last_open: before closing quotes and brackets
+        bool full_stop = false;                 // the last is one, and what follows tells whether it ends a sentence
+        bool paused = false;                    // has a Chinese comma or semicolon
+        // what stands since the last blank: has a letter or a digit; a letter; one sign between letters
+        bool token = false, token_letter = false, token_mixed = false;
+        uint32_t before_last = 0;               // the character before `before`
+    };
+
     void finish_line() {
-        if (line_.length == 0) return finish_paragraph();
+        finish_token();
+        if (line_.length == 0) { line_ = {}; return finish_paragraph(); }
         ++counts_.lines;
-        // brackets, fences and table rules repeat in any code
+        // brackets and rules repeat in any text
         if (line_.length >= 10) line_hashes_.push_back({text::mix(line_.hash), line_.length});
-        counts_.bullets += is_bullet(line_.first);
+        line_.sentences += line_.full_stop;
+        bool short_ = line_.length <= 30;  // FineWeb, arXiv 2406.17557
+        bool ended = ends_sentence(line_.last_open) || one_of(line_.last_open, U";；:：");
+        bool punctuated = ended || line_.sentences || (line_.paused && !short_);
+        // a sentence of ten words that the line ends, as a headline or an abstract without its full stop
+        line_.sentences += !ends_sentence(line_.last_open) && line_.said >= 10 * SAYS_WORD;
+        counts_.sentences += line_.sentences;
+        counts_.bullets += line_.head.is_bullet() || (!punctuated && line_.head.is_numbered());
         counts_.ellipsis_lines += line_.last == 0x2026 || line_.dots >= 3;
-        counts_.punctuated += ends_sentence(line_.last_open) || one_of(line_.last_open, U";；:：");
-        counts_.short_lines += line_.length <= 30;  // FineWeb, arXiv 2406.17557
+        counts_.punctuated += punctuated;
+        counts_.short_lines += short_;
         line_ = {};
     }
 
@@ -151,26 +231,64 @@ private:
         paragraph_ = {};
     }
 
+    // A token stands between blanks, as words do for Gopher.
+    void finish_token() {
+        counts_.tokens += line_.token;
+        counts_.alphabetic += line_.token_letter;
+        counts_.mixed += line_.token_mixed;
+        line_.token = line_.token_letter = line_.token_mixed = false;
+    }
+
     void count(uint32_t code, uint8_t kind) {
-        if (kind & text::HAN) { ++counts_.han; counts_.traditional += traditional_.count(code); }
+        const uint8_t marks = marks_of(code);
+        bool blank = kind & text::SPACE, han = kind & text::HAN;
+        if (han) { ++counts_.han; counts_.traditional += traditional_.count(code); }
         counts_.letters += (kind & text::LETTER) != 0;
         counts_.numbers += (kind & text::NUMBER) != 0;
         counts_.symbols += (kind & text::SYMBOL) != 0;
         counts_.upper += (kind & text::UPPER) != 0;
-        counts_.visible += !(kind & text::SPACE);
-        counts_.hashes += code == '#';
+        counts_.visible += !blank;
+        bool heading = code == '#' && line_.length == line_.heading;  // or a comment
+        line_.heading += heading;
+        counts_.hashes += code == '#' && !heading;
         counts_.curly += code == '{';
+        counts_.separators += (marks & SEPARATES) != 0;
         counts_.odd += code == 0xfffd || (code >= 0xe000 && code <= 0xf8ff);
         if (code == '.') {
             if (++line_.dots == 3) ++counts_.ellipses;
-        } else if (!(kind & text::SPACE)) {
+        } else if (!blank) {
             line_.dots = 0;
         }
         counts_.ellipses += code == 0x2026;
-        if (is_full_width_mark(code)) ++counts_.full_width;
-        // an English mark right behind a Han character is one that should be full width
-        else if ((class_of(line_.last) & text::HAN) && is_half_width_mark(code)) ++counts_.half_width;
-        counts_.sentences += ends_sentence(code) && line_.last != 0 && !ends_sentence(line_.last);
+        if (blank) finish_token();
+        line_.token |= (kind & (text::LETTER | text::NUMBER)) != 0;
+        line_.token_letter |= (kind & text::LETTER) != 0;
+        line_.digits = layout::is_digit(code) ? line_.digits + 1 : 0;
+        counts_.long_numbers += line_.digits == LONG_NUMBER;
+        line_.token_mixed |= layout::is_letter(line_.before_last) && layout::is_letter(code) &&
+                             (marks_of(line_.before) & INTRUDES);
+        counts_.mojibake += is_mojibake(line_.before, code);
+        sentence(code, kind, marks, blank, han);
+        line_.before_last = line_.before;
+        line_.before = code;
+    }
+
+    static constexpr size_t SAYS_WORD = 8, SAYS_HAN = 5;  // a word says what 1.6 Chinese characters say
+    static constexpr size_t LONG_NUMBER = 7;              // digits, as those of telephones and accounts have
+
+    // A full stop ends a sentence before a blank, a closing mark or Chinese: not in 3.14, nor in the name of a file.
+    void sentence(uint32_t code, uint8_t kind, uint8_t marks, bool blank, bool han) {
+        if (line_.full_stop && (blank || han || (marks & CLOSES))) { ++line_.sentences; line_.said = 0; }
+        bool ends = marks & ENDS;
+        line_.full_stop &= ends;
+        bool word = (kind & text::WORD) && !han;
+        if (han) line_.said += SAYS_HAN;
+        else if (word && !(class_of(line_.before) & text::WORD)) line_.said += SAYS_WORD;
+        line_.paused |= (marks & PAUSES) != 0;
+        if (line_.full_stop || !ends || line_.last == 0 || ends_sentence(line_.last)) return;
+        if (code == '.') { line_.full_stop = true; return; }
+        ++line_.sentences;
+        line_.said = 0;
     }
 
     void ngrams() {
@@ -226,12 +344,16 @@ private:
         return {share(double(count), double(parts.size())), share(double(characters), double(length_))};
     }
 
-    void characters() {
+    void characters(size_t visible_of_all) {
         const auto& c = counts_;
         double words = double(spans_.size()), lines = double(c.lines), visible = double(c.visible);
         auto line = duplicates(line_hashes_), paragraph = duplicates(paragraph_hashes_);
-        values_ = {double(length_), words, lines, double(c.sentences), mean_word_, longest_word_, alphabetic_share_,
-                   double(seen_stop_words_.size()), share(double(c.hashes), words), share(double(c.ellipses), words),
+        values_ = {share(visible, double(visible_of_all)), double(length_), words, lines, double(c.sentences),
+                   mean_word_, longest_word_, share(double(c.alphabetic), double(c.tokens)),
+                   double(seen_stop_words_.size()), share(double(stop_words_seen_), words),
+                   share(double(c.long_numbers), words), share(double(c.separators), words),
+                   share(double(c.mixed), double(c.tokens)), share(double(c.mojibake), words),
+                   share(double(c.hashes), words), share(double(c.ellipses), words),
                    share(double(c.newlines), words), share(double(c.bullets), lines),
                    share(double(c.ellipsis_lines), lines), share(double(c.punctuated), lines),
                    share(double(c.short_lines), lines), line[0], line[1], paragraph[0], paragraph[1]};
@@ -239,14 +361,14 @@ private:
         for (double value : {share(double(c.han), visible), share(double(c.letters), visible),
                              share(double(c.numbers), visible), share(double(c.symbols), visible),
                              share(double(c.upper), double(c.letters)), double(c.curly),
-                             share(double(c.full_width), double(c.full_width + c.half_width)),
                              share(double(c.odd), visible), share(double(c.traditional), double(c.han))})
             values_.push_back(value);
     }
 
     struct Counts {
-        size_t lines, newlines, bullets, ellipsis_lines, punctuated, short_lines, han, traditional, letters,
-            numbers, symbols, upper, visible, hashes, curly, odd, ellipses, full_width, half_width, sentences;
+        size_t lines, newlines, bullets, ellipsis_lines, punctuated, short_lines, han, traditional, letters, numbers,
+            symbols, upper, visible, hashes, curly, separators, odd, ellipses, sentences, tokens, alphabetic,
+            long_numbers, mixed, mojibake;
     };
 
     std::unordered_set<uint64_t> stop_words_, seen_stop_words_;
@@ -257,9 +379,11 @@ private:
     std::vector<double> top_, values_;
     CountTable table_;
     Counts counts_{};
-    Run line_, paragraph_;
-    size_t length_ = 0;
-    double mean_word_ = 0, longest_word_ = 0, alphabetic_share_ = 0;
+    layout::Layout layout_;
+    Line line_;
+    Run paragraph_;
+    size_t length_ = 0, stop_words_seen_ = 0;
+    double mean_word_ = 0, longest_word_ = 0;
 };
 
 }  // namespace statistics

@@ -12,10 +12,12 @@ import yaml
 from data_prep.core.command import CONFIGS
 from data_prep.curate import curate_documents
 from data_prep.curation.blocked_urls import BlockedUrls
+from data_prep.curation.characters import native
 from data_prep.curation.cleaning import Phrases, normalize
 from data_prep.curation.curator import Curator
+from data_prep.curation.kinds import kind_of
 from data_prep.curation.language import identify_language
-from data_prep.curation.notices import is_prominent, remove_notices, without_notices
+from data_prep.curation.notices import is_dense, is_prominent, remove_notices, without_notices
 from data_prep.curation.rules import Bound, Judge, LanguageRules
 from data_prep.curation.settings import CurateConfig, load_curate_config
 from data_prep.documents.reading import read_documents, write_documents
@@ -35,6 +37,13 @@ CHINESE = (
     "住在河边的人大多见过这些船，他们知道集市会在天亮的时候开始。有人提着篮子走到广场，也有人在等孩子们从山上回来。"
     "没有人想迟到，因为清晨的面包最便宜。后来下了一场大雨，石板路上都是水，卖鱼的老人只好把摊子搬到屋檐下面，"
     "一边擦着手，一边和过路的客人说起去年夏天的事情。"
+)
+
+# no two pairs of a town and a thing are the same
+KEYWORDS = "".join(
+    f"{town}{thing}，"
+    for town in ["北京", "上海", "广州", "深圳", "杭州", "长沙", "西安", "武汉", "南京", "天津"]
+    for thing in ["旅游", "美食", "酒店", "机票", "租车", "导游", "丝绸", "火锅", "茶叶", "瓷器"]
 )
 
 
@@ -58,6 +67,12 @@ def test_plain_text_is_kept_and_labelled(text, language):
 EXAMPLES = [
     ("words_low", "en", "A few words of it. They are too few. That is to be seen."),
     ("words_low", "zh", "很短的一句话。"),
+    (
+        "prose_share_low",
+        "en",
+        ENGLISH + "\n\n```\n" + "for (i = 0; i < n; ++i) { total += values[i]; }\n" * 200 + "```",
+    ),
+    ("prose_share_low", "zh", CHINESE + "\n\n| 1 | 2 | 3 |" * 500),
     ("words_high", "en", ENGLISH * 2000),
     ("words_high", "zh", CHINESE * 1500),
     ("mean_word_length_low", "en", "a b c d e f of the. " * 20),
@@ -75,12 +90,19 @@ EXAMPLES = [
     ("ellipsis_per_word_high", "zh", CHINESE + "水……" * 20),
     ("stop_words_low", "en", "red green blue yellow orange purple. " * 12),
     ("stop_words_low", "zh", "红绿蓝黄橙紫青" * 20),
+    (
+        "stop_word_share_low",
+        "en",
+        ENGLISH + "".join(f" Cheap {w} flights, hotels, cars." for w in ENGLISH.split()[::2]) * 9,
+    ),
+    ("stop_word_share_low", "zh", CHINESE[:28] + KEYWORDS),
+    ("mixed_word_share_high", "en", ENGLISH.replace("we", "w@e").replace("ar", "a1r").replace("th", "t!h")),
+    ("mojibake_per_word_high", "en", ENGLISH + " Ã© â€œ Ã¨ â€œ."),
     ("bullet_line_share_high", "en", "\n".join("- " + s for s in ENGLISH.split(". ") * 4)),
     ("bullet_line_share_high", "zh", "\n".join("• " + s for s in CHINESE.split("。") * 4)),
     ("ellipsis_line_share_high", "en", "\n".join(s + "..." for s in ENGLISH.replace(";", ".").split(". "))),
     ("ellipsis_line_share_high", "zh", "\n".join(s + "…" for s in CHINESE.split("。"))),
     ("sentences_low", "en", ENGLISH.replace(".", ",").replace(";", ",")),
-    ("sentences_low", "zh", CHINESE.replace("。", "，")),
     ("punctuated_line_share_low", "en", ENGLISH + "\nand then the people of the harbour went home again" * 9),
     ("punctuated_line_share_low", "zh", CHINESE.rstrip("。") + "\n目录" * 12),
     (
@@ -100,7 +122,6 @@ EXAMPLES = [
     ("symbol_share_high", "en", ENGLISH + " $+=<>|~^" * 8 + "."),
     ("symbol_share_high", "zh", CHINESE + "$+=<>|~^" * 6 + "。"),
     ("upper_share_high", "en", ENGLISH.upper()),
-    ("full_width_punctuation_share_low", "zh", CHINESE.replace("，", ",")),
     ("private_or_replacement_share_high", "en", ENGLISH + " \ufffd" * 3 + "."),
     ("private_or_replacement_share_high", "zh", CHINESE + "\ue123" * 3 + "。"),
     ("duplicate_line_share_high", "en", "\n".join([ENGLISH] * 3)),
@@ -501,6 +522,88 @@ def test_a_text_that_mentions_a_document_phrase_stays():
 def test_a_text_about_a_document_phrase_is_not_of_it(text):
     language = language_of(text)
     assert not is_prominent(text, Phrases(CONFIG.languages[language].document_phrases).find(text))
+
+
+PAGES = [
+    ("zh", "本站新到高仿名表，厂家直销，货到付款，假一赔十，量大从优，欢迎来电咨询！" + "本店的手表质量很好，我们的服务也很好。" * 3),
+    ("en", "Act now! This limited time special offer has free shipping and a free trial. Order now, satisfaction guaranteed. "
+     "It is the best that you can have, and you will not be sorry that you came to us for it, as many have told us."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("language", "page"), PAGES, ids=["zh", "en"])
+def test_a_page_of_advertisements_goes_where_one_phrase_of_them_stays(language, page):
+    phrases = CONFIG.languages[language].dense_phrases
+    plain = {"en": ENGLISH, "zh": CHINESE}[language]
+    assert is_dense(page, Phrases(phrases).find(page))
+    assert not is_dense(plain, Phrases(phrases).find(plain))
+    for phrase in phrases[:40]:
+        assert reason(f"{plain} {phrase} {plain[:40]}") is None, phrase
+
+
+VERSE = (
+    "山中小记\n\n清晨的雾还没有散，\n小路上没有一个人；\n我听见溪水在石头下面，\n慢慢地说着去年的春天。\n\n"
+    "午后的阳光落在窗台，\n旧书的纸页微微发黄；\n有人在院子里晒着新茶，\n风把茶香送到很远的地方。"
+)
+DIALOGUE = "“你来了。”\n“我来了。”\n“你为什么要来？”\n他看着远处的山，很久没有说话。\n“这里的风景和十年前一样。”\n" + (
+    "“人却不一样了。”\n“你还是不肯说实话。”\n“实话有时候比谎话更伤人，所以我不说。”\n“走吧，我送你回去，天色已经晚了。”\n她没有回答，只是跟在他的后面慢慢地走。"
+)
+KINDS = [
+    ("verse", VERSE),
+    ("dialogue", DIALOGUE),
+    ("dialogue", "\n".join(["Alice: Where did you go?", "Bob: I went to the market with them."] * 3)),
+    ("code", CHINESE + "\n\n```python\n" + "for name in names:\n    print(name)\n" * 4 + "```\n\n" + CHINESE[:40]),
+    ("list", "\n".join(f"{i}. {s}." for i, s in enumerate(ENGLISH.replace(";", ".").split(". ")))),
+    ("prose", ENGLISH),
+    ("prose", CHINESE),
+    ("prose", "首页\n新闻中心\n产品展示\n联系我们\n在线留言\n关于"),
+]
+
+
+@pytest.mark.parametrize(("kind", "text"), KINDS, ids=[f"{kind}-{i}" for i, (kind, _) in enumerate(KINDS)])
+def test_the_layout_tells_the_kind_of_a_text(kind, text):
+    assert kind_of(text, language_of(text)) == kind
+
+
+@pytest.mark.parametrize("text", [VERSE, DIALOGUE, KINDS[3][1]], ids=["verse", "dialogue", "code"])
+def test_a_good_text_of_a_kind_stays_whole_with_its_kind(text):
+    verdict = CURATOR.judge({"id": "a", "text": text}, "x")
+    assert (verdict.reason, verdict.document["text"]) == (None, text)
+    assert verdict.document["kind"] == kind_of(text, "zh")
+
+
+def test_half_width_marks_of_chinese_are_widened_and_counted():
+    typed = CHINESE.replace("，", ",").replace("。", ".")
+    verdict = CURATOR.judge({"id": "a", "text": typed}, "x")
+    assert (verdict.reason, verdict.document["text"]) == (None, CHINESE)
+    assert verdict.marks_widened == sum(char in "，。" for char in CHINESE)
+
+
+@pytest.mark.parametrize(
+    ("text", "wide"),
+    [
+        ("他说,你好.", "他说，你好。"),
+        ("准确率达98%,优于 A, B 和 C.", "准确率达98%，优于 A, B 和 C."),
+        ("比例是3:1.5,时间12:30", "比例是3:1.5，时间12:30"),
+        ("见 https://a.org/x,y?z=1 的说明. 好", "见 https://a.org/x,y?z=1 的说明。好"),
+        ("用 `甲,乙.` 表示", "用 `甲,乙.` 表示"),
+        ("```\n甲,乙.\n```", "```\n甲,乙.\n```"),
+        ("一.总则", "一.总则"),
+        ("等等...", "等等..."),
+    ],
+    ids=["sentence", "latin", "numbers", "address", "quoted_code", "fence", "heading", "ellipsis"],
+)
+def test_marks_are_widened_where_chinese_is_written(text, wide):
+    assert native.widen_punctuation(text)[0] == wide
+
+
+def test_an_abstract_of_one_line_needs_no_final_stop():
+    assert reason(CHINESE.rstrip("。")) is None
+    assert reason(CHINESE.replace("。", "，").rstrip("，")) is None
+
+
+def test_words_with_a_letter_are_alphabetic_wherever_it_stands():
+    assert reason("1st 2nd 3D 4K 10k 800m of the race. " * 2 + ENGLISH) is None
 
 
 def test_phrases_are_found_as_whole_words_when_asked():

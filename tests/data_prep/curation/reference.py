@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -175,35 +176,44 @@ def _joined(chars: Sequence[str], place: int) -> bool:
 
 def statistics(text: str, stop_words: Sequence[str] = (), traditional: Sequence[str] = ()) -> dict[str, float]:
     """What native/statistics.hpp measures, by name."""
+    from tests.data_prep.curation import reference_layout as layout  # which is built on this one
+
+    not_blank_of_all = [char for char in visible(text) if not is_space(char)]
+    text = layout.prose(text)
     spans = words(text, apostrophes=True)
-    tokens = [text[a:b] for a, b in spans]
-    hashes = [word_hash(token) for token in tokens]
+    hashes = [word_hash(text[a:b]) for a, b in spans]
+    stop_hashes = {word_hash(word) for word in stop_words}
+    spelled = [(a, b) for a, b in spans if not alone(text[a])]
     length, text = len(text), visible(text)
-    lines = [line.strip(_SPACES) for line in text.split("\n")]
-    full = [line for line in lines if line]
+    full = [line.strip(_SPACES) for line in text.split("\n") if line.strip(_SPACES)]
+    told = [_told(line) for line in _left_stripped(text)]
+    tokens = [token for token in text.translate(_BLANKS).split(" ") if any(_is_letter_or_digit(ch) for ch in token)]
     paragraphs = _paragraphs(text)
     not_blank = [char for char in text if not is_space(char)]
     long_lines = [line for line in _left_stripped(text) if len(line) >= 10]
     values: dict[str, float] = {
+        "prose_share": _share(len(not_blank), len(not_blank_of_all)),
         "characters": length,
-        "words": len(tokens),
+        "words": len(spans),
         "lines": len(full),
-        "sentences": _sentences(text),
-        "mean_word_length": _share(sum(b - a for a, b in spans), len(spans)),
+        "sentences": sum(line.sentences for line in told),
+        "mean_word_length": _share(sum(b - a for a, b in spelled), len(spelled)),
         "longest_word": max((b - a for a, b in spans), default=0),
-        "alphabetic_word_share": _share(sum(bool(class_of(t[0]) & c.LETTER) for t in tokens), len(tokens)),
-        "stop_words": len({word_hash(w) for w in stop_words} & set(hashes)),
-        "hash_per_word": _share(text.count("#"), len(tokens)),
-        "ellipsis_per_word": _share(text.count("…") + _dots(text), len(tokens)),
-        "newlines_per_word": _share(text.count("\n"), len(tokens)),
-        "bullet_line_share": _share(sum(line[0] in "-*•●○◦‣▪▶■□◆·" for line in full), len(full)),
+        "alphabetic_word_share": _share(sum(any(class_of(ch) & c.LETTER for ch in t) for t in tokens), len(tokens)),
+        "stop_words": len(stop_hashes & set(hashes)),
+        "stop_word_share": _share(sum(value in stop_hashes for value in hashes), len(hashes)),
+        "long_numbers_per_word": _share(sum(len(run) >= 7 for run in re.findall("[0-9]+", text)), len(spans)),
+        "separators_per_word": _share(sum(char in "|｜丨/_·•»›>→★☆◆■●【】#" for char in text), len(spans)),
+        "mixed_word_share": _share(sum(bool(_MIXED.search(token)) for token in tokens), len(tokens)),
+        "mojibake_per_word": _share(len(_MOJIBAKE.findall(text)), len(spans)),
+        "hash_per_word": _share(sum(line.lstrip("#").count("#") for line in _left_stripped(text)), len(spans)),
+        "ellipsis_per_word": _share(text.count("…") + _dots(text), len(spans)),
+        "newlines_per_word": _share(text.count("\n"), len(spans)),
+        "bullet_line_share": _share(sum(line.bullet for line in told), len(full)),
         "ellipsis_line_share": _share(
             sum(line.translate(_NO_BLANKS).endswith(("…", "...")) for line in full), len(full)
         ),
-        "punctuated_line_share": _share(
-            sum(line.rstrip("\"'”’）)」』》〉】]" + _SPACES)[-1:] in tuple(".!?。！？…；;:：") for line in full),
-            len(full),
-        ),
+        "punctuated_line_share": _share(sum(line.punctuated for line in told), len(full)),
         "short_line_share": _share(sum(len(line) <= 30 for line in _left_stripped(text)), len(full)),
         "duplicate_line_share": _share(_repeats(long_lines)[0], len(long_lines)),
         "duplicate_line_character_share": _share(_repeats(long_lines)[1], length),
@@ -213,8 +223,6 @@ def statistics(text: str, stop_words: Sequence[str] = (), traditional: Sequence[
     for n in range(2, 11):
         name = f"top_{n}gram_share" if n <= 4 else f"duplicate_{n}gram_share"
         values[name] = _share((_top if n <= 4 else _repeated)(spans, hashes, n), length)
-    full_width = sum(char in "，。；：？！、（）《》“”" for char in text)
-    half_width = _half_width(text)
     letters = sum(bool(class_of(char) & c.LETTER) for char in text)
     han = [char for char in text if class_of(char) & c.HAN]
     values |= {
@@ -224,7 +232,6 @@ def statistics(text: str, stop_words: Sequence[str] = (), traditional: Sequence[
         "symbol_share": _share(sum(bool(class_of(char) & c.SYMBOL) for char in text), len(not_blank)),
         "upper_share": _share(sum(bool(class_of(char) & c.UPPER) for char in text), letters),
         "curly_brackets": text.count("{"),
-        "full_width_punctuation_share": _share(full_width, full_width + half_width),
         "private_or_replacement_share": _share(
             sum(char == "\ufffd" or "\ue000" <= char <= "\uf8ff" for char in text), len(not_blank)
         ),
@@ -233,9 +240,72 @@ def statistics(text: str, stop_words: Sequence[str] = (), traditional: Sequence[
     return values
 
 
+_MIXED = re.compile(r"[A-Za-z][0-9@!~|^*%$#?;](?=[A-Za-z])")
+_MOJIBAKE = re.compile("Ã[\x80-\xbf]|â€|Â[^A-Z\n\xc0-\U0010ffff]")
+_ENDERS = ".!?。！？…"
+_CLOSERS = "\"'”’）)」』》〉】]"
+_NUMERAL = "0-9一二三四五六七八九十"
+_NUMBERED = re.compile(rf"[①-⑳]|[(（]?(?:[A-Za-z][)）]|[{_NUMERAL}]{{1,3}}(?:[)）、．]|\.(?![0-9])))")
+
+
+class _Told(NamedTuple):
+    sentences: int
+    punctuated: bool
+    bullet: bool
+
+
+def _told(line: str) -> _Told:
+    """Of a line without the blanks before it."""
+    sentences, said = _sentences(line)
+    open_end = line.rstrip(_CLOSERS + _SPACES)[-1:]
+    is_open = open_end == "" or open_end not in _ENDERS
+    punctuated = not is_open or open_end in tuple(";；:：") or sentences > 0
+    punctuated = punctuated or (len(line) > 30 and any(char in "，；" for char in line))
+    return _Told(
+        sentences=sentences + (is_open and said >= 80),
+        punctuated=punctuated,
+        bullet=_is_bullet(line) or (not punctuated and bool(_NUMBERED.match(line))),
+    )
+
+
+def _is_bullet(line: str) -> bool:
+    first, second = line[0], line[1:2]
+    if first in "-*":
+        return second != first
+    return first in "•●○◦‣▪▶■□◆·»✓✔➢➤" or (first in "+>–" and (second == "" or is_space(second)))
+
+
+def _sentences(line: str) -> tuple[int, int]:
+    """How many sentences end in a line, and what comes after the last: 8 for a word, 5 for a Chinese character.
+
+    A full stop ends a sentence before a blank, a closing mark or Chinese, and at the end.
+    """
+    sentences = said = 0
+    full_stop, last, before = False, "", ""
+    for char in line:
+        han = bool(class_of(char) & c.HAN)
+        if full_stop and (is_space(char) or han or char in _CLOSERS):
+            sentences, said = sentences + 1, 0
+        full_stop = full_stop and char in _ENDERS
+        if han:
+            said += 5
+        elif is_word(char) and not (before and is_word(before)):
+            said += 8
+        if char in _ENDERS and last and last not in _ENDERS and not full_stop:
+            full_stop = char == "."
+            sentences, said = (sentences, said) if full_stop else (sentences + 1, 0)
+        before, last = char, last if is_space(char) else char
+    return sentences + full_stop, said
+
+
+def _is_letter_or_digit(char: str) -> bool:
+    return bool(class_of(char) & (c.LETTER | c.NUMBER))
+
+
 _SPACES = "".join(chr(code) for code in np.flatnonzero(CLASSES & c.SPACE).tolist() if code != ord("\n"))
 
 
+_BLANKS = dict.fromkeys(map(ord, _SPACES + "\n"), " ")
 _NO_BLANKS = dict.fromkeys(map(ord, _SPACES))
 
 
@@ -291,26 +361,6 @@ def _repeated(spans, hashes, n: int) -> int:
     return size
 
 
-def _sentences(text: str) -> int:
-    count = 0
-    for line in text.split("\n"):
-        before = ""
-        for char in line:
-            count += char in ".!?。！？…" and before != "" and before not in ".!?。！？…"
-            before = char if not is_space(char) else before
-    return count
-
-
 def _dots(text: str) -> int:
     """Runs of three full stops or more, blanks between them aside, within a line."""
     return sum(len(re.findall(r"\.{3,}", "".join(ch for ch in line if not is_space(ch)))) for line in text.split("\n"))
-
-
-def _half_width(text: str) -> int:
-    count = 0
-    for line in text.split("\n"):
-        before = ""
-        for char in line:
-            count += char in ",.;:?!()" and before != "" and bool(class_of(before) & c.HAN)
-            before = char if not is_space(char) else before
-    return count

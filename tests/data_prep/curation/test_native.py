@@ -12,7 +12,7 @@ import pytest
 from data_prep.curation import characters as c
 from data_prep.curation.characters import native
 from tests.conftest import SHARED, needs_shared
-from tests.data_prep.curation import reference
+from tests.data_prep.curation import reference, reference_layout
 
 TEXTS = [
     "",
@@ -21,6 +21,9 @@ TEXTS = [
     "清晨，青石镇的船长看着潮水。Python 代码：\n    return x[1:]  # 注释\n清晨,潮水(水)\n",
     "- one\n- two\n* three\n\none two one two one two one two one two\n\n- one\n- two\n* three\n",
     "mixed中文English混排123 ¿ña? 🙂👩\u200d👩 e\u0301 \ufeffカタカナ ひらがな ＡＢ {x} \ue000 \ufffd\r\nend\r",
+    "看：\n```py\nx = {1: '甲'}\n\n价格是3.14.\n```\n见 https://x.org/a_b(1)，或用 `a = b`.\n| a | b |\n|---|---|\n~~~\nopen\n",
+    "他说,你好.\n\n“走吧.”\n一.总则\n比例为3:1,时间:12:30;好!准确率98%,优于它(甲).\n张三：好。\n    if x:\n        f(x)\n    else:\n        g()\n    }\n",
+    "1. one\n(2) two\na) b\n① c\n> d\n+ e\n* f\n**g**\n--h\n1.2 i\nH@d Da5hwood Ã© â€œ Â x\nno. 5... Wait?! 1st 3D $5 12345678\nA line of ten words that has no full stop behind it at all\n",
     "a" * 5000 + " " + "漢" * 3000 + "\n" + "same line of text here\n" * 30,
 ]
 
@@ -29,8 +32,9 @@ def random_texts(number: int) -> list[str]:
     rng = random.Random(7)
     alphabet = "aAbé0 9  \n\n\t.#-!?。，'’{漢汉体カあ🙂\u00a0\u3000\u0301\ufffd\r\u200b…"
     strange = "\v\f\x1c\x1f\x85\u2028\u2029\x00\x9f\xad\u200c\u200d\u200e\u202e\u2066\u2060\ufe0f\ufeff\ufffe\U000e0067\U000e0101"
-    alphabets = [alphabet, alphabet + strange, "ab'’. \n漢" + strange]
-    return ["".join(rng.choice(alphabets[i % 3]) for _ in range(rng.randrange(400))) for i in range(number)]
+    code = "ab1  \n`~|{}=();:/.,-_<>$#汉。，“》%)\t!?一"
+    alphabets = [alphabet, alphabet + strange, "ab'’. \n漢" + strange, code, code + "  \n汉汉a1"]
+    return ["".join(rng.choice(alphabets[i % 5]) for _ in range(rng.randrange(400))) for i in range(number)]
 
 
 def real_texts() -> list[str]:
@@ -48,6 +52,9 @@ def check(text: str) -> None:
     assert signer.shingles(text).tolist() == reference.shingles(text, 5)
     assert signer.sign(text).tolist() == reference.signature(text, 5, multipliers, offsets)
     assert native.normalize_layout(text) == reference.normalize_layout(text)
+    assert native.prose(text) == reference_layout.prose(text)
+    assert native.shape(text) == reference_layout.shape(text)
+    assert native.widen_punctuation(text) == reference_layout.widen_punctuation(text)
     for codes, most in (([0x301, 0x200B, 0x6F22], 2), ([0x301, 0xFE0F, 0x1F642], 1)):
         assert native.Rows(codes, most).cut(text) == reference.cut_rows(text, codes, most)
     for whole_words in (False, True):
