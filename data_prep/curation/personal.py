@@ -1,34 +1,44 @@
 """Personal data masked: e-mail addresses, phone numbers, Chinese resident identity numbers, public IP addresses.
 
-Identity numbers are checked by date and check digit (GB 11643-1999), IP addresses for being public, so that
-versions, prices and serial numbers stay. A native scan says first whether a text can hold any.
+A native scan says where a text can hold any; rules that know what stands around decide, so that code, versions, tables,
+ids and URLs stay (`addresses.py`, `phones.py`). Full-width forms count as the ASCII characters that they stand for.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
 from datetime import date
-from functools import cache
 
+from data_prep.curation.addresses import IPV4, IPV6, email_span, is_ip_address
 from data_prep.curation.characters import native
+from data_prep.curation.phones import phone_spans
 from recipe.base.strict import Section
 
-EMAIL = re.compile(r"(?<![\w.+-])[A-Za-z0-9_][\w.%+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])", re.A)
-IDENTITY = re.compile(r"(?<![0-9A-Za-z])[1-9]\d{16}[\dXx](?![0-9A-Za-z])", re.A)
-PHONE = re.compile(
-    r"(?<![\d.+-])(?:"
-    r"(?:\+?86[- ]?)?1[3-9]\d[- ]?\d{4}[- ]?\d{4}"  # mainland mobile
-    r"|(?:\+?86[- ]?)?\(?0\d{2,3}\)?[- ]\d{7,8}"  # mainland fixed line, with its area code
-    r"|(?:\+?1[-. ]?)?\(?[2-9]\d{2}\)?[-. ][2-9]\d{2}[-. ]\d{4}"  # North America
-    r"|\+\d{1,3}(?:[- ]\d{2,5}){2,4}"  # any country, written internationally
-    r")(?![\d-])",
-    re.A,
-)
-IPV4 = re.compile(r"(?<![\w.-])(?:\d{1,3}\.){3}\d{1,3}(?![\d.]*\d)", re.A)
-IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])", re.A)
+# one character for one, as `fold` of native/personal.hpp has them
+FOLD = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+FOLD |= {0xA0: " ", 0x3000: " "} | dict.fromkeys((*range(0x2010, 0x2016), 0x2212), "-")
+_BEFORE, _AFTER = 320, 64  # characters around a candidate that the rules look at
+
+IDENTITY = re.compile(r"(?<![0-9A-Za-z])(?<!\d\.)[1-9]\d{5}([- ]?)\d{8}\1\d{3}[\dXx](?![0-9A-Za-z])", re.A)
+OLD_IDENTITY = re.compile(r"(?<![0-9A-Za-z])(?<!\d\.)[1-9]\d{14}(?![0-9A-Za-z]|[-.]\d)", re.A)
+_IDENTITY_WORD = re.compile(r"身份|证件号|居民证|居民身份|\b(?:identity|ID card|ID number|resident card)\b", re.I)
+# the first two digits, by GB/T 2260: provinces, autonomous regions and cities; 81 to 83 are residence permits
+_PROVINCES = {
+    *range(11, 16),
+    21,
+    22,
+    23,
+    *range(31, 38),
+    *range(41, 47),
+    *range(50, 55),
+    *range(61, 66),
+    71,
+    81,
+    82,
+    83,
+}
 
 
 class Masks(Section):
@@ -41,67 +51,80 @@ class Masks(Section):
 
 
 def is_identity(number: str) -> bool:
-    """Whether 18 characters are a Chinese resident identity number: a real date and the right check digit."""
-    try:
-        born = date(int(number[6:10]), int(number[10:12]), int(number[12:14]))
-    except ValueError:
-        return False
+    """Whether 18 characters are a Chinese resident identity number: province, date, check digit (GB 11643-1999)."""
     weights = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
     check = "10X98765432"[sum(w * int(d) for w, d in zip(weights, number, strict=False)) % 11]
-    return born.year >= 1850 and check == number[17].upper()
+    return _is_born(number[:2], number[6:14]) and check == number[17].upper()
 
 
-def is_public_ip(text: str) -> bool:
+def is_old_identity(number: str) -> bool:
+    """Whether 15 digits can be an identity number as issued before 1999, which had no check digit."""
+    return _is_born(number[:2], "19" + number[6:12])
+
+
+def _is_born(province: str, birthday: str) -> bool:
     try:
-        return ipaddress.ip_address(text).is_global
+        born = date(int(birthday[:4]), int(birthday[4:6]), int(birthday[6:]))
     except ValueError:
         return False
+    return int(province) in _PROVINCES and born.year >= 1850
 
 
 def mask_personal(text: str, masks: Masks, counts: Counter[str]) -> str:
     """The text with every kind masked; `counts` counts them by kind."""
-    pieces, done = [], 0
-    for kind, start, stop in sorted(native.personal_spans(text), key=lambda span: span[1]):
-        if start < done:  # within what another kind has replaced or kept
-            continue
-        # one character on each side, which the patterns look at and never take
-        before, after = text[max(0, start - 1) : start], text[stop : stop + 1]
-        piece = before + text[start:stop] + after
-        masked = _mask_piece(piece, _rules(masks)[kind], counts)
-        if masked != piece:
-            pieces += [text[done:start], masked[len(before) : len(masked) - len(after)]]
+    while spans := personal_spans_of(text, masks):  # what is masked no longer stands beside what was left
+        pieces, done = [], 0
+        for start, stop, kind in spans:
+            counts[kind] += 1
+            pieces += [text[done:start], getattr(masks, kind)]
             done = stop
-    return "".join([*pieces, text[done:]])
+        text = "".join([*pieces, text[done:]])
+    return text
 
 
-def _mask_piece(piece: str, rules: tuple[_Rule, ...], counts: Counter[str]) -> str:
-    for name, mask, pattern, accept in rules:
-        if mask is None:
-            continue
-
-        def replace(match: re.Match[str], name: str = name, mask: str = mask, accept: Accept = accept) -> str:
-            if match[0] == mask or not accept(match[0]):
-                return match[0]
-            counts[name] += 1
-            return mask
-
-        piece = pattern.sub(replace, piece)
-    return piece
+def personal_spans_of(text: str, masks: Masks) -> list[tuple[int, int, str]]:
+    """(start, stop, kind) of what is to be masked, in order; none overlap."""
+    spans: list[tuple[int, int, str]] = []
+    for start, stop, kind in sorted(_candidates(text), key=lambda span: (_KINDS.index(span[2]), span[0])):
+        if not any(start < b and a < stop for a, b, _ in spans):
+            spans.append((start, stop, kind))
+    return sorted(span for span in spans if getattr(masks, span[2]) not in (None, text[span[0] : span[1]]))
 
 
-Accept = Callable[[str], bool]
-_Rule = tuple[str, "str | None", "re.Pattern[str]", Accept]
+_KINDS = ("email", "identity", "ip", "phone")  # a number within an address is none of its own
 
 
-def _always(found: str) -> bool:
-    return True
+def _candidates(text: str) -> Iterator[tuple[int, int, str]]:
+    for kind, start, stop in native.personal_spans(text):
+        offset = max(0, start - _BEFORE)
+        window = text[offset : stop + _AFTER]
+        if not window.isascii():
+            window = window.translate(FOLD)
+        for a, b, name in _FINDERS[kind](window, start - offset, stop - offset):
+            yield offset + a, offset + b, name
 
 
-@cache
-def _rules(masks: Masks) -> tuple[tuple[_Rule, ...], ...]:
-    """By the kind of a span; identity numbers come before phones, which would find one inside."""
-    return (
-        (("email", masks.email, EMAIL, _always),),
-        (("identity", masks.identity, IDENTITY, is_identity), ("phone", masks.phone, PHONE, _always)),
-        (("ip", masks.ip, IPV4, is_public_ip), ("ip", masks.ip, IPV6, is_public_ip)),
-    )
+def _emails(text: str, start: int, stop: int) -> Iterator[tuple[int, int, str]]:
+    if span := email_span(text, start):
+        yield *span, "email"
+
+
+def _numbers(text: str, start: int, stop: int) -> Iterator[tuple[int, int, str]]:
+    for match in IDENTITY.finditer(text, start, stop + 2):  # its X, and what follows
+        if is_identity(re.sub("[- ]", "", match[0])):
+            yield *match.span(), "identity"
+    for match in OLD_IDENTITY.finditer(text, start, stop + 2):
+        if is_old_identity(match[0]) and _IDENTITY_WORD.search(text, max(0, match.start() - 40), match.start()):
+            yield *match.span(), "identity"
+    for span in phone_spans(text, start, stop):
+        yield *span, "phone"
+
+
+def _ip_addresses(text: str, start: int, stop: int) -> Iterator[tuple[int, int, str]]:
+    for pattern in (IPV4, IPV6):
+        for match in pattern.finditer(text, start, stop + 2):
+            if is_ip_address(text, *match.span()):
+                yield *match.span(), "ip"
+
+
+_FINDERS = (_emails, _numbers, _ip_addresses)

@@ -8,6 +8,7 @@
 #include "ngrams.hpp"
 #include "overlap.hpp"
 #include "passages.hpp"
+#include "personal.hpp"
 #include "phrases.hpp"
 #include "punctuation.hpp"
 #include "statistics.hpp"
@@ -76,43 +77,11 @@ py::tuple script_counts(const py::str& text) {
     return py::make_tuple(han, kana, latin, letters);
 }
 
-enum Kind { MAIL, NUMBER, ADDRESS };
-
-// Where the text can hold personal data, as (kind, start, stop) in characters: runs of the characters of an e-mail
-// address around an @, of digits and their separators with seven digits, of dotted or colon-separated numbers.
 py::list personal_spans(const py::str& text) {
     auto [at, end] = utf8(text);
     py::list spans;
-    struct Run { bool open = false, digit = false; size_t start = 0, stop = 0, digits = 0, dots = 0, colons = 0, ats = 0; };
-    Run mail, number, address;
-    size_t place = 0;
-    auto step = [&](Run& run, bool inside, Kind kind, uint32_t code) {
-        if (inside) {
-            if (!run.open) { run = Run{}; run.open = true; run.start = place; }
-            // a number ends with its last digit, or with the X of an identity number
-            bool digit = code >= '0' && code <= '9';
-            if (kind != NUMBER || digit || (run.digit && (code == 'X' || code == 'x'))) run.stop = place + 1;
-            run.digit = digit;
-            run.digits += digit;
-            run.dots += code == '.';
-            run.colons += code == ':';
-            run.ats += code == '@';
-            return;
-        }
-        bool found = kind == MAIL ? run.ats > 0 && run.dots > 0
-                   : kind == NUMBER ? run.digits >= 7 : run.digits > 0 && (run.dots >= 3 || run.colons >= 2);
-        if (run.open && found) spans.append(py::make_tuple(int(kind), run.start, run.stop));
-        run.open = false;
-    };
-    auto step_all = [&](uint32_t c) {
-        bool digit = c >= '0' && c <= '9', letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
-        step(mail, digit || letter || c == '@' || c == '.' || c == '_' || c == '%' || c == '+' || c == '-', MAIL, c);
-        step(number, digit || (number.open && (c == ' ' || c == '.' || c == ')' || c == '-')) || c == '+' || c == '(' ||
-             c == 'X' || c == 'x', NUMBER, c);
-        step(address, digit || (c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F') || c == '.' || c == ':', ADDRESS, c);
-    };
-    for (; at < end; ++place) step_all(text::next(at));
-    step_all(0);
+    for (const auto& span : personal::Scan().run(at, end))
+        spans.append(py::make_tuple(int(span.kind), span.start, span.stop));
     return spans;
 }
 
@@ -140,7 +109,6 @@ PYBIND11_MODULE(_native, module) {
     module.def("word_hash", &word_hash, "uint64 hash of a word, as the scans compute it.");
     module.def("word_counts", &word_counts, "Words between blanks; Han characters and kana.");
     module.def("script_counts", &script_counts, "Letters by script: Han, kana, Latin, all.");
-    module.def("personal_spans", &personal_spans, "(kind, start, stop) where an e-mail (0), a phone or identity number (1) or an IP address (2) may be.");
     module.def("passages", [](const py::str& text, size_t words, double letter_share, size_t term_words, size_t term_characters) {
         auto [at, end] = utf8(text);
         auto scan = passages::Scanner(at, end, {words, letter_share, term_words, term_characters}).scan();
@@ -149,6 +117,7 @@ PYBIND11_MODULE(_native, module) {
         return py::make_tuple(found, scan.sentences, scan.lines, scan.rows);
     }, py::arg("text"), py::arg("words"), py::arg("letter_share"), py::arg("term_words"), py::arg("term_characters"),
        "(passages, sentences, lines, rows): (Chinese or Japanese, line, sentence, start, stop, letters) of each passage.");
+    module.def("personal_spans", &personal_spans, "(kind, start, stop) where an e-mail (0: its @), a phone or identity number (1) or an IP address (2) may be.");
     module.def("line_hashes", &line_hashes, "Per line: uint64 hash (0: blank) and length, blanks and case aside.");
     module.def("exact_hash", [](const py::str& text) {
         auto [at, end] = utf8(text);
