@@ -12,6 +12,7 @@ earlier run kept stay, and their duplicates in --input are removed.
 #   components   duplicates of duplicates are duplicates: clusters, by connected components
 #   clusters     each range of clusters: which document stays
 #   lines        optional: lines that many documents have
+#   anchors      optional: long spans that stand elsewhere
 #   survivors    each part: the documents that stay, as they came
 # No phase needs more memory than one part or one range takes. But rows of one key are of one range: some GB go with tens of
 # millions of documents that share a band, are equal, or are one cluster.
@@ -38,6 +39,7 @@ from data_prep.deduplication.clusters import REASONS, choose, members, rank
 from data_prep.deduplication.components import find_components
 from data_prep.deduplication.links import candidates, compare, sign_left, spread_bands
 from data_prep.deduplication.signatures import DROPS_FILES, Catalog, Ranking, sign_part
+from data_prep.deduplication.spans import RepeatedSpans, SpanFilter, find_anchors, mark_repeated
 from data_prep.documents.reading import Document, Part, records, write_part
 from recipe.base.errors import UserError, exit_on_user_error, nearest
 from recipe.base.strict import Section, load_json, load_yaml, strict_model
@@ -54,6 +56,7 @@ class DedupConfig(Section):
     priority: list[str] = []
     quality_field: str = "quality"
     repeated_lines: RepeatedLines | None = None
+    repeated_spans: RepeatedSpans | None = None
 
     @property
     def minhash(self) -> tuple[int, int, int, int]:
@@ -75,20 +78,28 @@ def dropped_of(number: int, catalog: Catalog) -> tuple[pa.Table, np.ndarray]:
     return labels, fate
 
 
+Spans = tuple[RepeatedSpans, Shuffle]  # with where they are marked
+
+
 def write_survivors(
-    part: Part, number: int, *, catalog: Catalog, output: Path, lines: LineFilter | None
+    part: Part, number: int, *, catalog: Catalog, output: Path, lines: LineFilter | None, spans: Spans | None
 ) -> dict[str, Any]:
     """Copy one part without the documents that go; records without usable text were set aside before."""
     labels, fate = dropped_of(number, catalog)
     kept = iter(column(labels, "record")[fate < 0].tolist())
     changed = Counter({"lines": 0, "documents": 0})
+    cut = Counter({"spans": 0, "characters": 0, "documents": 0, "dropped": 0})
+    span_filter = None if spans is None else SpanFilter(*spans, number)
 
     def survivors() -> Iterator[Document | bytes]:
         following = next(kept, None)
         for place, raw in enumerate(records(part)):
             if place == following:
                 following = next(kept, None)
-                document = raw if lines is None else lines.apply(raw, changed)
+                document = raw if span_filter is None else span_filter.apply(place, raw, cut)
+                cut["dropped"] += document is None
+                if document is not None and lines is not None:
+                    document = lines.apply(document, changed)
                 if document is not None:
                     yield document
 
@@ -97,6 +108,7 @@ def write_survivors(
         "groups": _groups(labels, fate),
         "written": written.documents,
         "repeated_lines": dict(changed),
+        "repeated_spans": dict(cut),
         "files": written.below(output),
     }
 
@@ -222,6 +234,18 @@ def find_repeated_lines(stage: Stage, config: RepeatedLines, catalog: Catalog) -
     return LineFilter(joined)
 
 
+def find_repeated_spans(stage: Stage, config: RepeatedSpans, catalog: Catalog) -> Spans:
+    anchors, marked = stage.shuffle("anchors"), stage.shuffle("marked")
+    find = partial(find_anchors, config=config, target=anchors, fate=partial(dropped_of, catalog=catalog))
+    stage.run_tasks("anchors", find, stage.parts)
+    anchors.merge(stage.run_tasks)
+    parts = anchors.partitions()
+    mark = partial(mark_repeated, source=anchors, partitions=parts, target=marked)
+    stage.run_tasks("marked", mark, list(range(parts)))
+    marked.merge(stage.run_tasks, DROPS_FILES)
+    return config, marked
+
+
 def notes_on_ranking(config: DedupConfig, signed: list[dict[str, Any]], sources: set[str]) -> list[str]:
     """What of the ranking had no effect, or not the one that was meant."""
     unknown = [name for name in config.priority if name not in sources]
@@ -245,11 +269,14 @@ def finish(
 ) -> None:
     counts = with_totals(merged(result["groups"] for result in survivors))
     counts["repeated_lines"] = merged(result["repeated_lines"] for result in survivors)
+    counts["repeated_spans"] = merged(result["repeated_spans"] for result in survivors)
+    cut = counts["repeated_spans"].pop("dropped")
     # a document whose every line is repeated is none any more
-    empty = counts["out"] - sum(result["written"] for result in survivors)
-    if empty:
-        counts["out"] -= empty
-        counts["dropped"]["repeated_lines"] = empty
+    empty = counts["out"] - cut - sum(result["written"] for result in survivors)
+    for reason, number in (("repeated_spans", cut), ("repeated_lines", empty)):
+        if number:
+            counts["out"] -= number
+            counts["dropped"][reason] = number
     counts["clusters"] = sum(clusters.values())
     counts["clusters_by_size"] = dict(sorted(clusters.items(), key=lambda item: int(item[0])))
     counts["bad_records"] = sum(result["bad_records"] for result in signed)
@@ -279,6 +306,7 @@ def main(argv: list[str] | None = None) -> None:
         stage.must_have_documents(sum(result["documents"] for result in signed))
         catalog, clusters = find_duplicates(stage, config, older)
         lines = find_repeated_lines(stage, config.repeated_lines, catalog) if config.repeated_lines else None
+        spans = find_repeated_spans(stage, config.repeated_spans, catalog) if config.repeated_spans else None
         ids = stage.shuffle("ids")
         stage.run_tasks("ids", partial(spread_ids, catalog=catalog, target=ids), range(len(stage.parts)))
         ids.merge(stage.run_tasks)
@@ -286,7 +314,7 @@ def main(argv: list[str] | None = None) -> None:
         repeated = stage.run_tasks(
             "repeated_ids", partial(repeated_ids, source=ids, partitions=parts), list(range(parts))
         )
-        survive = partial(write_survivors, catalog=catalog, output=stage.output, lines=lines)
+        survive = partial(write_survivors, catalog=catalog, output=stage.output, lines=lines, spans=spans)
         survivors = stage.run_tasks("survivors", survive, stage.parts)
         finish(stage, config, signed, survivors, clusters, repeated)
     stage.report("kept")

@@ -76,6 +76,10 @@ OTHERS: dict[str, tuple[str, str]] = {
         "every line also stands in other documents, {repeated_lines.min_documents} or more with it",
         "every line also stands in many other documents",
     ),
+    "repeated_spans": (
+        "fewer than {repeated_spans.min_left} characters are left without spans that stand elsewhere before",
+        "too little is left without spans that stand elsewhere before",
+    ),
     "contaminated": (
         "has {max_shared} of {ngram_words} words (in Chinese {ngram_characters} characters) from an evaluation set, or a whole "
         "shorter item of at least {min_item_words} words (in Chinese {min_item_characters} characters)",

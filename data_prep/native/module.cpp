@@ -12,6 +12,7 @@
 #include "phrases.hpp"
 #include "punctuation.hpp"
 #include "statistics.hpp"
+#include "winnow.hpp"
 
 namespace py = pybind11;
 
@@ -119,6 +120,13 @@ PYBIND11_MODULE(_native, module) {
        "(passages, sentences, lines, rows): (Chinese or Japanese, line, sentence, start, stop, letters) of each passage.");
     module.def("personal_spans", &personal_spans, "(kind, start, stop) where an e-mail (0: its @), a phone or identity number (1) or an IP address (2) may be.");
     module.def("line_hashes", &line_hashes, "Per line: uint64 hash (0: blank) and length, blanks and case aside.");
+    module.def("anchors", [](const py::str& text, size_t window) {
+        auto [at, end] = utf8(text);
+        auto found = winnow::anchors(at, end, window);
+        return py::make_tuple(array(found.hashes.data(), found.hashes.size()),
+                              array(found.checks.data(), found.checks.size()),
+                              array(found.places.data(), found.places.size()));
+    }, "uint64 hashes, uint32 second hashes and uint32 places of the windows that winnowing keeps.");
     module.def("exact_hash", [](const py::str& text) {
         auto [at, end] = utf8(text);
         auto digest = minhash::exact_hash(at, end).digest();
