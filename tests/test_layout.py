@@ -43,6 +43,7 @@ IMPORT_NAMES = {
     "megatron_core": "megatron",
     "mlflow_skinny": "mlflow",
     "pyyaml": "yaml",
+    "phonenumberslite": "phonenumbers",
 }  # of distributions whose module has another name
 IMPORTED_BY_OTHERS = {"accelerate": "lm_eval.models.huggingface"}  # which does not name it itself
 TOOLS = {"mdformat_gfm", "mypy", "pytest", "pytest_xdist", "ruff", "types_pyyaml"}
