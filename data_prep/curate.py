@@ -15,6 +15,7 @@ from typing import Any
 from data_prep.core.command import job_parser
 from data_prep.core.stage import Stage, document_task
 from data_prep.core.tally import Tally, merged, with_totals
+from data_prep.curation.coverage import language_warnings
 from data_prep.curation.curator import Curator
 from data_prep.curation.settings import CurateConfig, load_curate_config
 from data_prep.documents.reading import Document, Part, write_documents, write_part
@@ -97,14 +98,15 @@ def main(argv: list[str] | None = None) -> None:
         counts = with_totals(merged(result["groups"] for result in results))
         counts["bad_records"] = sum(result["bad_records"] for result in results)
         stage.must_have_documents(counts["in"])
-        stage.finish(
-            counts=counts,
-            written=results,
-            results=merged(result["numbers"] for result in results),
-        )
+        warnings = language_warnings(config.languages, counts["groups"], stage.parameters)
+        numbers = merged(result["numbers"] for result in results)
+        stage.finish(counts=counts, written=results, results={**numbers, "warnings": warnings})
     stage.report("kept")
-    for line in bilingual_lines(load_json(stage.output / "manifest.json")["results"]):
+    results = load_json(stage.output / "manifest.json")["results"]
+    for line in bilingual_lines(results):
         print(f"  {line}")
+    for warning in results["warnings"]:
+        print(f"warning: {warning}")
     stage.tell_next()
 
 

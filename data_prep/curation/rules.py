@@ -61,11 +61,14 @@ class LanguageRules(Section):
         ]
         unknown = [(full, name) for full, name, _ in bounds if name not in _PLACE]
         empty = [full for full, _, bound in bounds if bound is not None and bound.min is None and bound.max is None]
-        long = [word for word in self.stop_words if len(word) > 1 and _is_han(word)]
+        long = [word for word in self.stop_words if len(word) > 1 and _stands_alone(word)]
+        asked = max((bound.min or 0 for _, name, bound in bounds if bound is not None and name == "stop_words"), default=0)
         return (
             [f"{full}: unknown statistic '{name}'{nearest(name, STATISTICS)}" for full, name in unknown]
             + [f"{full} has neither min nor max; give one or remove it" for full in empty]
-            + [f"stop_words: '{word}' has several Chinese characters, which are words each; give one" for word in long]
+            + [f"stop_words: '{word}' has several Han characters or kana, which are words each; give one" for word in long]
+            + [f"rules.stop_words asks for {asked:g} of {len(self.stop_words)} stop words, which no document has; name more"]
+            * (asked > len(self.stop_words))
         )
 
 
@@ -103,5 +106,6 @@ def traditional_characters() -> frozenset[int]:
     return frozenset(ord(char) for char, other in zip(han, simplified, strict=True) if char != other)
 
 
-def _is_han(word: str) -> bool:
-    return native.script_counts(word)[0] > 0
+def _stands_alone(word: str) -> bool:
+    """Whether it holds characters that are words each."""
+    return any(native.script_counts(word)[:2])

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
+from data_prep.core.command import CONFIGS
 from data_prep.curation.blocked_urls import is_entry
 from data_prep.curation.language import LANGUAGES
 from data_prep.curation.personal import Masks
@@ -17,6 +18,8 @@ from data_prep.quality.model import QualityModel, model_file
 from recipe.base.errors import ConfigError, UserError
 from recipe.base.files import sha256
 from recipe.base.strict import Section, load_yaml, strict_model
+
+RULES = CONFIGS / "languages"  # a file of rules for each language that ships, and the template for others
 
 
 class Quality(Section):
@@ -78,11 +81,10 @@ class CurateConfig(Section):
 
     def problems(self) -> list[str]:
         unknown = sorted(set(self.languages) - LANGUAGES)
-        known = f"name some of {', '.join(sorted(LANGUAGES))}"
         no_hosts = [line for line in self.blocked_urls if not is_entry(line)]
         return [
             *([] if self.languages else ["languages is empty; name at least one"]),
-            *(f"'languages.{name}' is none that documents are identified as; {known}" for name in unknown),
+            *map(_not_identified, unknown),
             *(
                 f"blocked_urls: '{line}' names no host, or more than a host and a path; write one host or host/path a line"
                 for line in no_hosts[:5]
@@ -106,14 +108,11 @@ def load_curate_config(path: Path) -> CurateConfig:
     """
     values = load_yaml(path)
     languages, blocked = {}, {}
-    if isinstance(values, dict) and isinstance(values.get("languages"), dict):
-        for name, file in values["languages"].items():
-            if not isinstance(file, str):
-                raise ConfigError(path, [f"'languages.{name}' is {file!r}: give the file of its rules"])
-            rules = strict_model(LanguageRules, load_yaml(path.parent / file), path.parent / file)
-            languages[name] = rules
+    if isinstance(values, dict) and isinstance(values.get("languages"), dict | list):
+        for name, file in rules_files(path, values["languages"]).items():
+            languages[name] = rules = strict_model(LanguageRules, load_yaml(file), file)
             if rules.blocked_words:
-                blocked[name] = _lines_of((path.parent / file).parent / rules.blocked_words)
+                blocked[name] = _lines_of(file.parent / rules.blocked_words)
         values = {
             **values,
             "languages": {name: rules.model_dump() for name, rules in languages.items()},
@@ -133,6 +132,42 @@ def load_curate_config(path: Path) -> CurateConfig:
     if config.quality is None:
         return config
     return config.model_copy(update={"quality": config.quality.with_thresholds(config.languages)})
+
+
+def rules_files(path: Path, languages: Any) -> dict[str, Path]:
+    """The file of rules of each language, of the `languages` of the config at `path`: names, or name -> file.
+
+    A name alone, or with null, stands for the file that ships.
+
+    Raises:
+        ConfigError: no file ships for a name alone, or a file is given as something else than a path.
+    """
+    files: dict[Any, Any] = dict.fromkeys(map(str, languages)) if isinstance(languages, list) else languages
+    shipped = {file.stem: file for file in RULES.glob("*.yaml") if file.stem in LANGUAGES}
+    problems = [
+        *(_without_rules(name) for name, file in files.items() if file is None and name not in shipped),
+        *(
+            f"'languages.{name}' is {file!r}: give the file of its rules, or null for the one that ships"
+            for name, file in files.items()
+            if not isinstance(file, str | None)
+        ),
+    ]
+    if problems:
+        raise ConfigError(path, problems)
+    return {name: shipped[name] if file is None else path.parent / file for name, file in files.items()}
+
+
+def _without_rules(name: str) -> str:
+    if name not in LANGUAGES:
+        return _not_identified(name)
+    return (
+        f"no rules ship for 'languages.{name}'; copy {RULES / 'template.yaml'}, fill it in, and name your file: "
+        f"languages: {{{name}: my/{name}.yaml}}"
+    )
+
+
+def _not_identified(name: str) -> str:
+    return f"'languages.{name}' is none that documents are identified as; name some of {', '.join(sorted(LANGUAGES))}"
 
 
 def _lines_of(path: Path) -> list[str]:
