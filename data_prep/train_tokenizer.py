@@ -30,7 +30,7 @@ from recipe.base.files import replacing, write_text
 from recipe.base.ranks import environment
 from recipe.base.strict import Section, load_yaml, strict_model
 from recipe.base.tables import size
-from recipe.huggingface.split_patterns import SPLIT_PATTERNS
+from recipe.huggingface.split_patterns import split_pattern
 from recipe.huggingface.tokenizer_folder import write_tokenizer_config
 
 SAMPLE_SEED = 20_260_103
@@ -39,6 +39,7 @@ SAMPLE_SEED = 20_260_103
 class TokenizerConfig(Section):
     vocab_size: int = Field(gt=0)
     digits: Literal["single", "triple"] = "single"
+    combining_marks: Literal["split", "join"] = "split"
     eod_token: str = "<|endoftext|>"
     pad_token: str = "<|pad|>"
     extra_special_tokens: list[str] = []
@@ -62,12 +63,12 @@ class TokenizerConfig(Section):
 
 
 def new_tokenizer(config: TokenizerConfig) -> Tokenizer:
-    """An untrained tokenizer: NFC, a pre-tokenizer of `SPLIT_PATTERNS`, every byte representable."""
+    """An untrained tokenizer: NFC, a pre-tokenizer of `split_pattern`, every byte representable."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(SPLIT_PATTERNS[config.digits]), behavior="isolated"),
+            pre_tokenizers.Split(Regex(split_pattern(config.digits, config.combining_marks)), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -15,18 +15,22 @@ import recipe
 from recipe.base.arguments import add_subject, check_exported, check_results, natural_int, positive_int
 from recipe.base.errors import UserError
 from recipe.base.ranks import environment, is_first_rank, say
-from recipe.data.token_folder import check_vocabulary, vocabulary_end
+from recipe.data.token_folder import TokenFolder, check_vocabulary, vocabulary_end
 from recipe.evaluation.display import aligned_table, progress_line, where_results_are, write_scalars
+from recipe.reading.model_card import languages_of
 from recipe.reading.origin import origin_of
+from recipe.run.folder import load_run_folder
 from recipe.run.records import DOWNSTREAM_RESULTS, write_record
 
 DESCRIPTION = "Scores of lm-evaluation-harness: of a run's checkpoint on the live engine, or of an exported folder."
 EXAMPLE = """examples:
   python recipe/evaluate_model.py downstream --save-data work/downstream             (once, where there is a network)
+  python recipe/evaluate_model.py downstream --save-data work/downstream --languages en,de
   deepspeed --num_gpus 8 recipe/evaluate_model.py downstream --run runs/a --data work/downstream
   python recipe/evaluate_model.py downstream --model exports/a --tasks xcopa_zh,piqa --data work/downstream \\
       --output scores.json"""
 TASKS = Path(recipe.__path__[0]) / "configs" / "downstream"
+DEFAULT_LANGUAGES = "en,zh"
 BOOTSTRAP_SAMPLES = 1000  # for the standard error of metrics that are no means, such as F1
 
 
@@ -34,8 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     subject = add_subject(parser)
     subject.add_argument("--save-data", type=Path, metavar="DIR", help="write the tasks' datasets there, and stop")
     parser.add_argument(
-        "--tasks", default="downstream_en,downstream_zh", help="tasks and groups (default: %(default)s)"
+        "--languages",
+        help="such as en,de: the groups of these languages, where --tasks is not given (default: those that --run was trained "
+        f"on; without --run {DEFAULT_LANGUAGES})",
     )
+    parser.add_argument("--tasks", help="tasks and groups (default: downstream_LANGUAGE of each language)")
     parser.add_argument(
         "--tasks-path", action="append", type=Path, default=[], help="folder with more task files (YAML)"
     )
@@ -68,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     silence_bars()
     from recipe.evaluation.downstream import Datasets, known_tasks, load_tasks
 
-    names = args.tasks.split(",")
+    names = task_names(args)
     manager = known_tasks(names, [TASKS, *args.tasks_path])
     source = f"from {args.data}" if args.data else "from HuggingFace or its cache"
     say(f"loads the datasets of {', '.join(names)} {source}")
@@ -77,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
             load_tasks(manager, names)
         print(f"saved the datasets of {', '.join(names)}; evaluate with --data {args.save_data}")
     else:
-        (evaluate_run if args.run else evaluate_export)(args, tasks_of(args, manager))
+        (evaluate_run if args.run else evaluate_export)(args, tasks_of(args, manager, names))
 
 
 def silence_bars() -> None:
@@ -89,12 +96,44 @@ def silence_bars() -> None:
     logging.disable_progress_bar()
 
 
-def tasks_of(args: argparse.Namespace, manager: Any) -> dict[str, Any]:
-    """The tasks that are asked for, with their datasets."""
+def task_names(args: argparse.Namespace) -> list[str]:
+    """The tasks and groups that are asked for: of the languages that the run was trained on, unless others are named.
+
+    Raises:
+        UserError: a language that is asked for has no group, or no language of the run has one.
+    """
+    if args.tasks is not None:
+        return args.tasks.split(",")
+    folders = [*args.tasks_path, TASKS]
+    languages = args.languages.split(",") if args.languages else run_languages(args.run)
+    known = {path.stem for folder in folders for path in folder.glob("downstream_*.yaml")}
+    without = [language for language in languages if f"downstream_{language}" not in known]
+    if without:
+        message = (
+            f"there is no group of tasks for {', '.join(without)}: write downstream_{without[0]}.yaml as in {TASKS}, and give its "
+            "folder as --tasks-path, or name tasks with --tasks"
+        )
+        if args.languages or len(without) == len(languages):
+            raise UserError(message)
+        say(f"note: {message}")
+    return [f"downstream_{language}" for language in languages if language not in without]
+
+
+def run_languages(run_dir: Path | None) -> list[str]:
+    """The languages that a run was trained on, as its token folder names them; the default ones where it does not."""
+    languages = []
+    if run_dir is not None:
+        folder = TokenFolder(load_run_folder(run_dir)[0].data.tokens)
+        languages = languages_of(folder.manifest, folder.sizes("train"))
+    return languages or DEFAULT_LANGUAGES.split(",")
+
+
+def tasks_of(args: argparse.Namespace, manager: Any, names: list[str]) -> dict[str, Any]:
+    """The tasks of these names, with their datasets."""
     from recipe.evaluation.downstream import Datasets, load_tasks
 
     with Datasets(args.data).used() if args.data else nullcontext():
-        tasks = load_tasks(manager, args.tasks.split(","))
+        tasks = load_tasks(manager, names)
     for task in _leaves(tasks):
         if args.num_fewshot is not None:
             task.set_config(key="num_fewshot", value=args.num_fewshot)

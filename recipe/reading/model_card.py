@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def model_card(
 def _front_matter(run: RunConfig, tokens_manifest: dict[str, Any], facts: ExportFacts, read: dict[str, float]) -> str:
     base, name = facts.origin.base_model, run.run_dir.name
     lines = ["library_name: transformers", "pipeline_tag: text-generation", f"model_name: {json.dumps(name)}"]
-    if languages := _languages(tokens_manifest, read):
+    if languages := languages_of(tokens_manifest, [name for name, seen in read.items() if seen]):
         lines += ["language:", *(f"- {json.dumps(language)}" for language in languages)]  # "no" is not false
     if base is not None and _HUB_NAME.fullmatch(base):
         lines.append(f"base_model: {json.dumps(base)}")
@@ -104,11 +105,11 @@ def _front_matter(run: RunConfig, tokens_manifest: dict[str, Any], facts: Export
     return "\n".join(["---", *lines, "---"])
 
 
-def _languages(tokens_manifest: dict[str, Any], read: dict[str, float]) -> list[str]:
-    """Languages of the sources that were read, where these are named by them."""
+def languages_of(tokens_manifest: dict[str, Any], sources: Iterable[str]) -> list[str]:
+    """Languages of these sources of a token folder, where sources are named by them."""
     if tokens_manifest.get("parameters", {}).get("source_by") not in ("lang", "both"):
         return []
-    names = {name.split("-")[0] for name, seen in read.items() if seen}  # both: lang-source
+    names = {name.split("-")[0] for name in sources}  # both: lang-source
     return sorted(name for name in names if _LANGUAGE.fullmatch(name))
 
 
