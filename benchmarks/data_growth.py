@@ -25,7 +25,7 @@ sys.path[0] = str(ROOT)  # not this folder, whose data_prep.py would hide the pa
 
 from benchmarks.data_prep import Contender, machine, write_items  # noqa: E402
 from data_prep.documents.reading import Document, write_documents  # noqa: E402
-from data_prep.synthetic_corpus import GRAMMARS  # noqa: E402
+from data_prep.grammars.grammar import GRAMMARS  # noqa: E402
 from recipe.base.arguments import positive_int  # noqa: E402
 from recipe.base.errors import UserError, exit_on_user_error  # noqa: E402
 from recipe.base.strict import load_json  # noqa: E402
@@ -44,6 +44,7 @@ data_prep.core.shuffle.PARTITION_BYTES = {range_bytes}
 if __name__ == "__main__":
     raise SystemExit(main())
 """
+PAIR = (GRAMMARS["en"], GRAMMARS["zh"])
 COPIES = 0.1  # share of documents that are near copies
 REMEMBERED = 500  # documents that copies are made of
 
@@ -57,13 +58,13 @@ def write_parts(folder: Path, parts: int, documents: int, seed: int) -> None:
         for row in range(documents):
             if originals and rng.random() < COPIES:
                 language, text = rng.choice(originals)
-                text = GRAMMARS[language].near_copy(rng, text)
+                text = PAIR[language].near_copy(rng, text)
             else:
-                language = rng.randrange(len(GRAMMARS))
-                text = GRAMMARS[language].document(rng)
+                language = rng.randrange(len(PAIR))
+                text = PAIR[language].document(rng)
                 if len(originals) < REMEMBERED:
                     originals.append((language, text))
-            lang = GRAMMARS[language].lang
+            lang = PAIR[language].lang
             rows.append({"id": f"{part}/{row}", "text": text, "lang": lang, "source": f"growth-{lang}"})
         write_documents(folder / f"{part:06d}.jsonl", rows)
 

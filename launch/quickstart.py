@@ -17,6 +17,7 @@ from pathlib import Path
 
 import yaml
 
+from data_prep.curation.settings import load_curate_config
 from launch.cluster.hosts import deepspeed_launcher, free_port
 from launch.quickstart_summary import next_commands, summary
 from recipe.base.errors import INTERRUPTED, UserError, exit_on_user_error
@@ -72,8 +73,9 @@ def deepspeed(title: str, script: str, *arguments: object, note: str = "") -> St
     return Step(title, words, note)
 
 
-def data_steps(raw: Path, work: Path, embedded: bool) -> list[Step]:
-    """From documents to tokens."""
+def data_steps(raw: Path, work: Path, embedded: bool, curation: Path | None = None) -> list[Step]:
+    """From documents to tokens; `curation` is a config of curate.py with other languages than the shipped one."""
+    config = [] if curation is None else ["--config", curation]
     curated, deduped, tokenizer, tokens = (work / name for name in ("curated", "deduped", "tokenizer", "tokens"))
 
     def hold_out() -> None:
@@ -81,7 +83,7 @@ def data_steps(raw: Path, work: Path, embedded: bool) -> list[Step]:
         write_config(work, "tokenize", {"held_out": min(HELD_OUT, HELD_OUT_BYTES / max(1, size))})
 
     steps = [
-        python("drop documents of low quality", "data_prep/curate.py", "--input", raw, "--output", curated),
+        python("drop documents of low quality", "data_prep/curate.py", "--input", raw, "--output", curated, *config),
         python("drop duplicates", "data_prep/dedup.py", "--input", curated, "--output", deduped),
         python("train the tokenizer", "data_prep/train_tokenizer.py", "--input", deduped, "--output", tokenizer,
                "--config", work / "tokenizer.yaml"),
@@ -90,8 +92,13 @@ def data_steps(raw: Path, work: Path, embedded: bool) -> list[Step]:
         python("write the page of the data", "data_prep/report.py", curated, deduped, tokens,
                "--output", work / "data.html"),
     ]  # fmt: skip
-    synthetic = python("make the embedded corpus", "data_prep/synthetic_corpus.py", "--output", raw)
-    return [synthetic, *steps] if embedded else steps
+    if not embedded:
+        return steps
+    languages = [] if curation is None else ["--languages", ",".join(load_curate_config(curation).languages)]
+    return [
+        python("make the embedded corpus", "data_prep/synthetic_corpus.py", "--output", raw, *languages),
+        *steps,
+    ]
 
 
 def run_steps(work: Path, overrides: list[str]) -> list[Step]:
@@ -182,6 +189,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--corpus", type=Path, help="jsonl or parquet documents (default: the embedded synthetic corpus)"
     )
     parser.add_argument(
+        "--curation", type=Path,
+        help="a config of data_prep/curate.py, which names the languages (default: English and Chinese)",
+    )  # fmt: skip
+    parser.add_argument(
         "--work", type=Path, default=Path("work/quickstart"),
         help="folder for all results; what an earlier quickstart left in it is removed (default: %(default)s)",
     )  # fmt: skip
@@ -204,11 +215,14 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(
             f"CORPUS {args.corpus} does not exist; give a file or folder of .jsonl(.gz|.zst) or .parquet documents"
         )
+    curation = None if args.curation is None else args.curation.resolve()
+    if curation is not None:
+        load_curate_config(curation)
     load_run_config(ROOT / RUN_CONFIG, args.set)  # a mistaken --set is told before the minutes of the data
     _start_clean(work)
     write_config(work, "tokenizer", {"vocab_size": VOCAB_SIZE, "reserved_tokens": 8})
     raw = work / "raw" if embedded else args.corpus.resolve()
-    steps = [*data_steps(raw, work, embedded), *run_steps(work, args.set), write_step(work)]
+    steps = [*data_steps(raw, work, embedded, curation), *run_steps(work, args.set), write_step(work)]
     print(f"quickstart: {len(steps)} steps on this machine's CPU, results in {work}", flush=True)
     follow(steps)
     print(f"\nsummary\n{summary(raw, work, embedded, time.monotonic() - started)}")

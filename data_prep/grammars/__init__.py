@@ -1,0 +1,1 @@
+"""Small grammars, one for each language of the embedded corpus."""
