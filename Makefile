@@ -5,6 +5,7 @@ VENV := .venv
 ENVIRONMENT := $(or $(realpath $(VENV)),$(CURDIR)/$(VENV))
 INSTALLED := $(VENV)/.installed
 CORPUS ?=
+CURATION ?=
 WORK ?= work/quickstart
 
 export PATH := $(ENVIRONMENT)/bin:$(PATH)
@@ -14,7 +15,7 @@ export TORCH_EXTENSIONS_DIR ?= $(ENVIRONMENT)/torch_extensions
 .PHONY: benchmark-peers clients gpu quickstart install test test-slow soak lint clean
 
 quickstart: $(INSTALLED)
-	python launch/quickstart.py --work $(WORK) $(if $(CORPUS),--corpus $(CORPUS))
+	python launch/quickstart.py --work $(WORK) $(if $(CORPUS),--corpus $(CORPUS)) $(if $(CURATION),--curation $(CURATION))
 
 install: $(INSTALLED)
 	@echo "$(VENV) is ready. In this shell, bash or zsh:"

@@ -20,6 +20,7 @@ from recipe.base.arguments import positive_int
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import write_json
 
+
 def make_corpus(grammar: Grammar, documents: int, seed: int) -> tuple[list[Document], dict[str, dict[str, str]]]:
     """Documents of one language in random order, and what was planted: id -> kind (and what it copies)."""
     # hash() differs between processes; crc32 does not.
@@ -79,7 +80,9 @@ def main(argv: list[str] | None = None) -> None:
         )
     languages = args.languages.split(",")
     if unknown := sorted(set(languages) - GRAMMARS.keys()):
-        raise UserError(f"--languages: there is no grammar of {', '.join(unknown)}; name some of {', '.join(sorted(GRAMMARS))}")
+        raise UserError(
+            f"--languages: there is no grammar of {', '.join(unknown)}; name some of {', '.join(sorted(GRAMMARS))}"
+        )
     if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
         raise UserError(f"--output {args.output} exists and is not an empty folder; choose another")
     planted: dict[str, dict[str, str]] = {}

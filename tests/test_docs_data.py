@@ -1,4 +1,4 @@
-"""The commands of docs/data.md that need no network run as they stand."""
+"""The commands of docs/data.md and docs/languages.md that need no network run as they stand."""
 
 from __future__ import annotations
 
@@ -23,3 +23,16 @@ def test_the_block_of_the_embedded_corpus_runs_as_it_stands(tmp_path):
     }
     assert "max_epochs" in (work / "mixture.yaml").read_text(encoding="utf-8")
     assert "contaminated" in (work / "data.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_block_of_german_runs_as_it_stands(tmp_path):
+    (block,) = bash_blocks(ROOT / "docs/languages.md", "Try it with German")
+    done = run_as_it_stands(block, checkout(tmp_path), timeout=300)
+    assert done.returncode == 0, done.stdout[-4000:]
+    manifest = load_json(tmp_path / "work/german/curated/manifest.json")
+    assert manifest["results"]["warnings"] == []
+    assert {lang for lang, of in manifest["counts"]["groups"].items() if any(g["out"] for g in of.values())} == {
+        "de",
+        "en",
+    }

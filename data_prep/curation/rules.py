@@ -62,12 +62,19 @@ class LanguageRules(Section):
         unknown = [(full, name) for full, name, _ in bounds if name not in _PLACE]
         empty = [full for full, _, bound in bounds if bound is not None and bound.min is None and bound.max is None]
         long = [word for word in self.stop_words if len(word) > 1 and _stands_alone(word)]
-        asked = max((bound.min or 0 for _, name, bound in bounds if bound is not None and name == "stop_words"), default=0)
+        asked = max(
+            (bound.min or 0 for _, name, bound in bounds if bound is not None and name == "stop_words"), default=0
+        )
         return (
             [f"{full}: unknown statistic '{name}'{nearest(name, STATISTICS)}" for full, name in unknown]
             + [f"{full} has neither min nor max; give one or remove it" for full in empty]
-            + [f"stop_words: '{word}' has several Han characters or kana, which are words each; give one" for word in long]
-            + [f"rules.stop_words asks for {asked:g} of {len(self.stop_words)} stop words, which no document has; name more"]
+            + [
+                f"stop_words: '{word}' has several Han characters or kana, which are words each; give one"
+                for word in long
+            ]
+            + [
+                f"rules.stop_words asks for {asked:g} of {len(self.stop_words)} stop words, which no document has; name more"
+            ]
             * (asked > len(self.stop_words))
         )
 

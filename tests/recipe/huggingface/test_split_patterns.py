@@ -13,8 +13,8 @@ from data_prep.train_tokenizer import TokenizerConfig, new_tokenizer
 from recipe.huggingface.split_patterns import composes, llama_cpp_name
 
 
-def content_of(digits: str = "single") -> dict[str, Any]:
-    config = TokenizerConfig(vocab_size=300, sample_bytes=1, digits=digits)
+def content_of(digits: str = "single", marks: str = "split") -> dict[str, Any]:
+    config = TokenizerConfig(vocab_size=300, sample_bytes=1, digits=digits, combining_marks=marks)
     return json.loads(new_tokenizer(config).to_str())
 
 
@@ -23,9 +23,17 @@ def folder_of(folder: Path, content: dict[str, Any]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("digits", "name"), [("single", "qwen2"), ("triple", "chatglm-bpe")])
-def test_what_train_tokenizer_makes_has_a_name_in_llama_cpp(digits, name, tmp_path):
-    folder = folder_of(tmp_path, content_of(digits))
+@pytest.mark.parametrize(
+    ("digits", "marks", "name"),
+    [
+        ("single", "split", "qwen2"),
+        ("triple", "split", "chatglm-bpe"),
+        ("single", "join", "qwen35"),
+        ("triple", "join", None),
+    ],
+)
+def test_what_train_tokenizer_makes_has_a_name_in_llama_cpp(digits, marks, name, tmp_path):
+    folder = folder_of(tmp_path, content_of(digits, marks))
     assert llama_cpp_name(folder) == name
     assert composes(folder)
 
@@ -40,6 +48,34 @@ def test_words_digits_and_chinese_are_split_as_the_patterns_say():
 
     assert words("don't x1=22\n\n    return") == ["don", "'t", "Ġx", "1", "=", "2", "2", "ĊĊ", "ĠĠĠ", "Ġreturn"]
     assert words("青石镇，用Python写") == [byte_level(word)[0][0] for word in ("青石镇", "，用Python写")]
+
+
+@pytest.mark.parametrize("marks", ["split", "join"])
+def test_han_and_kana_stay_together(marks):
+    config = TokenizerConfig(vocab_size=300, sample_bytes=1, combining_marks=marks)
+    assert pieces(config, "東京に住んでいる人々のコンピューターは、古い。") == [
+        "東京に住んでいる人々のコンピューターは",
+        "、古い",
+        "。",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("हिन्दी भारत की भाषा", ["हिन्दी", " भारत", " की", " भाषा"]),
+        ("ภาษาไทยมีผู้พูดมาก ครับ", ["ภาษาไทยมีผู้พูดมาก", " ครับ"]),
+        ("العَرَبِيَّة لغة", ["العَرَبِيَّة", " لغة"]),
+    ],
+    ids=["hindi", "thai", "arabic"],
+)
+def test_marks_are_joined_to_their_letters_where_that_is_asked_for(text, words):
+    assert pieces(TokenizerConfig(vocab_size=300, combining_marks="join"), text) == words
+    assert len(pieces(TokenizerConfig(vocab_size=300), text)) > len(words)
+
+
+def pieces(config: TokenizerConfig, text: str) -> list[str]:
+    return [text[start:stop] for _, (start, stop) in new_tokenizer(config).pre_tokenizer.pre_tokenize_str(text)]
 
 
 def test_a_tokenizer_that_llama_cpp_would_read_otherwise_has_no_name(tmp_path):
