@@ -13,7 +13,7 @@ from data_prep.curation.characters import native
 from data_prep.curation.cleaning import Phrases, normalize
 from data_prep.curation.kinds import kind_of
 from data_prep.curation.language import language_shares, leading_language
-from data_prep.curation.notices import is_dense, is_prominent, remove_notices
+from data_prep.curation.notices import MAX_DENSE, is_dense, is_prominent, remove_notices
 from data_prep.curation.personal import mask_personal
 from data_prep.curation.rules import PROSE, Judge
 from data_prep.curation.settings import CurateConfig, Quality

@@ -24,7 +24,7 @@ def test_the_groups_of_the_languages_are_taken_unless_tasks_are_named(tmp_path):
 
 
 def test_a_language_that_is_asked_for_must_have_a_group():
-    with pytest.raises(UserError, match="no group of tasks for fr: write downstream_fr.yaml as in"):
+    with pytest.raises(UserError, match=r"no group of tasks for fr: write downstream_fr\.yaml as in"):
         task_names(arguments(languages="en,fr"))
 
 
