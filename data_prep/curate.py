@@ -17,6 +17,7 @@ from data_prep.core.stage import Stage, document_task
 from data_prep.core.tally import Tally, merged, with_totals
 from data_prep.curation.coverage import language_warnings
 from data_prep.curation.curator import Curator
+from data_prep.curation.numbers import Numbers, bilingual_lines
 from data_prep.curation.settings import CurateConfig, load_curate_config
 from data_prep.documents.reading import Document, Part, write_documents, write_part
 from recipe.base.errors import exit_on_user_error
@@ -27,40 +28,18 @@ def curate_documents(
     documents: Iterable[Document], number: int, *, config: CurateConfig, output: Path, source: str
 ) -> dict[str, Any]:
     """Judge one part's documents; write the kept, and samples of the dropped with their reason."""
-    curator, tally = Curator(config), Tally()
-    numbers: dict[str, Any] = {
-        "lines_dropped": Counter(),
-        "sentences_dropped": Counter(),
-        "marks_widened": Counter(),
-        "masked": {},
-        "bilingual": {},  # language -> label -> documents and bytes that are kept
-        "confidence": {},
-        "log2_characters": {},
-    }
+    curator, tally, numbers = Curator(config), Tally(), Numbers()
     dropped: list[Document] = []
     samples: Counter[str] = Counter()
 
     def kept() -> Iterator[Document]:
         for raw in documents:
-            document, reason, confidence, lines, masked, sentences, widened = curator.judge(raw, source)
-            language, text_bytes = document["lang"], len(raw["text"].encode())
-            tally.add(
-                language,
-                document["source"],
-                text_bytes,
-                reason,
-                len(document["text"].encode()) if reason is None else 0,
-            )
-            numbers["confidence"].setdefault(language, Counter())[f"{int(confidence * 20) / 20:.2f}"] += 1
+            verdict = curator.judge(raw, source)
+            document, reason = verdict.document, verdict.reason
+            written_bytes = len(document["text"].encode()) if reason is None else 0
+            tally.add(document["lang"], document["source"], len(raw["text"].encode()), reason, written_bytes)
+            numbers.add(verdict)
             if reason is None:
-                numbers["log2_characters"].setdefault(language, Counter())[str(len(document["text"]).bit_length())] += 1
-                numbers["lines_dropped"][language] += lines
-                numbers["sentences_dropped"][language] += sentences
-                numbers["marks_widened"][language] += widened
-                numbers["masked"].setdefault(language, Counter()).update(masked)
-                if label := document.get("bilingual"):
-                    labels = numbers["bilingual"].setdefault(language, {})
-                    labels.setdefault(label, Counter()).update(documents=1, bytes=len(document["text"].encode()))
                 yield document
             else:
                 samples[reason] += 1
@@ -69,20 +48,12 @@ def curate_documents(
 
     written = write_part(output / "documents", number, kept())
     write_documents(output / "dropped" / f"{number:05d}.jsonl.zst", dropped)
-    return {"groups": tally.groups(), "numbers": numbers, "files": written.below(output)}
+    return {"groups": tally.groups(), "numbers": numbers.values(), "files": written.below(output)}
 
 
 def curate_part(part: Part, number: int, *, config: CurateConfig, output: Path, max_bad: int) -> dict[str, Any]:
     work = partial(curate_documents, config=config, output=output, source=part.path.name.split(".")[0])
     return document_task(part, number, work=work, output=output, max_bad=max_bad, fields=config.fields.model_dump())
-
-
-def bilingual_lines(results: dict[str, Any]) -> Iterator[str]:
-    """A line for each language that says how many of its documents join two languages, and how."""
-    for language, labels in results.get("bilingual", {}).items():  # a folder that an older version finished has none
-        documents, size = (sum(numbers[name] for numbers in labels.values()) for name in ("documents", "bytes"))
-        how = ", ".join(f"{label} {numbers['documents']:,}" for label, numbers in labels.items())
-        yield f"bilingual {documents:>7,}  mostly in {language}, {size / 1e6:.1f} MB: {how}"
 
 
 @exit_on_user_error

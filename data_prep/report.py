@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.core.tally import merged
+from data_prep.reporting.details import charts_of, facts_of
 from data_prep.reporting.flow import Column, flows
 from data_prep.reporting.quantities import counted, percent, size
 from data_prep.reporting.sankey import Styles, sankey
@@ -28,7 +29,7 @@ from data_prep.reporting.stages import (
 )
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import write_text
-from recipe.base.pages.palette import OTHER, RUN, SOURCES, source_styles
+from recipe.base.pages.palette import OTHER, SOURCES, source_styles
 from recipe.base.pages.template import write_page
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -54,6 +55,9 @@ def headline(stages: Sequence[FinishedStage], flow: Sequence[Column], languages:
     if sum(masked.values()):
         lines = [f"{number:,} {MASKED.get(kind, kind)}" for kind, number in masked.items() if number]
         cards.append(_card("personal data masked", f"{sum(masked.values()):,}", lines))
+    bilingual = merged(labels for stage in stages for labels in stage.results.get("bilingual", {}).values())
+    if documents := {label: numbers["documents"] for label, numbers in bilingual.items()}:
+        cards.append(_card("documents in two languages", f"{sum(documents.values()):,}", _largest(documents)))
     return cards
 
 
@@ -80,92 +84,6 @@ def _text(flow: Sequence[Column]) -> list[dict[str, Any]]:
     if not came or flow[-1].name == "import_shards":
         return []
     return [_card("text", f"{size(came)} → {size(kept)}", [f"{percent(kept / came)} kept"])]
-
-
-def charts_of(stage: FinishedStage, styles: Styles) -> list[dict[str, Any]]:
-    """Bars of a stage: title, what the rows are, unit, style, rows without the empty."""
-    charts = []
-    for title, label, unit, lang, rows in _charts(stage):
-        shown = {name: number for name, number in rows.items() if number}
-        if shown:
-            style = RUN if lang is None else styles.get(lang, OTHER)
-            charts.append({"title": title, "label": label, "unit": unit, "style": style, "rows": shown})
-    return charts
-
-
-Chart = tuple[str, str, str, str | None, Mapping[str, int]]
-
-
-def _charts(stage: FinishedStage) -> Iterable[Chart]:
-    results = stage.results
-    if stage.name == "dedup":
-        yield (
-            "Size of the clusters of duplicates",
-            "documents",
-            "clusters",
-            None,
-            stage.counts.get("clusters_by_size", {}),
-        )
-    for language, bins in results.get("log2_characters", {}).items():
-        named = {
-            f"{1 << (int(b) - 1):,} to {(1 << int(b)) - 1:,}": n
-            for b, n in sorted(bins.items(), key=lambda i: int(i[0]))
-            if int(b)
-        }
-        yield f"Length of kept documents, {language}", "characters", "documents", language, named
-    for language, bins in results.get("confidence", {}).items():
-        if len(bins) > 1 and sum(bins.values()) > 20:
-            named = {_interval(float(low)): n for low, n in sorted(bins.items(), key=lambda item: float(item[0]))}
-            yield f"Share of the text in the main language, {language}", "share", "documents", language, named
-    for language, kinds in results.get("masked", {}).items():
-        named = {MASKED.get(kind, kind): n for kind, n in kinds.items()}
-        yield f"Personal data masked, {language}", "kind", "places", language, named
-    if stage.name == "train_tokenizer":
-        yield "Text that the tokenizer learnt from", "language", "bytes", None, stage.counts.get("bytes", {})
-    if "documents_by_set" in results:
-        yield "Documents removed, by evaluation set", "file", "documents", None, results["documents_by_set"]
-    if "vocabulary" in results:
-        scripts = {name.replace("_", " "): n for name, n in results["vocabulary"]["by_script"].items()}
-        yield "Vocabulary by script", "script", "tokens", None, dict(sorted(scripts.items(), key=lambda i: -i[1]))
-
-
-def _interval(low: float) -> str:
-    """Of a bin that is 5% wide; what is wholly in one language has a bin of its own."""
-    return f"{low:.0%}" if low >= 1 else f"{low:.0%} to {low + 0.05:.0%}"
-
-
-def facts_of(stage: FinishedStage) -> list[str]:
-    """Sentences about a tokenizer or a quality model."""
-    facts, results = [], stage.results
-    if stage.name == "train_quality":
-        facts += [_agreement_of(language, result) for language, result in results["languages"].items()]
-    if "vocab_size" in results:
-        asked = results["requested"]
-        less = "" if results["vocab_size"] == asked else f", {asked:,} were asked for"
-        facts.append(f"The vocabulary has {results['vocab_size']:,} tokens{less}.")
-    if "vocabulary" in results:
-        vocabulary, changed = results["vocabulary"], stage.counts["round_trip_failures"]
-        facts.append(
-            f"{vocabulary['unused']:,} of the {vocabulary['vocab_size']:,} tokens are in none of the documents."
-        )
-        facts.append(
-            f"{counted(changed, 'document')} changed when decoded."
-            if changed
-            else "All documents were the same when decoded."
-        )
-    return facts
-
-
-def _agreement_of(language: str, result: dict[str, Any]) -> str:
-    measured = result["agreement"]
-    numbers = {
-        name: "none" if measured[name] is None else f"{measured[name]:.3f}" for name in ("precision", "recall", "auc")
-    }
-    return (
-        f"{language}: {measured['accuracy']:.1%} of {counted(measured['documents'], 'held-out document')} are judged as labelled at "
-        f"the threshold {result['threshold']:.3f}; precision {numbers['precision']}, recall {numbers['recall']}, "
-        f"AUC {numbers['auc']}."
-    )
 
 
 def totals_of(stage: FinishedStage) -> list[dict[str, Any]]:

@@ -1,16 +1,14 @@
-"""Personal data as datatrove, Presidio, scrubadub and commonregex find it, with their own rules and no language model.
+"""Personal data as datatrove, Presidio and scrubadub find it, with their own rules and no language model.
 
 Presidio's recognizer of phone numbers gets the region CN beside its defaults; the others run with their defaults.
 """
 
 import json
 import logging
-import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import crim
 import scrubadub
 from datatrove.pipeline.formatters import PIIFormatter
 from presidio_analyzer.predefined_recognizers import EmailRecognizer, IpRecognizer, PhoneRecognizer
@@ -58,18 +56,8 @@ def scrubadub_defaults() -> Callable[[str], Iterator[Span]]:
     return spans
 
 
-def commonregex() -> Callable[[str], Iterator[Span]]:
-    patterns = {"email": crim.re_email, "phone": crim.re_phone, "ip": crim.re_ip_pattern}
+TOOLS = {"datatrove": datatrove, "presidio": presidio, "scrubadub": scrubadub_defaults}
 
-    def spans(text: str) -> Iterator[Span]:
-        for kind, pattern in patterns.items():
-            for match in re.finditer(pattern, text):
-                yield match.start(), match.end(), kind
-
-    return spans
-
-
-TOOLS = {"datatrove": datatrove, "presidio": presidio, "scrubadub": scrubadub_defaults, "commonregex": commonregex}
 
 if __name__ == "__main__":
     logging.disable(logging.WARNING)

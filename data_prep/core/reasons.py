@@ -103,9 +103,12 @@ def sentence(reason: str, parameters: Mapping[str, Any], languages: Collection[s
     statistic, _, side = reason.rpartition("_")
     if statistic in STATISTICS and side in ("low", "high"):
         unit, text = STATISTICS[statistic]
-        limits = _rule_limits(parameters, languages, statistic, "min" if side == "low" else "max")
+        bound = "min" if side == "low" else "max"
+        limits = _limits(parameters, languages, ("rules", statistic, bound))
+        kinds = _kinds(parameters, languages, statistic, bound)
         compared = "more" if side == "high" else "less" if unit == _SHARE else "fewer"
-        return text.replace("{}", f"{compared} than {_joined(limits, unit)}", 1)
+        own = f" (other limits for {', '.join(kinds)})" if kinds else ""
+        return text.replace("{}", f"{compared} than {_joined(limits, unit)}", 1) + own
     if reason in OTHERS:
         exact, without = OTHERS[reason]
         values = {name: _recorded(name, parameters, languages) for name in re.findall(r"{([\w.]+)}", exact)}
@@ -131,17 +134,16 @@ def _recorded(name: str, parameters: Mapping[str, Any], languages: Collection[st
     return None if value is None else _written(value, _SHARE if name in _SHARES else _NUMBER)
 
 
-def _rule_limits(
-    parameters: Mapping[str, Any], languages: Collection[str], statistic: str, side: str
-) -> dict[str, Any]:
-    """A threshold of each language, and of its kinds of text that have another, under `zh, verse`."""
-    kinds = {}
-    for language, rules in sorted((parameters.get("languages") or {}).items()):
-        for kind, own in (rules.get("kinds") or {}).items():
-            value = (own.get(statistic) or {}).get(side)
-            if value is not None and (not languages or language in languages):
-                kinds[f"{language}, {kind}"] = value
-    return {**_limits(parameters, languages, ("rules", statistic, side)), **kinds}
+def _kinds(parameters: Mapping[str, Any], languages: Collection[str], statistic: str, side: str) -> list[str]:
+    """The kinds of text that have a threshold of their own in any of the languages."""
+    return sorted(
+        {
+            kind
+            for language, rules in (parameters.get("languages") or {}).items()
+            for kind, own in (rules.get("kinds") or {}).items()
+            if (not languages or language in languages) and (own.get(statistic) or {}).get(side) is not None
+        }
+    )
 
 
 def _limits(parameters: Mapping[str, Any], languages: Collection[str], path: tuple[str, ...]) -> dict[str, Any]:

@@ -319,7 +319,11 @@ def test_the_end_of_a_job_tells_documents_reasons_time_and_the_next_command(prep
     source.write_text("".join(json.dumps(text) + "\n" for text in texts))
     done = run_job("data_prep/curate.py", "--input", source, "--output", tmp_path / "out", "--workers", 1)
     assert re.search(rf"^curate: 2 documents in, \d kept, [\d.]+ s -> {tmp_path}/out$", done.stdout, re.M)
-    assert re.search(r"^  dropped +1  fewer than 50 words \(words_low\)$", done.stdout, re.M)
+    assert re.search(
+        r"^  dropped +1  fewer than 50 words \(other limits for bilingual, code, verse\) \(words_low\)$",
+        done.stdout,
+        re.M,
+    )
     assert f"set aside 1 record without usable text, with the reasons in {tmp_path}/out/bad_records" in done.stdout
     assert done.stderr.startswith(
         f"curate: reads 1 file, {source.stat().st_size} bytes, 1 task at the same time, writes "

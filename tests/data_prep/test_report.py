@@ -69,6 +69,12 @@ def drawings(text, kind="wide"):
     return [[html.unescape(line) for line in re.findall(r"<text[^>]*>(.*?)</text>", drawing)] for drawing in found]
 
 
+def words_of(text):
+    """What a page says, without its elements."""
+    shown = re.sub(r"<(style|svg).*?</\1>", "", text, flags=re.S)
+    return " ".join(re.sub(r"<[^>]*>", " ", shown).split())
+
+
 def rows(text):
     """The cells of all table rows."""
     table_rows = re.findall(r"<tr>(.*?)</tr>", text, re.S)
@@ -99,7 +105,9 @@ def test_every_stage_rule_and_source_is_in_one_file_that_fits_phones_and_desks(p
     for reason, number in {**curated["dropped"], **deduped["dropped"]}.items():
         assert numbers[reason] == f"{number:,}"
     assert f"{deduped['out']:,} out" in text
-    assert "fewer than 50 (en) or 80 (zh) words <code>words_low</code>" in text
+    assert (
+        "fewer than 50 (en) or 80 (zh) words (other limits for bilingual, code, verse) <code>words_low</code>" in text
+    )
     assert "synthetic-zh" in text
     assert not re.search(r"(src|href)=", text)  # nothing from elsewhere
     large = tmp_path / "large.html"
@@ -269,3 +277,19 @@ def test_samples_of_what_stays_are_by_language_kind_and_whether_they_are_bilingu
     deduped = finished(tmp_path / "deduped", "dedup", {"in": 6, "out": 6}, parent=curated)
     write_documents(deduped / "documents" / "00000.jsonl", documents)
     assert read_stage(deduped).kept_samples() == {}
+
+
+def test_kinds_of_text_bilingual_documents_widened_marks_and_warnings_are_shown(tmp_path):
+    results = {
+        "kinds": {"zh": {"prose": 7, "verse": 12}, "en": {"prose": 4}},
+        "bilingual": {"zh": {"glossary": {"documents": 3, "bytes": 900}, "parallel": {"documents": 21, "bytes": 9000}}},
+        "marks_widened": {"zh": 1234, "en": 0},
+        "warnings": ["languages.de: 2 of 414 documents are kept"],
+    }
+    page = words_of(render([finished(tmp_path / "curated", "curate", {"in": 40, "out": 30}, results=results)]))
+    assert "documents in two languages 24 parallel 21 glossary 3" in page
+    assert "Kinds of text that stay, zh kind documents verse 12 prose 7" in page
+    assert "Kinds of text that stay, en" not in page
+    assert "Documents in two languages, mostly zh how documents parallel 21 glossary 3" in page
+    assert "1,234 half-width marks after zh text became full-width." in page
+    assert "Warning: languages.de: 2 of 414 documents are kept" in page

@@ -14,7 +14,7 @@ from data_prep.curation.curator import Curator
 from data_prep.curation.settings import load_curate_config
 from data_prep.documents.reading import write_documents
 from data_prep.quality.model import QualityModel
-from data_prep.report import facts_of
+from data_prep.reporting.details import facts_of
 from data_prep.reporting.stages import read_stage
 from recipe.base.errors import UserError
 from recipe.base.strict import load_json

@@ -38,6 +38,13 @@ def reasons_in(path: Path) -> Iterator[str]:
                     yield from texts_in(inner.value)
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Verdict":
             yield from texts_in(node.args[1])
+        elif (
+            isinstance(node, ast.For)
+            and ast.unparse(node.target).startswith("(reason, ")
+            and isinstance(node.iter, ast.Tuple)
+        ):
+            for pair in node.iter.elts:
+                yield from texts_in(pair.elts[0])  # type: ignore[attr-defined]
         elif isinstance(node, ast.Assign):
             target = ast.unparse(node.targets[0])
             if target in ("reason", "dropped", "REASONS") and not isinstance(node.value, ast.List):
@@ -106,5 +113,5 @@ def test_a_sentence_has_the_threshold_that_the_stage_has_recorded(reason, parame
 def test_a_kind_of_text_with_a_threshold_of_its_own_is_named():
     rules = {"rules": {"words": {"min": 80}}, "kinds": {"verse": {"words": {"min": 20}, "lines": None}}}
     parameters = {"languages": {"zh": rules, "en": {"rules": {"words": {"min": 50}}}}}
-    assert sentence("words_low", parameters, ["zh"]) == "fewer than 80 (zh) or 20 (zh, verse) words"
+    assert sentence("words_low", parameters, ["zh"]) == "fewer than 80 words (other limits for verse)"
     assert sentence("words_low", parameters, ["en"]) == "fewer than 50 words"
