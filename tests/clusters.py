@@ -17,6 +17,7 @@ import pytest
 
 from launch.cluster.hosts import free_port
 from tests.conftest import CPU
+from tests.patience import PATIENCE_S
 
 SLURM_CONF = """
 ClusterName=test
@@ -84,14 +85,16 @@ def slurm_cluster(state: Path) -> Iterator[dict[str, str]]:
     finally:
         for daemon in reversed(daemons):
             daemon.terminate()
-            daemon.wait(timeout=20)
+            daemon.wait(timeout=PATIENCE_S)
 
 
 def slurm_says(environment: dict[str, str], *words: str) -> str:
-    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=30, check=False).stdout
+    return subprocess.run(
+        words, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    ).stdout
 
 
-def wait_for(ready, what: str, seconds: float = 60) -> None:
+def wait_for(ready, what: str, seconds: float = PATIENCE_S) -> None:
     end = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < end, f"no {what} in {seconds} s"
@@ -151,9 +154,9 @@ def loopback_hosts(folder: Path, addresses: list[str]) -> Iterator[LoopbackHosts
             config = folder / f"sshd_{address}"
             config.write_text(SSHD_CONFIG.format(port=port, address=address, folder=folder))
             hosts.daemons[address] = subprocess.Popen([sshd, "-D", "-e", "-f", config], stderr=subprocess.DEVNULL)
-        wait_for(lambda: all((folder / f"{address}.pid").exists() for address in addresses), "sshd", 20)
+        wait_for(lambda: all((folder / f"{address}.pid").exists() for address in addresses), "sshd")
         yield hosts
     finally:
         for daemon in hosts.daemons.values():
             daemon.terminate()
-            daemon.wait(timeout=20)
+            daemon.wait(timeout=PATIENCE_S)

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from launch.cluster import hosts
+from tests.patience import PATIENCE_S
 from tests.rank_server import Launched, RankServer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,7 +69,7 @@ atexit.register(_ranks.close)
 
 
 def launch(
-    ranks: int, script: object, *arguments: object, env: dict[str, str] | None = None, timeout: float = 300
+    ranks: int, script: object, *arguments: object, env: dict[str, str] | None = None, timeout: float = PATIENCE_S
 ) -> subprocess.CompletedProcess[str]:
     """A script on so many ranks as the launcher would start them, without what it costs to start them."""
     return start_ranks(ranks, script, *arguments, env=env).completed(timeout)
@@ -85,7 +86,7 @@ def start_forked(script: object, *arguments: object, env: dict[str, str] | None 
 
 
 def run_forked(
-    script: object, *arguments: object, env: dict[str, str] | None = None, timeout: float = 300
+    script: object, *arguments: object, env: dict[str, str] | None = None, timeout: float = PATIENCE_S
 ) -> subprocess.CompletedProcess[str]:
     """As `run_python`, without what imports cost."""
     return start_forked(script, *arguments, env=env).completed(timeout)

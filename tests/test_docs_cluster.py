@@ -15,6 +15,7 @@ from recipe.base.files import read_json_lines
 from recipe.run.records import read_attempts
 from tests.clusters import loopback_hosts, slurm_says, wait_for
 from tests.conftest import CPU, ROOT
+from tests.patience import PATIENCE_S
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.xdist_group("engines")]
 
@@ -52,7 +53,7 @@ class Reader:
         """Run a block to its end, which must be a good one."""
         commands = blocks(step, self.form)[number]
         done = subprocess.run(
-            self.words(commands), cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=240, check=False
+            self.words(commands), cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
         )  # fmt: skip
         assert done.returncode == 0, f"{commands}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         return done
@@ -72,7 +73,7 @@ class Attempt:
             )
 
     def code(self) -> int:
-        return self.process.wait(240)
+        return self.process.wait(PATIENCE_S)
 
     def text(self) -> str:
         return self.log.read_text(encoding="utf-8")[-4000:]
@@ -117,7 +118,7 @@ def wait_for_event(run: Path, kind: str, number: int = 1, **fields: object) -> N
     def there() -> bool:
         return sum(e["event"] == kind and fields.items() <= e.items() for e in events(run)) >= number
 
-    wait_for(there, f"event {kind}", 180)
+    wait_for(there, f"event {kind}")
 
 
 def test_two_cpu_hosts_from_preflight_to_a_branch(ssh_reader):
@@ -166,10 +167,10 @@ def test_one_node_slurm_from_preflight_to_a_chain(project, slurm):
     stop = blocks(10, SLURM)[0].replace("JOB", job)
     subprocess.run(reader.words(stop), cwd=project, env=reader.environment, check=True)
     wait_for_event(run, "stopped")
-    wait_for(lambda: slurm_says(slurm, "squeue", "-h", "-j", job, "-o", "%t").strip() == "PD", "requeued job", 60)
+    wait_for(lambda: slurm_says(slurm, "squeue", "-h", "-j", job, "-o", "%t").strip() == "PD", "requeued job")
     slurm_says(slurm, "scancel", job)
 
     chain = reader.do(15).stdout.split()[-1]
     assert sorted(slurm_says(slurm, "squeue", "-h", "-r", "-j", chain, "-o", "%K").split()) == ["1", "2", "3"]
     slurm_says(slurm, "scancel", chain)
-    wait_for(lambda: not slurm_says(slurm, "squeue", "-h", "-j", chain), "end of the chain", 60)
+    wait_for(lambda: not slurm_says(slurm, "squeue", "-h", "-j", chain), "end of the chain")

@@ -7,12 +7,13 @@ import pytest
 from recipe.base.strict import load_json
 from tests.conftest import ROOT
 from tests.documentation import bash_blocks, checkout, run_as_it_stands
+from tests.patience import PATIENCE_S
 
 
 @pytest.mark.slow
 def test_the_block_of_the_embedded_corpus_runs_as_it_stands(tmp_path):
     (block,) = bash_blocks(ROOT / "docs/data.md", "Try all jobs on the embedded corpus")
-    done = run_as_it_stands(block, checkout(tmp_path), timeout=600)
+    done = run_as_it_stands(block, checkout(tmp_path), timeout=PATIENCE_S)
     assert done.returncode == 0, done.stdout[-4000:]
     work = tmp_path / "work/data"
     assert load_json(work / "clean/manifest.json")["counts"]["dropped"] == {"contaminated": 1}  # as the page says
@@ -28,7 +29,7 @@ def test_the_block_of_the_embedded_corpus_runs_as_it_stands(tmp_path):
 @pytest.mark.slow
 def test_the_block_of_german_runs_as_it_stands(tmp_path):
     (block,) = bash_blocks(ROOT / "docs/languages.md", "Try it with German")
-    done = run_as_it_stands(block, checkout(tmp_path), timeout=300)
+    done = run_as_it_stands(block, checkout(tmp_path), timeout=PATIENCE_S)
     assert done.returncode == 0, done.stdout[-4000:]
     manifest = load_json(tmp_path / "work/german/curated/manifest.json")
     assert manifest["results"]["warnings"] == []

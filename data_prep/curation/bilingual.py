@@ -76,7 +76,7 @@ def bilingual_label(text: str, shares: Mapping[str, float], languages: Collectio
     passages = [
         Passage(language, line, sentence, letters * HAN_WEIGHT if own else letters)
         for own, line, sentence, start, stop, letters in found
-        if (language := east_asian if own else prose_language(text[start:stop])) in languages
+        if (language := east_asian if own else prose_language(text[start:stop])) is not None and language in languages
     ]
     return _arrangement(passages, sentences)
 

@@ -8,6 +8,7 @@ verse, may have bounds of its own in place of those of its language.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 
 from pydantic import Field
@@ -55,7 +56,8 @@ class LanguageRules(Section):
         return {name: bound for name, bound in {**self.rules, **self.kinds.get(kind, {})}.items() if bound is not None}
 
     def problems(self) -> list[str]:
-        sections = {"rules": self.rules, **{f"kinds.{kind}": rules for kind, rules in self.kinds.items()}}
+        sections: dict[str, Mapping[str, Bound | None]] = {"rules": self.rules}
+        sections.update({f"kinds.{kind}": rules for kind, rules in self.kinds.items()})
         bounds = [
             (f"{section}.{name}", name, bound) for section, rules in sections.items() for name, bound in rules.items()
         ]

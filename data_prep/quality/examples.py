@@ -43,7 +43,7 @@ class Labels:
     def place(self, document: Document, number: int) -> tuple[str, str, str | None]:
         """Language and class of a document of a part, and the reason why it cannot be used."""
         label = document.get(self.field) if self.good_parts is None else number in self.good_parts
-        language = document.get("lang")
+        language = str(document.get("lang"))
         if language not in LANGUAGES:
             language = identify_language(document["text"])[0]
         return language, CLASSES[label == 1], self._reason(label, language)

@@ -22,7 +22,7 @@ class TrainQualityConfig(Section):
     fields: Fields = Fields()
     label: str = Field("keep", min_length=1)
     languages: list[str] = Field(min_length=1)
-    min_documents: int = Field(0.3, gt=0)
+    min_documents: int = Field(100, gt=0)
     max_documents: int = Field(200_000, gt=0)
     held_out_share: float = Field(0.2, gt=0, lt=1)
     threshold: Threshold

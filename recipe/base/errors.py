@@ -36,6 +36,8 @@ EXTRAS_OF = {
     "lm_eval": ("downstream",),
     "mlflow": ("mlflow",),
     "opencc": ("data",),
+    "phonenumbers": ("data",),
+    "publicsuffixlist": ("data",),
     "prometheus_client": ("prometheus",),
     "pyarrow": ("data",),
     "ray": ("ray",),

@@ -32,7 +32,7 @@ class Section(BaseModel):
     they are called now.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
     renamed: ClassVar[dict[str, str]] = {}
 
 

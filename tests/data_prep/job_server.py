@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import CPU, ROOT
+from tests.patience import PATIENCE_S
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h: workers of a killed job become children of the server
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.symlink")  # audit events, each raised before the system call
@@ -71,7 +72,7 @@ class JobServer:
         self._requests = itertools.count()
 
     def run(
-        self, *words: object, env: dict[str, str] | None = None, kill: Kill | None = None, timeout: float = 120
+        self, *words: object, env: dict[str, str] | None = None, kill: Kill | None = None, timeout: float = PATIENCE_S
     ) -> JobResult:
         process, output = self._started(), Path(self._folder.name) / str(next(self._requests))
         kill = kill or Kill()

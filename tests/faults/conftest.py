@@ -17,6 +17,7 @@ import pytest
 from recipe.base.files import append_json, read_json_lines
 from recipe.run.records import read_metrics
 from tests.conftest import CPU, ROOT, RunFiles, ds_config, launch, schedule_of, start_forked, write_run
+from tests.patience import PATIENCE_S
 from tests.rank_server import Launched
 
 STEPS = 12
@@ -43,7 +44,7 @@ class Supervised:
     def over(self) -> bool:
         return self.process.poll() is not None or bool(self.events("finished"))
 
-    def wait(self, timeout: float = 400) -> int:
+    def wait(self, timeout: float = PATIENCE_S) -> int:
         try:
             return self.process.wait(timeout)
         finally:
@@ -64,7 +65,7 @@ class Supervised:
     def losses(self) -> dict[int, float]:
         return {m["step"]: m["loss"] for m in read_metrics(self.run_dir)}
 
-    def until(self, happened: Callable[[], Any], timeout: float = 120) -> None:
+    def until(self, happened: Callable[[], Any], timeout: float = PATIENCE_S) -> None:
         deadline = time.monotonic() + timeout
         while not happened():
             assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.output[-3000:]}"

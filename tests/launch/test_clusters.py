@@ -15,6 +15,7 @@ from recipe.run.records import read_metrics
 from tests.clusters import loopback_hosts, slurm_says, wait_for
 from tests.conftest import ROOT, launch, run_command, run_python, schedule_of
 from tests.faults.conftest import report
+from tests.patience import PATIENCE_S
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.xdist_group("engines")]
 
@@ -67,9 +68,9 @@ def test_a_host_that_dies_is_left_out_and_a_spare_finishes_the_run(hosts, tmp_pa
         process = subprocess.Popen(
             [str(word) for word in words], cwd=ROOT, env=hosts.environment, stdout=log, stderr=subprocess.STDOUT
         )
-    wait_for(lambda: (run.run_dir / "metrics.jsonl").exists() and max(losses(run), default=0) >= 4, "step 4", 180)
+    wait_for(lambda: (run.run_dir / "metrics.jsonl").exists() and max(losses(run), default=0) >= 4, "step 4")
     hosts.kill("127.0.0.3")
-    assert process.wait(240) == 0, (tmp_path / "log").read_text()[-4000:]
+    assert process.wait(PATIENCE_S) == 0, (tmp_path / "log").read_text()[-4000:]
     (end,) = (e for e in read_json_lines(run.run_dir / "events.jsonl") if e["event"] == "attempt_ended")
     assert (end["kind"], end["rank"], end["host"]) == ("killed", 1, "127.0.0.3")
     beats = [json.loads(path.read_text()) for path in sorted((run.run_dir / "heartbeats").iterdir())]
@@ -100,15 +101,15 @@ def test_a_slurm_job_saves_before_its_limit_is_requeued_and_finishes(slurm, tmp_
     def kinds() -> list[str]:
         return [e["event"] for e in read_json_lines(run.run_dir / "events.jsonl")]
 
-    wait_for(lambda: "started" in kinds(), "start of the training", 120)
+    wait_for(lambda: "started" in kinds(), "start of the training")
     # A minute and a half of which are left at the most; Slurm sends the signal up to a minute early.
     slurm_says(slurm, "scontrol", "update", f"JobId={job}", "TimeLimit=2")
-    wait_for(lambda: "stopped" in kinds(), "stop before the limit", 180)
-    wait_for(lambda: slurm_says(slurm, "squeue", "-h", "-j", job, "-o", "%t").strip() == "PD", "requeued job", 60)
+    wait_for(lambda: "stopped" in kinds(), "stop before the limit")
+    wait_for(lambda: slurm_says(slurm, "squeue", "-h", "-j", job, "-o", "%t").strip() == "PD", "requeued job")
     # Not in two minutes, Slurm's own delay; nor in the second of the kill, for which slurmd refuses the job's number.
     slurm_says(slurm, "scontrol", "update", f"JobId={job}", "StartTime=now+5", "TimeLimit=10")
-    wait_for(lambda: kinds()[-1] == "finished", "end of the run", 240)
-    wait_for(lambda: not slurm_says(slurm, "squeue", "-h", "-j", job, "-t", "PD,R,CG"), "end of the job", 60)
+    wait_for(lambda: kinds()[-1] == "finished", "end of the run")
+    wait_for(lambda: not slurm_says(slurm, "squeue", "-h", "-j", job, "-t", "PD,R,CG"), "end of the job")
     assert max(losses(run)) == STEPS, (tmp_path / "log").read_text()[-3000:]
     assert kinds().count("started") == 2
 
@@ -121,7 +122,7 @@ def test_a_chain_of_slurm_jobs_is_completed_where_the_run_goes_on_and_where_it_e
     sent = subprocess.run(
         ["sbatch", "--parsable", "--wait", "--array=1-4%1", "--nodes=1", "--gpus-per-node=0", "--output=log-%a",
          ROOT / "launch/train.slurm"],
-        cwd=tmp_path, env=slurm, capture_output=True, text=True, timeout=60, check=False,
+        cwd=tmp_path, env=slurm, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     jobs = slurm_says(slurm, "scontrol", "--oneliner", "show", "job", sent.stdout.strip())
     tasks = {
@@ -137,7 +138,7 @@ def test_a_data_job_runs_from_a_slurm_job(slurm, tmp_path, prepared):
     sent = subprocess.run(
         ["sbatch", "--wait", "--output", tmp_path / "log", "launch/data_prep.slurm", "data_prep/curate.py",
          "--input", prepared.raw, "--output", tmp_path / "out", "--workers", "2", "--engine-option", "partition=cpu"],
-        cwd=ROOT, env=slurm, capture_output=True, text=True, timeout=240, check=False,
+        cwd=ROOT, env=slurm, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert sent.returncode == 0, sent.stderr + (tmp_path / "log").read_text()
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["stage"] == "curate"
@@ -151,7 +152,7 @@ def test_the_slurm_scripts_refuse_what_is_no_job(slurm, tmp_path):
     ):
         sent = subprocess.run(
             ["sbatch", "--wait", "--nodes=1", "--gpus-per-node=0", "--output", tmp_path / "log", ROOT / "launch" / script, *words],
-            cwd=folder, env=slurm, capture_output=True, text=True, timeout=60, check=False,
+            cwd=folder, env=slurm, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
         )  # fmt: skip
         assert sent.returncode == 2, sent.stderr
         assert (tmp_path / "log").read_text().startswith("error: ")

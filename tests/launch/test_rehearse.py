@@ -14,6 +14,7 @@ from recipe.base.model_shape import load_model_shape
 from recipe.planner.search import shipped
 from recipe.planner.workload import RunFacts, Workload
 from tests.conftest import ROOT, run_forked, run_python
+from tests.patience import PATIENCE_S
 
 MODELS = ROOT / "recipe/configs/models"
 
@@ -69,7 +70,7 @@ def test_every_shipped_ds_config_does_what_is_planned(config):
     recompute = shipped.chosen(config).plan.work.run.recompute
     done = rehearse(
         "--ds-config", config.path, "--model", MODELS / config.model, "--recompute", recompute, "--world", config.gpus,
-        "--vocab", 512, "--seq", 8, "--json", timeout=600,
+        "--vocab", 512, "--seq", 8, "--json", timeout=PATIENCE_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)

@@ -29,6 +29,7 @@ from recipe.run.heartbeats import Heartbeat, write_heartbeat
 from recipe.run.kept_budget import KeptBudget
 from recipe.training.stopping import StopRequest
 from tests.conftest import ROOT
+from tests.patience import PATIENCE_S
 from tests.recipe.run.test_locks import HOLD
 
 # The supervisor with a launch that needs no data, and a launcher of which each test says what it does.
@@ -71,7 +72,7 @@ def supervise(run_dir: Path, launcher: str, *words: object, checks_s: float = 0.
 
 
 def until(path: Path) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while not path.exists():
         assert time.monotonic() < deadline, f"no {path}"
         time.sleep(0.02)
@@ -91,7 +92,7 @@ def test_a_run_that_goes_on_is_not_touched_by_a_second_start(lock, tmp_path):
     assert holder.stdout is not None
     holder.stdout.readline()
     before = tree(run)
-    output, errors = (second := supervise(run, SLEEPS)).communicate(timeout=30)
+    output, errors = (second := supervise(run, SLEEPS)).communicate(timeout=PATIENCE_S)
     assert second.returncode == 2
     assert output == "checking\n"
     assert errors.startswith(f"error: {run} is in use by process {holder.pid} on ")
@@ -106,7 +107,7 @@ def test_a_signal_while_the_inputs_are_checked_ends_it_at_once(number, tmp_path)
     assert process.stdout is not None
     process.stdout.readline()
     process.send_signal(number)
-    output, _ = process.communicate(timeout=20)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == RESTART
     assert output == f"supervisor: {number.name}: stopped before anything was started\n"
     assert not (tmp_path / "run").exists()
@@ -137,7 +138,7 @@ def test_a_stop_between_two_starts_ends_it_with_75(tmp_path):
     process = supervise(tmp_path, READY + "sys.exit(1)", "--backoff", 60)
     until(tmp_path / "events.jsonl")
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=20)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == RESTART
     assert "supervisor: SIGTERM: stopping; no ranks run now\n" in output
 
@@ -146,7 +147,7 @@ def test_ranks_that_train_are_asked_and_not_ended(tmp_path):
     process = supervise(tmp_path, TRAINS)
     until(tmp_path / "launched")
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=20)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == RESTART
     assert (
         "supervisor: SIGTERM: the ranks finish their step, save and stop; a second signal ends them at once" in output
@@ -159,7 +160,7 @@ def test_ranks_that_train_are_asked_and_not_ended(tmp_path):
 
 def test_ranks_that_refuse_to_start_are_no_attempt_that_ended(tmp_path):
     process = supervise(tmp_path, READY + "sys.exit(2)")
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 2
     assert "not restarted: the ranks refused to start" in errors
     assert not (tmp_path / "events.jsonl").exists()
@@ -170,7 +171,7 @@ def test_another_zero_stage_is_refused_before_the_checkpoint_is_written_anew(tmp
     of = topology(world_size=2, autoep_size=1, zero_stage=1)
     write_json(checkpoint / "manifest.json", {"schema": SCHEMA, "version": VERSION, "topology": of})
     process = supervise(tmp_path, SLEEPS)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 2
     assert "do not change the ZeRO stage; use a ds_config of the same stage" in errors
     assert [path.name for path in checkpoint.parent.iterdir()] == [checkpoint.name]
@@ -557,7 +558,7 @@ def job_script(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(
             ["bash", ROOT / "launch/train.slurm"],
             env={**others, **job, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
-            capture_output=True, text=True, check=False, timeout=15,
+            capture_output=True, text=True, check=False, timeout=PATIENCE_S,
         )  # fmt: skip
 
     return run

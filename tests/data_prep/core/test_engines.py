@@ -27,6 +27,7 @@ from tests.clusters import slurm_says, wait_for
 from tests.conftest import CPU, ROOT
 from tests.data_prep.job_server import run_job
 from tests.data_prep.test_jobs import contents, job_words, parts_of
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.xdist_group("engines")  # clusters of their own, one at a time
 
@@ -89,7 +90,7 @@ def test_a_ray_worker_that_is_killed_is_replaced(prepared, source, local, ray_ad
             worker.send_signal(signal.SIGKILL)
             killed = True
         time.sleep(0.01)
-    _, message = process.communicate(timeout=120)
+    _, message = process.communicate(timeout=PATIENCE_S)
     assert killed
     assert process.returncode == 0, message
     assert contents(tmp_path / "out") == local["curate"]
@@ -130,7 +131,7 @@ def test_an_array_that_is_cancelled_is_replaced(prepared, source, local, slurm, 
         wait_for(lambda: waiting_jobs(slurm, "tokenize") != first, "another array")
     finally:
         slurm_says(slurm, "scontrol", "update", "NodeName=localhost", "State=RESUME")
-    _, message = process.communicate(timeout=120)
+    _, message = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, message
     assert contents(tmp_path / "out") == local["tokenize_corpus"]
 
@@ -156,7 +157,7 @@ def test_a_driver_that_is_interrupted_cancels_its_jobs(prepared, source, slurm, 
         )  # fmt: skip
         waiting_jobs(slurm, "curate")
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) != 0
+        assert process.wait(timeout=PATIENCE_S) != 0
         assert slurm_says(slurm, "squeue", "--noheader", "--states=PENDING") == ""
     finally:
         slurm_says(slurm, "scontrol", "update", "NodeName=localhost", "State=RESUME")
@@ -239,7 +240,7 @@ def test_local_workers_end_with_their_driver_and_share_no_partial_file(tmp_path)
     workers = [psutil.Process(int(path.read_text())) for path in tmp_path.glob("*.pid")]
     driver.kill()
     driver.wait()
-    assert psutil.wait_procs(workers, timeout=30)[1] == []
+    assert psutil.wait_procs(workers, timeout=PATIENCE_S)[1] == []
     left = [path.name for path in tmp_path.iterdir() if path.name.endswith(".partial")]
     assert sorted(left) == sorted(f".x.jsonl.{socket.gethostname().split('.')[0]}-{w.pid}.partial" for w in workers)
     remove_partial_files(tmp_path)
@@ -248,7 +249,7 @@ def test_local_workers_end_with_their_driver_and_share_no_partial_file(tmp_path)
 
 def waits_for_the_other(folder: Path, number: int) -> dict[str, bool]:
     (folder / str(number)).touch()
-    wait_for(lambda: (folder / str(1 - number)).exists(), "the other task", seconds=30)
+    wait_for(lambda: (folder / str(1 - number)).exists(), "the other task")
     return {"met": True}
 
 

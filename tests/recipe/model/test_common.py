@@ -12,6 +12,7 @@ import pytest
 import transformers
 
 from tests.conftest import ROOT, run_python
+from tests.patience import PATIENCE_S
 
 # Fail, each for its reason; all others pass. One that comes to pass has to leave the list.
 NOT_OURS = {
@@ -34,10 +35,10 @@ def test_the_common_tests_of_transformers_pass(tmp_path):
     version = transformers.__version__
     download = ("pip", "download", "--quiet", "--no-deps", "--no-binary", "transformers", "--no-build-isolation",
                 f"transformers=={version}", "--dest", str(tmp_path))  # fmt: skip
-    subprocess.run([sys.executable, "-m", *download], check=True, timeout=300)
+    subprocess.run([sys.executable, "-m", *download], check=True, timeout=PATIENCE_S)
     shutil.unpack_archive(tmp_path / f"transformers-{version}.tar.gz", tmp_path)
     tests, results = tmp_path / f"transformers-{version}/tests", tmp_path / "results.json"
-    done = run_python("tests/recipe/model/common_tests.py", tests, results, env=SEARCH, timeout=600)
+    done = run_python("tests/recipe/model/common_tests.py", tests, results, env=SEARCH, timeout=PATIENCE_S)
     assert results.exists(), done.stderr[-5000:]
     told = json.loads(results.read_text())
     assert set(told["failed"]) == set(NOT_OURS) & set(told["names"]), done.stderr[-5000:]

@@ -12,6 +12,7 @@ import pytest
 
 from recipe.base.ranks import RESTART, STOP_SIGNALS
 from tests.conftest import ROOT
+from tests.patience import PATIENCE_S
 from tests.recipe.run.test_locks import HOLD
 
 RANK = """
@@ -43,7 +44,7 @@ def start(run_dir: Path, phase: str) -> subprocess.Popen:
 def test_a_signal_before_training_ends_the_rank_with_75(number, tmp_path):
     process = start(tmp_path, "starting")
     process.send_signal(number)
-    _, message = process.communicate(timeout=30)
+    _, message = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == RESTART
     assert message.startswith("stopped by a signal before the first step; no checkpoint is lost")
     assert message.count("\n") == 1
@@ -57,7 +58,7 @@ def test_the_ranks_shared_memory_does_not_stay(tmp_path, monkeypatch):
     try:
         process = start(tmp_path, "starting")
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE_S)
         assert not buffer.exists()
     finally:
         buffer.unlink(missing_ok=True)
@@ -97,6 +98,6 @@ def test_in_training_a_signal_asks_and_the_second_ctrl_c_ends(tmp_path):
     while asked() == "asked None\n":
         pass
     process.send_signal(signal.SIGINT)
-    _, message = process.communicate(timeout=30)
+    _, message = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == RESTART
     assert "the second ctrl-C" in message

@@ -20,6 +20,7 @@ from recipe.safety import watchdog
 from recipe.safety.watchdog import Watchdog
 from tests.conftest import ROOT
 from tests.faults.conftest import report
+from tests.patience import PATIENCE_S
 
 STUCK = """
 import builtins, os, sys, time
@@ -55,7 +56,7 @@ def test_a_stuck_process_ends(broken, tmp_path):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == RESTART, done.stderr

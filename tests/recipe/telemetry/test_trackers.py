@@ -19,6 +19,7 @@ from recipe.run.records import read_events
 from recipe.telemetry import tracker_clients, trackers
 from recipe.telemetry.metrics import MetricsWriter, tagged, tagged_evaluation
 from recipe.telemetry.trackers import Tracker
+from tests.patience import PATIENCE_S
 from tests.recipe.reading.conftest import WrittenRun
 from tests.recipe.telemetry.test_metrics import ALL_VALUES
 
@@ -81,7 +82,7 @@ def wandb_records(path: Path) -> Iterator[Any]:
 
 def whole_wandb_records(path: Path) -> list[Any]:
     """All records up to the last; W&B's process writes them after the client's `finish` has returned."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         records = list(wandb_records(path)) if path.stat().st_size > 7 else []
         if records and records[-1].WhichOneof("record_type") == "exit":
@@ -207,7 +208,7 @@ class Client:
 
     def wait_for_calls(self, count: int) -> None:
         with self.changed:
-            assert self.changed.wait_for(lambda: self.calls >= count, 60)
+            assert self.changed.wait_for(lambda: self.calls >= count, PATIENCE_S)
 
 
 def messages(tracker: Tracker) -> list[str]:

@@ -65,7 +65,7 @@ def test_the_slow_rank_is_the_one_with_most_time_of_its_own():
 
 @pytest.mark.distributed
 def test_collectives_that_ranks_start_in_different_orders_end_when_they_are_timed():
-    done = launch(2, "tests/recipe/safety/stragglers_worker.py", env={"PYTHONPATH": str(ROOT)}, timeout=120)
+    done = launch(2, "tests/recipe/safety/stragglers_worker.py", env={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr[-3000:]
     assert "rank 1 on" in done.stdout
     assert "of its own in a step" in done.stdout

@@ -38,6 +38,7 @@ from tests.conftest import (
     start_ranks,
     write_run,
 )
+from tests.patience import PATIENCE_S
 
 TRAIN = "recipe/train.py"
 STEPS = 12
@@ -84,7 +85,7 @@ def faulty(**fault: object) -> dict[str, str]:
     return {"RECIPE_FAULTS": json.dumps([fault])}
 
 
-def wait_until(happened: Callable[[], object], what: str, timeout: float = 120) -> None:
+def wait_until(happened: Callable[[], object], what: str, timeout: float = PATIENCE_S) -> None:
     deadline = time.monotonic() + timeout
     while not happened():
         assert time.monotonic() < deadline, what
@@ -229,7 +230,7 @@ def test_a_signal_to_the_whole_job_also_saves_and_no_shared_memory_stays(small_r
     assert process.poll() is None, process.communicate()[0][-3000:]
     assert shared_memory(port)
     os.killpg(process.pid, signal.SIGTERM)  # as Slurm does, or ctrl-C: launcher and ranks alike
-    output = process.communicate(timeout=90)[0]
+    output = process.communicate(timeout=PATIENCE_S)[0]
     assert "stopped by a signal after step" in output, output[-3000:]
     assert len(list((run.run_dir / "checkpoints").glob("step_*/manifest.json"))) == 1
     assert shared_memory(port) == []
