@@ -29,19 +29,20 @@ from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.strict import load_json, load_yaml, strict_model
 
 
-def shares_to_draw(usable: dict[str, Any], config: TrainQualityConfig) -> dict[str, dict[str, float]]:
+def shares_to_draw(usable: dict[str, Any], unlabelled: int, config: TrainQualityConfig) -> dict[str, dict[str, float]]:
     """The share of the documents to learn from, by language and class.
 
     Raises:
         UserError: a language has too few documents of a class.
     """
     shares: dict[str, dict[str, float]] = {}
+    others = f"; {unlabelled:,} documents have neither true nor false in '{config.label}'" if unlabelled else ""
     for language in config.languages:
         counts = {name: usable.get(language, {}).get(name, 0) for name in CLASSES}
         if min(counts.values()) < config.min_documents:
             raise UserError(
                 f"there are {counts['good']:,} good and {counts['bad']:,} bad documents in '{language}', and min_documents asks for "
-                f"{config.min_documents:,} of each; give more, or take '{language}' out of languages"
+                f"{config.min_documents:,} of each{others}; give more, or take '{language}' out of languages"
             )
         shares[language] = {name: config.max_documents / count for name, count in counts.items()}
     return shares
@@ -98,9 +99,8 @@ def run(stage: Stage, labels: Labels, config: TrainQualityConfig) -> None:
     n_usable = sum(number for classes in usable.values() for number in classes.values())
     stage.must_have_documents(n_usable + sum(unusable.values()), of="the input")
     examples, weights = stage.shuffle("examples").folder, stage.shuffle("weights").folder
-    draw = partial(
-        draw_part, labels=labels, shares=shares_to_draw(usable, config), ngrams=config.ngrams, folder=examples
-    )
+    shares = shares_to_draw(usable, unusable.get("no_label", 0), config)
+    draw = partial(draw_part, labels=labels, shares=shares, ngrams=config.ngrams, folder=examples)
     drawn = stage.run_tasks("draw", for_documents(stage, work=draw, fields=fields), stage.parts)
     learn = partial(
         fit_language,

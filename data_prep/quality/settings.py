@@ -17,6 +17,9 @@ class Threshold(Section):
     keep_share: float | None = Field(None, gt=0, le=1)
     score: float | None = Field(None, ge=0, le=1)
 
+    def has_one_goal(self) -> bool:
+        return [self.precision, self.keep_share, self.score].count(None) == 2
+
 
 class TrainQualityConfig(Section):
     fields: Fields = Fields()
@@ -36,10 +39,6 @@ class TrainQualityConfig(Section):
         return [
             *(f"languages: '{name}' is none that documents are identified as; {known}" for name in unknown),
             *([] if len(set(self.languages)) == len(self.languages) else ["languages names one twice; name each once"]),
-            *(
-                []
-                if len(self.threshold.model_fields_set) == 1
-                else ["threshold has one of precision, keep_share, score"]
-            ),
+            *([] if self.threshold.has_one_goal() else ["threshold has one of precision, keep_share, score"]),
             *self.ngrams.problems(),
         ]

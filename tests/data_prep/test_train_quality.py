@@ -183,13 +183,25 @@ def test_killed_before_each_change_to_its_output_the_job_ends_in_the_same_bytes(
         ({"languages": ["en", "de"]}, "there are 0 good and 0 bad documents in 'de'"),
         ({"languages": ["en", "xx"]}, "languages: 'xx' is none that documents are identified as"),
         ({"languages": ["en", "en"]}, "languages names one twice"),
-        ({"label": "good"}, "there are 0 good and 0 bad documents in 'en'"),
+        ({"label": "good"}, "of each; 240 documents have neither true nor false in 'good'; give more"),
         ({"threshold": {"precision": 0.9, "score": 0.5}}, "threshold has one of precision, keep_share, score"),
         ({"threshold": {}}, "threshold has one of precision, keep_share, score"),
+        ({"threshold": {"precision": None}}, "threshold has one of precision, keep_share, score"),
         ({"ngrams": {"characters": [4, 2], "words": [1, 2], "bits": 12}}, "ngrams.characters is [4, 2]"),
         ({"held_out_share": 0.001}, "are all good or all bad; give more documents, or change held_out_share"),
     ],
-    ids=["few", "no-language", "unknown-language", "twice", "no-label", "two-goals", "no-goal", "orders", "held-out"],
+    ids=[
+        "few",
+        "no-language",
+        "unknown-language",
+        "twice",
+        "no-label",
+        "two-goals",
+        "no-goal",
+        "null-goal",
+        "orders",
+        "held-out",
+    ],
 )
 def test_what_cannot_work_ends_in_one_sentence(changes, message, config, labelled, tmp_path):
     done = train(config(**changes), tmp_path / "out", "--input", labelled)
@@ -270,9 +282,10 @@ def test_a_language_without_a_classifier_is_refused_or_named(config, curate_conf
         ({"function": "a:b"}, "which quality.function needs"),
         ({"function": "a:b", "min": {"en": 0.5}}, "which quality.function needs"),
         ({"model": "m", "min": {"de": 0.5}}, "'quality.min.de' is none of languages"),
+        ({"model": "m", "min": {"en": 7}}, "quality.min is not from 0 to 1"),
         ({"model": "nowhere"}, "holds no quality model"),
     ],
-    ids=["neither", "both", "no-minimum", "minima", "language", "missing"],
+    ids=["neither", "both", "no-minimum", "minima", "language", "no-score", "missing"],
 )
 def test_mistakes_in_the_configuration_of_quality_are_named(quality, message, curate_config):
     with pytest.raises(UserError, match=message):
