@@ -32,7 +32,6 @@ from data_prep.curation.language import (
 )
 
 LABELS = ("parallel", "translation", "switched", "glossary")
-BILINGUAL = "bilingual"  # the kind of text that these documents are judged as
 
 _MIN_SHARE = 0.15  # of the smaller language; quotations in a text have less
 _MIN_CARRYING_SHARE = 0.25  # of it, where it neither translates nor changes within sentences

@@ -7,15 +7,15 @@ from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
-from data_prep.curation.bilingual import BILINGUAL, bilingual_label
+from data_prep.curation.bilingual import bilingual_label
 from data_prep.curation.blocked_urls import BlockedUrls
 from data_prep.curation.characters import native
 from data_prep.curation.cleaning import Phrases, normalize
-from data_prep.curation.kinds import kind_of
+from data_prep.curation.kinds import BILINGUAL, PROSE, kind_of
 from data_prep.curation.language import language_shares, leading_language
 from data_prep.curation.notices import MAX_DENSE, is_dense, is_prominent, remove_notices
 from data_prep.curation.personal import mask_personal
-from data_prep.curation.rules import PROSE, Judge
+from data_prep.curation.rules import Judge
 from data_prep.curation.settings import CurateConfig, Quality
 from data_prep.documents.reading import Document
 from data_prep.quality.model import QualityModel

@@ -11,9 +11,11 @@ import re
 from typing import NamedTuple
 
 from data_prep.curation.characters import native
-from data_prep.curation.rules import PROSE
 
+PROSE = "prose"  # has the rules of its language
 VERSE, DIALOGUE, CODE, LIST = "verse", "dialogue", "code", "list"
+BILINGUAL = "bilingual"  # of documents that join two languages, whatever their layout (bilingual.py)
+KINDS_WITH_RULES = (VERSE, DIALOGUE, CODE, LIST, BILINGUAL)
 
 _MIN_LINES = 4
 _MIN_CODE = 0.2  # of the visible characters

@@ -14,11 +14,11 @@ from functools import cache
 from pydantic import Field
 
 from data_prep.curation.characters import native
+from data_prep.curation.kinds import KINDS_WITH_RULES, PROSE
 from recipe.base.errors import nearest
 from recipe.base.strict import Section
 
 STATISTICS: tuple[str, ...] = tuple(native.STATISTICS)
-PROSE = "prose"  # the kind of text that has the rules of its language
 _PLACE = {name: place for place, name in enumerate(STATISTICS)}
 
 
@@ -26,6 +26,9 @@ class Bound(Section):
     min: float | None = None
     max: float | None = None
     source: str = Field(min_length=1)  # who uses this value, or why it was chosen
+
+    def keeps_nothing(self) -> bool:
+        return self.min is not None and self.max is not None and self.min > self.max
 
 
 class LineRules(Section):
@@ -63,13 +66,20 @@ class LanguageRules(Section):
         ]
         unknown = [(full, name) for full, name, _ in bounds if name not in _PLACE]
         empty = [full for full, _, bound in bounds if bound is not None and bound.min is None and bound.max is None]
+        crossed = [full for full, _, bound in bounds if bound is not None and bound.keeps_nothing()]
         long = [word for word in self.stop_words if len(word) > 1 and _stands_alone(word)]
         asked = max(
             (bound.min or 0 for _, name, bound in bounds if bound is not None and name == "stop_words"), default=0
         )
         return (
-            [f"{full}: unknown statistic '{name}'{nearest(name, STATISTICS)}" for full, name in unknown]
+            [
+                f"kinds.{kind}: unknown kind of text '{kind}'{nearest(kind, KINDS_WITH_RULES)}"
+                for kind in self.kinds
+                if kind not in KINDS_WITH_RULES
+            ]
+            + [f"{full}: unknown statistic '{name}'{nearest(name, STATISTICS)}" for full, name in unknown]
             + [f"{full} has neither min nor max; give one or remove it" for full in empty]
+            + [f"{full} has a min above its max, which no document reaches; correct one" for full in crossed]
             + [
                 f"stop_words: '{word}' has several Han characters or kana, which are words each; give one"
                 for word in long

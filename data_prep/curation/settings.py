@@ -40,9 +40,15 @@ class Quality(Section):
             found.append("quality has one of model and function")
         elif self.function is not None and not isinstance(self.min, float):
             found.append("quality.min is missing or not one number, which quality.function needs")
+        elif self.model is not None and not all(0 <= least <= 1 for least in self._minima()):
+            found.append("quality.min is not from 0 to 1, as the scores of quality.model are; correct it")
         named = set(self.min) if isinstance(self.min, dict) else set[str]()
         strange = sorted(named - set(languages))
         return found + [f"'quality.min.{name}' is none of languages; remove it or add the language" for name in strange]
+
+    def _minima(self) -> list[float]:
+        values = self.min.values() if isinstance(self.min, dict) else [self.min]
+        return [value for value in values if value is not None]
 
     def threshold(self, language: str) -> float | None:
         """None where the language is not scored."""
@@ -108,7 +114,7 @@ def load_curate_config(path: Path) -> CurateConfig:
     """
     values = load_yaml(path)
     languages, blocked = {}, {}
-    if isinstance(values, dict) and isinstance(values.get("languages"), dict | list):
+    if isinstance(values, dict) and "languages" in values:
         for name, file in rules_files(path, values["languages"]).items():
             languages[name] = rules = strict_model(LanguageRules, load_yaml(file), file)
             if rules.blocked_words:
@@ -140,11 +146,21 @@ def rules_files(path: Path, languages: Any) -> dict[str, Path]:
     A name alone, or with null, stands for the file that ships.
 
     Raises:
-        ConfigError: no file ships for a name alone, or a file is given as something else than a path.
+        ConfigError: a name is no text or stands twice, no file ships for a name alone, or a file is given as something else
+            than a path.
     """
-    files: dict[Any, Any] = dict.fromkeys(map(str, languages)) if isinstance(languages, list) else languages
+    if not isinstance(languages, dict | list):
+        raise ConfigError(path, [f"'languages' is {languages!r}: give names, as [en, zh], or name: file"])
+    names = [name for name in languages if isinstance(name, str)]
+    files: dict[str, Any] = {name: languages[name] if isinstance(languages, dict) else None for name in names}
     shipped = {file.stem: file for file in RULES.glob("*.yaml") if file.stem in LANGUAGES}
     problems = [
+        *(
+            f"languages names {name!r}, which is no text; write a code of two letters, in quotes where YAML reads it otherwise: 'no'"
+            for name in languages
+            if not isinstance(name, str)
+        ),
+        *([] if len(files) == len(names) else ["languages names one twice; name each once"]),
         *(_without_rules(name) for name, file in files.items() if file is None and name not in shipped),
         *(
             f"'languages.{name}' is {file!r}: give the file of its rules, or null for the one that ships"

@@ -763,9 +763,12 @@ def test_traditional_characters_are_simplified_when_asked():
         ({"rules": {"wrods": {"min": 1, "source": "x"}}}, "unknown statistic 'wrods'; did you mean 'words'?"),
         ({"rules": {}, "kinds": {"verse": {"wrods": None}}}, "kinds.verse.wrods: unknown statistic 'wrods'"),
         ({"rules": {}, "kinds": {"verse": {"words": {"source": "x"}}}}, "kinds.verse.words has neither min nor max"),
+        ({"rules": {}, "kinds": {"verses": {}}}, "kinds.verses: unknown kind of text 'verses'; did you mean 'verse'?"),
+        ({"rules": {}, "kinds": {"prose": {}}}, "kinds.prose: unknown kind of text 'prose'"),
+        ({"rules": {"words": {"min": 9, "max": 5, "source": "x"}}}, "rules.words has a min above its max"),
         ({"rules": {"words": {"source": "x"}}}, "rules.words has neither min nor max"),
         ({"rules": {"words": {"min": 1}}}, "'rules.words.source' is missing"),
-        ({"rules": {}, "stop_words": ["因为"]}, "has several Chinese characters"),
+        ({"rules": {}, "stop_words": ["因为"]}, "has several Han characters or kana"),
     ],
 )
 def test_mistakes_in_the_rules_of_a_language_are_named(tmp_path, change, message):

@@ -38,8 +38,25 @@ def test_names_alone_take_the_rules_that_ship(tmp_path):
         ({"en": 3}, "'languages.en' is 3: give the file of its rules, or null for the one that ships"),
         ({"fr": "fr.yaml"}, "fr.yaml"),
         ([], "languages is empty"),
+        (["en", "en"], "languages names one twice; name each once"),
+        ([False], "languages names False, which is no text; write a code of two letters, in quotes"),
+        ({1: None}, "languages names 1, which is no text"),
+        ("en", "'languages' is 'en': give names"),
+        (None, "'languages' is None: give names"),
     ],
-    ids=["no rules", "no language", "template", "number", "no file", "empty"],
+    ids=[
+        "no rules",
+        "no language",
+        "template",
+        "number",
+        "no file",
+        "empty",
+        "twice",
+        "a Boolean",
+        "a number",
+        "text",
+        "null",
+    ],
 )
 def test_a_language_without_rules_is_told(languages, sentence, tmp_path):
     with pytest.raises(Exception, match=sentence):
