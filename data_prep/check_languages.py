@@ -37,7 +37,7 @@ PAGE = "docs/languages.md"
 TASKS = Path(recipe.__path__[0]) / "configs" / "downstream"
 MEASURED = 200  # documents of a language that are measured and tokenized
 LONGEST_MEAN_WORD = 15  # letters; FineWeb-2's largest bound for German is 15, Thai clauses have more
-FEWEST_SENTENCES = 1.0  # in 1,000 characters; English prose has about 10, Japanese about 20
+LEAST_PUNCTUATED = 0.05  # of the lines hold or end a sentence; the rules of English and Chinese ask for 10% and more
 MOST_TORN = 0.05  # of words: patterns that cut at capitals cut iPhone; those that cut marks off cut most words of Hindi
 FEWEST_BYTES_PER_TOKEN = 2.5  # 32,000 tokens of English and Chinese have 1.3 of Japanese, 2.3 of German, 4 of their own
 OF_WORDS = {name for name in STATISTICS if "word" in name or "gram" in name}  # statistics that need words
@@ -115,22 +115,22 @@ def stop_words_finding(language: str, rules: LanguageRules, texts: Sequence[str]
 def script_findings(language: str, rules: LanguageRules, texts: Sequence[str]) -> Iterator[Finding]:
     """Whether the text has the words and the sentence ends that the statistics of curation know."""
     measured = [dict(zip(STATISTICS, native.Meter(set(), set()).measure(text), strict=True)) for text in texts]
-    words, characters, sentences = (
-        sum(values[name] for values in measured) for name in ("words", "characters", "sentences")
+    letters, punctuated = (
+        sum(values[mean] * values[of] for values in measured) / max(1, sum(values[of] for values in measured))
+        for mean, of in (("mean_word_length", "words"), ("punctuated_line_share", "lines"))
     )
-    letters = sum(values["mean_word_length"] * values["words"] for values in measured) / max(1, words)
     asked = sorted(OF_WORDS & rules.rules.keys())
     if letters <= LONGEST_MEAN_WORD:
         yield Finding(language, "words", OK, f"{letters:.1f} letters on average")
     else:
         text = f"{letters:.0f} letters on average: no blanks between words, so that a word is a clause here"
         yield Finding(language, "words", MISSING if asked else NOTE, text + (f"; remove the rules {', '.join(asked)}" if asked else ""))  # fmt: skip
-    ends = 1000 * sentences / max(1, characters)
     asked = sorted({"sentences", "punctuated_line_share"} & rules.rules.keys())
-    if ends >= FEWEST_SENTENCES:
-        yield Finding(language, "sentences", OK, f"{ends:.0f} ends in 1,000 characters")
+    text = f"{punctuated:.0%} of the lines hold or end one"
+    if punctuated >= LEAST_PUNCTUATED:
+        yield Finding(language, "sentences", OK, text)
     else:
-        text = f"{ends:.1f} ends in 1,000 characters: none of . ! ? 。 ！ ？ … ends its sentences"
+        text += ": none of . ! ? 。 ！ ？ … ends its sentences"
         yield Finding(language, "sentences", MISSING if asked else NOTE, text + (f"; remove the rules {', '.join(asked)}" if asked else ""))  # fmt: skip
 
 
@@ -164,11 +164,24 @@ def tasks_finding(language: str, folders: Sequence[Path]) -> Finding:
     name = f"downstream_{language}"
     for folder in folders:
         if (path := folder / f"{name}.yaml").is_file():
-            return Finding(language, "tasks", OK, f"{name}: {', '.join(load_yaml(path)['task'])}")
+            return Finding(language, "tasks", OK, f"{name}: {', '.join(tasks_of(path))}")
     return Finding(
         language, "tasks", NOTE,
         f"no {name}.yaml: write one as in {TASKS}, and give its folder as --tasks-path; `lm_eval ls tasks` lists tasks",
     )  # fmt: skip
+
+
+def tasks_of(path: Path) -> list[str]:
+    """The names of the tasks of a group.
+
+    Raises:
+        UserError: the file is no group of tasks.
+    """
+    group = load_yaml(path)
+    tasks = group.get("task") if isinstance(group, dict) else None
+    if not isinstance(tasks, list) or not tasks:
+        raise UserError(f"{path} names no tasks; give them as task: [...], as the files in {TASKS} do")
+    return [str(task.get("task") if isinstance(task, dict) else task) for task in tasks]
 
 
 def findings(args: argparse.Namespace, config: CurateConfig) -> Iterator[Finding]:
@@ -213,15 +226,17 @@ def main(argv: list[str] | None = None) -> None:
         if args.input is None:
             raise UserError("--tokenizer is tried on documents; give --input too")
         tokenizer_file(args.tokenizer)
+    if missing := [str(folder) for folder in args.tasks_path if not folder.is_dir()]:
+        raise UserError(f"--tasks-path {', '.join(missing)} is no folder; give one with groups of tasks")
     config = load_curate_config(args.config)
     found = list(findings(args, config))
     for finding in found:
         print(f"{finding.language:<4} {finding.part:<11} {finding.state:<8} {finding.text}")
     if args.input is None:
         print("documents and tokenizer are not looked at: give --input, and --tokenizer")
-    missing = [f"{finding.part} of {finding.language}" for finding in found if finding.state == MISSING]
-    if missing:
-        raise UserError(f"missing: {', '.join(missing)}; {PAGE} says where each is written")
+    lacking = [f"{finding.part} of {finding.language}" for finding in found if finding.state == MISSING]
+    if lacking:
+        raise UserError(f"missing: {', '.join(lacking)}; {PAGE} says where each is written")
 
 
 if __name__ == "__main__":

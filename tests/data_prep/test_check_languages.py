@@ -121,6 +121,10 @@ def test_tasks_of_your_own_are_found(config, tmp_path, capsys):
     assert states(Called(main, capsys, *words))["fr", "tasks"] == "note"
     done = Called(main, capsys, *words, "--tasks-path", tmp_path)
     assert "fr   tasks       ok       downstream_fr: piqa" in done.stdout
+    (tmp_path / "downstream_fr.yaml").write_text("group: downstream_fr\n")
+    done = Called(main, capsys, *words, "--tasks-path", tmp_path)
+    assert done.returncode == 2
+    assert "downstream_fr.yaml names no tasks; give them as task: [...]" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -128,8 +132,9 @@ def test_tasks_of_your_own_are_found(config, tmp_path, capsys):
     [
         (("--tokenizer", "somewhere"), "--tokenizer is tried on documents; give --input too"),
         (("--input", "nowhere"), "nowhere"),
+        (("--tasks-path", "nowhere"), "--tasks-path nowhere is no folder"),
     ],
-    ids=["tokenizer alone", "no input"],
+    ids=["tokenizer alone", "no input", "no tasks"],
 )
 def test_mistakes_end_in_one_sentence(words, sentence, capsys):
     done = Called(main, capsys, *words)
