@@ -30,7 +30,7 @@ def read_sets(
     """The phases that read evaluation sets; returns what the manifest says of them.
 
     Raises:
-        UserError: they hold no items.
+        UserError: they hold no items, or none that can be looked for.
     """
     parts = [
         EvaluationPart(name, number, part)
@@ -39,8 +39,15 @@ def read_sets(
     ]
     read = stage.run_tasks("items", partial(read_items, config=config, folder=grams), parts)
     counts = merged(result["counts"] for result in read)
-    if not any(counts.get("items", {}).values()):
+    items, short = (sum(counts.get(name, {}).values()) for name in ("items", "items_too_short"))
+    if not items:
         raise UserError(f"--evaluation {evaluation} holds no items; give evaluation sets")
+    if short == items:
+        raise UserError(
+            f"none of the {items:,} items of --evaluation {evaluation} can be looked for: their text, without ignored_fields, has "
+            f"fewer than {config.min_item_words} words (in Chinese {config.min_item_characters} characters); correct --config or "
+            "give other evaluation sets"
+        )
     (templates,) = stage.run_tasks("ngrams", partial(merge_items, config=config, folder=grams), [list(files)])
     examples = [
         {"set": name, "text": text} for result in read for name, texts in result["too_short"].items() for text in texts

@@ -17,6 +17,14 @@ class DecontaminateConfig(Section):
     max_shared: int = Field(0, ge=0)
     ignored_fields: list[str] = []
 
+    def problems(self) -> list[str]:
+        return [
+            f"min_item_{script} is {self.least(script)} and ngram_{script} {self.length(script)}: an item as long as an n-gram is "
+            f"looked for by it; lower min_item_{script}"
+            for script in ("words", "characters")
+            if self.least(script) > self.length(script)
+        ]
+
     def length(self, script: str) -> int:
         """Of an n-gram; `script` is what is counted: words or characters."""
         return {"words": self.ngram_words, "characters": self.ngram_characters}[script]

@@ -106,6 +106,21 @@ def test_items_that_cannot_be_checked_are_named(tmp_path, capsys):
     assert results["too_short_examples"] == [{"set": "x.jsonl", "text": "True or false?"}]
 
 
+def test_no_item_is_looked_for_in_two_ways(tmp_path, capsys):
+    (tmp_path / "decontaminate.yaml").write_text("min_item_words: 14\n")
+    words = ("--config", tmp_path / "decontaminate.yaml")
+    assert run(tmp_path, [document("a", FILLER)], {"x.jsonl": [SHORT]}, *words)[0] == 2
+    assert "min_item_words is 14 and ngram_words 13" in capsys.readouterr().err
+
+
+def test_evaluation_sets_of_which_nothing_can_be_looked_for_are_refused(tmp_path, capsys):
+    items = {"x.jsonl": [{"q": "True or false?"}, {"subject": QUESTION}]}
+    (tmp_path / "decontaminate.yaml").write_text("ignored_fields: [subject]\n")
+    assert run(tmp_path, [document("a", FILLER)], items, "--config", tmp_path / "decontaminate.yaml")[0] == 2
+    assert "none of the 2 items of --evaluation" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
 @pytest.mark.parametrize("item", ["下列哪一條河流在港口建成之前就已經被當地的居民改道了", "這座橋的名字是什麼意思"])
 def test_simplified_and_traditional_texts_are_alike(item, tmp_path):
     simplified = CHINESE if len(item) > 20 else SHORT_CHINESE
@@ -249,7 +264,7 @@ def test_fields_that_are_ignored_are_no_items(tmp_path):
     _, left = run(
         tmp_path,
         [document("a", f"{FILLER} {QUESTION}")],
-        {"x.jsonl": [record]},
+        {"x.jsonl": [record, {"question": CHINESE}]},
         "--config",
         tmp_path / "decontaminate.yaml",
     )
