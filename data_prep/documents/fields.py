@@ -10,9 +10,10 @@ lang, source, url, license
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
+from pydantic import Field
 
 from recipe.base.strict import Section
 
@@ -31,7 +32,7 @@ class Fields(Section):
     """
 
     id: str | None = "id"  # null: records are numbered, whatever ids they have
-    text: str | list[str] = "text"
+    text: str | Annotated[list[str], Field(min_length=1)] = "text"
     lang: str | None = "lang"
     source: str | None = "source"
     url: str | None = "url"

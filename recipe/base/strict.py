@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
@@ -131,6 +131,8 @@ def _problem_of(kinds: list[Any], value: Any) -> str | None:
     choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     if value in choices and (type(value), value) not in [(type(choice), choice) for choice in choices]:
         return f"must be one of {', '.join(map(repr, choices))}"  # true equals 1, and 1.0 does
+    if value is None and len(kinds) > 1 and NoneType not in kinds:
+        return "must not be null; set it or leave it out"  # pydantic says it for each kind
     number, text, boolean = int in kinds or float in kinds, str in kinds or Path in kinds, bool in kinds
     if isinstance(value, str):
         if text:

@@ -107,6 +107,14 @@ def test_pairs_of_sentences_become_bilingual_documents_of_several(tmp_path):
         shutil.rmtree(tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"), [([], "at least 1 item"), (None, "must not be null")], ids=["none", "null"]
+)
+def test_a_text_is_of_some_field(text, problem, tmp_path, capsys):
+    assert run(tmp_path, {**AS_PAIRS, "files": "x.jsonl", "fields": {"text": text, "id": None}}) == 2
+    assert problem in capsys.readouterr().err
+
+
 def test_a_field_to_join_that_no_record_has_is_named(tmp_path, capsys):
     (tmp_path / "x.jsonl").write_text(json.dumps(PAIRS[0]) + "\n")
     source = {**AS_PAIRS, "files": str(tmp_path / "x.jsonl"), "fields": {"text": ["pair.en", "pair.de"], "id": None}}
