@@ -13,6 +13,7 @@ _DOMAIN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,62}\.){1,8}[A-Za-z]{2,24}(?!
 _DENSITY = re.compile(r"\d+(?:\.\d+)?x\.")  # icon@2x.png, a picture for a screen of twice the density
 _USER_INFO = re.compile(r"://[^\s/@]*\Z")  # https://user:password@host
 _REMOTE_COMMAND = re.compile(r"\b(?:ssh|scp|sftp|rsync|mosh|ssh-copy-id)\s[^\n|;]*\Z")
+_CODE_BEHIND = re.compile(r"[@\[]|\((?=[\x00-\x7f]|\Z)")  # a call; brackets with Chinese are a remark
 _REMOTE_PATH = re.compile(
     r":[~\w.-]*/|:[\w.-]+\.git\b|:~|:\d+/| ~?[\w./-]*\][#$]", re.A
 )  # git@host:path, [root@host ~]#
@@ -31,6 +32,14 @@ _ADDRESS_WORD = re.compile(
     r"client|peer|node|resolver|resolvers|traceroute|curl|telnet|users?|edits?)\b|地址|服务器|主机|域名|网关|节点|解析|代理|用户|://",
     re.I,
 )
+# Linux 2.4 and 2.6 have versions of four numbers (kernel.org/pub/linux/kernel), as 2.6.32.71
+_KERNEL = re.compile(r"2\.[46]\.\d\d?\.\d+", re.A)
+_VERSION_NEAR = re.compile(
+    r"\b(?:linux|kernels?|versions?|releases?|firmware|drivers?|patch(?:es)?|upgrad\w+|stable|longterm|changelog|uname)\b"
+    r"|内核|版本|固件|驱动|升级|补丁",
+    re.I,
+)
+_LARGEST_MAJOR = 20  # of versions that only a word some way before tells from an address
 _HEADING = re.compile(r"(?:^|\n)[ \t#*>-]*\Z")
 
 
@@ -44,6 +53,11 @@ def _is_top_level(label: str) -> bool:
     return _suffixes().publicsuffix(label) is not None
 
 
+def end_of_last(word: re.Pattern[str], text: str) -> int:
+    """Where the last of the words ends; -1: there is none."""
+    return max((match.end() for match in word.finditer(text)), default=-1)
+
+
 def email_span(text: str, at: int) -> tuple[int, int] | None:
     """The address around the @ at `at`, if its domain ends with a top-level domain that exists and it is no login."""
     local = _LOCAL_BACKWARDS.match(text[max(0, at - 64) : at][::-1])
@@ -55,7 +69,7 @@ def email_span(text: str, at: int) -> tuple[int, int] | None:
         if "." not in name:
             return None
         stop = at + 1 + name.rindex(".")
-    if (text[start - 1 : start] in ("@", "%", "}", "$", "*") and start) or text[stop : stop + 1] in ("@", "(", "["):
+    if (text[start - 1 : start] in ("@", "%", "}", "$", "*") and start) or _CODE_BEHIND.match(text, stop):
         return None
     if _is_login(text[max(0, start - 120) : start]) or _REMOTE_PATH.match(text, stop):
         return None
@@ -105,8 +119,14 @@ def _is_ipv4(number: str, before: str, after: str) -> bool:
         return True
     if _VERSION.search(before):
         return False
-    if max(map(int, number.split("."))) >= 64:
+    line = before.rpartition("\n")[2]
+    if _KERNEL.fullmatch(number):
+        return _ADDRESS_WORD.search(line[-20:]) is not None
+    numbers = [int(part) for part in number.split(".")]
+    if numbers[0] <= _LARGEST_MAJOR and end_of_last(_VERSION_NEAR, line) > end_of_last(_ADDRESS_WORD, line):
+        return False
+    if max(numbers) >= 64:
         return True
     if _HEADING.search(before) and re.match(r"[.．]? *[^\W\d]", after):
         return bool(re.match(r"\s+[a-z]\w*\.", after))  # a line of a hosts file
-    return bool(_ADDRESS_WORD.search(before.rpartition("\n")[2]) or re.match(r":\d{2,5}\b", after))
+    return bool(_ADDRESS_WORD.search(line) or re.match(r":\d{2,5}\b", after))

@@ -9,6 +9,7 @@ however it is written; in a URL or a path, behind a word for ids, or before a un
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import phonenumbers
 from phonenumbers import PhoneNumberType
@@ -16,12 +17,16 @@ from phonenumbers import PhoneNumberType
 _COUNTRY = r"(?:\(?(?:\+|00|0)?86\)?[- ]{0,2})?"  # of China
 _SHAPES = (
     (None, r"(?P<number>(?:\(?\+\(?[1-9]\d{0,2}|00(?=86))\)?(?:[-. ]{0,2}(?:\(\d{1,5}\)|\d{1,12})){1,6})"),
-    ("CN", _COUNTRY + r"(?P<number>1[3-9](?:\d{9}|\d([- ])\d{4}\2\d{4}|\d\d([- ])\d{3}\3\d{4}))"),
+    ("CN", _COUNTRY + r"(?P<number>1[3-9](?:\d{9}|\d([-. ])\d{4}\2\d{4}|\d\d([-. ])\d{3}\3\d{4}))"),
     (
         "CN",
-        _COUNTRY + r"(?P<number>\(?0[1-9]\d{1,2}(?:\) ?|[- ]{0,2})(?:\d{7,8}|\d{3,4}[- ]\d{4}))(?:-\d{1,5}(?![-\d]))?",
+        _COUNTRY
+        + r"(?P<number>\(?0[1-9]\d{1,2}(?:\) ?|[-. ]{0,2})(?:\d{7,8}|\d{3,4}[-. ]\d{4}))(?:-\d{1,5}(?![-\d]))?",
     ),
-    ("US", r"(?:1[-. ])?(?P<number>(?:\([2-9]\d\d\)[-. ]?[2-9]\d\d[-. ]|[2-9]\d\d([-. ])[2-9]\d\d\2)\d{4})"),
+    (  # no place has an area code that ends in 00
+        "US",
+        r"(?:1[-. ])?(?P<number>(?:\([2-9]\d\d\)[-. ]?[2-9]\d\d[-. ]|(?!\d00)[2-9]\d\d([-. ])[2-9]\d\d\2)\d{4})",
+    ),
 )
 SHAPES = tuple((region, re.compile(rf"(?<!\d){shape}(?!\d)", re.A)) for region, shape in _SHAPES)
 ANY_SHAPE = re.compile(r"(?<!\d)(?P<number>\(?(?:\d{2,5}\)?(?:[-. ]?\d{2,5}){1,4}|\d{7,12}))(?!\d)", re.A)
@@ -34,7 +39,8 @@ _SERVICES = frozenset(
 _LINK = r"(?:号码?|no\.?|numbers?|#|is|\(\w+\))?[\"'*]*\s{0,3}[:=为是]?[\s\"'*]{0,4}"
 _MORE = r"(?:\+?[\d() -]{7,20}[,;/、或和]\s?){0,3}"  # numbers of the same list
 _LABEL = re.compile(
-    r"(?:电话|手机号?|移动电话|座机|固话|传真|热线|致电|拨打|微信号?|联系方式|号码"
+    r"(?:电话|手机号?|移动电话|座机|固话|传真|热线|致电|拨打|微信号?|联系方式"
+    r"|(?<![\u4e00-\u9fff])号码|(?<=[话机系络真线的我你他她])号码"  # and no 中奖号码, 车牌号码
     r"|(?<![a-z])(?:tel|telephone|phone|mobile|cell|cellphone|fax|whatsapp)\.?)\s{0,3}" + _LINK + _MORE + r"\(?\Z",
     re.I,
 )
@@ -46,6 +52,11 @@ _CALL = re.compile(
     r"(?:\s+(?:me|us|him|her|them|at|on|now|today|back|number|is))*[\s:.]*\Z",
     re.I,
 )
+_NEAR = re.compile(
+    r"电话|手机|联系|致电|拨打|传真"
+    r"|\b(?:phone|tel|telephone|mobile|cell|cellphone|fax|sms|text (?:me|us|him|her|them)|contact|whatsapp|hotline|ring|dial)\b",
+    re.I,
+)
 _WORD = re.compile(
     r"电话|手机|座机|固话|传真|热线|致电|联系|拨打|打给?|(?<![a-z\[<])(?:tel|telephone|phone|fax|call)(?![a-z\]>])",
     re.I,
@@ -53,15 +64,23 @@ _WORD = re.compile(
 _IDENTIFIER = re.compile(
     r"(?:第|编号|[单票卡账帐货型批证序列水学工考件文]号|代码|条码|序列|流水|QQ群?号?|群号?|备案"
     r"|(?<![a-z])(?:isbn|issn|doi|ids?|uid|pid|order|serial|invoice|tracking|account|item|part|model|reference|ref|ticket"
-    r"|issue|patent|sku|upc|ean|imei|iban|cas|cusip|barcode|version|build|port|seed|timestamp|md5|sha\d*|box|pmid|bug))"
+    r"|issue|patent|sku|upc|ean|imei|iban|cas|cusip|barcode|version|firmware|build|port|seed|timestamp|md5|sha\d*|box|pmid"
+    r"|bug|(?<!phone )lines|rows|pages?|pp)|版本|固件|行号|页码)"
     r"\s{0,3}" + _LINK + r"\Z",
+    re.I,
+)
+_COUNT = re.compile(
+    r"(?:(?:[数量额值]|总共|共计?|总计)[为是达约有]{0,2}"
+    r"|(?<![a-z])(?:param(?:eter)?s?|trainable|tokens|flops|total|count|size|bytes(?:_[a-z]+)?))\s{0,3}"
+    + _LINK
+    + r"\Z|\w\"\s?:\s?\Z",  # or a number of JSON
     re.I,
 )
 _LINKED = re.compile(r"(?:://|\bwww\.)[!#-&*+\-./0-9:=?@A-Z_a-z~]*\Z")
 _PATH = re.compile(r"(?:^|\s|[\w.~-])(?<!tel)(?<!phone)(?<!mobile)(?<!\d)/[\w.~%=&?#+-]*\Z", re.A | re.I)
 _UNIT = re.compile(
-    r"\s?(?:[元人次个万亿年月日天件条米克吨秒毫%‰°]|字节|公里|美元|bytes?\b|[kmg]?i?b\b|[kmc]?m\b|[mn]?s\b|px\b|hz\b|kg\b"
-    r"|dollars\b|people\b|votes\b|times\b)",
+    r"\s?(?:[元人次个万亿年月日天件条米克吨秒毫词篇步%‰°]|字节|公里|美元|bytes?\b|[kmg]?i?b\b|[kmc]?m\b|[mn]?s\b|px\b|hz\b|kg\b"
+    r"|(?:dollars|people|votes|times|param(?:eter)?s|tokens|flops|rows|lines|words|documents|samples|steps|records)\b)",
     re.I,
 )
 _JOINED_BEFORE = re.compile(
@@ -93,7 +112,7 @@ def _end_of_phone(text: str, region: str | None, match: re.Match[str]) -> int | 
         return None
     if _HINT.search(near) and _LABEL.search(near):
         return match.end() if _may_be_labelled(match["number"], region) else None
-    if region == "" or _JOINED_BEFORE.search(near[-8:]) or ("/" in near and _PATH.search(near)):
+    if region == "" or _JOINED_BEFORE.search(near[-8:]) or ("/" in near and _PATH.search(near)) or _COUNT.search(near):
         return None
     end = _longest_valid(match, region)
     if end is None:
@@ -108,9 +127,15 @@ def _may_be_labelled(number: str, region: str | None) -> bool:
     """Whether a number behind a word for phones can be one: long enough, no date, no service line."""
     digits = sum(char.isdigit() for char in number)
     most = 15 if number.startswith("00") else 12
-    if region == "" and (not 7 <= digits <= most or _DATE.match(number)):
+    if region == "" and (not 7 <= digits <= most or _DATE.match(number) or _is_draw(number)):
         return False
     return not any(_type(number, plan) in _SERVICES for plan in ([None] if "+" in number else ["CN", "US"]))
+
+
+def _is_draw(number: str) -> bool:
+    """Whether these are numbers of two digits in ascending order, as lotteries tell them."""
+    pairs = number.split(" ")
+    return all(len(pair) == 2 for pair in pairs) and all(a < b for a, b in pairwise(pairs))
 
 
 def _longest_valid(match: re.Match[str], region: str | None) -> int | None:
@@ -157,4 +182,7 @@ def _is_written_so(match: re.Match[str], before: str, after: str) -> bool:
         return False
     if written[0] == "0" and written.isdigit():
         return bool(_WORD.search(before[-32:]))
-    return not re.fullmatch(r"(?:1 )?\d{3} \d{3} \d{4}", written) or bool(_CALL.search(before))
+    if not re.fullmatch(r"(?:1 )?\d{3} \d{3} \d{4}", written) or _CALL.search(before):
+        return True
+    # no quantity begins with 0
+    return written[-4] == "0" or bool(_NEAR.search(before[-40:].rpartition("\n")[2]) or _NEAR.search(after))
