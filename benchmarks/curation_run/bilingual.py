@@ -14,6 +14,7 @@ import orjson
 
 from data_prep.curation.bilingual import LABELS, bilingual_label
 from data_prep.curation.language import language_shares
+from recipe.base.tables import markdown_table
 
 PLANTED = Path(__file__).parents[1] / "labelled" / "bilingual.jsonl"
 LANGUAGES = ("en", "zh")
@@ -27,8 +28,13 @@ def label_of(text: str) -> str | None:
     return bilingual_label(text, language_shares(text), LANGUAGES)
 
 
-def measure() -> dict[str, Any]:
-    """For each label: documents, those found as any label and as their own; and documents of one language found."""
+def measure(peers: Path) -> dict[str, Any]:
+    """For each label: documents, those found as any label and as their own; and documents of one language found.
+
+    Args:
+        peers: as for the other sections; none of the peers looks for such documents.
+    """
+    del peers
     results = [(document["label"], label_of(document["text"])) for document in planted()]
     counts = Counter(results)
     labels = {}
@@ -44,3 +50,13 @@ def measure() -> dict[str, Any]:
         "wrongly_found": monolingual - counts[None, None],
         "wrongly_found_share": 1 - counts[None, None] / monolingual,
     }
+
+
+def table(result: dict[str, Any]) -> str:
+    """As Markdown: a row for each way to join two languages, and one for the documents of one language."""
+    rows = [
+        [label, str(of["documents"]), str(of["found"]), str(of["labelled_right"])]
+        for label, of in result["labels"].items()
+    ]
+    rows.append(["one language", str(result["monolingual_documents"]), str(result["wrongly_found"]), ""])
+    return markdown_table(["documents", "number", "taken for bilingual", "with the right label"], rows)

@@ -25,24 +25,26 @@ from recipe.base.strict import load_yaml, strict_model
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LABELLED, PEERS = ROOT / "benchmarks" / "labelled", ROOT / "benchmarks" / "peers"
-PEER_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
 CONTENDERS = ("fasttext_quality", "sklearn_quality")
 THRESHOLD = 0.5
 TIMED_BYTES = 2_000_000  # of text at least, that a rate is measured on
 Row = dict[str, Any]
 
 
-def measure(python: Path = PEER_PYTHON, labelled: Path = LABELLED, repeats: int = 3) -> dict[str, Any]:
+def measure(peers: Path, labelled: Path = LABELLED, repeats: int = 3) -> dict[str, Any]:
     """By language and contender: agreement with the test rows, seconds of training, MB of text a CPU second.
 
-    A contender that is not installed has `missing` in place of numbers.
+    Args:
+        peers: the interpreter that has the other contenders; one that is not installed has `missing` in place of numbers.
+        labelled: folder of the labelled documents, a file a language.
+        repeats: of the timing, whose median is taken.
     """
     rows = {path.stem: read_rows(path) for path in sorted(labelled.glob("??.jsonl"))}
     return {
         language: {
             "learnt_from": len(of_split(rows[language], "dev")),
             "ours": ours(language, rows[language], repeats),
-            **{name: peer(python, name, rows[language], repeats) for name in CONTENDERS},
+            **{name: peer(peers, name, rows[language], repeats) for name in CONTENDERS},
         }
         for language in rows
     }

@@ -35,7 +35,7 @@ STATISTICS: dict[str, tuple[str, str]] = {
     "duplicate_line_character_share": (_SHARE, "{} of the text is in lines that repeat an earlier line"),
     "duplicate_paragraph_share": (_SHARE, "{} of the paragraphs repeat an earlier paragraph"),
     "duplicate_paragraph_character_share": (_SHARE, "{} of the text is in paragraphs that repeat an earlier paragraph"),
-    "han_share": (_SHARE, "{} of the visible characters are Chinese"),
+    "han_share": (_SHARE, "{} of the visible characters are Han characters (Chinese or Japanese)"),
     "letter_share": (_SHARE, "{} of the visible characters are letters"),
     "number_share": (_SHARE, "{} of the visible characters are digits"),
     "symbol_share": (_SHARE, "{} of the visible characters are symbols"),

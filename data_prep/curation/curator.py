@@ -44,6 +44,7 @@ class Curator:
         self._config = config
         self._judges = {name: Judge(rules) for name, rules in config.languages.items()}
         self._line_phrases = {name: Phrases(rules.lines.phrases) for name, rules in config.languages.items()}
+        self._cues = {name: Phrases(rules.lines.cues, whole_words=True) for name, rules in config.languages.items()}
         self._document_phrases = {name: Phrases(rules.document_phrases) for name, rules in config.languages.items()}
         self._dense_phrases = {name: Phrases(rules.dense_phrases) for name, rules in config.languages.items()}
         self._blocked = {name: Phrases(words, whole_words=True) for name, words in config.blocked_words.items()}
@@ -97,7 +98,7 @@ class Curator:
         dropped = 0
         if rules.min_words or rules.max_word_length < len(text):
             text, dropped = native.keep_lines(text, rules.min_words, rules.max_word_length)
-        text, notices, sentences = remove_notices(text, self._line_phrases[language])
+        text, notices, sentences = remove_notices(text, self._line_phrases[language], self._cues[language])
         text = native.normalize_layout(text) if dropped or notices or sentences else text
         text = self._simplify[language](text) if language in self._simplify else text
         return text, dropped + notices, sentences

@@ -24,7 +24,7 @@ _DIFFERENT_PHRASES = 4
 _WORDS_PER_DIFFERENT_PHRASE = 50
 MAX_DENSE = 8_000  # characters of a text that can be of them; longer ones are not looked through
 
-# what speaks to the reader or of this site
+# what speaks to the reader or of this site in English and Chinese; `lines.cues` of a language has more
 _CUE = re.compile(
     r"\b(?:our (?:web ?)?(?:site|page|app|use|cookie|newsletter)|ours|please(?! note)"
     r"|you (?:need|must|agree|accept|consent)|your (?:browser|experience|device|inbox|consent)"
@@ -41,7 +41,7 @@ _HEADING = re.compile("#+ ")  # or a comment in code
 
 _CLOSERS = "\"'`”’）)」』》】"
 _SENTENCE_END = re.compile(
-    rf"(?:[。！？!?…]+|\.(?=[\s{_CLOSERS}\u3400-\u9fff]|$))[{_CLOSERS}]*\s*"
+    rf"(?:[。！？!?…｡।॥؟۔։።]+|\.(?=[\s{_CLOSERS}\u3400-\u9fff]|$))[{_CLOSERS}]*\s*"
     r"|(?<=\w)[ \t]+(?=[\u4e00-\u9fff]{8,}[，。])"  # a line end that became a blank: a clause follows
 )
 _BRACKET = re.compile(
@@ -59,30 +59,31 @@ _QUOTED = re.compile(
     r"“[^“”\n]{1,200}”|‘[^‘’\n]{1,200}’|「[^「」\n]{1,200}」|『[^『』\n]{1,200}』|《[^《》\n]{1,200}》"
     r"|\"[^\"\n]{1,200}\"|`[^`\n]{1,200}`|(?<!\w)'[^'\n]{1,200}'(?!\w)"
 )
+_NO_CUES = Phrases([])
 _LONGER_WORD = re.compile("(?<=所有)[者人权]")  # 版权所有者 is the owner
 
 
-def remove_notices(text: str, phrases: Phrases) -> tuple[str, int, int]:
+def remove_notices(text: str, phrases: Phrases, cues: Phrases = _NO_CUES) -> tuple[str, int, int]:
     """As `without_notices`, until it finds no more: what stood around a notice may be one sentence then."""
     lines = sentences = 0
     for _ in range(_MAX_PASSES):
-        text, more_lines, more_sentences = without_notices(text, phrases.find(text))
+        text, more_lines, more_sentences = without_notices(text, phrases.find(text), cues)
         if not more_lines and not more_sentences:
             break
         lines, sentences = lines + more_lines, sentences + more_sentences
     return text, lines, sentences
 
 
-def without_notices(text: str, matches: Sequence[Span]) -> tuple[str, int, int]:
+def without_notices(text: str, matches: Sequence[Span], cues: Phrases = _NO_CUES) -> tuple[str, int, int]:
     """The text without the notices that the matches of phrases are in, how many lines went, and how many sentences.
 
     Sentences and labels are judged one by one, wherever they stand; what only mentions a phrase stays. A phrase in
-    quotation marks is a mention. Linear in the length of the text.
+    quotation marks is a mention. A short sentence with a phrase and a cue is a notice. Linear in the length of the text.
     """
     pieces, done, lines, sentences = [], 0, 0, 0
     for start, stop, spans in _by_line(text, _said(text, matches)):
         pieces.append(text[done:start])
-        rest, notices = _line_without(text, start, stop, spans)
+        rest, notices = _line_without(text, start, stop, spans, cues)
         if notices and not rest.strip():
             lines += 1
             done = stop + 1  # with the line end
@@ -94,13 +95,13 @@ def without_notices(text: str, matches: Sequence[Span]) -> tuple[str, int, int]:
     return "".join(pieces), lines, sentences
 
 
-def _line_without(text: str, start: int, stop: int, spans: Sequence[Span]) -> tuple[str, int]:
+def _line_without(text: str, start: int, stop: int, spans: Sequence[Span], cues: Phrases) -> tuple[str, int]:
     """A line of the text without its notices, and how many they are."""
     kept: list[str] = []
     notices = 0
     for sentence_start, sentence_stop, inside in _by_sentence(text, start, stop, spans):
         sentence = text[sentence_start:sentence_stop]
-        if not inside or not _is_notice(text, sentence_start, sentence_stop, inside):
+        if not inside or not _is_notice(text, sentence_start, sentence_stop, inside, cues):
             kept.append(sentence)
             continue
         notices += 1
@@ -191,7 +192,7 @@ def _sentence_ends(text: str, start: int, stop: int) -> Iterator[int]:
             yield start
 
 
-def _is_notice(text: str, start: int, stop: int, spans: Sequence[Span]) -> bool:
+def _is_notice(text: str, start: int, stop: int, spans: Sequence[Span], cues: Phrases) -> bool:
     """Whether a sentence says little beside the phrases in it, is the value of a label, or speaks to the reader."""
     if _HEADING.match(text, start):
         return False
@@ -200,7 +201,7 @@ def _is_notice(text: str, start: int, stop: int, spans: Sequence[Span]) -> bool:
         return True
     if _is_label(text, spans[0]) and (not _words(text[start : spans[0][0]]) or _LABELS.match(text, start, stop)):
         return words <= _WORDS_OF_LABEL
-    return words <= _WORDS_WITH_CUE and _CUE.search(text, start, stop) is not None
+    return words <= _WORDS_WITH_CUE and bool(_CUE.search(text, start, stop) or cues.find(text[start:stop]))
 
 
 def _words_beside(text: str, start: int, stop: int, spans: Sequence[Span]) -> float:

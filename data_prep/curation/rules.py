@@ -36,7 +36,8 @@ class LineRules(Section):
 
     min_words: int = Field(0, ge=0)
     max_word_length: int = Field(1000, gt=0)
-    phrases: list[str] = []  # of notices, which go, sentence by sentence
+    phrases: list[str] = []  # of notices, which go, sentence by sentence: those that say little else
+    cues: list[str] = []  # whole words that speak to the reader or of the site: a short sentence with a phrase and a cue goes
     source: str = ""
 
 
@@ -49,7 +50,7 @@ class LanguageRules(Section):
     dense_phrases: list[str] = []  # a document goes where several different ones are close together
     blocked_words: str | None = None  # file, relative to this one: a word or phrase a line
     max_blocked_words: int = Field(0, ge=0)
-    widen_punctuation: bool = False  # half-width marks among Chinese characters written as full-width ones
+    widen_punctuation: bool = False  # half-width marks among Han characters and kana written as full-width ones
     simplify: bool = False  # traditional Chinese characters written as simplified ones, by OpenCC
     rules: dict[str, Bound]
     kinds: dict[str, dict[str, Bound | None]] = {}  # kind of text -> rules in place of those above; null: none

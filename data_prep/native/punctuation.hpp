@@ -1,4 +1,4 @@
-// English marks that were typed for Chinese ones, as the full-width marks that they stand for.
+// English marks that were typed for Chinese and Japanese ones, as the full-width marks that they stand for.
 #pragma once
 
 #include "layout.hpp"
@@ -7,15 +7,15 @@ namespace punctuation {
 
 using text::class_of;
 
-inline bool is_han(uint32_t code) { return class_of(code) & text::HAN; }
-inline bool is_before_mark(uint32_t code) { return is_han(code) || layout::one_of(code, U"”’》」』）？！"); }
-inline bool is_after_mark(uint32_t code) { return is_han(code) || layout::one_of(code, U"“‘《「『（"); }
+inline bool is_wide(uint32_t code) { return text::stands_alone(code, class_of(code)); }  // Han characters and kana
+inline bool is_before_mark(uint32_t code) { return is_wide(code) || layout::one_of(code, U"”’》」』）？！"); }
+inline bool is_after_mark(uint32_t code) { return is_wide(code) || layout::one_of(code, U"“‘《「『（"); }
 
 // The full-width mark that a character stands for by its neighbours in the line (0: none), 0 if it stands for none.
 // `numbered`: all before it in the line are Chinese numerals, as in the heading 一.
 inline uint32_t full_width(uint32_t before, uint32_t code, uint32_t after, bool numbered) {
     bool inside = is_before_mark(before);
-    // between Latin letters or digits and Chinese: 98%,优于
+    // between Latin letters or digits and Han characters or kana: 98%,优于
     bool joins = is_after_mark(after) && (layout::is_name(before) || layout::one_of(before, U"%)\"]"));
     switch (code) {
         case ',': return inside || joins ? 0xff0c : 0;

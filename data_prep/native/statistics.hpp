@@ -60,7 +60,7 @@ inline uint8_t marks_of(uint32_t code) {
     static const std::vector<uint8_t> table = [] {
         std::vector<uint8_t> bits(0x10000);
         auto set = [&](const char32_t* codes, Mark mark) { for (; *codes; ++codes) bits[*codes] |= mark; };
-        set(U".!?。！？…", ENDS);
+        set(U".!?。！？…．｡।॥؟۔։።", ENDS);  // Hindi, Arabic, Urdu, Armenian and Amharic too
         set(U"\"'”’）)」』》〉】]", CLOSES);
         set(U"|｜丨/_·•»›>→★☆◆■●【】#", SEPARATES);
         set(U"，；", PAUSES);
@@ -286,7 +286,7 @@ private:
         else if (word && !(class_of(line_.before) & text::WORD)) line_.said += SAYS_WORD;
         line_.paused |= (marks & PAUSES) != 0;
         if (line_.full_stop || !ends || line_.last == 0 || ends_sentence(line_.last)) return;
-        if (code == '.') { line_.full_stop = true; return; }
+        if (one_of(code, U".．")) { line_.full_stop = true; return; }
         ++line_.sentences;
         line_.said = 0;
     }

@@ -590,10 +590,11 @@ def test_half_width_marks_of_chinese_are_widened_and_counted():
         ("```\n甲,乙.\n```", "```\n甲,乙.\n```"),
         ("一.总则", "一.总则"),
         ("等等...", "等等..."),
+        ("そうです.でも,カタカナ!", "そうです。でも，カタカナ！"),
     ],
-    ids=["sentence", "latin", "numbers", "address", "quoted_code", "fence", "heading", "ellipsis"],
+    ids=["sentence", "latin", "numbers", "address", "quoted_code", "fence", "heading", "ellipsis", "kana"],
 )
-def test_marks_are_widened_where_chinese_is_written(text, wide):
+def test_marks_are_widened_where_chinese_or_japanese_is_written(text, wide):
     assert native.widen_punctuation(text)[0] == wide
 
 

@@ -242,7 +242,7 @@ def statistics(text: str, stop_words: Sequence[str] = (), traditional: Sequence[
 
 _MIXED = re.compile(r"[A-Za-z][0-9@!~|^*%$#?;](?=[A-Za-z])")
 _MOJIBAKE = re.compile("Ã[\x80-\xbf]|â€|Â[^A-Z\n\xc0-\U0010ffff]")
-_ENDERS = ".!?。！？…"
+_ENDERS = ".!?。！？…．｡।॥؟۔։።"
 _CLOSERS = "\"'”’）)」』》〉】]"
 _NUMERAL = "0-9一二三四五六七八九十"
 _NUMBERED = re.compile(rf"[①-⑳]|[(（]?(?:[A-Za-z][)）]|[{_NUMERAL}]{{1,3}}(?:[)）、．]|\.(?![0-9])))")
@@ -292,7 +292,7 @@ def _sentences(line: str) -> tuple[int, int]:
         elif is_word(char) and not (before and is_word(before)):
             said += 8
         if char in _ENDERS and last and last not in _ENDERS and not full_stop:
-            full_stop = char == "."
+            full_stop = char in ".．"
             sentences, said = (sentences, said) if full_stop else (sentences + 1, 0)
         before, last = char, last if is_space(char) else char
     return sentences + full_stop, said

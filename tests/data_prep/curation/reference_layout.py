@@ -242,7 +242,7 @@ def _wide(line: str) -> tuple[str, int]:
 
 def _full_width(before: str, char: str, after: str, numbered: bool) -> str:
     def has(chars: str, one: str) -> bool:
-        return one != "" and (bool(class_of(one) & c.HAN) or one in chars)
+        return one != "" and (alone(one) or one in chars)
 
     inside, opens = has("”’》」』）？！", before), has("“‘《「『（", after)
     joins = opens and (_is_name(before) or (before != "" and before in '%)"]'))

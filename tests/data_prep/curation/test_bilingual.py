@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -28,7 +29,7 @@ def of_label(label: str | None) -> list[str]:
 
 
 def test_planted_documents_are_found_and_no_others():
-    result = measure()
+    result = measure(Path())
     assert result["found_share"] >= 0.95
     assert result["wrongly_found_share"] <= 0.02
     assert all(of["labelled_right"] >= 0.9 * of["documents"] for of in result["labels"].values())
