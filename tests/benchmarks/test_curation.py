@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benchmarks import curation
-from benchmarks.curation_run import quality
+from benchmarks.curation_run import classifier, masks, quality
 
 RESULT = curation.ROOT / "benchmarks" / "results" / "curation.json"
 
@@ -60,6 +60,32 @@ def test_the_command_measures_writes_and_prints(tmp_path, monkeypatch, capsys):
     assert "| en | FineWeb | 0.0% | 0.0% |" in printed
     assert "| en | ours | 57.1% | 100.0% |" in printed  # texts of one letter: all seven are too short
     assert curation.main(["--peers", str(tmp_path / "nowhere")]) == 2
+
+
+def test_masks_and_bilingual_documents_have_their_tables(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(masks, "_peer_spans", lambda python: {})
+    output = tmp_path / "curation.json"
+    words = ["--peers", str(tmp_path), "--only", "masks", "--only", "bilingual", "--output", str(output)]
+    assert curation.main(words) == 0
+    printed = capsys.readouterr().out
+    result = json.loads(output.read_text(encoding="utf-8"))
+    assert set(result) == {"machine", "masks", "bilingual"}
+    for kind, score in result["masks"]["tools"]["ours"]["test"].items():
+        assert (score["precision"] >= 0.98, score["recall"] >= 0.95) == (True, True), kind
+    one = result["bilingual"]
+    assert f"| one language | {one['monolingual_documents']} | {one['wrongly_found']} |  |" in printed
+    assert all(f"| {label} | {of['documents']} | {of['found']} |" in printed for label, of in one["labels"].items())
+
+
+def test_the_classifier_is_measured_without_its_peers_too(tmp_path):
+    rows = [json.dumps({"text": f"{name} " * 20, "keep": name == "good", "split": split})
+            for split in ("dev", "test") for name in ("good", "bad") * 4]  # fmt: skip
+    (tmp_path / "en.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    measured = classifier.measure(tmp_path / "nowhere", labelled=tmp_path, repeats=1)
+    assert (measured["en"]["learnt_from"], measured["en"]["ours"]["accuracy"]) == (8, 1.0)
+    ours, *others = classifier.table(measured).splitlines()[2:]
+    assert ours.startswith("| en | ours | 8 | 8 | 1.000 |")
+    assert all("nowhere does not exist; make benchmark-peers" in line for line in others)
 
 
 def test_peers_that_fail_say_what_to_do(tmp_path):

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from data_prep.check_languages import main
+from data_prep.check_languages import main, sentence_ends
 from data_prep.curation.settings import RULES
 from data_prep.documents.reading import write_documents
 from data_prep.grammars.grammar import GRAMMARS
@@ -112,6 +112,13 @@ def test_a_script_without_blanks_between_words(documents, config, tmp_path, caps
     assert (done.returncode, done.stderr) == (0, "")
     found = {part: state for (lang, part), state in states(done).items() if lang == "th"}
     assert (found["documents"], found["words"], found["sentences"], found["split"]) == ("ok", "note", "note", "ok")
+
+
+@pytest.mark.parametrize("mark", [*".!?。！？…．｡।॥؟۔։።"], ids=lambda mark: f"U+{ord(mark):04X}")
+def test_sentences_end_in_the_marks_of_many_scripts(mark):
+    """The last end of a text is not counted: a long line without any mark has one too."""
+    assert sentence_ends(f"word word{mark} word{mark} word{mark}") == 2
+    assert sentence_ends(THAI * 6) == 0
 
 
 def test_tasks_of_your_own_are_found(config, tmp_path, capsys):
