@@ -12,7 +12,11 @@ earlier run kept stay, and their duplicates in --input are removed.
 #   components   duplicates of duplicates are duplicates: clusters, by connected components
 #   clusters     each range of clusters: which document stays
 #   lines        optional: lines that many documents have
-#   anchors      optional: long spans that stand elsewhere
+#   anchors      optional, up to `spans`: where documents may have long spans in common
+#   shared       each range of anchors: those that come several times
+#   windows      each part: the text around them, as hashes of all its windows
+#   repeated_windows  each range of windows: all but the first of each
+#   spans        each range of documents: the spans that these cover
 #   survivors    each part: the documents that stay, as they came
 # No phase needs more memory than one part or one range takes. But rows of one key are of one range: some GB go with tens of
 # millions of documents that share a band, are equal, or are one cluster.
@@ -37,9 +41,17 @@ from data_prep.core.tally import Tally, merged, with_totals
 from data_prep.curation.repeated_lines import LineFilter, RepeatedLines, count_lines, find_repeated, join_repeated
 from data_prep.deduplication.clusters import REASONS, choose, members, rank
 from data_prep.deduplication.components import find_components
+from data_prep.deduplication.cuts import SpanFilter
 from data_prep.deduplication.links import candidates, compare, sign_left, spread_bands
 from data_prep.deduplication.signatures import DROPS_FILES, Catalog, Ranking, sign_part
-from data_prep.deduplication.spans import RepeatedSpans, SpanFilter, find_anchors, mark_repeated
+from data_prep.deduplication.spans import (
+    RepeatedSpans,
+    find_anchors,
+    find_repeated_windows,
+    find_shared,
+    hash_windows,
+    join_windows,
+)
 from data_prep.documents.reading import Document, Part, records, write_part
 from recipe.base.errors import UserError, exit_on_user_error, nearest
 from recipe.base.strict import Section, load_json, load_yaml, strict_model
@@ -78,7 +90,7 @@ def dropped_of(number: int, catalog: Catalog) -> tuple[pa.Table, np.ndarray]:
     return labels, fate
 
 
-Spans = tuple[RepeatedSpans, Shuffle]  # with where they are marked
+Spans = tuple[RepeatedSpans, Shuffle]  # with where they are
 
 
 def write_survivors(
@@ -235,15 +247,25 @@ def find_repeated_lines(stage: Stage, config: RepeatedLines, catalog: Catalog) -
 
 
 def find_repeated_spans(stage: Stage, config: RepeatedSpans, catalog: Catalog) -> Spans:
-    anchors, marked = stage.shuffle("anchors"), stage.shuffle("marked")
+    run, anchors, shared = stage.run_tasks, stage.shuffle("anchors"), stage.shuffle("shared")
+    windows, repeated, spans = stage.shuffle("windows"), stage.shuffle("repeated_windows"), stage.shuffle("spans")
     find = partial(find_anchors, config=config, target=anchors, fate=partial(dropped_of, catalog=catalog))
-    stage.run_tasks("anchors", find, stage.parts)
-    anchors.merge(stage.run_tasks)
+    run("anchors", find, stage.parts)
+    anchors.merge(run)
     parts = anchors.partitions()
-    mark = partial(mark_repeated, source=anchors, partitions=parts, target=marked)
-    stage.run_tasks("marked", mark, list(range(parts)))
-    marked.merge(stage.run_tasks, DROPS_FILES)
-    return config, marked
+    run("shared", partial(find_shared, source=anchors, partitions=parts, target=shared), list(range(parts)))
+    shared.merge(run, DROPS_FILES)
+    run("windows", partial(hash_windows, config=config, source=shared, target=windows), stage.parts)
+    windows.merge(run)
+    parts = windows.partitions()
+    find = partial(find_repeated_windows, source=windows, partitions=parts, target=repeated)
+    run("repeated_windows", find, list(range(parts)))
+    repeated.merge(run)
+    parts = repeated.partitions()
+    join = partial(join_windows, config=config, source=repeated, partitions=parts, target=spans)
+    run("spans", join, list(range(parts)))
+    spans.merge(run, DROPS_FILES)
+    return config, spans
 
 
 def notes_on_ranking(config: DedupConfig, signed: list[dict[str, Any]], sources: set[str]) -> list[str]:

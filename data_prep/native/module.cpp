@@ -11,6 +11,7 @@
 #include "personal.hpp"
 #include "phrases.hpp"
 #include "punctuation.hpp"
+#include "sentences.hpp"
 #include "statistics.hpp"
 #include "winnow.hpp"
 
@@ -127,6 +128,20 @@ PYBIND11_MODULE(_native, module) {
                               array(found.checks.data(), found.checks.size()),
                               array(found.places.data(), found.places.size()));
     }, "uint64 hashes, uint32 second hashes and uint32 places of the windows that winnowing keeps.");
+    module.def("windows", [](const py::str& text, size_t window) {
+        auto [at, end] = utf8(text);
+        std::vector<uint64_t> hashes, checks;
+        winnow::each_window(at, end, window, [&](size_t, uint64_t hash, uint64_t check) {
+            hashes.push_back(hash);
+            checks.push_back(check);
+        });
+        return py::make_tuple(array(hashes.data(), hashes.size()), array(checks.data(), checks.size()));
+    }, "uint64 hashes and second hashes of all windows of so many characters.");
+    module.def("sentence_starts", [](const py::str& text) {
+        auto [at, end] = utf8(text);
+        auto found = sentences::starts(at, end);
+        return array(found.data(), found.size());
+    }, "uint32 place of each sentence's first visible character.");
     module.def("exact_hash", [](const py::str& text) {
         auto [at, end] = utf8(text);
         auto digest = minhash::exact_hash(at, end).digest();
