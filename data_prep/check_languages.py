@@ -134,12 +134,6 @@ def script_findings(language: str, rules: LanguageRules, texts: Sequence[str]) -
         yield Finding(language, "sentences", MISSING if asked else NOTE, text + (f"; remove the rules {', '.join(asked)}" if asked else ""))  # fmt: skip
 
 
-def sentence_ends(text: str) -> int:
-    """How many sentences end in a text by their marks, but for its last: a long line without any counts as one too."""
-    values = native.Meter(set(), set()).measure(" ".join(text.splitlines()))
-    return max(0, int(values[STATISTICS.index("sentences")]) - 1)
-
-
 def tokenizer_findings(language: str, folder: Path, texts: Sequence[str]) -> Iterator[Finding]:
     """Bytes per token, text without a token, and words that the split pattern cuts."""
     encoder = load_encoder(folder)[0]

@@ -15,6 +15,7 @@ from data_prep.curation.kinds import BILINGUAL, PROSE, kind_of
 from data_prep.curation.language import language_shares, leading_language
 from data_prep.curation.notices import MAX_DENSE, is_dense, is_prominent, remove_notices
 from data_prep.curation.personal import mask_personal
+from data_prep.curation.repeated_sentences import drop_repeated_sentences
 from data_prep.curation.rules import Judge
 from data_prep.curation.settings import CurateConfig, Quality
 from data_prep.documents.reading import Document
@@ -28,7 +29,7 @@ class Verdict(NamedTuple):
     confidence: float  # of the language
     lines_dropped: int
     masked: Counter[str]
-    sentences_dropped: int = 0  # of lines that stay
+    sentences_dropped: int = 0  # of lines that stay: notices and repeated sentences
     marks_widened: int = 0  # half-width punctuation written as full-width
 
 
@@ -67,6 +68,8 @@ class Curator:
                 document["text"], marks_widened = native.widen_punctuation(document["text"])
             document["text"], lines_dropped, sentences_dropped = self._content(document["text"], language)
             reason = self._text_reason(document)
+        if reason is None:
+            sentences_dropped += self._drop_repeated_sentences(document)
         if reason is None and self._config.personal_data is not None:
             document["text"] = mask_personal(document["text"], self._config.personal_data, masked)
         return Verdict(document, reason, confidence, lines_dropped, masked, sentences_dropped, marks_widened)
@@ -102,6 +105,14 @@ class Curator:
         text = native.normalize_layout(text) if dropped or notices or sentences else text
         text = self._simplify[language](text) if language in self._simplify else text
         return text, dropped + notices, sentences
+
+    def _drop_repeated_sentences(self, document: Document) -> int:
+        """After the rules, which documents of repetition are not to escape; of prose alone, since verse has refrains."""
+        least = self._config.languages[document["lang"]].lines.repeated_sentence_characters
+        if least is None or "kind" in document or "bilingual" in document:
+            return 0
+        document["text"], dropped = drop_repeated_sentences(document["text"], least)
+        return dropped
 
     def _text_reason(self, document: Document) -> str | None:
         text, language = document["text"], document["lang"]

@@ -34,6 +34,10 @@ def job_words(job: str, source: Path, output: Path, prepared: Prepared, *more: o
         words += ["--evaluation", prepared.evaluation]
     if job in ("tokenize_corpus", "evaluate_tokenizer"):
         words += ["--tokenizer", prepared.tokenizer]
+    if job == "dedup, spans":
+        words[0], config = "data_prep/dedup.py", output.parent / "dedup.yaml"
+        config.write_text("repeated_spans: {min_characters: 40}\n")
+        words += ["--config", config]
     if job == "train_tokenizer":
         words += ["--config", prepared.tokenizer.parent / "tokenizer.yaml"]
     return words
@@ -209,6 +213,7 @@ def run_until_not_killed(words: list[object], output: Path, come_to: Path) -> in
         ("curate", 2),
         ("dedup", 1),
         ("dedup", 2),
+        ("dedup, spans", 1),
         ("decontaminate", 1),
         ("train_tokenizer", 1),
         ("tokenize_corpus", 2),

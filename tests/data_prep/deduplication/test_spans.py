@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +54,8 @@ def test_texts_that_collide_modulo_a_power_of_two_have_different_hashes():
     word = "a"
     for _ in range(11):
         word += word.translate({97: "b", 98: "a"})
-    hashes = [native.windows(text, len(word)) for text in (word, word.translate({97: "b", 98: "a"}))]
-    assert [key[0] for key, _ in hashes] != [key[0] for key, _ in hashes[::-1]]
+    other = word.translate({97: "b", 98: "a"})
+    assert [key[0] for key in native.windows(word, len(word))] != [key[0] for key in native.windows(other, len(word))]
 
 
 def mixed_documents(seed: int, count: int = 12) -> list[str]:
@@ -92,14 +93,12 @@ def repeated_before(texts: list[str], least: int) -> list[list[tuple[int, int]]]
     ends = np.cumsum([len(text) + 1 for text in texts])
     whole = "".join(f"{text}{chr(0xE000 + i)}" for i, text in enumerate(texts))  # ends that no other has
     suffixes = sorted(range(len(whole)), key=lambda at: whole[at:])
-    before = np.zeros(len(whole), bool)
-    group: list[int] = []  # neighbours in the array with as many characters in common
-    for at in suffixes:
-        if group and whole[group[-1] : group[-1] + least] != whole[at : at + least]:
-            group = []
-        group.append(at)
-        before[at] = at != min(group)
-        before[[other for other in group if other != min(group)]] = True
+    before = np.ones(len(whole), bool)
+    # of neighbours in the array with as many characters in common, the first in the text has none before
+    same = (whole[a : a + least] == whole[b : b + least] for a, b in pairwise(suffixes))
+    groups = np.cumsum([0, *(not equal for equal in same)])
+    for group in np.split(np.array(suffixes), np.flatnonzero(np.diff(groups)) + 1):
+        before[group.min()] = False
     before[len(whole) - least + 1 :] = False
     marks = np.zeros(len(whole), bool)
     for at in np.flatnonzero(before).tolist():
@@ -144,7 +143,7 @@ def spans_of(texts: list[str], config: spans.RepeatedSpans, folder: Path) -> lis
 @pytest.mark.parametrize("make", [mixed_documents, few_letters, natural_texts])
 @pytest.mark.parametrize("least", [32, 41])
 def test_spans_are_those_of_a_suffix_array(make, seed, least, tmp_path, monkeypatch):
-    monkeypatch.setattr(spans, "_CHUNK_ROWS", 50)
+    monkeypatch.setattr(spans, "_CHUNK_ROWS", 400)
     texts = make(seed)
     expected = repeated_before(texts, least)
     assert sum(stop - start for pairs in expected for start, stop in pairs) > 200
