@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # not this folder, whose data_prep.py would hide the package
 
-from benchmarks.curation_run import bilingual, classifier, masks, quality  # noqa: E402
+from benchmarks.curation_run import bilingual, classifier, masks, quality, substrings  # noqa: E402
 from benchmarks.data_prep import machine  # noqa: E402
 from recipe.base.errors import UserError, exit_on_user_error  # noqa: E402
 from recipe.base.strict import load_json  # noqa: E402
@@ -33,6 +33,7 @@ SECTIONS = {
     "masks": Section(masks.measure, masks.table),
     "bilingual": Section(bilingual.measure, bilingual.table),
     "classifier": Section(classifier.measure, classifier.table),
+    "substrings": Section(substrings.measure, substrings.table),
 }
 
 

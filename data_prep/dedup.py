@@ -44,14 +44,7 @@ from data_prep.deduplication.components import find_components
 from data_prep.deduplication.cuts import SpanFilter
 from data_prep.deduplication.links import candidates, compare, sign_left, spread_bands
 from data_prep.deduplication.signatures import DROPS_FILES, Catalog, Ranking, sign_part
-from data_prep.deduplication.spans import (
-    RepeatedSpans,
-    find_anchors,
-    find_repeated_windows,
-    find_shared,
-    hash_windows,
-    join_windows,
-)
+from data_prep.deduplication.spans import RepeatedSpans, find_spans
 from data_prep.documents.reading import Document, Part, records, write_part
 from recipe.base.errors import UserError, exit_on_user_error, nearest
 from recipe.base.strict import Section, load_json, load_yaml, strict_model
@@ -247,25 +240,8 @@ def find_repeated_lines(stage: Stage, config: RepeatedLines, catalog: Catalog) -
 
 
 def find_repeated_spans(stage: Stage, config: RepeatedSpans, catalog: Catalog) -> Spans:
-    run, anchors, shared = stage.run_tasks, stage.shuffle("anchors"), stage.shuffle("shared")
-    windows, repeated, spans = stage.shuffle("windows"), stage.shuffle("repeated_windows"), stage.shuffle("spans")
-    find = partial(find_anchors, config=config, target=anchors, fate=partial(dropped_of, catalog=catalog))
-    run("anchors", find, stage.parts)
-    anchors.merge(run)
-    parts = anchors.partitions()
-    run("shared", partial(find_shared, source=anchors, partitions=parts, target=shared), list(range(parts)))
-    shared.merge(run, DROPS_FILES)
-    run("windows", partial(hash_windows, config=config, source=shared, target=windows), stage.parts)
-    windows.merge(run)
-    parts = windows.partitions()
-    find = partial(find_repeated_windows, source=windows, partitions=parts, target=repeated)
-    run("repeated_windows", find, list(range(parts)))
-    repeated.merge(run)
-    parts = repeated.partitions()
-    join = partial(join_windows, config=config, source=repeated, partitions=parts, target=spans)
-    run("spans", join, list(range(parts)))
-    spans.merge(run, DROPS_FILES)
-    return config, spans
+    fate = partial(dropped_of, catalog=catalog)
+    return config, find_spans(stage.run_tasks, stage.shuffle, stage.parts, config, fate)
 
 
 def notes_on_ranking(config: DedupConfig, signed: list[dict[str, Any]], sources: set[str]) -> list[str]:

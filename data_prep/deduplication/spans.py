@@ -21,15 +21,16 @@ for each step. Rows of one hash are of one consumer, as are those of one documen
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from data_prep.core.shuffle import Shuffle, column, grouped, producer, scatter, sort_table
+from data_prep.core.shuffle import RunTasks, Shuffle, column, grouped, producer, scatter, sort_table
 from data_prep.curation.characters import native
-from data_prep.deduplication.signatures import RECORD_BITS, part_key
+from data_prep.deduplication.signatures import DROPS_FILES, RECORD_BITS, part_key
 from data_prep.documents.reading import Part, parse, records
 from recipe.base.strict import Section
 
@@ -45,6 +46,33 @@ class RepeatedSpans(Section):
     def window(self) -> int:
         """A span of `min_characters` holds so many windows in a row, one of which is an anchor."""
         return (self.min_characters + 1) // 2
+
+
+Fate = Callable[[int], tuple[Any, np.ndarray]]  # labels of a part's documents and which stay, as dedup.py says
+
+
+def find_spans(
+    run: RunTasks, shuffle: Callable[[str], Shuffle], parts: list[Part], config: RepeatedSpans, fate: Fate
+) -> Shuffle:
+    """All phases. The spans of each document, with their `start` and `stop`, by the `part_key` of its part."""
+    anchors, shared, windows = shuffle("anchors"), shuffle("shared"), shuffle("windows")
+    repeated, spans = shuffle("repeated_windows"), shuffle("spans")
+    run("anchors", partial(find_anchors, config=config, target=anchors, fate=fate), parts)
+    anchors.merge(run)
+    ranges = anchors.partitions()
+    run("shared", partial(find_shared, source=anchors, partitions=ranges, target=shared), list(range(ranges)))
+    shared.merge(run, DROPS_FILES)
+    run("windows", partial(hash_windows, config=config, source=shared, target=windows), parts)
+    windows.merge(run)
+    ranges = windows.partitions()
+    find = partial(find_repeated_windows, source=windows, partitions=ranges, target=repeated)
+    run("repeated_windows", find, list(range(ranges)))
+    repeated.merge(run)
+    ranges = repeated.partitions()
+    join = partial(join_windows, config=config, source=repeated, partitions=ranges, target=spans)
+    run("spans", join, list(range(ranges)))
+    spans.merge(run, DROPS_FILES)
+    return spans
 
 
 class _Rows:
@@ -80,9 +108,7 @@ class _Rows:
         self._size, self._chunks = 0, self._chunks + 1
 
 
-def find_anchors(
-    part: Part, number: int, *, config: RepeatedSpans, target: Shuffle, fate: Callable[[int], tuple[Any, np.ndarray]]
-) -> dict[str, Any]:
+def find_anchors(part: Part, number: int, *, config: RepeatedSpans, target: Shuffle, fate: Fate) -> dict[str, Any]:
     """The anchors of one part's surviving documents, by hash."""
     labels, gone = fate(number)
     kept = iter(column(labels, "record")[gone < 0].tolist())

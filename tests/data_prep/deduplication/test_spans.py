@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from data_prep.core import shuffle
 from data_prep.core.shuffle import Shuffle, column, scatter
 from data_prep.curation.characters import native
 from data_prep.deduplication import spans
@@ -113,25 +116,19 @@ def runs(marks: np.ndarray) -> list[tuple[int, int]]:
 
 def spans_of(texts: list[str], config: spans.RepeatedSpans, folder: Path) -> list[list[tuple[int, int]]]:
     """The spans that the pass finds in each text; the texts lie in two parts."""
-    names = ("anchors", "shared", "windows", "repeated", "spans")
-    anchors, shared, windows, repeated, found = (Shuffle(folder / name) for name in names)
-    half = len(texts) // 2
-    parts = []
+    half, parts = len(texts) // 2, []
     for number, group in enumerate((texts[:half], texts[half:])):
         parts.append(Part(folder / f"{number}.jsonl"))
         write_documents(parts[-1].path, [{"id": str(i), "text": text} for i, text in enumerate(group)])
-        labels = pa.table({"record": pa.array(range(len(group)), pa.uint64())})
-        fate = lambda _, labels=labels: (labels, np.full(labels.num_rows, -1, np.int8))  # noqa: E731
-        spans.find_anchors(parts[-1], number, config=config, target=anchors, fate=fate)
-    for i in range(3):
-        spans.find_shared(i, i, source=anchors, partitions=3, target=shared)
-    for number, part in enumerate(parts):
-        spans.hash_windows(part, number, config=config, source=shared, target=windows)
-    for i in range(3):
-        spans.find_repeated_windows(i, i, source=windows, partitions=3, target=repeated)
-    for i in range(3):
-        spans.join_windows(i, i, config=config, source=repeated, partitions=3, target=found)
-    table = found.read(0, 1)
+
+    def run(_: str, task: Callable[..., Any], items: list[Any], *_more: Any) -> list[dict[str, Any]]:
+        return [task(item, number) for number, item in enumerate(items)]
+
+    def all_stay(number: int) -> tuple[pa.Table, np.ndarray]:
+        size = (half, len(texts) - half)[number]
+        return pa.table({"record": pa.array(range(size), pa.uint64())}), np.full(size, -1, np.int8)
+
+    table = spans.find_spans(run, lambda name: Shuffle(folder / name), parts, config, all_stay).read(0, 1)
     result: list[list[tuple[int, int]]] = [[] for _ in texts]
     rows = (column(table, name).tolist() for name in ("document", "start", "stop"))
     for document, start, stop in sorted(zip(*rows, strict=True)):
@@ -144,6 +141,7 @@ def spans_of(texts: list[str], config: spans.RepeatedSpans, folder: Path) -> lis
 @pytest.mark.parametrize("least", [32, 41])
 def test_spans_are_those_of_a_suffix_array(make, seed, least, tmp_path, monkeypatch):
     monkeypatch.setattr(spans, "_CHUNK_ROWS", 400)
+    monkeypatch.setattr(shuffle, "PARTITION_BYTES", 20_000)  # several ranges
     texts = make(seed)
     expected = repeated_before(texts, least)
     assert sum(stop - start for pairs in expected for start, stop in pairs) > 200
