@@ -2,7 +2,8 @@
 
 Of a span its whole sentences are cut; the parts of sentences at its ends stay with the sentence that they begin or end.
 Where whole sentences are less than half of the span (a long list without stops, code), it is cut at the borders of words.
-What is left on both sides is joined with a line end.
+What is left on both sides is joined with a line end. Documents of spared kinds stay whole: a page of code repeats it on
+purpose, and with a piece cut out it does not run.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ class SpanFilter:
         if record not in self._spans:
             return raw
         document = parse(raw)
+        if document.get("kind") in self._config.spared_kinds:
+            return raw
         text, cuts = document["text"], cuts_of(document["text"], *self._spans.of(record))
         if not cuts:
             return raw

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -44,11 +45,13 @@ def test_a_span_is_cut_in_whole_sentences_or_else_words(text, span, expected):
     assert cut(text, span) == expected
 
 
-def run(tmp_path, texts: list[str], settings: str, name: str = "out", workers: int = 1):
+def run(tmp_path, texts: list[str], settings: str, name: str = "out", kinds: Sequence[str] = ()):
     source, config, output = tmp_path / "in.jsonl", tmp_path / "dedup.yaml", tmp_path / name
-    write_documents(source, [{"id": str(i), "text": text} for i, text in enumerate(texts)])
+    kinds = kinds or ["prose"] * len(texts)
+    rows = zip(texts, kinds, strict=True)
+    write_documents(source, [{"id": str(i), "text": text, "kind": kind} for i, (text, kind) in enumerate(rows)])
     config.write_text(f"repeated_spans: {settings}\n")
-    words = ["--input", source, "--output", output, "--config", config, "--workers", workers]
+    words = ["--input", source, "--output", output, "--config", config, "--workers", 1]
     assert main([str(word) for word in words]) == 0
     return [document["text"] for document in documents_in(output)], load_json(output / "manifest.json")["counts"]
 
@@ -60,6 +63,16 @@ def test_the_job_cuts_all_copies_but_the_first_and_counts(tmp_path):
     assert kept == [texts[0], f"{own[1]}\n{own[2]}"]
     assert (counts["in"], counts["out"], counts["dropped"]) == (3, 2, {"repeated_spans": 1})
     assert counts["repeated_spans"] == {"characters": 2 * len(PASSAGE), "documents": 2, "spans": 2}
+
+
+def test_a_document_of_a_spared_kind_stays_whole_and_counts_as_before(tmp_path):
+    own = [" ".join(f"{name}{i}" for i in range(60)) + "." for name in "abc"]
+    texts = [f"{own[0]} 短", f"{own[1]} {PASSAGE}", f"{own[2]} {PASSAGE}"]
+    config = "{min_characters: 40, min_left: 60, spared_kinds: [list, code]}"
+    assert run(tmp_path, [texts[1], texts[2], texts[0]], config, "none")[0] == [texts[1], own[2], texts[0]]
+    kept, counts = run(tmp_path, texts, config, "kinds", kinds=("prose", "code", "list"))
+    assert (kept, counts["repeated_spans"]["documents"]) == (texts, 0)
+    assert run(tmp_path, texts, config, "before", kinds=("prose", "code", "verse"))[0] == [*texts[:2], own[2]]
 
 
 def test_spans_go_from_the_number_of_characters_on_that_is_asked_for(tmp_path):
