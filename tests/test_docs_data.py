@@ -27,6 +27,18 @@ def test_the_block_of_the_embedded_corpus_runs_as_it_stands(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_block_of_quality_models_runs_as_it_stands(tmp_path):
+    (block,) = bash_blocks(ROOT / "docs/data.md", "How do I train a quality model?")
+    done = run_as_it_stands(block, checkout(tmp_path), timeout=600)
+    assert done.returncode == 0, done.stdout[-4000:]
+    work = tmp_path / "work/quality"
+    assert load_json(work / "curated/manifest.json")["counts"]["dropped"]["quality_low"] > 0
+    for model in ("model", "seeds"):
+        assert sorted(load_json(work / model / "manifest.json")["results"]["languages"]) == ["en", "zh"]
+    assert "are judged as labelled" in (work / "data.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
 def test_the_block_of_german_runs_as_it_stands(tmp_path):
     (block,) = bash_blocks(ROOT / "docs/languages.md", "Try it with German")
     done = run_as_it_stands(block, checkout(tmp_path), timeout=PATIENCE_S)
