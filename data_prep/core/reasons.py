@@ -43,6 +43,11 @@ STATISTICS: dict[str, tuple[str, str]] = {
     "curly_brackets": (_NUMBER, "{} curly brackets “{”"),
     "private_or_replacement_share": (_SHARE, "{} of the visible characters show a wrong encoding"),
     "traditional_share": (_SHARE, "{} of the Chinese characters are traditional"),
+    "dated_line_share": (_SHARE, "{} of the lines have a date or a time and hold no sentence"),
+    "duplicate_line_start_share": (_SHARE, "{} of the lines begin as an earlier line, numbers aside"),
+    "fragment_character_share": (_SHARE, "{} of the text is in lines that hold and end no sentence"),
+    "exclamations_per_sentence": (_OF_100, "{} exclamation marks per 100 sentences"),
+    "han_gaps_per_word": (_OF_100, "{} blanks between Chinese characters per 100 words"),
     **{f"top_{n}gram_share": (_SHARE, f"the most frequent sequence of {n} words makes up {{}} of the text") for n in (2, 3, 4)},
     **{
         f"duplicate_{n}gram_share": (_SHARE, f"{{}} of the text is in sequences of {n} words that came before")

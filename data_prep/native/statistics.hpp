@@ -26,7 +26,8 @@ inline const std::vector<std::string> NAMES = {
     "top_2gram_share", "top_3gram_share", "top_4gram_share", "duplicate_5gram_share", "duplicate_6gram_share",
     "duplicate_7gram_share", "duplicate_8gram_share", "duplicate_9gram_share", "duplicate_10gram_share",
     "han_share", "letter_share", "number_share", "symbol_share", "upper_share", "curly_brackets",
-    "private_or_replacement_share", "traditional_share",
+    "private_or_replacement_share", "traditional_share", "dated_line_share", "duplicate_line_start_share",
+    "fragment_character_share", "exclamations_per_sentence", "han_gaps_per_word",
 };
 
 // A set of hashes with counts, emptied in time proportional to its use.
@@ -104,6 +105,42 @@ struct Head {
     }
 };
 
+// Whether numbers are a date or a time of day: 2023-06-11, 6/11/2023, 06-11, 6月11日, 10:01.
+class DateFinder {
+public:
+    // Whether a date or a time ends before this character, or with it where it is 日; 0 ends the line.
+    bool ends(uint32_t code) {
+        if (layout::is_digit(code)) { ++now_; return false; }
+        bool found = now_ && is_date(code);
+        if (now_ && one_of(code, U":：-/.月")) {
+            lengths_[0] = lengths_[1];
+            lengths_[1] = now_;
+            joins_[0] = joins_[1];
+            joins_[1] = code == 0xff1a ? ':' : code;
+        } else {
+            lengths_ = {};
+            joins_ = {};
+        }
+        now_ = 0;
+        return found;
+    }
+
+private:
+    static bool is_short(size_t length) { return length == 1 || length == 2; }
+    bool is_date(uint32_t code) const {
+        if (!is_short(lengths_[1])) return false;
+        if (joins_[1] == ':') return now_ == 2;
+        if (joins_[1] == 0x6708) return is_short(now_) && code == 0x65e5;  // 月, 日
+        if (joins_[1] == '-' && lengths_[1] == 2 && now_ == 2) return true;
+        if (joins_[0] != joins_[1]) return false;
+        return (lengths_[0] == 4 && is_short(now_)) || (is_short(lengths_[0]) && now_ == 4);
+    }
+
+    std::array<size_t, 2> lengths_{};    // digits of the two numbers before
+    std::array<uint32_t, 2> joins_{};    // what stands behind each
+    size_t now_ = 0;                     // digits of the number that goes on
+};
+
 class Meter {
 public:
     Meter(std::unordered_set<uint64_t> stop_words, std::unordered_set<uint32_t> traditional)
@@ -156,6 +193,7 @@ private:
     void lines(const unsigned char* at, const unsigned char* end) {
         counts_ = {};
         line_hashes_.clear();
+        start_hashes_.clear();
         paragraph_hashes_.clear();
         line_ = {};
         paragraph_ = {};
@@ -193,6 +231,9 @@ private:
 
     struct Line : Run {
         Head head;
+        Run start;                              // the first characters, a number as one
+        DateFinder dates;
+        bool dated = false;                     // has a date or a time of day
         size_t dots = 0;                        // full stops at the end
         size_t sentences = 0, said = 0;         // sentences that end in the line; what came since the last, as `says`
         size_t heading = 0;                     // “#” that the line begins with
@@ -212,6 +253,8 @@ private:
         ++counts_.lines;
         // brackets and rules repeat in any text
         if (line_.length >= 10) line_hashes_.push_back({text::mix(line_.hash), line_.length});
+        if (line_.start.length == LINE_START) start_hashes_.push_back({text::mix(line_.start.hash), LINE_START});
+        line_.dated |= line_.dates.ends(0);
         line_.sentences += line_.full_stop;
         bool short_ = line_.length <= 30;  // FineWeb, arXiv 2406.17557
         bool ended = ends_sentence(line_.last_open) || one_of(line_.last_open, U";；:：");
@@ -223,6 +266,9 @@ private:
         counts_.ellipsis_lines += line_.last == 0x2026 || line_.dots >= 3;
         counts_.punctuated += punctuated;
         counts_.short_lines += short_;
+        counts_.dated += line_.dated && !punctuated;
+        counts_.in_lines += line_.length;
+        counts_.in_fragments += punctuated ? 0 : line_.length;
         line_ = {};
     }
 
@@ -260,7 +306,11 @@ private:
             line_.dots = 0;
         }
         counts_.ellipses += code == 0x2026;
+        counts_.exclamations += code == '!' || code == 0xff01;
+        counts_.gaps += han && (class_of(line_.before) & text::SPACE) && (class_of(line_.last) & text::HAN);
+        line_.dated |= line_.dates.ends(code);
         if (blank) finish_token();
+        else if (line_.start.length < LINE_START) start(code);
         line_.token |= (kind & (text::LETTER | text::NUMBER)) != 0;
         line_.token_letter |= (kind & text::LETTER) != 0;
         line_.digits = layout::is_digit(code) ? line_.digits + 1 : 0;
@@ -271,6 +321,12 @@ private:
         sentence(code, kind, marks, blank, han);
         line_.before_last = line_.before;
         line_.before = code;
+    }
+
+    static constexpr size_t LINE_START = 6;  // characters that tell whether lines begin alike
+    void start(uint32_t code) {
+        if (!layout::is_digit(code)) line_.start.feed(code);
+        else if (!layout::is_digit(line_.before)) line_.start.feed('0');
     }
 
     static constexpr size_t SAYS_WORD = 8, SAYS_HAN = 5;  // a word says what 1.6 Chinese characters say
@@ -361,21 +417,24 @@ private:
         for (double value : {share(double(c.han), visible), share(double(c.letters), visible),
                              share(double(c.numbers), visible), share(double(c.symbols), visible),
                              share(double(c.upper), double(c.letters)), double(c.curly),
-                             share(double(c.odd), visible), share(double(c.traditional), double(c.han))})
+                             share(double(c.odd), visible), share(double(c.traditional), double(c.han)),
+                             share(double(c.dated), lines), duplicates(start_hashes_)[0],
+                             share(double(c.in_fragments), double(c.in_lines)),
+                             share(double(c.exclamations), double(c.sentences)), share(double(c.gaps), words)})
             values_.push_back(value);
     }
 
     struct Counts {
         size_t lines, newlines, bullets, ellipsis_lines, punctuated, short_lines, han, traditional, letters, numbers,
             symbols, upper, visible, hashes, curly, separators, odd, ellipses, sentences, tokens, alphabetic,
-            long_numbers, mixed, mojibake;
+            long_numbers, mixed, mojibake, dated, in_lines, in_fragments, exclamations, gaps;
     };
 
     std::unordered_set<uint64_t> stop_words_, seen_stop_words_;
     std::unordered_set<uint32_t> traditional_;
     std::vector<Span> spans_;
     std::vector<uint64_t> hashes_, gram_;
-    std::vector<Hashed> line_hashes_, paragraph_hashes_;
+    std::vector<Hashed> line_hashes_, start_hashes_, paragraph_hashes_;
     std::vector<double> top_, values_;
     CountTable table_;
     Counts counts_{};

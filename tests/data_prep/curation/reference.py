@@ -237,7 +237,38 @@ def statistics(text: str, stop_words: Sequence[str] = (), traditional: Sequence[
         ),
         "traditional_share": _share(sum(char in traditional for char in han), len(han)),
     }
-    return values
+    return values | _of_lines(_left_stripped(text), len(spans))
+
+
+def _of_lines(lines: Sequence[str], words: int) -> dict[str, float]:
+    told = [(line, _told(line)) for line in lines]
+    starts = [start for line in lines if len(start := _line_start(line)) == 6]
+    fragments = [line for line, says in told if not says.punctuated]
+    return {
+        "dated_line_share": _share(sum(bool(_DATE.search(line)) for line in fragments), len(lines)),
+        "duplicate_line_start_share": _share(len(starts) - len(set(starts)), len(starts)),
+        "fragment_character_share": _share(sum(map(len, fragments)), sum(map(len, lines))),
+        "exclamations_per_sentence": _share(
+            sum(char in "!！" for line in lines for char in line), sum(says.sentences for _, says in told)
+        ),
+        "han_gaps_per_word": _share(sum(len(_HAN_GAP.findall(line)) for line in lines), words),
+    }
+
+
+def _line_start(line: str) -> str:
+    """The first six characters, each number as one; case aside."""
+    start = re.sub("[0-9]+", "0", line).translate(_NO_BLANKS)
+    return "".join(chr(lower(char)) for char in start[:6])
+
+
+_HAN = "".join(chr(code) for code in np.flatnonzero(CLASSES & c.HAN).tolist())
+_HAN_GAP = re.compile(
+    rf"(?<=[{_HAN}])[{''.join(chr(code) for code in np.flatnonzero(CLASSES & c.SPACE).tolist())}]+(?=[{_HAN}])"
+)
+_DATE = re.compile(
+    r"(?<![0-9])(?:[0-9]{1,2}(?:[:：](?=[0-9]{2}(?![0-9]))|月(?=[0-9]{1,2}日))|[0-9]{2}-(?=[0-9]{2}(?![0-9]))"
+    r"|[0-9]{4}([-/.])[0-9]{1,2}\1[0-9]{1,2}(?![0-9])|[0-9]{1,2}([-/.])[0-9]{1,2}\2[0-9]{4}(?![0-9]))"
+)
 
 
 _MIXED = re.compile(r"[A-Za-z][0-9@!~|^*%$#?;](?=[A-Za-z])")

@@ -24,6 +24,8 @@ TEXTS = [
     "看：\n```py\nx = {1: '甲'}\n\n价格是3.14.\n```\n见 https://x.org/a_b(1)，或用 `a = b`.\n| a | b |\n|---|---|\n~~~\nopen\n",
     "他说,你好.\n\n“走吧.”\n一.总则\n比例为3:1,时间:12:30;好!准确率98%,优于它(甲).\n张三：好。\n    if x:\n        f(x)\n    else:\n        g()\n    }\n",
     "1. one\n(2) two\na) b\n① c\n> d\n+ e\n* f\n**g**\n--h\n1.2 i\nH@d Da5hwood Ã© â€œ Â x\nno. 5... Wait?! 1st 3D $5 12345678\nA line of ten words that has no full stop behind it at all\n",
+    "2023-06-11 03:12:44.018 INFO 汉\n[06-11] 汉　语 文\n12月1日 汉语\n1月2 日\n6/11/2023 x\n2023.1.2\n2023-1/2 123:45 1:234 1-2-3\n12楼 顶!\n"
+    "13楼 顶！！\n第10：30分\n在 10:30 到了。\n型号：62A 单价\n型号：63A 单价\n",
     "a" * 5000 + " " + "漢" * 3000 + "\n" + "same line of text here\n" * 30,
 ]
 
@@ -33,8 +35,9 @@ def random_texts(number: int) -> list[str]:
     alphabet = "aAbé0 9  \n\n\t.#-!?。，'’{漢汉体カあ🙂\u00a0\u3000\u0301\ufffd\r\u200b…"
     strange = "\v\f\x1c\x1f\x85\u2028\u2029\x00\x9f\xad\u200c\u200d\u200e\u202e\u2066\u2060\ufe0f\ufeff\ufffe\U000e0067\U000e0101"
     code = "ab1  \n`~|{}=();:/.,-_<>$#汉。，“》%)\t!?一"
-    alphabets = [alphabet, alphabet + strange, "ab'’. \n漢" + strange, code, code + "  \n汉汉a1"]
-    return ["".join(rng.choice(alphabets[i % 5]) for _ in range(rng.randrange(400))) for i in range(number)]
+    dates = "1223 :-/.月日：\n汉"
+    alphabets = [alphabet, alphabet + strange, "ab'’. \n漢" + strange, code, code + "  \n汉汉a1", dates]
+    return ["".join(rng.choice(alphabets[i % 6]) for _ in range(rng.randrange(400))) for i in range(number)]
 
 
 def real_texts() -> list[str]:
