@@ -11,9 +11,10 @@ from data_prep.curation.bilingual import bilingual_label
 from data_prep.curation.blocked_urls import BlockedUrls
 from data_prep.curation.characters import native
 from data_prep.curation.cleaning import Phrases, normalize
+from data_prep.curation.dense import DensePhrases
 from data_prep.curation.kinds import BILINGUAL, PROSE, kind_of
 from data_prep.curation.language import language_shares, leading_language
-from data_prep.curation.notices import MAX_DENSE, is_dense, is_prominent, remove_notices
+from data_prep.curation.notices import is_prominent, remove_notices
 from data_prep.curation.personal import mask_personal
 from data_prep.curation.repeated_sentences import drop_repeated_sentences
 from data_prep.curation.rules import Judge
@@ -47,7 +48,7 @@ class Curator:
         self._line_phrases = {name: Phrases(rules.lines.phrases) for name, rules in config.languages.items()}
         self._cues = {name: Phrases(rules.lines.cues, whole_words=True) for name, rules in config.languages.items()}
         self._document_phrases = {name: Phrases(rules.document_phrases) for name, rules in config.languages.items()}
-        self._dense_phrases = {name: Phrases(rules.dense_phrases) for name, rules in config.languages.items()}
+        self._dense = {name: DensePhrases(rules) for name, rules in config.languages.items()}
         self._blocked = {name: Phrases(words, whole_words=True) for name, words in config.blocked_words.items()}
         self._blocked_urls = BlockedUrls(config.blocked_urls)
         self._score = _scorer(config.quality)
@@ -123,7 +124,7 @@ class Curator:
         reason = self._judges[language].reason(text, kind)
         if reason is not None:
             return reason
-        if len(text) <= MAX_DENSE and is_dense(text, self._dense_phrases[language].find(text)):
+        if self._dense[language].are_dense(text):
             return "dense_phrases"
         if is_prominent(text, self._document_phrases[language].find(text)):
             return "document_phrase"

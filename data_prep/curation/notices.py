@@ -19,10 +19,6 @@ _CHARACTERS_PER_WORD = 1.6
 _MAX_PASSES = 10  # so that the work stays linear; real pages take one, which the second finds done
 # A document is of its phrases with at least three of them, one in so many words; where three differ, in twice as many.
 _WORDS_PER_PHRASE = 20
-# Phrases that good text may have one of make an advertisement where four differ, one in so many words.
-_DIFFERENT_PHRASES = 4
-_WORDS_PER_DIFFERENT_PHRASE = 50
-MAX_DENSE = 8_000  # characters of a text that can be of them; longer ones are not looked through
 
 # what speaks to the reader or of this site in English and Chinese; `lines.cues` of a language has more
 _CUE = re.compile(
@@ -81,7 +77,7 @@ def without_notices(text: str, matches: Sequence[Span], cues: Phrases = _NO_CUES
     quotation marks is a mention. A short sentence with a phrase and a cue is a notice. Linear in the length of the text.
     """
     pieces, done, lines, sentences = [], 0, 0, 0
-    for start, stop, spans in _by_line(text, _said(text, matches)):
+    for start, stop, spans in _by_line(text, said(text, matches)):
         pieces.append(text[done:start])
         rest, notices = _line_without(text, start, stop, spans, cues)
         if notices and not rest.strip():
@@ -112,25 +108,19 @@ def _line_without(text: str, start: int, stop: int, spans: Sequence[Span], cues:
 
 def is_prominent(text: str, matches: Sequence[Span]) -> bool:
     """Whether the text is of the phrases: they are dense, or a sentence says little else; it may also mention them."""
-    message = _said(text, matches)
+    message = said(text, matches)
     if not message:
         return False
     different = {text[start:stop].lower() for start, stop in message}
     words = _WORDS_PER_PHRASE * len(message) * (2 if len(different) >= 3 else 1)
-    return (len(message) >= 3 and _words(text) <= words) or any(
+    return (len(message) >= 3 and words_of(text) <= words) or any(
         spans and _words_beside(text, start, stop, spans) <= _WORDS_BESIDE_PHRASES
         for line, line_stop, inside in _by_line(text, message)
         for start, stop, spans in _by_sentence(text, line, line_stop, inside)
     )
 
 
-def is_dense(text: str, matches: Sequence[Span]) -> bool:
-    """Whether the text has several different phrases, close together; mentions in quotation marks aside."""
-    different = {text[start:stop].lower() for start, stop in _said(text, matches)}
-    return len(different) >= _DIFFERENT_PHRASES and _words(text) <= _WORDS_PER_DIFFERENT_PHRASE * len(different)
-
-
-def _said(text: str, matches: Sequence[Span]) -> list[Span]:
+def said(text: str, matches: Sequence[Span]) -> list[Span]:
     """The matches in order that overlap no earlier one, are not in quotation marks and no part of a longer word."""
     message: list[Span] = []
     done = 0
@@ -199,7 +189,7 @@ def _is_notice(text: str, start: int, stop: int, spans: Sequence[Span], cues: Ph
     words = _words_beside(text, start, stop, spans)
     if words <= _WORDS_BESIDE_PHRASES:
         return True
-    if _is_label(text, spans[0]) and (not _words(text[start : spans[0][0]]) or _LABELS.match(text, start, stop)):
+    if _is_label(text, spans[0]) and (not words_of(text[start : spans[0][0]]) or _LABELS.match(text, start, stop)):
         return words <= _WORDS_OF_LABEL
     return words <= _WORDS_WITH_CUE and bool(_CUE.search(text, start, stop) or cues.find(text[start:stop]))
 
@@ -210,7 +200,7 @@ def _words_beside(text: str, start: int, stop: int, spans: Sequence[Span]) -> fl
     for span_start, span_stop in spans:
         pieces.append(text[start:span_start])
         start = span_stop
-    return _words("\n".join([*pieces, text[start:stop]]))
+    return words_of("\n".join([*pieces, text[start:stop]]))
 
 
 def _is_label(text: str, span: Span) -> bool:
@@ -218,6 +208,6 @@ def _is_label(text: str, span: Span) -> bool:
     return text[span[1] - 1] in ":：" or text[span[1] : span[1] + 1] in (":", "：")
 
 
-def _words(text: str) -> float:
+def words_of(text: str) -> float:
     words, characters = native.word_counts(text)
     return words + characters / _CHARACTERS_PER_WORD

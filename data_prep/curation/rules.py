@@ -8,6 +8,7 @@ verse, may have bounds of its own in place of those of its language.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cache
 
@@ -49,7 +50,10 @@ class LanguageRules(Section):
     stop_words: list[str] = []
     lines: LineRules = LineRules()
     document_phrases: list[str] = []  # a document goes where they are dense or a sentence says little else
-    dense_phrases: list[str] = []  # a document goes where several different ones are close together
+    # a document goes where several different ones are close together; lists, or files relative to this one, a phrase a line
+    dense_phrases: list[str] | str = []
+    strong_phrases: list[str] | str = []  # of these fewer are asked for
+    dense_patterns: list[str] = []  # regular expressions that count beside the phrases
     blocked_words: str | None = None  # file, relative to this one: a word or phrase a line
     max_blocked_words: int = Field(0, ge=0)
     widen_punctuation: bool = False  # half-width marks among Han characters and kana written as full-width ones
@@ -79,6 +83,11 @@ class LanguageRules(Section):
                 f"kinds.{kind}: unknown kind of text '{kind}'{nearest(kind, KINDS_WITH_RULES)}"
                 for kind in self.kinds
                 if kind not in KINDS_WITH_RULES
+            ]
+            + [
+                f"dense_patterns: {pattern!r} is no regular expression; correct it"
+                for pattern in self.dense_patterns
+                if not _compiles(pattern)
             ]
             + [f"{full}: unknown statistic '{name}'{nearest(name, STATISTICS)}" for full, name in unknown]
             + [f"{full} has neither min nor max; give one or remove it" for full in empty]
@@ -116,6 +125,14 @@ class Judge:
             if high is not None and values[place] > high:
                 return f"{name}_high"
         return None
+
+
+def _compiles(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
 
 
 @cache

@@ -116,7 +116,7 @@ def load_curate_config(path: Path) -> CurateConfig:
     languages, blocked = {}, {}
     if isinstance(values, dict) and "languages" in values:
         for name, file in rules_files(path, values["languages"]).items():
-            languages[name] = rules = strict_model(LanguageRules, load_yaml(file), file)
+            languages[name] = rules = load_rules(file)
             if rules.blocked_words:
                 blocked[name] = _lines_of(file.parent / rules.blocked_words)
         values = {
@@ -138,6 +138,18 @@ def load_curate_config(path: Path) -> CurateConfig:
     if config.quality is None:
         return config
     return config.model_copy(update={"quality": config.quality.with_thresholds(config.languages)})
+
+
+def load_rules(file: Path) -> LanguageRules:
+    """The rules of one language, with the phrases of the files that it names.
+
+    Raises:
+        UserError: a file of phrases cannot be read; `ConfigError` with every problem of the rules.
+    """
+    rules = strict_model(LanguageRules, load_yaml(file), file)
+    named = {name: getattr(rules, name) for name in ("dense_phrases", "strong_phrases")}
+    phrases = {name: _lines_of(file.parent / value) for name, value in named.items() if isinstance(value, str)}
+    return rules.model_copy(update=phrases)
 
 
 def rules_files(path: Path, languages: Any) -> dict[str, Path]:
