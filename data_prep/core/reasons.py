@@ -44,7 +44,7 @@ STATISTICS: dict[str, tuple[str, str]] = {
     "private_or_replacement_share": (_SHARE, "{} of the visible characters show a wrong encoding"),
     "traditional_share": (_SHARE, "{} of the Chinese characters are traditional"),
     "dated_line_share": (_SHARE, "{} of the lines have a date or a time and hold no sentence"),
-    "duplicate_line_start_share": (_SHARE, "{} of the lines begin as an earlier line, numbers aside"),
+    "duplicate_line_start_share": (_SHARE, "{} of the lines begin as an earlier line, numbers aside, and hold no sentence"),
     "fragment_character_share": (_SHARE, "{} of the text is in lines that hold and end no sentence"),
     "exclamations_per_sentence": (_OF_100, "{} exclamation marks per 100 sentences"),
     "han_gaps_per_word": (_OF_100, "{} blanks between Chinese characters per 100 words"),

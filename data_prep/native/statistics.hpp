@@ -253,7 +253,6 @@ private:
         ++counts_.lines;
         // brackets and rules repeat in any text
         if (line_.length >= 10) line_hashes_.push_back({text::mix(line_.hash), line_.length});
-        if (line_.start.length == LINE_START) start_hashes_.push_back({text::mix(line_.start.hash), LINE_START});
         line_.dated |= line_.dates.ends(0);
         line_.sentences += line_.full_stop;
         bool short_ = line_.length <= 30;  // FineWeb, arXiv 2406.17557
@@ -267,6 +266,7 @@ private:
         counts_.punctuated += punctuated;
         counts_.short_lines += short_;
         counts_.dated += line_.dated && !punctuated;
+        if (!punctuated && line_.start.length == LINE_START) start_hashes_.push_back({text::mix(line_.start.hash), LINE_START});
         counts_.in_lines += line_.length;
         counts_.in_fragments += punctuated ? 0 : line_.length;
         line_ = {};
@@ -400,6 +400,11 @@ private:
         return {share(double(count), double(parts.size())), share(double(characters), double(length_))};
     }
 
+    size_t repeats(const std::vector<Hashed>& parts) {
+        table_.start(parts.size());
+        return size_t(std::count_if(parts.begin(), parts.end(), [&](const Hashed& part) { return table_.add(part.hash) > 1; }));
+    }
+
     void characters(size_t visible_of_all) {
         const auto& c = counts_;
         double words = double(spans_.size()), lines = double(c.lines), visible = double(c.visible);
@@ -418,7 +423,7 @@ private:
                              share(double(c.numbers), visible), share(double(c.symbols), visible),
                              share(double(c.upper), double(c.letters)), double(c.curly),
                              share(double(c.odd), visible), share(double(c.traditional), double(c.han)),
-                             share(double(c.dated), lines), duplicates(start_hashes_)[0],
+                             share(double(c.dated), lines), share(double(repeats(start_hashes_)), lines),
                              share(double(c.in_fragments), double(c.in_lines)),
                              share(double(c.exclamations), double(c.sentences)), share(double(c.gaps), words)})
             values_.push_back(value);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import unicodedata
+from typing import Any
 
 import pytest
 import yaml
@@ -15,9 +16,10 @@ from data_prep.curation.blocked_urls import BlockedUrls
 from data_prep.curation.characters import native
 from data_prep.curation.cleaning import Phrases, normalize
 from data_prep.curation.curator import Curator
+from data_prep.curation.dense import DensePhrases
 from data_prep.curation.kinds import kind_of
 from data_prep.curation.language import identify_language
-from data_prep.curation.notices import is_dense, is_prominent, remove_notices, without_notices
+from data_prep.curation.notices import is_prominent, remove_notices, without_notices
 from data_prep.curation.rules import Bound, Judge, LanguageRules
 from data_prep.curation.settings import CurateConfig, load_curate_config
 from data_prep.documents.reading import read_documents, write_documents
@@ -110,7 +112,6 @@ EXAMPLES = [
         "en",
         "\n".join(" ".join(ENGLISH.split()[i : i + 4]) + "." for i in range(0, 56, 4)),
     ),
-    ("short_line_share_high", "zh", CHINESE.replace("，", "。\n")),
     (
         "newlines_per_word_high",
         "en",
@@ -191,6 +192,16 @@ ALONE = [
     for lang, plain in (("en", ENGLISH), ("zh", CHINESE))
     for name in CONFIG.languages[lang].rules
     if name in TABLE_A1
+]
+# pages without an article, by what tells them from prose
+ALONE += [
+    ("fragment_character_share_high", "zh", "\n".join(f"我市召开第{n}次工作会议并部署下一年的任务" for n in range(9))),
+    ("dated_line_share_high", "zh", "\n".join(f"第{n}次工作会议召开 2023-12-1{n}" for n in range(9))),
+    ("duplicate_line_start_share_high", "zh", "\n".join(f"型号：62{n} 库存：{n}" for n in range(9))),
+    ("separators_per_word_high", "zh", "首页·新闻·体育·娱乐·财经·科技"),
+    ("exclamations_per_sentence_high", "zh", "今天就有好礼！！！我们在这里等你！来了就不会走。"),
+    ("han_gaps_per_word_high", "zh", "王小明 李大华 张二强 刘伟 陈军 杨磊"),
+    ("long_numbers_per_word_high", "zh", "打这些电话：13800138000、13900139000。"),
 ]
 
 
@@ -533,12 +544,47 @@ PAGES = [
 
 @pytest.mark.parametrize(("language", "page"), PAGES, ids=["zh", "en"])
 def test_a_page_of_advertisements_goes_where_one_phrase_of_them_stays(language, page):
-    phrases = CONFIG.languages[language].dense_phrases
-    plain = {"en": ENGLISH, "zh": CHINESE}[language]
-    assert is_dense(page, Phrases(phrases).find(page))
-    assert not is_dense(plain, Phrases(phrases).find(plain))
-    for phrase in phrases[:40]:
+    rules = CONFIG.languages[language]
+    dense, plain = DensePhrases(rules), {"en": ENGLISH, "zh": CHINESE}[language]
+    assert dense.are_dense(page)
+    assert not dense.are_dense(plain)
+    for phrase in [*rules.dense_phrases[:40], *rules.strong_phrases[:40]]:
         assert reason(f"{plain} {phrase} {plain[:40]}") is None, phrase
+
+
+def dense_phrases(text: str, **rules: Any) -> bool:
+    return DensePhrases(LanguageRules(rules={}, dense_phrases=["甲乙", "丙丁", "戊己", "庚辛"], **rules)).are_dense(
+        text
+    )
+
+
+def test_two_strong_phrases_count_as_four_others():
+    strong = {"strong_phrases": ["天地", "玄黄"]}
+    assert dense_phrases("甲乙，丙丁，戊己，庚辛。")
+    assert not dense_phrases("甲乙，丙丁，戊己，甲乙。")
+    assert dense_phrases("天地，玄黄。", **strong)
+    assert not dense_phrases("天地，甲乙，天地。", **strong)
+    assert not dense_phrases("天地，玄黄。" + CHINESE * 20, **strong)
+    assert not dense_phrases("他说“天地”，又说“玄黄”。", **strong)
+
+
+def test_patterns_count_beside_phrases_and_not_alone():
+    patterns = {"dense_patterns": [r"\d{8}", "！！", "[￥¥]"]}
+    assert dense_phrases("甲乙，丙丁！！电话 12345678。", **patterns)
+    assert not dense_phrases("甲乙！！电话 12345678，￥5。", **patterns)
+
+
+GOOD_ARTICLE = (
+    "本报讯 昨日上午，市人民医院新院区正式启用，首日接诊患者一千二百余人次。新院区位于城东，设有床位八百张。院长介绍，搬迁工作"
+    "历时两周，急诊没有中断过一天。记者在门诊大厅看到，挂号窗口前排起了不长的队伍，志愿者正在指导老人使用自助机。家住附近的"
+    "陈女士说，以前看病要坐四十分钟公交，现在走路就到了。老院区将改造为康复中心，预计明年底投入使用。"
+)
+
+
+def test_an_article_with_the_footer_of_its_site_stays():
+    footer = "责任编辑：李四\n相关阅读：我市医疗资源布局调整\n分享到：微信 微博 QQ空间\n联系我们 关于我们 版权所有"
+    assert reason(f"{GOOD_ARTICLE}\n{footer}") is None
+    assert reason(f"{footer}\n隐私政策 用户协议 网站地图 返回顶部\n{GOOD_ARTICLE[:40]}") is not None
 
 
 VERSE = (
@@ -616,7 +662,10 @@ def test_phrases_are_found_as_whole_words_when_asked():
 
 def test_blocked_words_and_urls_come_from_files(tmp_path):
     (tmp_path / "languages").mkdir()
-    for name in ("curate.yaml", "languages/zh.yaml"):
+    for name in (
+        "curate.yaml",
+        *(f"languages/zh{end}" for end in (".yaml", "_dense_phrases.txt", "_strong_phrases.txt")),
+    ):
         (tmp_path / name).write_text((CONFIGS / name).read_text(encoding="utf-8"), encoding="utf-8")
     english = yaml.safe_load((CONFIGS / "languages" / "en.yaml").read_text(encoding="utf-8"))
     (tmp_path / "languages" / "en.yaml").write_text(yaml.safe_dump({**english, "blocked_words": "bad.txt"}))

@@ -242,11 +242,11 @@ def statistics(text: str, stop_words: Sequence[str] = (), traditional: Sequence[
 
 def _of_lines(lines: Sequence[str], words: int) -> dict[str, float]:
     told = [(line, _told(line)) for line in lines]
-    starts = [start for line in lines if len(start := _line_start(line)) == 6]
     fragments = [line for line, says in told if not says.punctuated]
+    starts = [start for line in fragments if len(start := _line_start(line)) == 6]
     return {
         "dated_line_share": _share(sum(bool(_DATE.search(line)) for line in fragments), len(lines)),
-        "duplicate_line_start_share": _share(len(starts) - len(set(starts)), len(starts)),
+        "duplicate_line_start_share": _share(len(starts) - len(set(starts)), len(lines)),
         "fragment_character_share": _share(sum(map(len, fragments)), sum(map(len, lines))),
         "exclamations_per_sentence": _share(
             sum(char in "!！" for line in lines for char in line), sum(says.sentences for _, says in told)

@@ -7,9 +7,8 @@ import yaml
 
 from data_prep.curation.language import LANGUAGES
 from data_prep.curation.rules import LanguageRules
-from data_prep.curation.settings import RULES, load_curate_config
-from recipe.base.errors import ConfigError
-from recipe.base.strict import load_yaml, strict_model
+from data_prep.curation.settings import RULES, load_curate_config, load_rules
+from recipe.base.errors import ConfigError, UserError
 
 SHIPPED = sorted(path.stem for path in RULES.glob("*.yaml") if path.stem != "template")
 
@@ -23,7 +22,7 @@ def config(tmp_path, languages: object):
 def test_names_alone_take_the_rules_that_ship(tmp_path):
     assert {"de", "en", "ja", "zh"} <= set(SHIPPED) <= LANGUAGES
     for name in SHIPPED:
-        rules = strict_model(LanguageRules, load_yaml(RULES / f"{name}.yaml"), name)
+        rules = load_rules(RULES / f"{name}.yaml")
         assert config(tmp_path, [name]).languages == {name: rules}
         assert config(tmp_path, {name: None}).languages == {name: rules}
         assert config(tmp_path, {name: str(RULES / f"{name}.yaml")}).languages == {name: rules}
@@ -79,3 +78,19 @@ def test_a_stop_word_of_several_characters_that_are_words_each_is_refused(word):
     assert rules.problems() == [
         f"stop_words: '{word}' has several Han characters or kana, which are words each; give one"
     ]
+
+
+def test_phrases_come_from_files_beside_the_rules_and_are_recorded(tmp_path):
+    (tmp_path / "fr.yaml").write_text("{rules: {}, dense_phrases: fr.txt, strong_phrases: [offre]}", encoding="utf-8")
+    with pytest.raises(UserError, match=r"fr\.txt cannot be read"):
+        config(tmp_path, {"fr": "fr.yaml"})
+    (tmp_path / "fr.txt").write_text("# of shops\nsoldes\n\nacheter\n", encoding="utf-8")
+    read = config(tmp_path, {"fr": "fr.yaml"})
+    assert read.parameters()["languages"]["fr"]["dense_phrases"] == ["acheter", "soldes"]
+    assert read.languages["fr"].strong_phrases == ["offre"]
+
+
+def test_a_pattern_that_is_none_is_told(tmp_path):
+    (tmp_path / "fr.yaml").write_text("{rules: {}, dense_patterns: ['[a']}", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"dense_patterns: '\[a' is no regular expression"):
+        config(tmp_path, {"fr": "fr.yaml"})
