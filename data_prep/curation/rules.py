@@ -38,7 +38,9 @@ class LineRules(Section):
     min_words: int = Field(0, ge=0)
     max_word_length: int = Field(1000, gt=0)
     phrases: list[str] = []  # of notices, which go, sentence by sentence: those that say little else
-    cues: list[str] = []  # whole words that speak to the reader or of the site: a short sentence with a phrase and a cue goes
+    cues: list[
+        str
+    ] = []  # whole words that speak to the reader or of the site: a short sentence with a phrase and a cue goes
     # later copies of a sentence of so many characters in one paragraph of prose go, once the document is kept
     repeated_sentence_characters: int | None = Field(None, gt=0)
     source: str = ""
