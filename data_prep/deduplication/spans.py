@@ -80,11 +80,8 @@ class _Rows:
     """Rows of one task on their way to a shuffle: key, check, document and place of windows."""
 
     def __init__(self, target: Shuffle, task: int, check: type):
-        self._target, self._task, self._none = (
-            target,
-            task,
-            [np.zeros(0, kind) for kind in (np.uint64, check, np.uint32)],
-        )
+        self._target, self._task = target, task
+        self._none: list[np.ndarray] = [np.zeros(0, kind) for kind in (np.uint64, check, np.uint32)]
         self._waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray, int]] = []
         self._size = self._chunks = 0
 
