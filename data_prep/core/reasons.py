@@ -48,6 +48,9 @@ STATISTICS: dict[str, tuple[str, str]] = {
     "fragment_character_share": (_SHARE, "{} of the text is in lines that hold and end no sentence"),
     "exclamations_per_sentence": (_OF_100, "{} exclamation marks per 100 sentences"),
     "han_gaps_per_word": (_OF_100, "{} blanks between Chinese characters per 100 words"),
+    "odd_pair_share": (_SHARE, "{} of the words make with the word before a pair that no sentence has"),
+    "name_share": (_SHARE, "{} of the words are one name over and over"),
+    "masked_5gram_share": (_SHARE, "{} of the words repeat, numbers and names aside"),
     **{f"top_{n}gram_share": (_SHARE, f"the most frequent sequence of {n} words makes up {{}} of the text") for n in (2, 3, 4)},
     **{
         f"duplicate_{n}gram_share": (_SHARE, f"{{}} of the text is in sequences of {n} words that came before")

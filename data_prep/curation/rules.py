@@ -46,10 +46,18 @@ class LineRules(Section):
     source: str = ""
 
 
+class WordPairs(Section):
+    """Each of the first words right before each of the second: pairs that no sentence of the language has."""
+
+    before: list[str]
+    word: list[str]
+
+
 class LanguageRules(Section):
     """Everything that curation asks of the documents of one language."""
 
     stop_words: list[str] = []
+    odd_pairs: list[WordPairs] = []  # what odd_pair_share counts
     lines: LineRules = LineRules()
     document_phrases: list[str] = []  # a document goes where they are dense or a sentence says little else
     # a document goes where several different ones are close together; lists, or files relative to this one, a phrase a line
@@ -112,7 +120,13 @@ class Judge:
         stop_words = {native.word_hash(word) for word in rules.stop_words}
         by_kind = {kind: rules.rules_of(kind) for kind in (PROSE, *rules.kinds)}
         asks_traditional = any("traditional_share" in bounds for bounds in by_kind.values())
-        self._meter = native.Meter(stop_words, traditional_characters() if asks_traditional else set())
+        odd_pairs = [
+            (native.word_hash(before), native.word_hash(word))
+            for pairs in rules.odd_pairs
+            for before in pairs.before
+            for word in pairs.word
+        ]
+        self._meter = native.Meter(stop_words, traditional_characters() if asks_traditional else set(), odd_pairs)
         self._bounds = {
             kind: [(_PLACE[name], name, bound.min, bound.max) for name, bound in bounds.items()]
             for kind, bounds in by_kind.items()

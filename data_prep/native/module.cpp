@@ -275,8 +275,8 @@ PYBIND11_MODULE(_native, module) {
 
     module.attr("STATISTICS") = statistics::NAMES;
     py::class_<statistics::Meter>(module, "Meter")
-        .def(py::init<std::unordered_set<uint64_t>, std::unordered_set<uint32_t>>(), py::arg("stop_words"),
-             py::arg("traditional"))
+        .def(py::init<std::unordered_set<uint64_t>, std::unordered_set<uint32_t>, std::vector<wording::WordPair>>(),
+             py::arg("stop_words"), py::arg("traditional"), py::arg("odd_pairs") = std::vector<wording::WordPair>{})
         .def("measure", [](statistics::Meter& self, const py::str& text) {
             auto [at, end] = utf8(text);
             return self.measure(at, end);

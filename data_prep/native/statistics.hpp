@@ -8,6 +8,7 @@
 
 #include "layout.hpp"
 #include "minhash.hpp"
+#include "wording.hpp"
 
 namespace statistics {
 
@@ -28,30 +29,7 @@ inline const std::vector<std::string> NAMES = {
     "han_share", "letter_share", "number_share", "symbol_share", "upper_share", "curly_brackets",
     "private_or_replacement_share", "traditional_share", "dated_line_share", "duplicate_line_start_share",
     "fragment_character_share", "exclamations_per_sentence", "han_gaps_per_word",
-};
-
-// A set of hashes with counts, emptied in time proportional to its use.
-class CountTable {
-public:
-    void start(size_t expected) {
-        size_t size = 16;
-        while (size < expected * 2) size *= 2;
-        if (keys_.size() < size) { keys_.assign(size, 0); counts_.assign(size, 0); }
-        else std::fill(counts_.begin(), counts_.begin() + size, 0);
-        mask_ = size - 1;
-    }
-    // How often this hash has come, this time included.
-    uint32_t add(uint64_t hash) {
-        size_t slot = hash & mask_;
-        while (counts_[slot] && keys_[slot] != hash) slot = (slot + 1) & mask_;
-        keys_[slot] = hash;
-        return ++counts_[slot];
-    }
-
-private:
-    std::vector<uint64_t> keys_;
-    std::vector<uint32_t> counts_;
-    size_t mask_ = 0;
+    "odd_pair_share", "name_share", "masked_5gram_share",
 };
 
 // Marks that a scan asks for at every character, as bits.
@@ -143,8 +121,9 @@ private:
 
 class Meter {
 public:
-    Meter(std::unordered_set<uint64_t> stop_words, std::unordered_set<uint32_t> traditional)
-        : stop_words_(std::move(stop_words)), traditional_(std::move(traditional)) {}
+    Meter(std::unordered_set<uint64_t> stop_words, std::unordered_set<uint32_t> traditional,
+          const std::vector<wording::WordPair>& odd_pairs)
+        : stop_words_(std::move(stop_words)), traditional_(std::move(traditional)), wording_(odd_pairs) {}
 
     // The numbers of NAMES for one text.
     std::vector<double> measure(const unsigned char* begin, const unsigned char* end) {
@@ -176,12 +155,15 @@ private:
         seen_stop_words_.clear();
         size_t total = 0, longest = 0, spelled = 0;  // spelled: of letters, not a Chinese character
         stop_words_seen_ = 0;
+        wording_.start();
         length_ = text::each_word(begin, end, true, [&](size_t start, size_t stop, uint64_t hash, uint32_t first) {
             spans_.push_back({uint32_t(start), uint32_t(stop)});
             hashes_.push_back(hash);
             if (!text::stands_alone(first, class_of(first))) { ++spelled; total += stop - start; }
             longest = std::max(longest, stop - start);
-            if (!stop_words_.count(hash)) return;
+            bool is_stop_word = stop_words_.count(hash);
+            wording_.add(start, stop, hash, first, is_stop_word);
+            if (!is_stop_word) return;
             seen_stop_words_.insert(hash);
             ++stop_words_seen_;
         });
@@ -425,7 +407,9 @@ private:
                              share(double(c.odd), visible), share(double(c.traditional), double(c.han)),
                              share(double(c.dated), lines), share(double(repeats(start_hashes_)), lines),
                              share(double(c.in_fragments), double(c.in_lines)),
-                             share(double(c.exclamations), double(c.sentences)), share(double(c.gaps), words)})
+                             share(double(c.exclamations), double(c.sentences)), share(double(c.gaps), words),
+                             share(double(wording_.odd_pairs()), words), share(double(wording_.repeated_name(table_)), words),
+                             share(double(wording_.in_masked_runs(table_)), words)})
             values_.push_back(value);
     }
 
@@ -444,6 +428,7 @@ private:
     CountTable table_;
     Counts counts_{};
     layout::Layout layout_;
+    wording::Wording wording_;
     Line line_;
     Run paragraph_;
     size_t length_ = 0, stop_words_seen_ = 0;
