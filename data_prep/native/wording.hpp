@@ -36,14 +36,15 @@ public:
         before_stop_ = stop;
     }
 
-    size_t odd_pairs() const { return odd_; }
+    // How many there are; short texts may have a few of each of the three, which do not count.
+    size_t odd_pairs() const { return beyond(odd_, FREE_PAIRS); }
 
-    // How often the most frequent name comes, the first two times aside.
+    // How often the most frequent name comes.
     size_t repeated_name(CountTable& table) const {
         table.start(names_.size());
         size_t most = 0;
         for (uint64_t name : names_) most = std::max<size_t>(most, table.add(name));
-        return most > 2 ? most - 2 : 0;
+        return beyond(most, FREE_NAMES);
     }
 
     // Words in runs of five that came before where numbers and names are all the same, none counted twice. A run has at
@@ -62,12 +63,15 @@ public:
             words += seen ? RUN : 0;
             i += seen ? RUN : 1;
         }
-        return words;
+        return beyond(words, FREE_RUNS * RUN);
     }
 
 private:
     static constexpr uint64_t MASK = 0;
     static constexpr size_t RUN = 5, MAX_MASKS = 2;
+    static constexpr size_t FREE_PAIRS = 2, FREE_NAMES = 5, FREE_RUNS = 3;
+
+    static size_t beyond(size_t count, size_t free) { return count > free ? count - free : 0; }
 
     static uint64_t joined(uint64_t before, uint64_t word) {
         uint64_t hash = (before ^ word * RUN) * text::TOKEN_START;

@@ -174,7 +174,12 @@ def _joined(chars: Sequence[str], place: int) -> bool:
     return bool(around) and all(is_word(char) and not alone(char) for char in around)
 
 
-def statistics(text: str, stop_words: Sequence[str] = (), traditional: Sequence[str] = ()) -> dict[str, float]:
+def statistics(
+    text: str,
+    stop_words: Sequence[str] = (),
+    traditional: Sequence[str] = (),
+    odd_pairs: Sequence[tuple[str, str]] = (),
+) -> dict[str, float]:
     """What native/statistics.hpp measures, by name."""
     from tests.data_prep.curation import reference_layout as layout  # which is built on this one
 
@@ -184,6 +189,7 @@ def statistics(text: str, stop_words: Sequence[str] = (), traditional: Sequence[
     hashes = [word_hash(text[a:b]) for a, b in spans]
     stop_hashes = {word_hash(word) for word in stop_words}
     spelled = [(a, b) for a, b in spans if not alone(text[a])]
+    wording = _of_words(text, spans, stop_hashes, {(word_hash(a), word_hash(b)) for a, b in odd_pairs})
     length, text = len(text), visible(text)
     full = [line.strip(_SPACES) for line in text.split("\n") if line.strip(_SPACES)]
     told = [_told(line) for line in _left_stripped(text)]
@@ -237,7 +243,37 @@ def statistics(text: str, stop_words: Sequence[str] = (), traditional: Sequence[
         ),
         "traditional_share": _share(sum(char in traditional for char in han), len(han)),
     }
-    return values | _of_lines(_left_stripped(text), len(spans))
+    return values | _of_lines(_left_stripped(text), len(spans)) | wording
+
+
+def _of_words(text: str, spans, stop_hashes: set[int], odd_pairs: set[tuple[int, int]]) -> dict[str, float]:
+    hashes = [word_hash(text[a:b]) for a, b in spans]
+    firsts = [class_of(text[a]) for a, _ in spans]
+    beside = [(i, i + 1) for i in range(len(spans) - 1) if spans[i + 1][0] == spans[i][1] + 1]
+    odd = sum((hashes[i], hashes[j]) in odd_pairs for i, j in beside)
+    names = [bool(first & c.UPPER) and h not in stop_hashes for h, first in zip(hashes, firsts, strict=True)]
+    most = max(Counter(h for h, name in zip(hashes, names, strict=True) if name).values(), default=0)
+    masked = [
+        "" if name or first & c.NUMBER else h for h, name, first in zip(hashes, names, firsts, strict=True)
+    ]
+    return {
+        "odd_pair_share": _share(max(odd - 2, 0), len(spans)),
+        "name_share": _share(max(most - 5, 0), len(spans)),
+        "masked_5gram_share": _share(max(_in_masked_runs(masked) - 15, 0), len(spans)),
+    }
+
+
+def _in_masked_runs(masked: Sequence[int | str]) -> int:
+    """Words in runs of five with at most two masks that came before, none counted twice."""
+    seen, count, i = set(), 0, 0
+    while i + 5 <= len(masked):
+        run = tuple(masked[i : i + 5])
+        if run.count("") <= 2 and run in seen:
+            count, i = count + 5, i + 5
+            continue
+        seen.add(run)
+        i += 1
+    return count
 
 
 def _of_lines(lines: Sequence[str], words: int) -> dict[str, float]:

@@ -26,6 +26,7 @@ TEXTS = [
     "1. one\n(2) two\na) b\n① c\n> d\n+ e\n* f\n**g**\n--h\n1.2 i\nH@d Da5hwood Ã© â€œ Â x\nno. 5... Wait?! 1st 3D $5 12345678\nA line of ten words that has no full stop behind it at all\n",
     "2023-06-11 03:12:44.018 INFO 汉\n[06-11] 汉　语 文\n12月1日 汉语\n1月2 日\n6/11/2023 x\n2023.1.2\n2023-1/2 123:45 1:234 1-2-3\n12楼 顶!\n"
     "13楼 顶！！\n第10：30分\n在 10:30 到了。\n型号：62A 单价\n型号：63A 单价\n",
+    "a b a b aa. A Aa 3 of it, a Bb 4 of it! " * 9 + "Paris is far from Rome. Lyon is far from Rome. " * 9,
     "a" * 5000 + " " + "漢" * 3000 + "\n" + "same line of text here\n" * 30,
 ]
 
@@ -64,9 +65,14 @@ def check(text: str) -> None:
         phrases = ["a", "Aa", "aa b", "漢汉", "汉", "É", "a.", "ab'a"]
         assert native.Phrases(phrases, whole_words).find(text) == reference.matches(text, phrases, whole_words)
     stop_words, traditional = ["the", "don't", "的", "汉"], ["漢", "體"]
-    meter = native.Meter({native.word_hash(w) for w in stop_words}, {ord(ch) for ch in traditional})
+    odd_pairs = [("the", "don't"), ("a", "b"), ("a", "aa")]
+    meter = native.Meter(
+        {native.word_hash(w) for w in stop_words},
+        {ord(ch) for ch in traditional},
+        [(native.word_hash(a), native.word_hash(b)) for a, b in odd_pairs],
+    )
     measured = dict(zip(native.STATISTICS, meter.measure(text), strict=True))
-    expected = reference.statistics(text, stop_words, traditional)
+    expected = reference.statistics(text, stop_words, traditional, odd_pairs)
     assert list(measured) == list(expected)
     assert measured == pytest.approx(expected)
 
