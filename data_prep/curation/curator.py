@@ -126,7 +126,8 @@ class Curator:
             return reason
         if self._dense[language].are_dense(text):
             return "dense_phrases"
-        if is_prominent(text, self._document_phrases[language].find(text)):
+        phrases = self._document_phrases[language]
+        if phrases.find(text) and is_prominent(prose := native.prose(text), phrases.find(prose)):
             return "document_phrase"
         allowed = self._config.languages[language].max_blocked_words
         if language in self._blocked and len(self._blocked[language].find(text)) > allowed:
