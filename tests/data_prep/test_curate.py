@@ -129,6 +129,26 @@ EXAMPLES = [
     ("duplicate_line_share_high", "zh", "\n".join([CHINESE] * 3)),
     ("top_2gram_share_high", "en", ENGLISH + " buying nowadays" * 18 + "."),
     ("top_2gram_share_high", "zh", CHINESE + "便宜" * 60 + "。"),
+    (
+        "odd_pair_share_high",
+        "en",
+        " ".join(sorted(ENGLISH.split(), key=lambda word: word[::-1])) + " the of the and a the." * 2,
+    ),
+    (
+        "name_share_high",
+        "en",
+        "Larkton is what you want. See Larkton with us, for Larkton has it all. From old Larkton to new Larkton, "
+        "nobody knows Larkton as we do. Ask us about Larkton, or come to Larkton when it rains. The inns of Larkton "
+        "are full, so call Larkton first. You will like Larkton, and they who live here say that Larkton likes you.",
+    ),
+    (
+        "masked_5gram_share_high",
+        "en",
+        " ".join(
+            f"Go to {town} where all {n} people like {town[::-1].title()} and eat {n + 100} of them."
+            for n, town in enumerate(["Ashby", "Otley", "Selby", "Thirsk", "Whitby", "Ripon"], 1200)
+        ),
+    ),
     ("duplicate_5gram_share_high", "en", ENGLISH + " They said: " + ENGLISH[:90] + "."),
     ("duplicate_8gram_share_high", "zh", CHINESE + "又一次，" + CHINESE[:80] + "。"),
 ]
@@ -665,6 +685,7 @@ def test_blocked_words_and_urls_come_from_files(tmp_path):
     for name in (
         "curate.yaml",
         *(f"languages/zh{end}" for end in (".yaml", "_dense_phrases.txt", "_strong_phrases.txt")),
+        *(f"languages/en{end}" for end in ("_dense_phrases.txt", "_strong_phrases.txt")),
     ):
         (tmp_path / name).write_text((CONFIGS / name).read_text(encoding="utf-8"), encoding="utf-8")
     english = yaml.safe_load((CONFIGS / "languages" / "en.yaml").read_text(encoding="utf-8"))

@@ -253,9 +253,7 @@ def _of_words(text: str, spans, stop_hashes: set[int], odd_pairs: set[tuple[int,
     odd = sum((hashes[i], hashes[j]) in odd_pairs for i, j in beside)
     names = [bool(first & c.UPPER) and h not in stop_hashes for h, first in zip(hashes, firsts, strict=True)]
     most = max(Counter(h for h, name in zip(hashes, names, strict=True) if name).values(), default=0)
-    masked = [
-        "" if name or first & c.NUMBER else h for h, name, first in zip(hashes, names, firsts, strict=True)
-    ]
+    masked = ["" if name or first & c.NUMBER else h for h, name, first in zip(hashes, names, firsts, strict=True)]
     return {
         "odd_pair_share": _share(max(odd - 2, 0), len(spans)),
         "name_share": _share(max(most - 5, 0), len(spans)),
