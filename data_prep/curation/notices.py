@@ -19,6 +19,8 @@ _CHARACTERS_PER_WORD = 1.6
 _MAX_PASSES = 10  # so that the work stays linear; real pages take one, which the second finds done
 # A document is of its phrases with at least three of them, one in so many words; where three differ, in twice as many.
 _WORDS_PER_PHRASE = 20
+# Or with a sentence that says little else, in a text of so many words per phrase: the larger part of a text decides.
+_WORDS_PER_PHRASE_ALONE = 150
 
 # what speaks to the reader or of this site in English and Chinese; `lines.cues` of a language has more
 _CUE = re.compile(
@@ -113,7 +115,10 @@ def is_prominent(text: str, matches: Sequence[Span]) -> bool:
         return False
     different = {text[start:stop].lower() for start, stop in message}
     words = _WORDS_PER_PHRASE * len(message) * (2 if len(different) >= 3 else 1)
-    return (len(message) >= 3 and words_of(text) <= words) or any(
+    size = words_of(text)
+    if size > _WORDS_PER_PHRASE_ALONE * len(message):
+        return False
+    return (len(message) >= 3 and size <= words) or any(
         spans and _words_beside(text, start, stop, spans) <= _WORDS_BESIDE_PHRASES
         for line, line_stop, inside in _by_line(text, message)
         for start, stop, spans in _by_sentence(text, line, line_stop, inside)

@@ -539,6 +539,11 @@ def test_a_text_that_mentions_a_document_phrase_stays():
     assert reason(CHINESE + "锟斤拷锟斤拷锟斤拷的人。") == "document_phrase"
 
 
+def test_a_long_text_that_shows_a_filler_stays():
+    text = ENGLISH * 4 + "\n\nLorem ipsum dolor."
+    assert not is_prominent(text, Phrases(["lorem ipsum dolor"]).find(text))
+
+
 @pytest.mark.parametrize(
     "text",
     [
