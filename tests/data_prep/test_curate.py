@@ -146,7 +146,7 @@ EXAMPLES = [
         "en",
         " ".join(
             f"Go to {town} where all {n} people like {town[::-1].title()} and eat {n + 100} of them."
-            for n, town in enumerate(["Ashby", "Otley", "Selby", "Thirsk", "Whitby", "Ripon"], 1200)
+            for n, town in enumerate(["Ashby", "Otley", "Selby", "Thirsk", "Whitby", "Ripon", "Malton", "Settle"], 1200)
         ),
     ),
     ("duplicate_5gram_share_high", "en", ENGLISH + " They said: " + ENGLISH[:90] + "."),
