@@ -15,9 +15,9 @@ from typing import Any
 from data_prep.core.command import job_parser
 from data_prep.core.stage import Stage, document_task
 from data_prep.core.tally import Tally, merged, with_totals
+from data_prep.curation.changes import Numbers, bilingual_lines
 from data_prep.curation.coverage import language_warnings
 from data_prep.curation.curator import Curator
-from data_prep.curation.changes import Numbers, bilingual_lines
 from data_prep.curation.settings import CurateConfig, load_curate_config
 from data_prep.documents.reading import Document, Part, write_documents, write_part
 from recipe.base.errors import exit_on_user_error

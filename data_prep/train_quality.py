@@ -142,6 +142,16 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def notes(results: dict[str, Any]) -> list[str]:
+    """A sentence for each language whose threshold keeps every document."""
+    return [
+        f"note: the threshold of '{language}' keeps every held-out document: enough of all of them are good; ask for a higher "
+        "precision, or for keep_share"
+        for language, result in results.items()
+        if result["agreement"]["kept"] == result["agreement"]["documents"]
+    ]
+
+
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
@@ -150,7 +160,8 @@ def main(argv: list[str] | None = None) -> None:
     if not stage.finished:
         run(stage, labels, config)
     stage.report("used")
-    print(table(load_json(stage.output / "manifest.json")["results"]["languages"]))
+    trained = load_json(stage.output / "manifest.json")["results"]["languages"]
+    print("\n".join([table(trained), *notes(trained)]))
     print(f"next: set `quality: {{model: {stage.output.absolute()}}}` in the configuration of data_prep/curate.py")
 
 

@@ -39,7 +39,7 @@ _RECORD = np.uint64((1 << RECORD_BITS) - 1)
 
 
 class RepeatedSpans(Section):
-    min_characters: int = Field(200, ge=32)  # spans of so many are found; Lee et al. take 50 tokens
+    min_characters: int = Field(200, ge=32, le=100_000)  # spans of so many are found; Lee et al. take 50 tokens
     min_left: int = Field(100, ge=1)  # a document that was cut and has fewer characters left goes
     spared_kinds: list[str] = ["code"]  # by the field `kind` of curation; their text does count as standing before
 

@@ -80,6 +80,14 @@ def facts_of(stage: FinishedStage) -> list[str]:
     for language, marks in results.get("marks_widened", {}).items():
         if marks:
             facts.append(f"{counted(marks, 'half-width mark')} after {language} text became full-width.")
+    for name, cut in (
+        ("span", stage.counts.get("repeated_spans", {})),
+        ("line", stage.counts.get("repeated_lines", {})),
+    ):
+        if cut.get(f"{name}s"):
+            facts.append(
+                f"{counted(cut[f'{name}s'], f'repeated {name}')} cut from {counted(cut['documents'], 'document')}."
+            )
     if stage.name == "train_quality":
         facts += [_agreement_of(language, result) for language, result in results["languages"].items()]
     if "vocab_size" in results:

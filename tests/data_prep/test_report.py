@@ -293,3 +293,9 @@ def test_kinds_of_text_bilingual_documents_widened_marks_and_warnings_are_shown(
     assert "Documents in two languages, mostly zh how documents parallel 21 glossary 3" in page
     assert "1,234 half-width marks after zh text became full-width." in page
     assert "Warning: languages.de: 2 of 414 documents are kept" in page
+    cuts = {
+        "repeated_spans": {"spans": 118, "characters": 31548, "documents": 40},
+        "repeated_lines": {"lines": 1, "documents": 1},
+    }
+    page = words_of(render([finished(tmp_path / "deduped", "dedup", {"in": 40, "out": 30, **cuts})]))
+    assert "118 repeated spans cut from 40 documents. 1 repeated line cut from 1 document." in page

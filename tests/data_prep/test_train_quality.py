@@ -16,6 +16,7 @@ from data_prep.documents.reading import write_documents
 from data_prep.quality.model import QualityModel
 from data_prep.reporting.details import facts_of
 from data_prep.reporting.stages import read_stage
+from data_prep.train_quality import notes
 from recipe.base.errors import UserError
 from recipe.base.strict import load_json
 from tests.data_prep.job_server import run_job
@@ -290,3 +291,9 @@ def test_a_language_without_a_classifier_is_refused_or_named(config, curate_conf
 def test_mistakes_in_the_configuration_of_quality_are_named(quality, message, curate_config):
     with pytest.raises(UserError, match=message):
         load_curate_config(curate_config(**quality))
+
+
+def test_a_threshold_that_keeps_everything_is_told():
+    results = {"en": {"agreement": {"kept": 9, "documents": 9}}, "zh": {"agreement": {"kept": 8, "documents": 9}}}
+    (note,) = notes(results)
+    assert note.startswith("note: the threshold of 'en' keeps every held-out document")
