@@ -106,7 +106,8 @@ def test_every_stage_rule_and_source_is_in_one_file_that_fits_phones_and_desks(p
         assert numbers[reason] == f"{number:,}"
     assert f"{deduped['out']:,} out" in text
     assert (
-        "fewer than 50 (en) or 80 (zh) words (other limits for bilingual, code, dialogue, verse) <code>words_low</code>" in text
+        "fewer than 50 (en) or 80 (zh) words (other limits for bilingual, code, dialogue, verse) <code>words_low</code>"
+        in text
     )
     assert "synthetic-zh" in text
     assert not re.search(r"(src|href)=", text)  # nothing from elsewhere
