@@ -6,7 +6,9 @@ import random
 
 import pytest
 
-from data_prep.check_languages import main, sentence_ends
+from data_prep.check_languages import main
+from data_prep.curation.characters import native
+from data_prep.curation.rules import STATISTICS
 from data_prep.curation.settings import RULES
 from data_prep.documents.reading import write_documents
 from data_prep.grammars.grammar import GRAMMARS
@@ -116,9 +118,10 @@ def test_a_script_without_blanks_between_words(documents, config, tmp_path, caps
 
 @pytest.mark.parametrize("mark", [*".!?。！？…．｡।॥؟۔։።"], ids=lambda mark: f"U+{ord(mark):04X}")
 def test_sentences_end_in_the_marks_of_many_scripts(mark):
-    """The last end of a text is not counted: a long line without any mark has one too."""
-    assert sentence_ends(f"word word{mark} word{mark} word{mark}") == 2
-    assert sentence_ends(THAI * 6) == 0
+    """A long line without any mark counts as one."""
+    texts = (f"word word{mark} word{mark} word{mark}", THAI * 6)
+    sentences = [native.Meter(set(), set()).measure(text)[STATISTICS.index("sentences")] for text in texts]
+    assert sentences == [3, 1]
 
 
 def test_tasks_of_your_own_are_found(config, tmp_path, capsys):
