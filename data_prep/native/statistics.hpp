@@ -307,7 +307,7 @@ private:
 
     static constexpr size_t LINE_START = 6;  // characters that tell whether lines begin alike
     void start(uint32_t code) {
-        if (!layout::is_digit(code)) line_.start.feed(code);
+        if (!layout::is_digit(code)) line_.start.feed(text::lower(code));
         else if (!layout::is_digit(line_.before)) line_.start.feed('0');
     }
 
