@@ -25,7 +25,7 @@ import torch.distributed as dist
 
 from recipe.base.model_shape import load_model_shape
 from recipe.base.ranks import leave
-from recipe.base.routing_settings import Routing
+from recipe.base.run_config.routing import Routing
 from recipe.base.settings import Checkpoint, Compute, Numerics, Optimizer
 from recipe.base.tables import markdown_table
 from recipe.checkpoints.store import CheckpointStore, TrainState

@@ -20,7 +20,7 @@ from benchmarks.step_run.contender import ADAMW, CLIP, CUDA, DEVICE, LEARNING_RA
 from benchmarks.step_run.megatron import megatron
 from recipe.base.hardware import GIB
 from recipe.base.model_shape import ModelShape
-from recipe.base.routing_settings import Routing
+from recipe.base.run_config.routing import Routing
 from recipe.base.settings import Compute, Optimizer
 from recipe.huggingface.architectures import export_config
 from recipe.planner.kept import KEEPABLE, kept_bytes, rows_of

@@ -31,8 +31,9 @@ from launch.cluster.hosts import free_port  # noqa: E402
 from recipe.base.arguments import output_file, positive_int  # noqa: E402
 from recipe.base.errors import UserError, exit_on_user_error  # noqa: E402
 from recipe.base.model_shape import load_model_shape  # noqa: E402
-from recipe.base.routing_settings import Routing  # noqa: E402
-from recipe.base.settings import Compute, Optimizer, Schedule  # noqa: E402
+from recipe.base.run_config.routing import Routing  # noqa: E402
+from recipe.base.run_config.schedule import Schedule  # noqa: E402
+from recipe.base.settings import Compute, Optimizer  # noqa: E402
 from recipe.base.strict import load_json  # noqa: E402
 from recipe.base.tables import markdown_table  # noqa: E402
 from recipe.data.batch import Batch, make_batch  # noqa: E402

@@ -27,7 +27,7 @@ from recipe.base.errors import ConfigError, UserError, exit_on_user_error
 from recipe.base.hardware import GIB, accelerator_of, cluster_of
 from recipe.base.model_shape import load_model_shape
 from recipe.base.ranks import is_first_rank, required_world_size
-from recipe.base.routing_settings import Routing
+from recipe.base.run_config.routing import Routing
 from recipe.base.settings import RECOMPUTES, Compute, Optimizer
 from recipe.planner.plan import Plan
 from recipe.planner.timing.timeline import EXPECTED

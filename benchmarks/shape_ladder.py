@@ -34,7 +34,8 @@ from benchmarks.moe_layer import machine, report  # noqa: E402
 from recipe.base.arguments import output_file, positive_int  # noqa: E402
 from recipe.base.errors import UserError, exit_on_user_error  # noqa: E402
 from recipe.base.model_shape import ModelShape  # noqa: E402
-from recipe.base.settings import Optimizer, Schedule  # noqa: E402
+from recipe.base.run_config.schedule import Schedule  # noqa: E402
+from recipe.base.settings import Optimizer  # noqa: E402
 from recipe.base.strict import load_json  # noqa: E402
 from recipe.base.tables import markdown_table  # noqa: E402
 from recipe.data.batch import make_batch  # noqa: E402

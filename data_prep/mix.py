@@ -18,7 +18,7 @@ import yaml
 from data_prep.ingest import load_sources
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import write_text
-from recipe.base.settings import Mixture
+from recipe.base.run_config.data import Mixture
 from recipe.base.strict import apply_override, load_yaml, strict_model
 from recipe.data.mixture import CYCLE, Phase, plan_mixture
 from recipe.data.token_folder import TokenFolder

@@ -15,7 +15,7 @@ from torch import nn
 
 from benchmarks.step_run.contender import ADAMW, CLIP, CUDA, DEVICE, DTYPE, LEARNING_RATE, Case, Contender, Enter
 from recipe.base.model_shape import ModelShape
-from recipe.base.routing_settings import Routing
+from recipe.base.run_config.routing import Routing
 
 
 class MasterWeights:

@@ -7,88 +7,18 @@ folder the command is started in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
-from recipe.base.routing_settings import Routing
+from recipe.base.run_config.data import Data
+from recipe.base.run_config.phase import Phase, problems_of_phases
+from recipe.base.run_config.routing import Routing
+from recipe.base.run_config.schedule import Schedule
 from recipe.base.strict import Section, apply_override, load_yaml, strict_model
 
-
-def _problems_of_weights(name: str, weights: Mapping[Any, float]) -> list[str]:
-    """What makes no shares of these weights."""
-    return [f"{name}: {key} has a negative weight" for key, weight in weights.items() if weight < 0]
-
-
 LOCAL_HOST = "127.0.0.1"  # metrics are for this host unless a run says otherwise
-
-
-class Anneal(Section):
-    """The last part of training, with more of the better sources (as Llama 3, arXiv 2407.21783, section 3.1.3)."""
-
-    share: float = Field(gt=0, lt=1)
-    """Part of the run's sequences, counted from the end, that is annealed."""
-    tier_weights: dict[int, float]
-    """Tier -> factor on the weights of its sources during the anneal; above 1 for the better tiers. Sources without
-    a tier keep their weight."""
-
-    def problems(self) -> list[str]:
-        return _problems_of_weights("data.mixture.anneal.tier_weights", self.tier_weights)
-
-
-class Mixture(Section):
-    """How the sources are mixed: p proportional to factor * tokens ** alpha, or explicit weights."""
-
-    alpha: float = Field(0.5, ge=0, le=1)
-    """Exponent on a source's tokens: 1 draws sources as large as they are, 0 equally often; 0.5 lifts the smaller
-    language."""
-    weights: dict[str, float] | None = None
-    """Source -> weight, relative to the others'. Overrides `alpha` and `factors` and must name every source; for
-    shares that were found by experiment."""
-    factors: dict[str, float] = {}
-    """Source -> factor on its weight, 1 where none is given; to lift or lower single sources."""
-    max_epochs: float | None = Field(None, gt=0)
-    """Most often that a source may be repeated, in epochs; what it cannot fill goes to the others. Null: no limit.
-    Up to 4 cost little (arXiv 2305.16264)."""
-    tiers: dict[str, int] = {}
-    """Source -> quality tier, 1 the best; only `anneal` reads them."""
-    anneal: Anneal | None = None
-
-    def problems(self) -> list[str]:
-        problems = [] if self.anneal is None else self.anneal.problems()
-        if self.anneal is not None:
-            unknown = sorted({str(t) for t in self.tiers.values()} - {str(t) for t in self.anneal.tier_weights})
-            problems += [
-                f"data.mixture.tiers names tier {t}, which anneal.tier_weights has no weight for" for t in unknown
-            ]
-        problems += _problems_of_weights("data.mixture.weights", self.weights or {})
-        problems += _problems_of_weights("data.mixture.factors", self.factors)
-        if self.weights is not None and not any(self.weights.values()):
-            problems.append("data.mixture.weights are all zero; give one source a weight, or set null")
-        if self.weights is not None and self.factors:
-            problems.append("data.mixture.weights overrides factors; keep one")
-        return problems
-
-
-class Data(Section):
-    """What the model is trained on, and how it is cut into sequences."""
-
-    tokens: Path
-    """Output folder of data_prep/tokenize_corpus.py."""
-    seq_length: int = Field(gt=1)
-    """Tokens predicted per sequence; at most the model's `max_position_embeddings`."""
-    mixture: Mixture = Mixture()
-    document_attention: bool = False
-    """Attention and positions stay inside each packed document. With false, tokens see the documents before theirs
-    in the sequence."""
-    on_damage: Literal["stop", "skip"] = "stop"
-    """What happens at a damaged block of a shard: `stop` ends the run, `skip` leaves its sequences out and counts
-    them."""
-    max_damaged_share: float = Field(0.01, ge=0, le=1)
-    """With `on_damage` skip: share of the sequences read that may be damaged. The run stops when more are, and more
-    than one batch."""
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]  # decay of a mean, 1 would never forget
@@ -104,24 +34,6 @@ class Optimizer(Section):
     """Added to the root of the mean squared gradient, so that no update divides by zero."""
     weight_decay: float = Field(0.1, ge=0)
     """Weight decay of AdamW: a step shrinks a weight by learning rate * weight_decay."""
-
-
-class Schedule(Section):
-    """Learning rate by tokens seen: linear warmup, then cosine, or WSD (stable, then linear decay)."""
-
-    total_tokens: int = Field(gt=0)
-    """Length of the run, in tokens. The last step may go beyond it by less than a batch."""
-    kind: Literal["cosine", "wsd"] = "cosine"
-    """Shape after the warmup: `cosine` falls to `min_lr` over all that remains; `wsd` stays at `peak_lr` until the
-    final decay, so that a run can be prolonged or branched."""
-    peak_lr: float = Field(gt=0)
-    """Learning rate at the end of the warmup."""
-    min_lr: float = Field(ge=0)
-    """Learning rate at `total_tokens`; at most `peak_lr`. A tenth of it is common, 0 for wsd."""
-    warmup_tokens: int = Field(ge=0)
-    """Tokens over which the learning rate rises from 0 to `peak_lr` in a line."""
-    decay_tokens: int = Field(0, ge=0)
-    """WSD only: length of the final decay in tokens; a tenth of `total_tokens` in MiniCPM (arXiv 2404.06395)."""
 
 
 Recompute = Literal["none", "reentrant", "non_reentrant", "selective"]
@@ -277,26 +189,21 @@ class RunConfig(Section):
     watch: Watch = Watch()
     logging: Logging = Logging()
     evaluation: Evaluation = Evaluation()
+    phases: list[Phase] = []
+    """Ranges of tokens in which other settings hold, one after the other; together `schedule.total_tokens`. [] is one phase, of
+    the settings above. The run saves a checkpoint and builds its engine anew where one begins."""
 
     def problems(self) -> list[str]:
-        schedule = self.schedule
-        problems = [
+        return [
             *self.data.mixture.problems(),
+            *self.schedule.problems(),
+            *problems_of_phases(self.phases),
             *self.routing.problems(),
             *self.compute.problems(),
             *self.checkpoint.problems(),
             *self.watch.problems(),
             *self.logging.problems(),
         ]
-        if schedule.min_lr > schedule.peak_lr:
-            problems.append(f"schedule.min_lr {schedule.min_lr} exceeds schedule.peak_lr {schedule.peak_lr}")
-        if schedule.kind == "wsd" and schedule.decay_tokens == 0:
-            problems.append("schedule.kind wsd needs schedule.decay_tokens")
-        if schedule.kind == "cosine" and schedule.decay_tokens:
-            problems.append("schedule.decay_tokens is for kind wsd; the cosine decays over all that follows the warmup")
-        if schedule.warmup_tokens + schedule.decay_tokens > schedule.total_tokens:
-            problems.append("schedule.warmup_tokens + decay_tokens exceed schedule.total_tokens")
-        return problems
 
 
 def absolute(run: RunConfig) -> RunConfig:

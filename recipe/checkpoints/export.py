@@ -24,7 +24,7 @@ from recipe.base.errors import UserError
 from recipe.base.files import flush_file, rename_folder, write_json, write_text
 from recipe.base.model_shape import ModelShape
 from recipe.base.output_paths import check_export_folder, partial_export
-from recipe.base.routing_settings import Routing
+from recipe.base.run_config.routing import Routing
 from recipe.checkpoints.fingerprints import Fingerprints, described, engine_fingerprints, folder_fingerprints
 from recipe.engine.collectives import any_rank, from_first_rank
 from recipe.engine.deepspeed_private import full_shape, is_partitioned

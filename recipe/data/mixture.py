@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from recipe.base.errors import UserError
-from recipe.base.settings import Mixture
+from recipe.base.run_config.data import Mixture
 
 CYCLE = 4096  # sequences over which the mixture is exact: weights are kept to 1/4096
 

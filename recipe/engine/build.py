@@ -17,7 +17,7 @@ from torch import nn
 
 from recipe.base.ds_config import DsConfig
 from recipe.base.errors import UserError
-from recipe.base.routing_settings import Routing
+from recipe.base.run_config.routing import Routing
 from recipe.base.settings import Compute, Optimizer
 from recipe.engine.deepspeed_private import (
     full_shape,

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from recipe.base.hardware import GPUS_PER_NODE
 from recipe.base.model_shape import ModelShape
 from recipe.base.ranks import remove_shared_memory
-from recipe.base.routing_settings import Routing
+from recipe.base.run_config.routing import Routing
 from recipe.base.settings import Compute, Optimizer
 from recipe.data.batch import Batch
 from recipe.engine.build import build_engine, control_routing

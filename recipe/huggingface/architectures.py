@@ -14,7 +14,7 @@ from typing import Any
 
 from recipe.base.errors import UserError
 from recipe.base.model_shape import ModelShape
-from recipe.base.routing_settings import Routing
+from recipe.base.run_config.routing import Routing
 
 # mixtral's names of an expert's matrices, transformers' MixtralBlockSparseTop2MLP: w2(silu(w1(x)) * w3(x))
 MIXTRAL_MATRICES = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from recipe.base.routing_settings import Collapse, LogitGrowth, Overload
+from recipe.base.run_config.routing import Collapse, LogitGrowth, Overload
 from recipe.engine.moe.routing_control import RoutingControl
 
 REVIVAL = 0.1  # added to a dead expert's bias: a tenth of the range of sigmoid scores

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from recipe.base.errors import UserError
-from recipe.base.settings import Schedule
+from recipe.base.run_config.schedule import Schedule
 from recipe.base.tables import StageLines
 from recipe.checkpoints.store import CheckpointStore, TrainState
 from recipe.data.batch import Batch, make_batch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from recipe.base.settings import Schedule
+from recipe.base.run_config.schedule import Schedule
 
 
 def learning_rate(schedule: Schedule, tokens_seen: int) -> float:

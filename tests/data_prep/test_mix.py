@@ -9,7 +9,7 @@ import yaml
 
 from data_prep.core.command import CONFIGS
 from data_prep.mix import main
-from recipe.base.settings import Mixture
+from recipe.base.run_config.data import Mixture
 from recipe.data.loader import BatchOrder
 from recipe.data.mixture import CYCLE, plan_mixture
 from recipe.data.token_folder import TokenFolder

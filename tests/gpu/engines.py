@@ -23,7 +23,7 @@ from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedPara
 from deepspeed.utils import safe_get_full_fp32_param
 
 from recipe.base.model_shape import IGNORED
-from recipe.base.routing_settings import Routing
+from recipe.base.run_config.routing import Routing
 from recipe.base.settings import Compute, Numerics, Optimizer
 from recipe.data.batch import Batch, make_batch
 from recipe.engine.build import be_deterministic, build_engine, control_routing, parameter_groups

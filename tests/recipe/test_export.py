@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qw
 
 from launch import generate
 from recipe.base.errors import UserError
-from recipe.base.routing_settings import Routing
+from recipe.base.run_config.routing import Routing
 from recipe.checkpoints.export import check_bias_has_place
 from recipe.export import CHAT_TEMPLATE, conclusion, max_positions
 from recipe.huggingface.architectures import GLM4_MOE, MIXTRAL, QWEN3_MOE

@@ -13,7 +13,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3Moe
 
 from recipe import branch, export, import_model
 from recipe.base.model_shape import load_model_shape
-from recipe.base.routing_settings import Routing
+from recipe.base.run_config.routing import Routing
 from recipe.engine import build as engine
 from recipe.engine import session
 from recipe.run import folder as run_folder

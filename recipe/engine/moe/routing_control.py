@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from recipe.base.routing_settings import Routing
+from recipe.base.run_config.routing import Routing
 from recipe.model.routing.balance import AttachLoss, load_balancing_loss, router_z_terms, updated_bias
 from recipe.model.routing.capacity import apply_capacity, expert_capacity
 

@@ -15,7 +15,8 @@ import psutil
 import pytest
 import torch
 
-from recipe.base.settings import Checkpoint, Schedule
+from recipe.base.run_config.schedule import Schedule
+from recipe.base.settings import Checkpoint
 from recipe.checkpoints import store as store_module
 from recipe.checkpoints import stored
 from recipe.checkpoints.snapshot import not_finite

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from recipe.base.errors import UserError
-from recipe.base.settings import Mixture
+from recipe.base.run_config.data import Mixture
 from recipe.data.mixture import capped, mixture_weights, plan_mixture
 
 TOKENS = {"en": 900.0, "zh": 100.0}

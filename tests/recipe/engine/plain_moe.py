@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from recipe.base.routing_settings import Capacity, Routing
+from recipe.base.run_config.routing import Capacity, Routing
 from recipe.model import RecipeMoeConfig
 from recipe.model.modeling import MoeBlock
 from recipe.model.routing.router import jitter

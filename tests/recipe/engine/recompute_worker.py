@@ -19,7 +19,7 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_grad
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from recipe.base.routing_settings import Routing
+from recipe.base.run_config.routing import Routing
 from recipe.base.settings import Compute, Optimizer
 from recipe.engine import build
 from recipe.engine.build import build_engine, control_routing

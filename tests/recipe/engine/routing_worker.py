@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_grad
 
-from recipe.base.routing_settings import Routing
+from recipe.base.run_config.routing import Routing
 from recipe.base.settings import Compute, Optimizer
 from recipe.data.batch import make_batch
 from recipe.engine.build import build_engine, control_routing

@@ -15,7 +15,7 @@ from deepspeed.module_inject.auto_ep import AutoEP
 from deepspeed.module_inject.auto_ep_config import parse_autoep_config
 from transformers import modeling_flash_attention_utils as flash
 
-from recipe.base.routing_settings import Routing
+from recipe.base.run_config.routing import Routing
 from recipe.base.settings import Compute
 from recipe.data.batch import make_batch
 from recipe.engine.moe.autoep import connect, divide_exchanges, moe_layers, recipe_layers

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from recipe.base.model_shape import load_model_shape
-from recipe.base.routing_settings import Routing
+from recipe.base.run_config.routing import Routing
 from recipe.base.settings import Compute, Optimizer
 from recipe.engine.build import build_engine, control_routing
 from recipe.engine.collective_counts import CollectiveCounter

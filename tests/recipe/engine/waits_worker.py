@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from recipe.base.model_shape import load_model_shape
-from recipe.base.routing_settings import Routing
+from recipe.base.run_config.routing import Routing
 from recipe.base.settings import Compute, Optimizer
 from recipe.engine.build import build_engine, control_routing
 from recipe.engine.rehearsal import fake_ranks, random_batch

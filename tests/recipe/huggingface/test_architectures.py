@@ -9,7 +9,7 @@ from transformers import AutoConfig
 
 from recipe.base.errors import UserError
 from recipe.base.model_shape import ModelShape
-from recipe.base.routing_settings import Routing
+from recipe.base.run_config.routing import Routing
 from recipe.huggingface.architectures import export_architecture, export_config, export_note
 
 SHAPE = ModelShape(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from recipe.base.model_shape import ModelShape, load_model_shape
-from recipe.base.routing_settings import Routing
+from recipe.base.run_config.routing import Routing
 from recipe.base.settings import Compute, Optimizer
 from recipe.engine.build import build_engine, control_routing
 from recipe.engine.rehearsal import fake_ranks, random_batch

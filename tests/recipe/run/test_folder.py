@@ -13,7 +13,8 @@ import pytest
 from recipe.base.ds_config import DsConfig
 from recipe.base.errors import UserError
 from recipe.base.files import append_json
-from recipe.base.settings import Data, Mixture, Optimizer, RunConfig
+from recipe.base.run_config.data import Data, Mixture
+from recipe.base.settings import Optimizer, RunConfig
 from recipe.base.strict import load_json, strict_model
 from recipe.run.checkpoint_files import SCHEMA, VERSION, checkpoint_name, topology_of
 from recipe.run.folder import check_resume, check_run_folder, load_run_folder, record_start

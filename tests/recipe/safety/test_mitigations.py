@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from recipe.base.routing_settings import Routing
+from recipe.base.run_config.routing import Routing
 from recipe.engine.moe.routing_control import RoutingControl
 from recipe.safety.mitigations import REVIVAL, Mitigator
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from recipe.base.routing_settings import Routing
+from recipe.base.run_config.routing import Routing
 from recipe.engine.moe.routing_control import RoutingControl, StepSums
 from recipe.telemetry.routing_metrics import routing_metrics, source_information
 

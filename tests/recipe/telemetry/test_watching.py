@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from recipe.base.errors import UserError
-from recipe.base.settings import Schedule
+from recipe.base.run_config.schedule import Schedule
 from recipe.engine.step_guard import robust_z
 from recipe.run.heartbeats import Heartbeat, read_heartbeats, state_of_process, write_heartbeat
 from recipe.safety.corruption import who_deviates

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from recipe.base.errors import UserError
-from recipe.base.routing_settings import Routing
-from recipe.base.settings import Checkpoint, Evaluation, Logging, Numerics, Schedule, Spikes, Watch
+from recipe.base.run_config.routing import Routing
+from recipe.base.run_config.schedule import Schedule
+from recipe.base.settings import Checkpoint, Evaluation, Logging, Numerics, Spikes, Watch
 from recipe.engine import step_guard
 from recipe.engine.step_guard import Unsound
 from recipe.planner.kept import NOTHING

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from recipe.base.settings import Schedule
+from recipe.base.run_config.schedule import Schedule
 from recipe.training.schedule import learning_rate
 
 COSINE = Schedule(total_tokens=1000, peak_lr=1.0, min_lr=0.1, warmup_tokens=100)

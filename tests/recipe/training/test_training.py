@@ -16,7 +16,7 @@ import pytest
 
 from recipe import train
 from recipe.base.files import read_json_lines
-from recipe.base.settings import Schedule
+from recipe.base.run_config.schedule import Schedule
 from recipe.run.checkpoint_files import complete, kept_for, read_manifest, step_of
 from recipe.run.heartbeats import read_heartbeats
 from recipe.run.records import read_attempts, read_metrics

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from recipe.base.routing_settings import Routing
+from recipe.base.run_config.routing import Routing
 from recipe.engine.moe.routing_control import MicroBatch, RoutingControl
 from recipe.model.routing.balance import updated_bias
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from recipe.base.routing_settings import Capacity
+from recipe.base.run_config.routing import Capacity
 from recipe.model.routing.capacity import apply_capacity, expert_capacity
 from recipe.model.routing.router import preferences
 from tests.recipe.engine.plain_moe import plain_limit

@@ -1,0 +1,1 @@
+"""Sections of the run config that fill files of their own, and the phases that they make."""
