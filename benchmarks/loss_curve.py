@@ -38,7 +38,7 @@ from recipe.base.strict import load_json  # noqa: E402
 from recipe.base.tables import markdown_table  # noqa: E402
 from recipe.data.batch import Batch, make_batch  # noqa: E402
 from recipe.data.loader import BatchOrder  # noqa: E402
-from recipe.data.mixture import Phase  # noqa: E402
+from recipe.data.mixture import Stretch  # noqa: E402
 from recipe.data.token_folder import TokenFolder  # noqa: E402
 from recipe.planner.search.ds_writer import ds_config_for  # noqa: E402
 from recipe.training.schedule import learning_rate  # noqa: E402
@@ -51,7 +51,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 def batches(folder: TokenFolder, steps: int) -> Iterator[Batch]:
     sources = folder.sources("train")
-    order = BatchOrder(sources, [Phase(0, {s.name: float(s.num_tokens) for s in sources})], SEQ_LENGTH, seed=0)
+    order = BatchOrder(sources, [Stretch(0, {s.name: float(s.num_tokens) for s in sources})], SEQ_LENGTH, seed=0)
     for step in range(steps):
         sequences, numbers, _ = order.micro_batch(step * MICRO_BATCH, 0, 0, 1, MICRO_BATCH)
         yield make_batch(sequences, numbers, eod_id=0, pad_id=None, document_attention=False)

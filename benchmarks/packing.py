@@ -26,7 +26,7 @@ from recipe.base.arguments import positive_int  # noqa: E402
 from recipe.base.errors import exit_on_user_error  # noqa: E402
 from recipe.base.settings import Compute  # noqa: E402
 from recipe.data.loader import BatchOrder  # noqa: E402
-from recipe.data.mixture import Phase  # noqa: E402
+from recipe.data.mixture import Stretch  # noqa: E402
 from recipe.data.token_folder import TokenFolder  # noqa: E402
 
 SEQ_LENGTH, MICRO_BATCH, WARMUP = 512, 4, 5
@@ -38,7 +38,7 @@ def compare(tokens: TokenFolder, steps: int) -> dict[str, Any]:
     from recipe.evaluation.held_out import evaluate_source
 
     train, eod_id = tokens.sources("train"), tokens.tokenizer["eod_id"]
-    order = BatchOrder(train, [Phase(0, {s.name: float(s.num_tokens) for s in train})], SEQ_LENGTH, seed=0)
+    order = BatchOrder(train, [Stretch(0, {s.name: float(s.num_tokens) for s in train})], SEQ_LENGTH, seed=0)
     runs = {document: tiny_run(SEQ_LENGTH, MICRO_BATCH, order.names) for document in (False, True)}
     seconds: dict[bool, list[float]] = {False: [], True: []}
     for step in range(1, steps + 1):

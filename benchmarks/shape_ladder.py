@@ -40,7 +40,7 @@ from recipe.base.strict import load_json  # noqa: E402
 from recipe.base.tables import markdown_table  # noqa: E402
 from recipe.data.batch import make_batch  # noqa: E402
 from recipe.data.loader import BatchOrder  # noqa: E402
-from recipe.data.mixture import Phase  # noqa: E402
+from recipe.data.mixture import Stretch  # noqa: E402
 from recipe.data.token_folder import Split, TokenFolder  # noqa: E402
 from recipe.model import RecipeMoeConfig, RecipeMoeForCausalLM  # noqa: E402
 from recipe.model.loss import next_token_loss  # noqa: E402
@@ -148,7 +148,9 @@ class Sequences:
 
     def __init__(self, folder: TokenFolder, split: Split):
         sources = folder.sources(split)
-        self.order = BatchOrder(sources, [Phase(0, {s.name: float(s.num_tokens) for s in sources})], SEQ_LENGTH, seed=0)
+        self.order = BatchOrder(
+            sources, [Stretch(0, {s.name: float(s.num_tokens) for s in sources})], SEQ_LENGTH, seed=0
+        )
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         sequences, numbers, _ = self.order.micro_batch(step * MICRO_BATCH, 0, 0, 1, MICRO_BATCH)

@@ -20,7 +20,7 @@ from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import write_text
 from recipe.base.run_config.data import Mixture
 from recipe.base.strict import apply_override, load_yaml, strict_model
-from recipe.data.mixture import CYCLE, Phase, plan_mixture
+from recipe.data.mixture import CYCLE, PhaseData, Stretch, plan_mixture
 from recipe.data.token_folder import TokenFolder
 
 # Up to here data that is read again trains almost like new data: Muennighoff et al., Scaling Data-Constrained Language
@@ -41,7 +41,7 @@ def read_mixture(path: Path | None, overrides: list[str]) -> Mixture:
 
 
 def table(
-    sizes: dict[str, float], languages: dict[str, str], phases: list[Phase], run_tokens: float, cycle_tokens: float
+    sizes: dict[str, float], languages: dict[str, str], phases: list[Stretch], run_tokens: float, cycle_tokens: float
 ) -> str:
     """Share, tokens and epochs of every source and language in each phase and in all."""
     ends = [phase.first_cycle * cycle_tokens for phase in phases[1:]] + [run_tokens]
@@ -63,7 +63,7 @@ def table(
 
 
 def repetition_notes(
-    sizes: dict[str, float], phases: list[Phase], run_tokens: float, cycle_tokens: float
+    sizes: dict[str, float], phases: list[Stretch], run_tokens: float, cycle_tokens: float
 ) -> Iterator[str]:
     """A sentence for each source that the plan reads more often than costs little."""
     bounds = [*(phase.first_cycle * cycle_tokens for phase in phases), run_tokens]
@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
             "factors": mixture.factors or {name: s.weight for name, s in sources.items()},
             "tiers": mixture.tiers or {name: s.tier for name, s in sources.items()},
         })  # fmt: skip
-    phases = plan_mixture(sizes, mixture, args.run_tokens, CYCLE * args.seq_length)
+    (phases,) = plan_mixture([PhaseData(mixture, args.seq_length, args.run_tokens, "", sizes)])
     print(table(sizes, languages, phases, args.run_tokens, CYCLE * args.seq_length))
     for note in repetition_notes(sizes, phases, args.run_tokens, CYCLE * args.seq_length):
         print(f"note: {note}")

@@ -13,7 +13,7 @@ import numpy as np
 from data_prep.documents.reading import read_documents
 from recipe.base.strict import load_json
 from recipe.base.tables import duration
-from recipe.data.mixture import CYCLE, plan_mixture
+from recipe.data.mixture import PhaseData, plan_mixture
 from recipe.data.token_folder import Source, TokenFolder
 from recipe.run.folder import load_run_folder
 from recipe.run.records import read_metrics
@@ -107,8 +107,9 @@ def _entropy_of_the_mixture(work: Path) -> float:
     run, _ = load_run_folder(work / "run")
     sources = TokenFolder(work / "tokens").sources("train")
     sizes = {source.name: float(source.num_tokens) for source in sources}
-    mixture = plan_mixture(sizes, run.data.mixture, run.schedule.total_tokens, CYCLE * run.data.seq_length)
-    return unigram_entropy(sources, mixture[0].weights)
+    data = PhaseData(run.data.mixture, run.data.seq_length, run.schedule.total_tokens, str(work / "tokens"), sizes)
+    ((first, *_),) = plan_mixture([data])
+    return unigram_entropy(sources, first.weights)
 
 
 def next_commands(root: Path, work: Path, prompt: str, embedded: bool) -> str:

@@ -1,12 +1,15 @@
 """How much of each source a run reads, and when: temperature sampling, epoch caps, an annealed last part.
 
-A plan is a list of phases, each with the share of every source, that the loader follows to the sequence.
+A plan is a list of stretches for each phase of the run, each with the share of every source, that the loader follows to
+the sequence.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from recipe.base.errors import UserError
@@ -16,8 +19,28 @@ CYCLE = 4096  # sequences over which the mixture is exact: weights are kept to 1
 
 
 @dataclass(frozen=True)
-class Phase:
-    """A stretch of the run with one mixture."""
+class PhaseData:
+    """What a phase of a run is to read.
+
+    Args:
+        seq_length: tokens predicted per sequence.
+        tokens: its planned length.
+        folder: identity of the token folder by its content; phases of one folder share what they have read.
+        sizes: tokens of each source.
+        name: for messages.
+    """
+
+    mixture: Mixture
+    seq_length: int
+    tokens: float
+    folder: str
+    sizes: Mapping[str, float]
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A part of a phase with one mixture."""
 
     first_cycle: int
     weights: dict[str, float]  # source -> share of the sequences
@@ -36,45 +59,76 @@ def normalized(weights: Mapping[str, float]) -> dict[str, float]:
     return {name: weight / total for name, weight in weights.items()}
 
 
-def plan_mixture(tokens: Mapping[str, float], mixture: Mixture, run_tokens: float, cycle_tokens: float) -> list[Phase]:
-    """The phases of a run.
-
-    Args:
-        tokens: of each source, one epoch.
-        mixture: what the run config asks for.
-        run_tokens: of the whole run.
-        cycle_tokens: of `CYCLE` sequences, the grain of phases.
+def plan_mixture(phases: Sequence[PhaseData]) -> list[list[Stretch]]:
+    """The stretches of each phase: one, or two where a run of one phase anneals.
 
     Raises:
-        UserError: names that do not fit the sources, or epoch caps that leave the run without data.
+        UserError: names that do not fit the sources, or epoch caps that leave a phase without data.
     """
-    _check_names(tokens, mixture)
-    base = _base_weights(tokens, mixture)
-    cycles = max(1.0, run_tokens / cycle_tokens)
-    if mixture.anneal is None:
-        lengths = {0: cycles}
-    else:
-        start = round(cycles * (1 - mixture.anneal.share))
-        if start == 0:
-            raise UserError(
-                f"data.mixture.anneal.share {mixture.anneal.share} of a run of {cycles:.1f} cycles of {CYCLE} sequences "
-                "leaves nothing before it; lower it or remove anneal"
-            )
-        if start >= cycles:
-            raise UserError(
-                f"data.mixture.anneal.share {mixture.anneal.share} of a run of {cycles:.1f} cycles of {CYCLE} sequences "
-                "is less than half a cycle; raise it or remove anneal"
-            )
-        lengths = {0: float(start), start: cycles - start}
-    left = {name: mixture.max_epochs * size if mixture.max_epochs else float("inf") for name, size in tokens.items()}
-    phases = []
-    # the annealed part comes first in claiming data: it needs its sources fresh
-    for first, length in sorted(lengths.items(), reverse=True):
+    claimed: dict[tuple[str, str], float] = defaultdict(float)  # tokens of (folder, source) that later phases read
+    plans = []
+    for number in reversed(range(len(phases))):  # the last parts come first in claiming data: they need it fresh
+        with named(number, phases):
+            plans.append(_plan_phase(phases[number], claimed, alone=len(phases) == 1))
+    return plans[::-1]
+
+
+@contextmanager
+def named(number: int, phases: Sequence[PhaseData]) -> Iterator[None]:
+    """Say in an error which phase it is about, in a run of several."""
+    try:
+        yield
+    except UserError as error:
+        if len(phases) == 1:
+            raise
+        raise UserError(f"phases.{number} ({phases[number].name}): {error}") from None
+
+
+def _plan_phase(phase: PhaseData, claimed: dict[tuple[str, str], float], *, alone: bool) -> list[Stretch]:
+    mixture = phase.mixture
+    _check_names(phase.sizes, mixture)
+    if mixture.anneal is not None and not alone:
+        raise UserError(
+            "data.mixture.anneal is of a run without phases; remove it, and give a last phase the mixture of the anneal"
+        )
+    base = _base_weights(phase.sizes, mixture)
+    stretches = []
+    for first, length in sorted(_lengths(phase).items(), reverse=True):
+        needed = length * CYCLE * phase.seq_length
         wanted = base if first == 0 else _annealed(base, mixture)
-        weights = capped(wanted, left, length * cycle_tokens)
-        left = {name: left[name] - weights[name] * length * cycle_tokens for name in left}
-        phases.append(Phase(first, weights))
-    return phases[::-1]
+        weights = capped(wanted, _left(phase, claimed), needed)
+        for name, weight in weights.items():
+            claimed[phase.folder, name] += weight * needed
+        stretches.append(Stretch(first, weights))
+    return stretches[::-1]
+
+
+def _lengths(phase: PhaseData) -> dict[int, float]:
+    """First cycle of each stretch, and its cycles; a part of one counts as one, since its order is that of a whole one."""
+    cycles = max(1.0, phase.tokens / (CYCLE * phase.seq_length))
+    anneal = phase.mixture.anneal
+    if anneal is None:
+        return {0: cycles}
+    start = round(cycles * (1 - anneal.share))
+    if start == 0:
+        raise UserError(
+            f"data.mixture.anneal.share {anneal.share} of a run of {cycles:.1f} cycles of {CYCLE} sequences "
+            "leaves nothing before it; lower it or remove anneal"
+        )
+    if start >= cycles:
+        raise UserError(
+            f"data.mixture.anneal.share {anneal.share} of a run of {cycles:.1f} cycles of {CYCLE} sequences "
+            "is less than half a cycle; raise it or remove anneal"
+        )
+    return {0: float(start), start: cycles - start}
+
+
+def _left(phase: PhaseData, claimed: Mapping[tuple[str, str], float]) -> dict[str, float]:
+    """Tokens of each source that the phase may read."""
+    if phase.mixture.max_epochs is None:
+        return dict.fromkeys(phase.sizes, math.inf)
+    most = {name: phase.mixture.max_epochs * size for name, size in phase.sizes.items()}
+    return {name: max(0.0, tokens - claimed[phase.folder, name]) for name, tokens in most.items()}
 
 
 def capped(weights: Mapping[str, float], left: Mapping[str, float], needed: float) -> dict[str, float]:

@@ -6,7 +6,7 @@ import errno
 import importlib.util
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from recipe.base.output_paths import check_output_folder, glob_problem
 from recipe.base.run_config.routing import Routing
 from recipe.base.settings import LOCAL_HOST, RunConfig, load_run_config
 from recipe.data.loader import BatchOrder
-from recipe.data.mixture import CYCLE, plan_mixture
+from recipe.data.mixture import CYCLE
+from recipe.data.order import PhaseData, RunOrder
 from recipe.data.token_folder import (
     Source,
     TokenFolder,
@@ -227,12 +228,9 @@ def batch_order(run: RunConfig, tokens: TokenFolder) -> BatchOrder:
     sizes = {name: float(size) for name, size in tokens.sizes("train").items()}
     if not sizes:
         raise UserError(f"data.tokens {run.data.tokens} has no training shards; tokenize more documents")
-    phases = plan_mixture(sizes, run.data.mixture, run.schedule.total_tokens, CYCLE * run.data.seq_length)
-    # In the order of the sizes, the same on all ranks.
-    read = [name for name in sizes if any(phase.weights[name] for phase in phases)]
-    phases = [replace(phase, weights={name: phase.weights[name] for name in read}) for phase in phases]
-    sources = tokens.sources("train", read)
-    return BatchOrder(sources, phases, run.data.seq_length, run.seed, run.data.on_damage == "skip")
+    data = PhaseData(run.data.mixture, run.data.seq_length, run.schedule.total_tokens, str(tokens.path), sizes)
+    order = RunOrder([data], run.seed)
+    return order.of_phase(0, [], tokens.sources("train", order.names(0)), run.data.on_damage == "skip")
 
 
 def describe(job: Job) -> str:
@@ -280,7 +278,7 @@ def _describe_mixture(job: Job) -> list[str]:
         f"{count * job.run.data.seq_length:,.0f} tokens, {epochs[name]:.2f} epochs"
         for name, count in job.order.read(sequences).items()
     ]
-    for first, _ in job.order.phases[1:]:
+    for first, _ in job.order.stretches[1:]:
         lines.append(f"mixture     anneals from step {first * CYCLE // job.ds.train_batch_size + 1:,}")
     return lines
 

@@ -21,7 +21,7 @@ from recipe.base.errors import UserError
 from recipe.base.strict import load_json
 from recipe.data.indexed import Shard
 from recipe.data.loader import BatchOrder
-from recipe.data.mixture import Phase
+from recipe.data.mixture import Stretch
 from recipe.data.token_folder import TokenFolder
 from tests.conftest import documents_in
 from tests.data_prep.test_jobs import contents
@@ -274,7 +274,7 @@ def test_a_run_accepts_the_folder_and_reads_it(bring_in, encoded, new_run, write
     )
     assert train.main([str(word) for word in words]) == 0
     sources = TokenFolder(output).sources("train")
-    order = BatchOrder(sources, [Phase(0, {"a": 1.0, "b": 1.0})], seq_length=32, seed=0)
+    order = BatchOrder(sources, [Stretch(0, {"a": 1.0, "b": 1.0})], seq_length=32, seed=0)
     stream = {s.name: np.concatenate([shard.read(0, shard.num_tokens) for shard in s.shards]) for s in sources}
     for index in range(20):
         rows = np.lib.stride_tricks.sliding_window_view(stream[order.locate(index)[0]], 33)

@@ -11,7 +11,7 @@ from data_prep.core.command import CONFIGS
 from data_prep.mix import main
 from recipe.base.run_config.data import Mixture
 from recipe.data.loader import BatchOrder
-from recipe.data.mixture import CYCLE, plan_mixture
+from recipe.data.mixture import CYCLE, PhaseData, plan_mixture
 from recipe.data.token_folder import TokenFolder
 
 ANNEAL = "anneal={share: 0.1, tier_weights: {1: 4, 2: 1, 3: 0.2}}"
@@ -27,8 +27,9 @@ def test_tokens_of_a_folder_are_read_as_the_table_says(prepared, capsys):
     assert main([str(w) for w in words]) == 0
     table = rows(capsys.readouterr().out)
     sources = TokenFolder(prepared.tokens).sources("train")
-    phases = plan_mixture({s.name: s.num_tokens for s in sources}, Mixture(alpha=0.3), run_tokens, CYCLE * 32)
-    read = BatchOrder(sources, phases, 32, 0).read(3 * CYCLE)
+    sizes = {s.name: s.num_tokens for s in sources}
+    (stretches,) = plan_mixture([PhaseData(Mixture(alpha=0.3), 32, run_tokens, "", sizes)])
+    read = BatchOrder(sources, stretches, 32, 0).read(3 * CYCLE)
     for name, count in read.items():
         assert float(table[name][2]) == pytest.approx(count * 32, rel=0.01)
 

@@ -9,8 +9,8 @@ import pytest
 
 from recipe.base.errors import UserError
 from recipe.data.indexed import DamagedShard, Shard, ShardWriter, token_dtype
-from recipe.data.loader import BatchOrder, Permutation, cycle_places
-from recipe.data.mixture import CYCLE, Phase
+from recipe.data.loader import BatchOrder
+from recipe.data.mixture import CYCLE, Stretch
 from recipe.data.token_folder import Source
 
 S = 8
@@ -36,20 +36,7 @@ def sources(tmp_path) -> list[Source]:
 
 
 def order(sources, weights=None, seed=0) -> BatchOrder:
-    return BatchOrder(sources, [Phase(0, weights or {"en": 0.75, "zh": 0.25})], S, seed)
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 64, 1000, 4097])
-def test_a_permutation_visits_everything_once(size):
-    permutation = Permutation(size, "key")
-    assert sorted(permutation(i) for i in range(size)) == list(range(size))
-
-
-def test_permutations_differ_by_key_and_are_not_the_identity():
-    first, second = ([Permutation(1000, key)(i) for i in range(1000)] for key in ("a", "b"))
-    assert first != second
-    assert sum(a == i for i, a in enumerate(first)) < 20
-    assert abs(np.corrcoef(first, range(1000))[0, 1]) < 0.1
+    return BatchOrder(sources, [Stretch(0, weights or {"en": 0.75, "zh": 0.25})], S, seed)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -93,7 +80,7 @@ def test_each_cycle_holds_the_mixture_exactly(sources):
 
 
 def test_a_phase_changes_the_shares_and_goes_on_where_the_last_one_stopped(sources):
-    batches = BatchOrder(sources, [Phase(0, {"en": 0.75, "zh": 0.25}), Phase(2, {"en": 0.25, "zh": 0.75})], S, 0)
+    batches = BatchOrder(sources, [Stretch(0, {"en": 0.75, "zh": 0.25}), Stretch(2, {"en": 0.25, "zh": 0.75})], S, 0)
     for cycle, chinese in ((0, CYCLE // 4), (1, CYCLE // 4), (2, CYCLE * 3 // 4), (5, CYCLE * 3 // 4)):
         names = Counter(batches.locate(cycle * CYCLE + i)[0] for i in range(CYCLE))
         assert names["zh"] == chinese
@@ -109,20 +96,9 @@ def test_the_seed_changes_the_order_and_nothing_else_does(sources):
     assert read(first) != read(other)
 
 
-@pytest.mark.parametrize(
-    "weights", [{"a": 1.0}, {"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}, {"a": 1.0, "b": 1e-9}, {"a": 2.0, "b": 0.0}]
-)
-def test_places_fill_the_cycle_in_proportion(weights):
-    places = cycle_places(weights)
-    assert sum(places.values()) == CYCLE
-    for name, weight in weights.items():
-        assert abs(places[name] - CYCLE * weight / sum(weights.values())) <= 1
-        assert (places[name] > 0) == (weight > 0)
-
-
 def test_a_source_shorter_than_a_sequence_is_refused(sources):
     with pytest.raises(UserError, match="source 'zh' has 121 tokens, too few"):
-        BatchOrder(sources, [Phase(0, {"en": 0.5, "zh": 0.5})], 200, 0)
+        BatchOrder(sources, [Stretch(0, {"en": 0.5, "zh": 0.5})], 200, 0)
 
 
 def test_each_cycle_has_a_pattern_of_its_own(sources):
@@ -136,7 +112,7 @@ def test_each_cycle_has_a_pattern_of_its_own(sources):
 
 @pytest.mark.parametrize("phases", [[{"en": 1.0, "zh": 0.0}], [{"en": 1.0, "zh": 0.0}, {"en": 0.5, "zh": 0.0}]])
 def test_a_source_without_a_share_needs_no_data(sources, phases):
-    batches = BatchOrder(sources, [Phase(cycle, weights) for cycle, weights in enumerate(phases)], 200, 0)
+    batches = BatchOrder(sources, [Stretch(cycle, weights) for cycle, weights in enumerate(phases)], 200, 0)
     assert batches.names == ["en", "zh"]
     assert {batches.locate(i)[0] for i in range(3 * CYCLE)} == {"en"}
     assert batches.read(2 * CYCLE) == {"en": 2 * CYCLE, "zh": 0}
@@ -149,12 +125,12 @@ def test_a_source_without_a_share_needs_no_data(sources, phases):
 
 def test_a_source_that_gets_a_share_later_needs_data_now(sources):
     with pytest.raises(UserError, match="source 'zh' has 121 tokens, too few"):
-        BatchOrder(sources, [Phase(0, {"en": 1.0, "zh": 0.0}), Phase(1, {"en": 0.5, "zh": 0.5})], 200, 0)
+        BatchOrder(sources, [Stretch(0, {"en": 1.0, "zh": 0.0}), Stretch(1, {"en": 0.5, "zh": 0.5})], 200, 0)
 
 
 def test_a_damaged_sequence_is_missing_and_no_other_is(sources):
     """One flipped bit in the Chinese shard."""
-    batches = BatchOrder(sources, [Phase(0, {"en": 0.5, "zh": 0.5})], S, 0, skip_damage=True)
+    batches = BatchOrder(sources, [Stretch(0, {"en": 0.5, "zh": 0.5})], S, 0, skip_damage=True)
     whole, numbers, missing = batches.micro_batch(0, 0, 0, 1, 16)
     assert not missing.any()
     chinese = batches.names.index("zh")
@@ -165,11 +141,11 @@ def test_a_damaged_sequence_is_missing_and_no_other_is(sources):
         handle.seek(0)
         handle.write(bytes([first[0] ^ 1]))
     damaged = [sources[0], Source("zh", (Shard(shard.prefix),), shard.num_tokens, 1)]
-    batches = BatchOrder(damaged, [Phase(0, {"en": 0.5, "zh": 0.5})], S, 0, skip_damage=True)
+    batches = BatchOrder(damaged, [Stretch(0, {"en": 0.5, "zh": 0.5})], S, 0, skip_damage=True)
     tokens, numbers, missing = batches.micro_batch(0, 0, 0, 1, 16)
     assert missing.tolist() == (numbers == chinese).tolist()
     assert not tokens[missing].any()
     assert np.array_equal(tokens[~missing], whole[~missing])
-    strict = BatchOrder(damaged, [Phase(0, {"en": 0.5, "zh": 0.5})], S, 0)
+    strict = BatchOrder(damaged, [Stretch(0, {"en": 0.5, "zh": 0.5})], S, 0)
     with pytest.raises(DamagedShard):
         strict.micro_batch(0, 0, 0, 1, 16)

@@ -6,13 +6,19 @@ import pytest
 
 from recipe.base.errors import UserError
 from recipe.base.run_config.data import Mixture
-from recipe.data.mixture import capped, mixture_weights, plan_mixture
+from recipe.data.mixture import CYCLE, PhaseData, capped, mixture_weights, plan_mixture
 
-TOKENS = {"en": 900.0, "zh": 100.0}
+TOKENS = {"en": 900.0 * CYCLE, "zh": 100.0 * CYCLE}
 
 
-def plan(run_tokens=1000.0, **mixture):
-    return plan_mixture(TOKENS, Mixture(**mixture), run_tokens, 10.0)
+def data(run_tokens=1000, sizes=TOKENS, seq_length=10, folder="one", name="", **mixture) -> PhaseData:
+    """A phase of so many times `CYCLE` tokens."""
+    return PhaseData(Mixture(**mixture), seq_length, run_tokens * CYCLE, folder, sizes, name)
+
+
+def plan(run_tokens=1000, **mixture):
+    (stretches,) = plan_mixture([data(run_tokens, **mixture)])
+    return stretches
 
 
 def test_temperature_lifts_the_smaller_source():
@@ -59,7 +65,7 @@ def test_shares_are_kept_where_nothing_is_short():
         ({"weights": {"en": 1.0, "zh": -1.0}}, "must not be negative"),
         ({"factors": {"fr": 1.0}}, "factors names fr"),
         ({"tiers": {"fr": 1}}, "tiers names fr"),
-        ({"max_epochs": 0.5}, "max_epochs leaves 500 tokens for 1e"),
+        ({"max_epochs": 0.5}, "max_epochs leaves 2.05e.06 tokens for 4.1e"),
         ({"anneal": {"share": 0.999, "tier_weights": {}}}, "leaves nothing before it"),
         (
             {"tiers": {"en": 1, "zh": 1}, "anneal": {"share": 0.5, "tier_weights": {1: 0}}},
@@ -82,8 +88,8 @@ def test_a_config_is_asked_for_every_tier():
 
 def test_a_source_without_a_tier_keeps_its_weight_in_the_annealed_part():
     tokens = {"code": 100.0, "en": 100.0, "zh": 100.0}
-    mixture = Mixture(tiers={"en": 2, "zh": 1}, anneal={"share": 0.5, "tier_weights": {1: 4.0, 2: 1.0}})
-    first, last = plan_mixture(tokens, mixture, 100.0, 1.0)
+    anneal = {"share": 0.5, "tier_weights": {1: 4.0, 2: 1.0}}
+    first, last = plan(100, sizes=tokens, tiers={"en": 2, "zh": 1}, anneal=anneal)
     assert first.weights == pytest.approx(dict.fromkeys(tokens, 1 / 3))
     assert last.weights == pytest.approx({"code": 1 / 6, "en": 1 / 6, "zh": 4 / 6})
 
@@ -92,7 +98,7 @@ def test_a_source_of_weight_zero_is_left_out_with_and_without_caps():
     for cap in ({}, {"max_epochs": 2.0}):
         (phase,) = plan(weights={"en": 2, "zh": 0}, **cap)
         assert phase.weights == {"en": 1.0, "zh": 0.0}
-    with pytest.raises(UserError, match="leaves 90 tokens for 1e"):  # not zh's, which nobody reads
+    with pytest.raises(UserError, match=r"leaves 3\.69e\+05 tokens for 4\.1e"):  # not zh's, which nobody reads
         plan(weights={"en": 2, "zh": 0}, max_epochs=0.1)
 
 
