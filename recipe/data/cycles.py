@@ -82,8 +82,7 @@ class Cycles:
         """Source number of each place in a cycle, and which sequence of that source stands there."""
         places, before = self._places(cycle)
         ordered = np.repeat(np.arange(len(self.names)), [places[name] for name in self.names])
-        shuffled = Permutation(CYCLE, f"{self._key}:{cycle}")
-        pattern = ordered[[shuffled(place) for place in range(CYCLE)]]
+        pattern = ordered[Permutation(CYCLE, f"{self._key}:{cycle}").table()]
         numbers = np.empty(CYCLE, dtype=np.int64)
         for number, name in enumerate(self.names):
             where = np.flatnonzero(pattern == number)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from recipe.base.errors import UserError
 from recipe.data.cycles import Cycles
 from recipe.data.loader import BatchOrder
 from recipe.data.mixture import PhaseData, Stretch, named, plan_mixture
@@ -45,8 +46,9 @@ class RunOrder:
     def facts(self, number: int) -> dict[str, Any]:
         """All that decides what a phase reads, besides how much the phases before it have read; for JSON.
 
-        They stay when a phase of the first sequence length is prolonged, as long as nothing is read beyond one epoch in
-        several lengths and no `max_epochs` limits a share.
+        They stay when later phases are prolonged, with two exceptions: shares that `max_epochs` limits, since later phases
+        claim their data first, and regions of a source that is read in several lengths, unless the phase is of its first
+        length and the source has tokens to spare.
         """
         phase, regions = self.phases[number], self._regions[number]
         return {
@@ -134,16 +136,26 @@ class RunOrder:
                 if name in self.names(number):
                     by_length.setdefault(self.phases[number].seq_length, []).append(number)
             size = int(self.phases[of_folder[0]].sizes[name])
-            for numbers, region in zip(
-                by_length.values(), self._split(name, size, list(by_length.values())), strict=True
-            ):
+            regions = self._regions_of(name, size, list(by_length.values()))
+            for numbers, region in zip(by_length.values(), regions, strict=True):
                 for number in numbers:
                     self._regions[number][name] = region
 
-    def _split(self, name: str, size: int, by_length: list[list[int]]) -> list[Region]:
+    def _regions_of(self, name: str, size: int, by_length: Sequence[Sequence[int]]) -> list[Region]:
+        """The region of a source for the phases of each length."""
         if len(by_length) == 1:
             return [(0, size)]
-        return split_source(name, size, [self._demand(name, numbers) for numbers in by_length])
+        demands = [self._demand(name, numbers) for numbers in by_length]
+        regions = split_source(size, demands)
+        for numbers, demand, (first, end) in reversed(list(zip(by_length, demands, regions, strict=True))):
+            if end - first <= demand.seq_length:
+                lengths = " and ".join(str(d.seq_length) for d in demands)
+                with named(numbers[0], self.phases):
+                    raise UserError(
+                        f"source '{name}' has {size} tokens for sequences of {lengths}, too few for one of {demand.seq_length} + 1; "
+                        "give it no weight in this phase, or add data"
+                    )
+        return regions
 
     def _demand(self, name: str, numbers: Sequence[int]) -> Demand:
         """What phases of one length read of a source, and have in spare for a last batch beyond their end."""

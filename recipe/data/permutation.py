@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TypeVar
+
+import numpy as np
+
+Index = TypeVar("Index", int, np.ndarray)  # of one place, or of many, uint64
 
 
 class Permutation:
@@ -25,7 +30,14 @@ class Permutation:
             if index < self.size:
                 return index
 
-    def _encrypt(self, index: int) -> int:
+    def table(self) -> np.ndarray:
+        """Where each place goes [size], for a permutation small enough."""
+        indices = self._encrypt(np.arange(self.size, dtype=np.uint64))
+        while (outside := indices >= self.size).any():
+            indices[outside] = self._encrypt(indices[outside])
+        return indices.astype(np.int64)
+
+    def _encrypt(self, index: Index) -> Index:
         left, right = index >> self._half_bits, index & self._mask
         for key in self._round_keys:
             mixed = ((right ^ key) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from recipe.base.errors import UserError
-
 Region = tuple[int, int]  # tokens [first, end) of a source, its shards one after the other
 
 
@@ -30,26 +28,18 @@ class Demand:
     seq_length: int
 
 
-def split_source(source: str, size: int, demands: Sequence[Demand]) -> list[Region]:
+def split_source(size: int, demands: Sequence[Demand]) -> list[Region]:
     """The range of each demand; the first has what the others leave.
 
-    Demands beyond the source, which repeat it, have ranges in their proportion, so that all repeat alike.
-
-    Raises:
-        UserError: one gets too little for a sequence.
+    Demands beyond the source, which repeat it, have ranges in their proportion, so that all repeat alike. A range holds a
+    sequence as long as there is something left for it.
     """
     regions, end = [], size
     for demand, tokens in zip(demands[1:], _sizes(size, demands)[1:], strict=True):
-        regions.append((end - max(tokens, demand.seq_length + 1), end))
-        end = regions[-1][0]
-    regions.insert(0, (0, end))
-    for demand, (first, end) in zip(demands, regions, strict=True):
-        if first < 0 or end - first <= demand.seq_length:
-            raise UserError(
-                f"source '{source}' has {size} tokens for sequences of {' and '.join(str(d.seq_length) for d in demands)}, too "
-                f"few for one of {demand.seq_length} + 1; give it no weight in the phases of one length, or add data"
-            )
-    return regions
+        first = max(0, end - max(tokens, demand.seq_length + 1))
+        regions.append((first, end))
+        end = first
+    return [(0, end), *regions]
 
 
 def _sizes(size: int, demands: Sequence[Demand]) -> list[int]:

@@ -11,7 +11,9 @@ from recipe.data.permutation import Permutation
 @pytest.mark.parametrize("size", [1, 2, 3, 64, 1000, 4097])
 def test_a_permutation_visits_everything_once(size):
     permutation = Permutation(size, "key")
-    assert sorted(permutation(i) for i in range(size)) == list(range(size))
+    visited = [permutation(i) for i in range(size)]
+    assert sorted(visited) == list(range(size))
+    assert permutation.table().tolist() == visited
 
 
 def test_permutations_differ_by_key_and_are_not_the_identity():
