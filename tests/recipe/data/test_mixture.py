@@ -129,3 +129,53 @@ def test_weights_near_the_largest_number_are_shares_too():
 def test_no_mixture_ends_in_an_error_of_arithmetic(mixture):
     with pytest.raises(UserError):
         plan(**mixture)
+
+
+def read_by(phases: list[PhaseData]) -> list[dict[str, float]]:
+    """Of each phase, the tokens of each source, in `CYCLE`."""
+    plans = plan_mixture(phases)
+    return [
+        {name: weight * phase.tokens / CYCLE for name, weight in only.weights.items()}
+        for phase, (only,) in zip(phases, plans, strict=True)
+    ]
+
+
+def test_epochs_are_capped_over_all_phases_and_the_last_claim_first():
+    even = {"alpha": 0.0, "max_epochs": 2.0}
+    first, middle, last = read_by([data(600, **even), data(100, **even), data(300, **even)])
+    assert last == pytest.approx({"en": 150, "zh": 150})
+    assert middle == pytest.approx({"en": 50, "zh": 50})
+    assert first == pytest.approx({"en": 600, "zh": 0})  # nothing is left of zh's two epochs
+    (_, shorter, again) = read_by([data(600, **even), data(300, **even), data(100, **even)])
+    assert (shorter, again) == (pytest.approx({"en": 150, "zh": 150}), pytest.approx({"en": 50, "zh": 50}))
+
+
+def test_a_cap_of_one_phase_counts_what_phases_without_one_read():
+    first, last = read_by([data(500, alpha=0.0, max_epochs=1.0), data(160, alpha=0.0)])
+    assert last == pytest.approx({"en": 80, "zh": 80})
+    assert first == pytest.approx({"en": 480, "zh": 20})
+
+
+def test_a_cap_holds_over_lengths_and_not_over_folders():
+    even = {"alpha": 0.0, "max_epochs": 1.0}
+    (first, _) = read_by([data(300, **even), data(100, seq_length=20, **even)])
+    assert first == pytest.approx({"en": 250, "zh": 50})
+    (first, _) = read_by([data(200, **even), data(100, folder="another", **even)])
+    assert first == pytest.approx({"en": 100, "zh": 100})
+
+
+@pytest.mark.parametrize(
+    ("mixture", "message"),
+    [
+        ({"max_epochs": 1.0}, r"^phases\.0 \(base\): data\.mixture\.max_epochs leaves .* for .*; raise it"),
+        ({"tiers": {"fr": 1}}, r"^phases\.0 \(base\): data\.mixture\.tiers names fr"),
+        (
+            {"anneal": {"share": 0.5, "tier_weights": {}}},
+            r"^phases\.0 \(base\): data\.mixture\.anneal is of a run without phases; remove it, and give a last phase",
+        ),
+    ],
+    ids=["cap", "names", "anneal"],
+)
+def test_what_is_wrong_with_a_phase_is_told_with_its_name(mixture, message):
+    with pytest.raises(UserError, match=message):
+        plan_mixture([data(800, name="base", **mixture), data(300, name="long")])
