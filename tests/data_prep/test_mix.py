@@ -102,3 +102,42 @@ def test_a_mixture_is_not_written_over_a_folder_and_its_file_is_named(prepared, 
     assert printed.out == ""
     assert main([*words, str(tmp_path / "mixture.yaml")]) == 0
     assert f"mixture -> {tmp_path / 'mixture.yaml'}" in capsys.readouterr().out
+
+
+def test_the_phases_of_a_run_config_are_planned_together(prepared, tmp_path, capsys):
+    phases = [
+        {"name": "base", "tokens": 1_000_000},
+        {"name": "more-chinese", "tokens": 500_000, "data": {"mixture": {"weights": {"en": 1, "zh": 3}}}},
+        {"name": "long", "data": {"seq_length": 64}},
+    ]
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump({"data": {"mixture": {"weights": {"en": 1, "zh": 1}}}, "phases": phases}))
+    words = ["--tokens", prepared.tokens, "--seq-length", 32, "--config", config, "--run-tokens"]
+    words = [str(word) for word in words]
+    assert main([*words, "1750000"]) == 0
+    table = rows(capsys.readouterr().out)
+    assert table["source"][2:5] == ["base", "more-chinese", "long"]
+    assert table["zh"][1:4] == ["50.00%", "75.00%", "50.00%"]
+    assert table["tokens"][-4:] == ["1e+06", "5e+05", "2.5e+05", "1.75e+06"]
+    assert float(table["zh"][4]) == pytest.approx(1e6, rel=0.01)
+    assert main([*words, "1000000"]) == 2
+    assert "the phases have 1,500,000 tokens, which do not make --run-tokens 1,000,000" in capsys.readouterr().err
+    assert main([*words, "1750000", "--output", str(tmp_path / "mixture.yaml")]) == 2
+    assert "has phases; leave it out" in capsys.readouterr().err
+
+
+def test_a_phase_of_another_folder_has_lines_of_its_own(prepared, tmp_path, capsys):
+    packed = tmp_path / "packed"
+    packed.symlink_to(prepared.tokens)
+    phases = [
+        {"name": "base", "tokens": 1_000_000},
+        {"name": "long", "data": {"tokens": str(packed), "seq_length": 64}},
+    ]
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump({"phases": phases}))
+    words = ["--seq-length", "32", "--config", str(config), "--run-tokens", "1.5e6"]
+    assert main(["--tokens", str(prepared.tokens), *words]) == 0
+    table = rows(capsys.readouterr().out)
+    assert table[f"{prepared.tokens.name}/zh"][2] == table["packed/zh"][1] == "0.00%"
+    assert main(["--sources", str(CONFIGS / "sources.yaml"), *words]) == 2
+    assert "phase long has data.tokens of its own, which --sources cannot stand for" in capsys.readouterr().err
