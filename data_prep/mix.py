@@ -130,7 +130,7 @@ def lengths(phases: list[Phase], run_tokens: float) -> list[float]:
 
 def parts_of(phases: list[PhaseData]) -> list[Part]:
     """The plan of a run, in its order."""
-    parts = []
+    parts: list[Part] = []
     for phase, stretches in zip(phases, plan_mixture(phases), strict=True):
         cycle_tokens = CYCLE * phase.seq_length
         ends = [*(following.first_cycle * cycle_tokens for following in stretches[1:]), phase.tokens]
