@@ -39,7 +39,8 @@ MOST_LINES = 5  # of a card, beside the one for all others
 def headline(stages: Sequence[FinishedStage], flow: Sequence[Column], languages: Sequence[str]) -> list[dict[str, Any]]:
     """The numbers that the page begins with: a title, a value and a few lines each; documents and text of one flow."""
     cards = [_documents(flow), *_text(flow)]
-    tokens = [stage for stage in stages if stage.totals]
+    read = {stage.parent for stage in stages if stage.totals}  # tokens that are packed are counted where they end
+    tokens = [stage for stage in stages if stage.totals and stage.checksum not in read]
     for split in ("train", "held_out"):
         by_language: dict[str, int] = {}
         for stage in tokens:
@@ -81,7 +82,7 @@ def _documents(flow: Sequence[Column]) -> dict[str, Any]:
 def _text(flow: Sequence[Column]) -> list[dict[str, Any]]:
     """The bytes of text at the beginning of a flow and where its documents end; none of shards, which are tokens."""
     came, kept = (sum(column.amounts.values()) for column in (flow[0], flow[-1]))
-    if not came or flow[-1].name == "import_shards":
+    if not came or flow[-1].unit == "tokens":
         return []
     return [_card("text", f"{size(came)} → {size(kept)}", [f"{percent(kept / came)} kept"])]
 

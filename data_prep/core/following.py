@@ -29,7 +29,7 @@ def following_command(stage: str, output: Path, source: Path | None = None, toke
     elif stage in ("train_tokenizer", "evaluate_tokenizer") and source is not None:
         made = output if tokenizer is None else tokenizer
         words = ["data_prep/tokenize_corpus.py", "--input", source, "--tokenizer", made, "--output", beside / "tokens"]
-    elif stage in ("tokenize", "import_shards"):
+    elif stage in ("tokenize", "import_shards", "pack_sequences"):
         stages = [source, output] if source is not None and (source / "manifest.json").exists() else [output]
         words = ["data_prep/report.py", *stages, "--output", beside / "data.html"]
     return shlex.join(["python", *map(str, words)]) if words else ""

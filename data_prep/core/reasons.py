@@ -95,6 +95,9 @@ OTHERS: dict[str, tuple[str, str]] = {
     ),
     "empty": ("no tokens",) * 2,
     "no_label": ("its label is neither true nor false",) * 2,
+    "source_left_out": ("its source is none of sources",) * 2,
+    "too_few_tokens": ("fewer tokens than the least length that is packed",) * 2,
+    "not_taken": ("beyond what is taken of its source and length",) * 2,
     "not_drawn": ("beyond {max_documents} of its language and class", "more than were asked for"),
 }
 _SHARES = {"min_language_share", "threshold"}

@@ -51,6 +51,7 @@ class Stage:
     Args:
         source: what --input names; None for a job without.
         files, root: input files of a job without --input, and the folder that they are named below.
+        parent: the stage that wrote these files, where it is one.
 
     Raises:
         UserError: from the constructor, when the output folder belongs to another run, is being written by
@@ -69,6 +70,7 @@ class Stage:
         engine: Engine | None = None,
         files: Sequence[Path] = (),
         root: Path | None = None,
+        parent: Path | None = None,
     ):
         self.name, self.output, self.max_bad, self.workers = name, Path(output), max_bad, workers
         check_output_folder("--output", self.output)
@@ -80,7 +82,8 @@ class Stage:
             )
         self.inputs = Inputs.of_files(files, root) if source is None else Inputs.of(source)
         self.parameters = json.loads(json.dumps(parameters))
-        self.parent = None if source is None else parent_of(source)
+        parent = source or parent
+        self.parent = None if parent is None else parent_of(parent)
         self._source = source
         self._progress, self._started = Progress(name), time.monotonic()
         self._claim()
@@ -97,11 +100,12 @@ class Stage:
         parameters: Mapping[str, Any],
         files: Sequence[Path] = (),
         root: Path | None = None,
+        parent: Path | None = None,
     ) -> Stage:
         """The stage that the arguments of `job_parser` describe."""
         engine = make_engine(args.engine, args.engine_option, args.output / ".engine")
         source = getattr(args, "input", None)
-        return cls(name, source, args.output, parameters, args.max_bad, args.workers, engine, files, root)
+        return cls(name, source, args.output, parameters, args.max_bad, args.workers, engine, files, root, parent)
 
     @property
     def finished(self) -> bool:

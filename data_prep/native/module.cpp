@@ -7,6 +7,7 @@
 #include "minhash.hpp"
 #include "ngrams.hpp"
 #include "overlap.hpp"
+#include "packing.hpp"
 #include "passages.hpp"
 #include "personal.hpp"
 #include "phrases.hpp"
@@ -173,6 +174,12 @@ PYBIND11_MODULE(_native, module) {
         std::string wide = punctuation::Widener().widen(at, end, widened);
         return py::make_tuple(widened ? py::str(wide) : text, widened);
     }, "The text with English marks among Chinese as full-width ones, and how many these are.");
+    module.def("packed_order", [](py::array_t<int32_t, py::array::c_style> lengths, size_t seq_length) {
+        if (seq_length == 0) throw std::invalid_argument("seq_length is 0");
+        auto order = packing::Packer(lengths.data(), size_t(lengths.size()), seq_length).order();
+        return array(order.data(), order.size());
+    }, py::arg("lengths"), py::arg("seq_length"),
+       "uint64 order of documents of so many tokens in which sequences cut back to back hold whole ones where these fit.");
     module.def("mojibake_pairs", [](const py::str& text) {
         auto [at, end] = utf8(text);
         return clean::mojibake_pairs(at, end);

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from data_prep.curation.rules import PROSE
+from data_prep.packing.sequences import sentence_of
 from data_prep.reporting.quantities import counted
 from data_prep.reporting.sankey import Styles
 from data_prep.reporting.stages import MASKED, FinishedStage
@@ -37,12 +38,11 @@ def _charts(stage: FinishedStage) -> Iterable[Chart]:
             stage.counts.get("clusters_by_size", {}),
         )
     for language, bins in results.get("log2_characters", {}).items():
-        named = {
-            f"{1 << (int(b) - 1):,} to {(1 << int(b)) - 1:,}": n
-            for b, n in sorted(bins.items(), key=lambda i: int(i[0]))
-            if int(b)
-        }
+        named = {_from_power(int(b)): n for b, n in sorted(bins.items(), key=lambda i: int(i[0])) if int(b)}
         yield f"Length of kept documents, {language}", "characters", "documents", language, named
+    for source, packed in results.get("packing", {}).get("sources", {}).items():
+        named = {_from_power(int(b)): n for b, n in packed["log2_tokens"].items()}
+        yield f"Length of packed documents, {source}", "tokens", "documents", None, named
     for language, bins in results.get("confidence", {}).items():
         if len(bins) > 1 and sum(bins.values()) > 20:
             named = {_interval(float(low)): n for low, n in sorted(bins.items(), key=lambda item: float(item[0]))}
@@ -69,6 +69,11 @@ def largest_first(numbers: Mapping[str, int]) -> dict[str, int]:
     return dict(sorted(numbers.items(), key=lambda item: (-item[1], item[0])))
 
 
+def _from_power(bits: int) -> str:
+    """The numbers that have so many bits."""
+    return f"{1 << (bits - 1):,} to {(1 << bits) - 1:,}"
+
+
 def _interval(low: float) -> str:
     """Of a bin that is 5% wide; what is wholly in one language has a bin of its own."""
     return f"{low:.0%}" if low >= 1 else f"{low:.0%} to {low + 0.05:.0%}"
@@ -90,6 +95,9 @@ def facts_of(stage: FinishedStage) -> list[str]:
             )
     if stage.name == "train_quality":
         facts += [_agreement_of(language, result) for language, result in results["languages"].items()]
+    if "packing" in results:
+        packing = results["packing"]
+        facts += [f"{sentence_of(s, of, packing['seq_length'])}." for s, of in packing["sources"].items()]
     if "vocab_size" in results:
         asked = results["requested"]
         less = "" if results["vocab_size"] == asked else f", {asked:,} were asked for"

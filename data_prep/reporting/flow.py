@@ -14,6 +14,7 @@ from data_prep.reporting.stages import (
     read_by_language,
     text_of_tokens,
     tokens_by_language,
+    unit_of,
 )
 
 
@@ -36,6 +37,7 @@ class Column:
         lines: what its label says below its name.
         tokens: by language and split.
         passed: the stage reads the text and leaves it as it is.
+        unit: of the amounts: text_bytes or tokens.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Column:
     tokens: dict[str, dict[str, int]] = field(default_factory=dict)
     lost: Lost | None = None
     passed: bool = False
+    unit: str = "text_bytes"
 
 
 def flows(stages: Sequence[FinishedStage], languages: Sequence[str]) -> list[list[Column]]:
@@ -95,13 +98,13 @@ def _first(group: Sequence[FinishedStage], languages: Sequence[str]) -> Column:
         amounts = merged([text_of_tokens(stage, languages) for stage in group])
     else:
         amounts = merged([read_by_language(stage) for stage in group])
-    return _column("in", amounts, sum(stage.counts["in"] for stage in group), group[0].name)
+    return _column("in", amounts, sum(stage.counts["in"] for stage in group), unit_of(group[0]))
 
 
-def _column(name: str, amounts: dict[str, int], documents: int, stage: str, lost: Lost | None = None) -> Column:
+def _column(name: str, amounts: dict[str, int], documents: int, unit: str, lost: Lost | None = None) -> Column:
     total = sum(amounts.values())
-    amount = f"{total:,} tokens" if stage == "import_shards" else size(total)
-    return Column(name, documents, amounts, [counted(documents, "document"), amount], lost=lost)
+    amount = f"{total:,} tokens" if unit == "tokens" else size(total)
+    return Column(name, documents, amounts, [counted(documents, "document"), amount], lost=lost, unit=unit)
 
 
 def _after(group: Sequence[FinishedStage], before: Column, languages: Sequence[str]) -> Column:
@@ -110,7 +113,7 @@ def _after(group: Sequence[FinishedStage], before: Column, languages: Sequence[s
         return _tokens(group, documents, languages)
     if any(stage.groups for stage in group):
         amounts = _bytes(group, "out")
-        return _column(name, amounts, documents, name, lost=_lost(group, documents, before, amounts))
+        return _column(name, amounts, documents, "text_bytes", lost=_lost(group, documents, before, amounts))
     lines = [counted(documents, "document")]
     vocabulary = group[0].results.get("vocab_size")
     lines += [f"vocabulary {vocabulary:,}"] if vocabulary else ["drops nothing"]
@@ -132,7 +135,7 @@ def _main_reason(group: Sequence[FinishedStage]) -> Reason | None:
 def _tokens(group: Sequence[FinishedStage], documents: int, languages: Sequence[str]) -> Column:
     """The tokens of the stages that write them, by language, and what is held out."""
     name = group[0].name
-    unit = "tokens" if name == "import_shards" else "text_bytes"
+    unit = unit_of(group[0])
     amounts = merged([text_of_tokens(stage, languages) for stage in group])
     held_out: dict[str, int] = {}
     tokens: dict[str, dict[str, int]] = {}
@@ -150,4 +153,5 @@ def _tokens(group: Sequence[FinishedStage], documents: int, languages: Sequence[
         {lang: amount for lang, amount in held_out.items() if amount},
         tokens,
         Lost(lost, 0, _main_reason(group)) if lost else None,
+        unit=unit,
     )

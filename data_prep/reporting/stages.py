@@ -16,12 +16,12 @@ from data_prep.documents.reading import document_files, read_documents
 from recipe.base.errors import UserError
 from recipe.base.files import sha256
 from recipe.base.strict import load_json
+from recipe.data.token_folder import TOKEN_STAGES
 
 SAMPLES, SAMPLE_CHARACTERS = 3, 600  # of each reason, and of each sample's text
 MOST_LOOKED_AT = 100_000  # dropped documents that are read for samples
 MOST_KEPT_LOOKED_AT = 2_000  # documents that stay, likewise: there are far more of them
 OTHERS = "other languages"  # that do not stay, or have no colour of their own
-TOKEN_STAGES = ("tokenize", "import_shards")
 DUPLICATES = ("exact_duplicate", "near_duplicate")
 MASKED = {"email": "e-mail addresses", "phone": "phone numbers", "identity": "identity numbers", "ip": "IP addresses"}
 
@@ -198,10 +198,16 @@ def tokens_by_language(stage: FinishedStage, languages: Iterable[str]) -> dict[s
     return by_language
 
 
+def unit_of(stage: FinishedStage) -> str:
+    """What the amount of a stage that writes tokens is counted in: bytes of text, or tokens where it has read no text."""
+    of_training = stage.totals.get("train", {}).values()
+    return "tokens" if of_training and not any(n["text_bytes"] for n in of_training) else "text_bytes"
+
+
 def text_of_tokens(stage: FinishedStage, languages: Iterable[str]) -> dict[str, int]:
     """Bytes of text by language of a stage that writes tokens; its tokens where it has read no text."""
     splits = tokens_by_language(stage, languages)
-    unit = "tokens" if stage.name == "import_shards" else "text_bytes"
+    unit = unit_of(stage)
     return {lang: sum(numbers[unit] for numbers in of.values()) for lang, of in splits.items()}
 
 
@@ -214,6 +220,7 @@ PURPOSES = {
     "evaluate_tokenizer": "measures how many tokens a tokenizer needs for the documents",
     "tokenize": "turns documents into shards of tokens, for training and held out for evaluation",
     "import_shards": "turns token shards of other tools into shards of this one",
+    "pack_sequences": "puts documents into an order that keeps them whole in sequences of one length",
 }
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -71,22 +71,26 @@ class ShardWriter:
         self._bin = open(_partial(self.prefix, ".bin"), "wb")
 
     def add_document(self, tokens: np.ndarray | list[int]) -> None:
-        """Write one document.
+        """Write one document; see `add_documents`."""
+        given = np.asarray(tokens)
+        self.add_documents(given, [given.size])
+
+    def add_documents(self, tokens: np.ndarray, lengths: Sequence[int]) -> None:
+        """Write documents of so many tokens, which lie one behind the other.
 
         Raises:
-            UserError: it has an id that the shard cannot hold, which numpy would cut to its lower bits.
+            UserError: there is an id that the shard cannot hold, which numpy would cut to its lower bits.
         """
-        given = np.asarray(tokens)
-        if given.size and (given.min() < 0 or given.max() > self._largest):
-            worst = given.min() if given.min() < 0 else given.max()
+        if tokens.size and (tokens.min() < 0 or tokens.max() > self._largest):
+            worst = tokens.min() if tokens.min() < 0 else tokens.max()
             raise UserError(
                 f"{self.prefix}: token id {worst} is not from 0 to {self._largest:,}, the ids of this shard; the tokenizer.json "
                 "is not the one that the shard was begun for, or gives ids beyond its vocabulary"
             )
-        array = given.astype(self.dtype)
-        self._bin.write(array.tobytes())
-        self._lengths.append(array.size)
-        self._block += array.tobytes()
+        content = tokens.astype(self.dtype).tobytes()
+        self._bin.write(content)
+        self._lengths.extend(lengths)
+        self._block += content
         while len(self._block) >= BLOCK_BYTES:
             self._end_block()
 

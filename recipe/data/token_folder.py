@@ -14,6 +14,7 @@ from recipe.base.strict import load_json
 from recipe.data.indexed import LARGEST_ID, Shard, largest_id, token_dtype
 
 Split = Literal["train", "held_out"]
+TOKEN_STAGES = ("tokenize", "import_shards", "pack_sequences")  # jobs that write such a folder
 _OF_A_TOKENIZER = {"sha256", "vocab_size", "eod_id"}
 # Vocabularies that `tokenizers` does not read, and transformers may convert: SentencePiece, WordPiece, BPE, tiktoken.
 OTHER_VOCABULARIES = ("*.model", "vocab.txt", "vocab.json", "*.tiktoken", "tekken.json")
@@ -45,9 +46,10 @@ class TokenFolder:
                 f"{self.path} has no manifest.json; give the output folder of a finished tokenize_corpus.py"
             )
         self.manifest: dict[str, Any] = load_json(manifest_path)
-        if not isinstance(self.manifest, dict) or self.manifest.get("stage") not in ("tokenize", "import_shards"):
+        if not isinstance(self.manifest, dict) or self.manifest.get("stage") not in TOKEN_STAGES:
             raise UserError(
-                f"{manifest_path} is not of tokenize_corpus.py or import_shards.py; give the output folder of such a job"
+                f"{manifest_path} is not of tokenize_corpus.py, import_shards.py or pack_sequences.py; give the output folder of "
+                "such a job"
             )
         try:
             self.tokenizer: dict[str, Any] = self.manifest["results"]["tokenizer"]
@@ -90,6 +92,17 @@ class TokenFolder:
                     "tokenize it again"
                 )
         return Source(name, shards, sum(e["tokens"] for e in entries), sum(e["text_bytes"] for e in entries))
+
+
+def packed_otherwise(tokens: TokenFolder, seq_length: int) -> str:
+    """A sentence for a run with another sequence length than a folder was packed for; empty where nothing is to be told."""
+    packed = (tokens.manifest["results"].get("packing") or {}).get("seq_length")
+    if packed in (None, seq_length):
+        return ""
+    return (
+        f"{tokens.path} was packed for sequences of {packed:,} tokens, and data.seq_length is {seq_length:,}: documents are "
+        "cut that could be whole; pack it with the run's seq_length (data_prep/pack_sequences.py)"
+    )
 
 
 def tokenizer_facts(folder: Path) -> dict[str, Any]:
