@@ -134,6 +134,7 @@ def main() -> None:
         import_shards,
         ingest,
         mix,
+        pack_sequences,
         report,
         tokenize_corpus,
         train_tokenizer,

@@ -38,6 +38,8 @@ def job_words(job: str, source: Path, output: Path, prepared: Prepared, *more: o
         words[0], config = "data_prep/dedup.py", output.parent / "dedup.yaml"
         config.write_text("repeated_spans: {min_characters: 40}\n")
         words += ["--config", config]
+    if job == "pack_sequences":
+        words[2] = prepared.tokens
     if job == "train_tokenizer":
         words += ["--config", prepared.tokenizer.parent / "tokenizer.yaml"]
     return words
@@ -48,7 +50,17 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    "job", [*JOBS, "synthetic_corpus", "evaluate_tokenizer", "ingest", "import_shards", "mix", "train_quality"]
+    "job",
+    [
+        *JOBS,
+        "synthetic_corpus",
+        "evaluate_tokenizer",
+        "ingest",
+        "import_shards",
+        "mix",
+        "pack_sequences",
+        "train_quality",
+    ],
 )
 def test_help_shows_an_example(job):
     done = run_python(f"data_prep/{job}.py", "--help")
@@ -218,6 +230,7 @@ def run_until_not_killed(words: list[object], output: Path, come_to: Path) -> in
         ("train_tokenizer", 1),
         ("tokenize_corpus", 2),
         ("evaluate_tokenizer", 1),
+        ("pack_sequences", 1),
     ],
 )
 def test_killed_before_each_change_to_its_output_a_job_ends_in_the_same_bytes(job, workers, prepared, tmp_path):

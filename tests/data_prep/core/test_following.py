@@ -10,7 +10,7 @@ import pytest
 from data_prep.core.following import following_command, is_driven
 from tests.conftest import ROOT
 
-STAGES = ["synthetic_corpus", "ingest", "curate", "dedup", "decontaminate", "train_tokenizer", "evaluate_tokenizer", "tokenize", "import_shards"]  # fmt: skip
+STAGES = ["synthetic_corpus", "ingest", "curate", "dedup", "decontaminate", "train_tokenizer", "evaluate_tokenizer", "tokenize", "import_shards", "pack_sequences"]  # fmt: skip
 
 
 @pytest.mark.parametrize("stage", STAGES)
