@@ -1,4 +1,4 @@
-// Hot loops of the data jobs; each has a plain Python reference in tests/data_prep/curation/reference.py.
+// Hot loops of the data jobs; each has a plain Python reference in tests/data_prep/curation/reference.py or packing/reference.py.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

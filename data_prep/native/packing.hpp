@@ -1,8 +1,9 @@
 // The order of documents in which sequences cut back to back from them hold whole documents wherever these fit.
 //
-// Best-fit packing of documents into sequences: arXiv 2404.10830. There the sequences are open at once and padded; here
-// one is filled after the other, which gives the result of first-fit decreasing, and what would be padding is the
-// beginning of a document that goes on in the next sequence.
+// As best-fit packing (arXiv 2404.10830), but without padding, and with the rest of a long document behind its beginning.
+// There many sequences are open at once; here one is filled after the other, each time with the largest document that
+// fits, as first-fit decreasing would. What would be padding is the beginning of a document that goes on in the next
+// sequence.
 #pragma once
 
 #include <cstddef>
