@@ -97,6 +97,17 @@ def _data_of(job: Job) -> str:
     return f"{sources} source{'s' * (sources > 1)}, {tokens:,} tokens to train on"
 
 
+def _downstream(job: Job) -> list[str]:
+    """What the downstream tasks of a run cost; they are loaded and checked here."""
+    settings = job.run.evaluation.downstream
+    if settings is None:
+        return []
+    from recipe.evaluation.tasks_in_training import tasks_in_training  # late: it brings the harness, and torch
+
+    cost = tasks_in_training(settings, job.run.tokenizer, job.run.data.seq_length).cost
+    return [f"downstream  {cost.describe(settings.every_steps, job.tokens_per_step)}"]
+
+
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
@@ -109,12 +120,18 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(message)
     changes = check_run_folder(job, resumes=args.resume != "never")
     checkpoint = check_resume(job, args.resume) if args.resume != "never" else None
+    downstream = _downstream(job)
     if args.dry_run:
         if is_first_rank():
             told = after_dry_run(job.ds.world_size, [sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
             resumes = [f"resume      from {checkpoint}"] if checkpoint is not None else []
             budget = next_budget(job.run.run_dir, job)
-            lines = [describe(with_budget(job, budget.gib)), *changes_since_last_start(changes), *budget.sentences]
+            lines = [
+                describe(with_budget(job, budget.gib)),
+                *downstream,
+                *changes_since_last_start(changes),
+                *budget.sentences,
+            ]
             print("\n".join([*lines, *resumes, told]))
         return 0
 
@@ -140,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
         lock_run_folder(run.run_dir)
         budget = next_budget(run.run_dir, job)
         used = with_budget(job, budget.gib)
-        lines = [describe(used), *changes_since_last_start(changes), *budget.sentences]
+        lines = [describe(used), *downstream, *changes_since_last_start(changes), *budget.sentences]
         print("\n".join(lines), flush=True)
         attempt = record_start(job, kept=record_of_kept(used))
         tell_of_lowered(RunFolder(run.run_dir, attempt), budget)

@@ -138,8 +138,25 @@ class Watch(Section):
         ]
 
 
+class Downstream(Section):
+    """Tasks of lm-evaluation-harness that are scored during training, by all ranks together."""
+
+    every_steps: int = Field(gt=0)
+    """Steps between evaluations; there is one after the last step too. A dry run says what one costs."""
+    tasks: tuple[str, ...] = Field(min_length=1)
+    """Tasks and groups, of the harness, of recipe/configs/downstream/ or of `tasks_path`. Those that generate text are refused."""
+    data: Path
+    """Folder with the tasks' datasets, written by `recipe/evaluate_model.py downstream --save-data`, which all hosts see."""
+    tasks_path: tuple[Path, ...] = ()
+    """Folders with more task files (YAML)."""
+    limit: int | None = Field(None, gt=0)
+    """Only the first so many items of each task. Null: all. Errors grow with the root of what is left out."""
+    batch_size: int = Field(8, gt=0)
+    """Requests per rank at a time; lower it when evaluation runs out of memory."""
+
+
 class Evaluation(Section):
-    """Held-out loss during training, of every source, over all of its held-out tokens."""
+    """Evaluation during training: held-out loss of every source, over all of its held-out tokens, and downstream tasks."""
 
     every_steps: int | None = Field(None, gt=0)
     """Steps between evaluations; there is one after the last step too. Null: never."""
@@ -147,6 +164,8 @@ class Evaluation(Section):
     """Another output of data_prep/tokenize_corpus.py to evaluate on. Null: the held-out part of `data.tokens`."""
     batch_size: int = Field(8, gt=0)
     """Sequences per rank at a time; lower it when evaluation runs out of memory."""
+    downstream: Downstream | None = None
+    """Downstream tasks to score during training. Null: none."""
 
 
 class Logging(Section):
@@ -208,7 +227,10 @@ class RunConfig(Section):
 
 def absolute(run: RunConfig) -> RunConfig:
     """The same run config with paths that do not depend on the folder that a command is started in."""
-    evaluated = run.evaluation.tokens
+    evaluated, downstream = run.evaluation.tokens, run.evaluation.downstream
+    if downstream is not None:
+        paths = {"data": downstream.data.absolute(), "tasks_path": tuple(p.absolute() for p in downstream.tasks_path)}
+        downstream = downstream.model_copy(update=paths)
     return run.model_copy(
         update={
             "run_dir": run.run_dir.absolute(),
@@ -216,7 +238,7 @@ def absolute(run: RunConfig) -> RunConfig:
             "tokenizer": run.tokenizer.absolute(),
             "data": run.data.model_copy(update={"tokens": run.data.tokens.absolute()}),
             "evaluation": run.evaluation.model_copy(
-                update={"tokens": None if evaluated is None else evaluated.absolute()}
+                update={"tokens": None if evaluated is None else evaluated.absolute(), "downstream": downstream}
             ),
         }
     )

@@ -23,6 +23,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from recipe.base.errors import UserError, nearest
 from recipe.base.model_shape import IGNORED
+from recipe.base.settings import Compute
 
 Request = tuple[Any, list[int], list[int]]  # what was asked, its context's tokens, its continuation's
 
@@ -117,12 +118,7 @@ class EngineLM(TemplateLM):
         self, requests: list[Request], *, done: Callable[[int], None] | None = None, **kwargs: Any
     ) -> list[tuple[float, bool]]:
         """Score requests; `done` is called with the index of each, where it is not a request to count by itself."""
-        longest = max((len(continuation) for _, _, continuation in requests), default=0)
-        if longest > self.max_length:
-            raise UserError(
-                f"a task has an answer of {longest:,} tokens, and the model was trained on sequences of {self.max_length:,}; "
-                "leave that task out"
-            )
+        self.check_answers(requests)
         longest_first = sorted(range(len(requests)), key=lambda i: -len(requests[i][1]) - len(requests[i][2]))
         batches = [longest_first[i : i + self.batch_size] for i in range(0, len(requests), self.batch_size)]
         rank, ranks = dist.get_rank(), dist.get_world_size()
@@ -136,6 +132,19 @@ class EngineLM(TemplateLM):
                 self._advance() if done is None else done(index)
         dist.all_reduce(scores_N2)
         return [(nats, greedy > 0.5) for nats, greedy in scores_N2.tolist()]
+
+    def check_answers(self, requests: Sequence[Request]) -> None:
+        """Refuse a continuation that the model cannot see whole.
+
+        Raises:
+            UserError: there is one.
+        """
+        longest = max((len(continuation) for _, _, continuation in requests), default=0)
+        if longest > self.max_length:
+            raise UserError(
+                f"a task has an answer of {longest:,} tokens, and the model was trained on sequences of {self.max_length:,}; "
+                "leave that task out"
+            )
 
     @torch.no_grad()
     def _score(self, requests: Sequence[Request]) -> torch.Tensor:
@@ -177,6 +186,38 @@ class EngineLM(TemplateLM):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         raise UserError("tasks that generate text need the exported model; export it and give --model")
+
+
+class CountingLM(EngineLM):
+    """Scores nothing: it counts what a model would be asked for, and refuses what it could not be."""
+
+    def __init__(self, tokenizer: Any, max_length: int):
+        super().__init__(_no_scores, tokenizer, torch.device("cpu"), max_length=max_length, batch_size=1)
+        self.requests = self.tokens = 0
+
+    def _loglikelihood_tokens(
+        self, requests: list[Request], *, done: Callable[[int], None] | None = None, **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        self.check_answers(requests)
+        self.requests += len(requests)
+        self.tokens += sum(min(len(context) + len(asked) - 1, self.max_length) for _, context, asked in requests)
+        return [(-1.0, False)] * len(requests)
+
+
+def _no_scores(tokens_BS: torch.Tensor, targets_BS: torch.Tensor) -> torch.Tensor:
+    raise AssertionError("a CountingLM has no model")
+
+
+def scores_of_engine(engine: Any, compute: Compute) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The `scores_of` of `EngineLM` by a run's engine."""
+
+    def scores_of(tokens_BS: torch.Tensor, targets_BS: torch.Tensor) -> torch.Tensor:
+        result = engine(
+            input_ids=tokens_BS, targets=targets_BS, loss_chunk_tokens=compute.loss_chunk_tokens, per_token=True
+        )
+        return result.loss
+
+    return scores_of
 
 
 class Datasets:
@@ -250,7 +291,7 @@ def known_tasks(names: Sequence[str], folders: Sequence[Path]) -> TaskManager:
     """
     missing = [str(folder) for folder in folders if not folder.is_dir()]
     if missing:
-        raise UserError(f"--tasks-path {', '.join(missing)} is no folder; give one with task files (YAML)")
+        raise UserError(f"tasks path {', '.join(missing)} is no folder; give one with task files (YAML)")
     manager = TaskManager(include_path=[str(folder) for folder in folders])
     unknown = [f"'{name}'{nearest(name, manager.all_tasks)}" for name in names if name not in manager.all_tasks]
     if unknown:
@@ -259,13 +300,13 @@ def known_tasks(names: Sequence[str], folders: Sequence[Path]) -> TaskManager:
 
 
 def load_tasks(manager: TaskManager, names: Sequence[str]) -> dict[str, Any]:
-    """Tasks with their datasets.
+    """Tasks with their datasets: `tasks` and `groups`, each by name.
 
     Raises:
         UserError: a dataset that cannot be had.
     """
     try:
-        return manager.load_task_or_group(list(names))
+        return manager.load(list(names))
     except (OSError, ConnectionError, datasets.exceptions.DatasetsError) as error:
         message = " ".join(str(error).split())[:300]
         raise UserError(

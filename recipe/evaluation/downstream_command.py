@@ -5,22 +5,25 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import recipe
 from recipe.base.arguments import add_subject, check_exported, check_results, natural_int, positive_int
 from recipe.base.errors import UserError
-from recipe.base.ranks import environment, is_first_rank, say
+from recipe.base.ranks import is_first_rank, say
 from recipe.data.token_folder import TokenFolder, check_vocabulary, vocabulary_end
-from recipe.evaluation.display import aligned_table, progress_line, where_results_are, write_scalars
+from recipe.evaluation.display import aligned_table, where_results_are, write_scalars
+from recipe.evaluation.request_progress import Requests
 from recipe.reading.model_card import languages_of
 from recipe.reading.origin import origin_of
 from recipe.run.folder import load_run_folder
 from recipe.run.records import DOWNSTREAM_RESULTS, write_record
+
+if TYPE_CHECKING:  # they bring the harness, which may not be installed
+    from recipe.evaluation.estimates import Score
+    from recipe.evaluation.scoring import Scored
 
 DESCRIPTION = "Scores of lm-evaluation-harness: of a run's checkpoint on the live engine, or of an exported folder."
 EXAMPLE = """examples:
@@ -31,7 +34,6 @@ EXAMPLE = """examples:
       --output scores.json"""
 TASKS = Path(recipe.__path__[0]) / "configs" / "downstream"
 DEFAULT_LANGUAGES = "en,zh"
-BOOTSTRAP_SAMPLES = 1000  # for the standard error of metrics that are no means, such as F1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -134,89 +136,34 @@ def tasks_of(args: argparse.Namespace, manager: Any, names: list[str]) -> dict[s
 
     with Datasets(args.data).used() if args.data else nullcontext():
         tasks = load_tasks(manager, names)
-    for task in _leaves(tasks):
-        if args.num_fewshot is not None:
+    if args.num_fewshot is not None:
+        for task in tasks["tasks"].values():
             task.set_config(key="num_fewshot", value=args.num_fewshot)
-        task.set_fewshot_seed(seed=1234)
     return tasks
-
-
-class Requests:
-    """Progress over the requests of all tasks: first they are built, task by task, then scored together, the longest first."""
-
-    def __init__(self, tasks: list[Any]):
-        self._tasks = tasks
-        self._line = progress_line("tasks whose requests are built", len(tasks))
-        self._scores = False
-        for task in tasks:
-            task.build_all_requests = partial(self._build, task.build_all_requests)
-
-    def _build(self, build: Callable[..., None], **arguments: Any) -> None:
-        build(**arguments)
-        self._line.advance()
-
-    def advance(self) -> None:
-        """One more is scored; all are built before the first is."""
-        if not self._scores:
-            self._scores = True
-            self._line.clear()
-            total = sum(request.repeats for task in self._tasks for request in task.instances)
-            say(f"scores {total:,} requests of {len(self._tasks)} tasks")
-            self._line = progress_line("requests", total)
-        self._line.advance()
-
-    def __enter__(self) -> Requests:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._line.clear()
-
-
-def evaluate(lm: Any, args: argparse.Namespace, tasks: dict[str, Any], requests: Requests) -> dict[str, Any]:
-    """The scores of a language model of the harness; the same on every rank."""
-    from lm_eval.evaluator import evaluate as run_tasks
-
-    from recipe.evaluation.downstream import scores
-
-    # Of means the standard error is a formula; the resampling is for the few other metrics, here without worker processes.
-    with requests, environment({"DISABLE_MULTIPROC": "1"}):
-        return scores(run_tasks(lm, tasks, limit=args.limit, bootstrap_iters=BOOTSTRAP_SAMPLES, log_samples=False))
-
-
-def _leaves(tasks: dict[str, Any]) -> list[Any]:
-    return [leaf for value in tasks.values() for leaf in (_leaves(value) if isinstance(value, dict) else [value])]
 
 
 def evaluate_run(args: argparse.Namespace, tasks: dict[str, Any]) -> None:
     from recipe.checkpoints.restore import RestorableRun
     from recipe.engine.session import session
-    from recipe.evaluation.downstream import EngineLM
+    from recipe.evaluation.downstream import EngineLM, scores_of_engine
+    from recipe.evaluation.scoring import score_tasks
     from recipe.huggingface.tokenizer_folder import load_tokenizer
 
     restorable = RestorableRun(args.run, args.checkpoint, args.deepspeed_config)
-    requests = Requests(_leaves(tasks))
-    with session(restorable.run.watch):
-        say(f"evaluates step {restorable.train_state.step:,} of {args.run} on {len(_leaves(tasks))} tasks")
+    with session(restorable.run.watch), Requests([*tasks["tasks"].values()]) as requests:
+        say(f"evaluates step {restorable.train_state.step:,} of {args.run} on {len(tasks['tasks'])} tasks")
         engine, state = restorable.restore()
         lm = EngineLM(
-            lambda tokens, targets: (
-                engine(
-                    input_ids=tokens,
-                    targets=targets,
-                    loss_chunk_tokens=restorable.run.compute.loss_chunk_tokens,
-                    per_token=True,
-                ).loss
-            ),
+            scores_of_engine(engine, restorable.run.compute),
             load_tokenizer(restorable.run.tokenizer),
             engine.device,
             max_length=origin_of(args.run).context,  # as its export states, and so is evaluated
             batch_size=args.batch_size,
             advance=requests.advance,
         )
-        results = evaluate(lm, args, tasks, requests)
-        if is_first_rank():
-            output = args.output or args.run / DOWNSTREAM_RESULTS
-            report(results, output, {"step": state.step}, args.run / "tensorboard")
+        scored = score_tasks(lm, tasks, limit=args.limit)
+    if is_first_rank():
+        report(scored, args, args.output or args.run / DOWNSTREAM_RESULTS, {"step": state.step})
 
 
 def evaluate_export(args: argparse.Namespace, tasks: dict[str, Any]) -> None:
@@ -227,24 +174,42 @@ def evaluate_export(args: argparse.Namespace, tasks: dict[str, Any]) -> None:
     if vocab_size is not None and (args.model / "tokenizer.json").is_file():
         check_vocabulary(vocabulary_end(args.model), vocab_size)
     from recipe.evaluation.downstream import export_lm
+    from recipe.evaluation.scoring import score_tasks
 
-    say(f"evaluates {args.model} on {len(_leaves(tasks))} tasks")
-    requests = Requests(_leaves(tasks))
-    lm = export_lm(args.model, args.batch_size, requests.advance)
-    report(evaluate(lm, args, tasks, requests), args.output, {"model": str(args.model)})
+    say(f"evaluates {args.model} on {len(tasks['tasks'])} tasks")
+    with Requests([*tasks["tasks"].values()]) as requests:
+        scored = score_tasks(export_lm(args.model, args.batch_size, requests.advance), tasks, limit=args.limit)
+    report(scored, args, args.output, {"model": str(args.model)})
 
 
-def report(tasks: dict[str, Any], output: Path | None, facts: dict[str, Any], board: Path | None = None) -> None:
-    """Print the scores, then write them: to `output`, and to TensorBoard's folder `board` at the step of `facts`."""
-    rows = [
-        (task, metric, f"{score['value']:.4f}", "" if score["stderr"] is None else f"{score['stderr']:.4f}")
-        for task, metrics in tasks.items()
-        for metric, score in metrics.items()
-    ]
-    print(aligned_table(("task", "metric", "value", "stderr"), rows, left=2), flush=True)
+def report(scored: Scored, args: argparse.Namespace, output: Path | None, facts: dict[str, Any]) -> None:
+    """Print the scores, then write them: to `output`, and of a run to its TensorBoard's folder at the step of `facts`."""
+    print(describe(scored), flush=True)
     if output is not None:
-        write_record(output, {**facts, "tasks": tasks})
+        write_record(output, {**facts, **scored.as_json()})
+    board = args.run / "tensorboard" if args.run else None
     if board is not None:
-        values = {f"eval/{task}/{name}": score["value"] for task, of in tasks.items() for name, score in of.items()}
-        write_scalars(board, values, facts["step"])
+        write_scalars(board, scored.tags(), facts["step"])
     print(where_results_are(output, board), flush=True)
+
+
+def describe(scored: Scored) -> str:
+    """Tables of the scores and of the gaps between languages, and which tasks have no bits per byte."""
+    rows = [(task, metric, *_cells(score)) for task, of in scored.tasks.items() for metric, score in of.items()]
+    parts = [aligned_table(("task", "metric", "value", "stderr"), rows, left=2)]
+    gaps = [
+        (name, metric, *_cells(score, "+"), f"{gap['paired']:,}" if gap["paired"] else "not paired")
+        for name, gap in scored.gaps.items()
+        for metric, score in gap["metrics"].items()
+    ]
+    if gaps:
+        parts.append(aligned_table(("gap", "metric", "first minus second", "stderr", "paired items"), gaps, left=2))
+    tasks_of: dict[str, list[str]] = {}
+    for task, why in scored.without_gold.items():
+        tasks_of.setdefault(why, []).append(task)
+    parts += [f"no bits per byte of {', '.join(tasks)}: {why}" for why, tasks in tasks_of.items()]
+    return "\n\n".join(parts)
+
+
+def _cells(score: Score, sign: str = "") -> tuple[str, str]:
+    return f"{score['value']:{sign}.4f}", "" if score["stderr"] is None else f"{score['stderr']:.4f}"

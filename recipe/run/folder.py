@@ -32,6 +32,7 @@ from recipe.run.job import Job
 from recipe.run.locks import lock_file
 from recipe.run.records import (
     ATTEMPTS,
+    DOWNSTREAM,
     EVALUATIONS,
     EVENTS,
     HEARTBEATS,
@@ -106,6 +107,10 @@ class RunFolder:
     def evaluation(self, **facts: Any) -> None:
         """Append to evaluations.jsonl: held-out results of a step."""
         self._report(EVALUATIONS, {"time": time.time(), "attempt": self.attempt, **facts})
+
+    def downstream(self, **facts: Any) -> None:
+        """Append to downstream.jsonl: results of downstream tasks of a step."""
+        self._report(DOWNSTREAM, {"time": time.time(), "attempt": self.attempt, **facts})
 
     def metrics(self, step: int, values: dict[str, Any]) -> None:
         """Append to metrics.jsonl: what is known of a logged step."""
@@ -306,7 +311,10 @@ def _fixed(run: RunConfig) -> dict[str, Any]:
 
 def _without_paths(run: RunConfig) -> dict[str, Any]:
     """A run config as JSON, without the paths of what is compared by content."""
-    paths: Any = {"run_dir": True, "model": True, "tokenizer": True, "data": {"tokens"}, "evaluation": {"tokens"}}
+    paths: Any = {
+        "run_dir": True, "model": True, "tokenizer": True, "data": {"tokens"},
+        "evaluation": {"tokens": True, "downstream": {"data", "tasks_path"}},
+    }  # fmt: skip
     return run.model_dump(mode="json", exclude=paths)
 
 

@@ -25,6 +25,7 @@ VERSION_KEY = "schema_version"
 
 ATTEMPTS, METRICS, EVENTS, EVALUATIONS = "attempts.jsonl", "metrics.jsonl", "events.jsonl", "evaluations.jsonl"
 HELD_OUT_RESULTS, DOWNSTREAM_RESULTS = "evaluation.json", "results.json"
+DOWNSTREAM = "downstream.jsonl"
 REWIND, SUSPECT, LEFT = "rewind.json", "suspect.json", "left.json"
 FAILURES, HEARTBEATS, STACKS = "failures", "heartbeats", "stacks"  # folders
 
@@ -147,6 +148,11 @@ def read_events(run_dir: str | Path) -> list[dict[str, Any]]:
 def read_evaluations(run_dir: str | Path) -> list[dict[str, Any]]:
     """The held-out results during training, oldest first."""
     return read_records(Path(run_dir) / EVALUATIONS)
+
+
+def read_downstream(run_dir: str | Path) -> list[dict[str, Any]]:
+    """The results of downstream tasks during training, oldest first."""
+    return read_records(Path(run_dir) / DOWNSTREAM)
 
 
 def saved_checkpoints(run_dir: str | Path) -> list[dict[str, Any]]:

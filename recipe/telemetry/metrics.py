@@ -23,6 +23,7 @@ from recipe.telemetry.trackers import Tracker
 # comm/   waits and bytes per kind of collective, of the steps that are sampled (watch.stragglers_every_steps)
 # held_out/  loss and bits per byte, each by source
 # eval/   the same by source, as dashboards of older versions have them, and downstream scores
+# eval_gap/  downstream scores of one language minus another's, by pair of tasks
 SCALARS = {
     "loss": "train/loss",
     "lr": "train/lr",
@@ -63,6 +64,10 @@ LAYOUT = {
     "loss, held-out": {
         "bits per byte by source": ["Multiline", ["held_out/bits_per_byte/.*"]],
         "loss by source, nats per token": ["Multiline", ["held_out/loss/.*"]],
+    },
+    "downstream tasks": {
+        "bits per byte of gold answers": ["Multiline", ["eval/.*/bits_per_byte"]],
+        "gap between languages": ["Multiline", ["eval_gap/.*"]],
     },
     "speed": {
         "tokens per second": ["Multiline", ["perf/tokens_per_s"]],
@@ -125,6 +130,15 @@ class MetricsWriter:
             for name, result in results.items()
         )
         self._print(f"step {step:>7,}  held-out  {message}")
+        self._tell_of_sinks()
+
+    def downstream(
+        self, step: int, results: dict[str, Any], tags: dict[str, float], seconds: float, summary: str
+    ) -> None:
+        """Write results of downstream tasks, and print their `summary`."""
+        self._folder.downstream(step=step, seconds=seconds, **results)
+        self._show(tags, step)
+        self._print(f"step {step:>7,}  downstream, bits/byte  {summary}  ({duration(seconds)})")
         self._tell_of_sinks()
 
     def event(self, event: dict[str, Any]) -> None:

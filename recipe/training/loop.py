@@ -24,6 +24,7 @@ from recipe.engine.moe.routing_control import StepSums
 from recipe.engine.step import run_step
 from recipe.engine.step_guard import Rewind, StepGuard, Unsound, Verdict
 from recipe.evaluation.held_out import evaluate_engine
+from recipe.evaluation.tasks_in_training import tasks_in_training
 from recipe.run.folder import RunFolder
 from recipe.run.job import Job, ProfiledSteps
 from recipe.run.reports import say
@@ -196,6 +197,7 @@ class Training:
             Hook(self._report, lambda done: done.sums is not None),
             Hook(self._check_corruption, lambda done: every(run.watch.corruption_check_every_steps, done.step)),
             Hook(self._evaluate, self._evaluation_is_due),
+            Hook(self._score_tasks, self._tasks_are_due),
             Hook(self._save, self._save_is_due),
             Hook(self._tell_of_checkpoints),
             Hook(self._end_profiled_step),
@@ -381,6 +383,20 @@ class Training:
         self._enter("between steps")
         if self.writer is not None:
             self.writer.evaluation(done.step, results, time.monotonic() - begun)
+
+    def _tasks_are_due(self, done: StepDone) -> bool:
+        downstream = self.job.run.evaluation.downstream
+        return downstream is not None and (done.ends or every(downstream.every_steps, done.step))
+
+    def _score_tasks(self, done: StepDone) -> None:
+        run, begun = self.job.run, time.monotonic()
+        assert run.evaluation.downstream is not None
+        tasks = tasks_in_training(run.evaluation.downstream, run.tokenizer, run.data.seq_length)
+        scored = tasks.evaluate(self.engine, run.compute, progress=lambda: self._enter("evaluating"))
+        self._enter("between steps")
+        if self.writer is not None:
+            seconds = time.monotonic() - begun
+            self.writer.downstream(done.step, scored.as_json(), scored.tags(), seconds, tasks.summary(scored))
 
     def _votes(self) -> dict[str, float]:
         """What this rank adds to the step's exchange."""

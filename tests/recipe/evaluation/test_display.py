@@ -20,6 +20,7 @@ from recipe.base.tables import ProgressLine
 from recipe.evaluation import downstream, downstream_command, held_out_command
 from recipe.evaluation.display import aligned_table, progress_line
 from recipe.evaluation.downstream import EngineLM, RequestsDone
+from recipe.evaluation.request_progress import Requests
 from tests.conftest import ROOT
 
 
@@ -86,7 +87,7 @@ def test_requests_are_counted_over_all_tasks(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setattr(ProgressLine, "SHOWN_EVERY_S", 0.0)
     tasks = [Task(3), Task(4)]
-    with downstream_command.Requests(tasks) as requests:
+    with Requests(tasks) as requests:
         for task in reversed(tasks):  # the harness has an order of its own
             task.build_all_requests(limit=None)
         hook = RequestsDone(requests.advance)

@@ -100,7 +100,7 @@ def test_the_shipped_groups_are_made_of_tasks_of_the_harness():
     [
         (("--tasks", "hellaswagg"), "unknown task 'hellaswagg'; did you mean 'hellaswag'?"),
         (("--tasks", "piqa", "--data", "none"), "holds no dataset for task piqa; fetch it with --save-data"),
-        (("--tasks-path", "none"), "--tasks-path none is no folder"),
+        (("--tasks-path", "none"), "tasks path none is no folder"),
     ],
 )
 def test_tasks_that_cannot_be_had_are_told(words, message, tmp_path):

@@ -1,0 +1,107 @@
+"""Tasks that exist in several languages, and the gap between the languages: accuracy and bits per byte."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import recipe
+from recipe.base.strict import load_yaml
+from recipe.evaluation.estimates import difference, mean
+from recipe.evaluation.gold import Items
+
+PAIRS = Path(recipe.__path__[0]) / "configs" / "language_pairs.yaml"
+REFERENCE = "en"  # the language that the others are taken from, where a pair has it
+BITS_PER_ANSWER = "bits_per_answer"
+
+
+@dataclass(frozen=True)
+class Member:
+    """The part of a task in a pair.
+
+    Args:
+        key: fields by which items are paired; () pairs them by number, None not at all.
+    """
+
+    pair: str
+    language: str
+    key: tuple[str, ...] | None
+
+
+@cache
+def shipped() -> Mapping[str, Member]:
+    """The tasks of `PAIRS`."""
+    members = {}
+    for pair, facts in load_yaml(PAIRS).items():
+        key = None if facts["key"] is None else tuple(facts["key"])
+        members.update({task: Member(pair, language, key) for language, task in facts["tasks"].items()})
+    return members
+
+
+def member_of(task: Any) -> Member | None:
+    """The part of a task in a pair, as its own file says it, or else the shipped table; None if it is in no pair."""
+    said = (task.config.metadata or {}) if isinstance(task.config.metadata, Mapping) else {}
+    if "pair" not in said or "language" not in said:
+        return shipped().get(task.config.task)
+    key = said.get("key", [])
+    return Member(str(said["pair"]), str(said["language"]), None if key is None else tuple(key))
+
+
+def gaps(members: Mapping[str, Member], items: Mapping[str, Items]) -> dict[str, dict[str, Any]]:
+    """The gap of each pair of which at least two languages have been scored.
+
+    Args:
+        members: of the tasks that are in a pair, by task.
+        items: of all tasks.
+
+    Returns:
+        by pair and languages, such as `xnli en-zh`: the languages and tasks, `paired`: how many items of one are the same
+        question as one of the other, 0 where that is not known; and by metric the value of the first language minus the
+        other's with its standard error.
+    """
+    found = {}
+    for pair in dict.fromkeys(member.pair for member in members.values()):
+        tasks = {member.language: task for task, member in members.items() if member.pair == pair}
+        first, *others = sorted(tasks, key=lambda language: (language != REFERENCE, language))
+        for other in others:
+            keys = (members[tasks[first]].key, members[tasks[other]].key)
+            found[f"{pair} {first}-{other}"] = {
+                "pair": pair,
+                "languages": [first, other],
+                "tasks": [tasks[first], tasks[other]],
+                **_gap(items[tasks[first]], items[tasks[other]], None if None in keys else keys[0]),
+            }
+    return found
+
+
+def _gap(one: Items, other: Items, key: Sequence[str] | None) -> dict[str, Any]:
+    pairs = [] if key is None else _same_questions(one, other, by_number=not key)
+    if pairs:
+        one, other = one.taken([i for i, _ in pairs]), other.taken([j for _, j in pairs])
+    of_one, of_other = one.estimates(), other.estimates()
+    if pairs and one.bits_N is not None and other.bits_N is not None:
+        # A text and its translation say the same, so that the bits of the whole answer have no unit that a language decides.
+        of_one[BITS_PER_ANSWER], of_other[BITS_PER_ANSWER] = mean(one.bits_N), mean(other.bits_N)
+    return {
+        "paired": len(pairs),
+        "metrics": {
+            metric: difference(estimate, of_other[metric], paired=bool(pairs))
+            for metric, estimate in of_one.items()
+            if metric in of_other
+        },
+    }
+
+
+def _same_questions(one: Items, other: Items, *, by_number: bool) -> list[tuple[int, int]]:
+    """Numbers of the items that are the same question; none where nothing shows that they are."""
+    place = {key: number for number, key in enumerate(other.keys)}
+    pairs = [(number, place[key]) for number, key in enumerate(one.keys) if key in place]
+    if not by_number:
+        return pairs
+    known = one.gold_N is not None and other.gold_N is not None and len(one.keys) == len(other.keys) == len(pairs)
+    return pairs if known and np.array_equal(one.gold_N, other.gold_N) else []  # type: ignore[arg-type]
