@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from recipe.base.pages.palette import LOST, RUN, TIMES, source_styles, time_styl
 from recipe.base.pages.template import write_page
 from recipe.base.tables import duration, ratio
 from recipe.reading.charts import Curve, Mark, area_chart, heatmap, line_chart
+from recipe.reading.downstream import counted_downstream, gap_rows, score_rows
 from recipe.reading.events import Happened, happened
 from recipe.reading.goodput import goodput
 from recipe.reading.headline import HeldOut, facts, held_out, held_out_cards, held_out_note, why_ended
@@ -72,7 +74,7 @@ def report(run_dir: Path, interconnect: str | None) -> str:
         data=_data(history, styles),
         plan=plan,
         no_plan=no_plan,
-        downstream=_downstream(run_dir / DOWNSTREAM_RESULTS),
+        downstream=_downstream(run_dir, events),
         starts=[
             {"number": number, "when": _when(start["time"]), "command": " ".join(start["command"])}
             for number, start in list(enumerate(starts, start=1))[-MOST_STARTS:]
@@ -177,20 +179,13 @@ def _data(history: History, styles: dict[str, str]) -> list[dict[str, Any]]:
     ]
 
 
-def _downstream(path: Path) -> list[dict[str, Any]]:
-    """Rows of the results that recipe/evaluate_model.py downstream has written, if any."""
-    results = read_record(path) or {"tasks": {}}
-    return [
-        {
-            "task": task,
-            "metric": metric,
-            "score": score["value"],
-            "stderr": "" if score["stderr"] is None else f"{score['stderr']:.4f}",
-            "step": results.get("step", ""),
-        }
-        for task, metrics in results["tasks"].items()
-        for metric, score in metrics.items()
-    ]
+def _downstream(run_dir: Path, events: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Rows of the newest results during training, else of those that recipe/evaluate_model.py downstream has written."""
+    during = counted_downstream(run_dir, events)
+    later = read_record(run_dir / DOWNSTREAM_RESULTS)
+    if during and (later is None or later.get("step", 0) <= during[-1]["step"]):
+        return {"scores": score_rows(during), "gaps": gap_rows(during[-1])}
+    return {"scores": score_rows([{"step": math.nan, **later}]), "gaps": gap_rows(later)} if later is not None else {}
 
 
 def _when(seconds: float) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import recipe
 from recipe.base.arguments import add_subject, check_exported, check_results, natural_int, positive_int
 from recipe.base.errors import UserError
+from recipe.base.output_paths import check_output_file
 from recipe.base.ranks import is_first_rank, say
 from recipe.data.token_folder import TokenFolder, check_vocabulary, vocabulary_end
 from recipe.evaluation.display import aligned_table, where_results_are, write_scalars
@@ -52,6 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-fewshot", type=natural_int, help="examples in the prompt (default: the task's)")
     parser.add_argument("--limit", type=positive_int, help="only the first so many of each task, for a trial")
     parser.add_argument("--batch-size", type=positive_int, default=8, help="requests per rank (default: %(default)s)")
+    parser.add_argument("--items", type=Path, metavar="FILE", help="JSON for the bits and the answer of each item")
+    parser.add_argument(
+        "--compare", type=Path, metavar="FILE", help="set the scores against those of an earlier --items, item by item"
+    )
     parser.add_argument("--output", type=Path, help="JSON for the scores (default with --run: results.json in it)")
 
 
@@ -60,6 +65,8 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
     if args.model and (args.checkpoint or args.deepspeed_config):
         parser.error("--checkpoint and --deepspeed_config go with --run")
     check_results(args, DOWNSTREAM_RESULTS)
+    if args.items is not None:
+        check_output_file("--items", args.items)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -72,6 +79,10 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("this needs lm-evaluation-harness; install it with pip install -e '.[downstream]'")
     if args.model is not None:
         check_exported(args.model)
+    if args.compare is not None:
+        from recipe.evaluation.comparison import read_items
+
+        read_items(args.compare)  # refused before anything is scored
     if args.data is not None:
         os.environ["HF_HUB_OFFLINE"] = "1"
     silence_bars()
@@ -163,7 +174,9 @@ def evaluate_run(args: argparse.Namespace, tasks: dict[str, Any]) -> None:
         )
         scored = score_tasks(lm, tasks, limit=args.limit)
     if is_first_rank():
-        report(scored, args, args.output or args.run / DOWNSTREAM_RESULTS, {"step": state.step})
+        output = args.output or args.run / DOWNSTREAM_RESULTS
+        report(scored, output, {"step": state.step}, args.run / "tensorboard")
+        report_items(scored, args.items, args.compare)
 
 
 def evaluate_export(args: argparse.Namespace, tasks: dict[str, Any]) -> None:
@@ -179,18 +192,30 @@ def evaluate_export(args: argparse.Namespace, tasks: dict[str, Any]) -> None:
     say(f"evaluates {args.model} on {len(tasks['tasks'])} tasks")
     with Requests([*tasks["tasks"].values()]) as requests:
         scored = score_tasks(export_lm(args.model, args.batch_size, requests.advance), tasks, limit=args.limit)
-    report(scored, args, args.output, {"model": str(args.model)})
+    report(scored, args.output, {"model": str(args.model)})
+    report_items(scored, args.items, args.compare)
 
 
-def report(scored: Scored, args: argparse.Namespace, output: Path | None, facts: dict[str, Any]) -> None:
-    """Print the scores, then write them: to `output`, and of a run to its TensorBoard's folder at the step of `facts`."""
+def report(scored: Scored, output: Path | None, facts: dict[str, Any], board: Path | None = None) -> None:
+    """Print the scores, then write them: to `output`, and to TensorBoard's folder `board` at the step of `facts`."""
     print(describe(scored), flush=True)
     if output is not None:
         write_record(output, {**facts, **scored.as_json()})
-    board = args.run / "tensorboard" if args.run else None
     if board is not None:
         write_scalars(board, scored.tags(), facts["step"])
     print(where_results_are(output, board), flush=True)
+
+
+def report_items(scored: Scored, items: Path | None, compare: Path | None) -> None:
+    """Print what has changed since the items of `compare`, and write those of now to `items`."""
+    from recipe.evaluation.comparison import changes, read_items, write_items
+
+    if compare is not None:
+        of_tasks = changes(scored.items, read_items(compare))
+        rows = [(task, metric, *_cells(score, "+")) for task, of in of_tasks.items() for metric, score in of.items()]
+        print(f"\n{aligned_table(('task', 'metric', f'since {compare}', 'stderr, paired'), rows, left=2)}", flush=True)
+    if items is not None:
+        write_items(items, scored.items)
 
 
 def describe(scored: Scored) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
-from argparse import Namespace
-from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +19,7 @@ from recipe.evaluation import downstream, downstream_command, held_out_command
 from recipe.evaluation.display import aligned_table, progress_line
 from recipe.evaluation.downstream import EngineLM, RequestsDone
 from recipe.evaluation.request_progress import Requests
+from recipe.evaluation.scoring import Scored, score_tasks
 from tests.conftest import ROOT
 
 
@@ -136,11 +135,17 @@ def test_an_engine_counts_each_request_once_and_shows_no_bar_of_the_harness(monk
 def test_downstream_results_are_a_table_with_errors_and_say_where_they_are(output, tmp_path, capsys):
     path = tmp_path / "scores.json" if output else None
     scores = {"piqa": {"acc": {"value": 0.5, "stderr": 0.0125}, "bits_per_byte": {"value": 1.5, "stderr": None}}}
-    downstream_command.report(scores, path, {"model": "a"})
-    head, first, second, last = capsys.readouterr().out.splitlines()
+    gap = {"paired": 7, "metrics": {"acc": {"value": 0.25, "stderr": 0.125}}}
+    scored = Scored(
+        scores, {"xnli en-zh": gap}, {"mmlu": "its answers are letters", "ceval": "its answers are letters"}, {}
+    )
+    downstream_command.report(scored, path, {"model": "a"})
+    head, first, second, _, _, gap_row, _, without, last = capsys.readouterr().out.splitlines()
     assert head.split() == ["task", "metric", "value", "stderr"]
     assert first.split() == ["piqa", "acc", "0.5000", "0.0125"]
     assert second.split() == ["piqa", "bits_per_byte", "1.5000"]
+    assert gap_row.split() == ["xnli", "en-zh", "acc", "+0.2500", "0.1250", "7"]
+    assert without == "no bits per byte of mmlu, ceval: its answers are letters"
     assert last == (f"written to {path}" if path else "not written to a file; give --output FILE to keep the results")
     assert path is None or load_json(path)["tasks"] == scores
 
@@ -168,7 +173,7 @@ def test_results_are_printed_before_a_full_disk_refuses_them(command, tmp_path, 
     monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", full)
     monkeypatch.setattr(command, "write_record", lambda *_: None)
     results = {"en": {"tokens": 9, "loss": 2.0, "perplexity": 7.4, "bits_per_byte": 0.9}}
-    scores = {"piqa": {"acc": {"value": 0.5, "stderr": None}}}
+    scores = Scored({"piqa": {"acc": {"value": 0.5, "stderr": None}}}, {}, {}, {})
     with pytest.raises(OSError, match="No space left"):
         command.report(results if command is held_out_command else scores, tmp_path / "e.json", {"step": 3}, tmp_path)
     assert ("0.9000" if command is held_out_command else "0.5000") in capsys.readouterr().out
@@ -180,7 +185,7 @@ def test_a_mean_has_a_standard_error_without_worker_processes(monkeypatch):
 
     asked = {}
     monkeypatch.setattr("lm_eval.evaluator.evaluate", lambda lm, tasks, **given: asked.update(given) or {"results": {}})
-    downstream_command.evaluate(None, Namespace(limit=None), {}, nullcontext())
+    score_tasks(None, {"tasks": {}, "groups": {}}, limit=None)
     samples = asked["bootstrap_iters"]
     assert stderr_for_metric(mean, samples)([0.0, 1.0, 1.0, 0.0]) == pytest.approx(0.2887, abs=1e-4)
     monkeypatch.setenv("DISABLE_MULTIPROC", "1")

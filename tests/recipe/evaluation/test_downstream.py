@@ -13,7 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from recipe.base.errors import UserError
 from recipe.base.strict import load_json
 from recipe.evaluation.downstream import EngineLM, known_tasks
-from tests.conftest import ROOT, documents_in, launch, run_forked
+from recipe.run.records import read_downstream, read_record
+from tests.conftest import ROOT, documents_in, ds_config, launch, run_forked, schedule_of, write_run
 
 SCRIPT = ("recipe/evaluate_model.py", "downstream")
 SHIPPED = ROOT / "recipe" / "configs" / "downstream"
@@ -43,6 +44,7 @@ def tasks(prepared, tmp_path_factory):
             **common, "task": f"endings_{lang}", "output_type": "multiple_choice", "doc_to_text": "{{start}}",
             "doc_to_choice": "endings", "doc_to_target": "own", "target_delimiter": "",
             "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+            "metadata": {"version": 1.0, "pair": "endings", "language": lang},
         }  # fmt: skip
         texts_task = {
             **common, "task": f"texts_{lang}", "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}",
@@ -62,13 +64,19 @@ def test_an_answer_longer_than_the_context_is_refused():
         model._loglikelihood_tokens([(None, [1], [2] * 4), (None, [1], [2] * 5)])
 
 
-def test_the_engine_and_its_export_score_the_same(trained, exported, tasks, tmp_path):
+@pytest.fixture(scope="module")
+def words(tasks, tmp_path_factory):
+    """The options of the tasks, whose datasets are saved."""
+    data = tmp_path_factory.mktemp("saved")
     words = ["--tasks", "small_en,small_zh", "--tasks-path", tasks]
-    saved = run_forked(*SCRIPT, "--save-data", tmp_path / "data", *words)
+    saved = run_forked(*SCRIPT, "--save-data", data, *words)
     assert saved.returncode == 0, saved.stderr[-3000:]
     for path in tasks.glob("*.jsonl"):
         path.rename(path.with_suffix(".away"))  # from here on the saved ones are all there is
-    words += ["--data", tmp_path / "data", "--batch-size", 3]
+    return [*words, "--data", data, "--batch-size", 3]
+
+
+def test_the_engine_and_its_export_score_the_same(trained, exported, words, tmp_path):
     done = launch(2, *SCRIPT, "--run", trained.run_dir, *words)
     assert done.returncode == 0, done.stderr[-3000:]
     of_run = load_json(trained.run_dir / "results.json")
@@ -76,16 +84,43 @@ def test_the_engine_and_its_export_score_the_same(trained, exported, tasks, tmp_
     assert done.returncode == 0, done.stderr[-3000:]
     of_export = load_json(tmp_path / "stock.json")["tasks"]
     assert of_run["step"] == 20
-    assert of_run["tasks"].keys() == of_export.keys() == {"endings_en", "endings_zh", "texts_en", "texts_zh"}
+    assert of_run["tasks"].keys() == of_export.keys() == {
+        "small_en", "small_zh", "endings_en", "endings_zh", "texts_en", "texts_zh",
+    }  # fmt: skip
     for task, metrics in of_export.items():
         for metric, score in metrics.items():
             found = of_run["tasks"][task][metric]["value"]
-            assert found == (pytest.approx(score["value"], rel=1e-6) if task.startswith("texts") else score["value"])
+            assert found == (pytest.approx(score["value"], rel=1e-6) if metric == "bits_per_byte" else score["value"])
     assert of_export["endings_en"]["acc"]["value"] > 0
     assert "endings_zh" in done.stdout
     board = EventAccumulator(str(trained.run_dir / "tensorboard"))
     board.Reload()
     assert board.Scalars("eval/texts_zh/bits_per_byte")[-1].step == 20
+
+
+def test_scores_during_training_are_those_of_its_checkpoint(prepared, words, tasks, tmp_path):
+    downstream = {
+        "every_steps": 2, "tasks": ["small_en", "small_zh"], "data": str(words[-3]), "tasks_path": [str(tasks)], "batch_size": 3,
+    }  # fmt: skip
+    run = write_run(tmp_path, "run", prepared, schedule=schedule_of(3), evaluation={"downstream": downstream})
+    ds = tmp_path / "ds.json"
+    ds.write_text(json.dumps(ds_config(2, micro_batch=4, accumulation=1, autoep_size=2)))
+    done = launch(2, "recipe/train.py", *run.arguments(ds))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "downstream  every 2 steps, 150 requests of 4 tasks" in done.stdout
+    before, at_the_end = read_downstream(run.run_dir)
+    assert (before["step"], at_the_end["step"]) == (2, 3)
+    assert at_the_end["seconds"] > 0
+    assert before["tasks"] != at_the_end["tasks"]
+    assert done.stdout.count("gap endings en-zh") == 2
+    done = launch(2, *SCRIPT, "--run", run.run_dir, *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    of_checkpoint = read_record(run.run_dir / "results.json")
+    assert {key: at_the_end[key] for key in ("tasks", "gaps")} == {key: of_checkpoint[key] for key in ("tasks", "gaps")}
+    assert of_checkpoint["gaps"]["endings en-zh"]["paired"] == 25
+    board = EventAccumulator(str(run.run_dir / "tensorboard"))
+    board.Reload()
+    assert [event.step for event in board.Scalars("eval_gap/endings/en-zh/bits_per_byte")][:2] == [2, 3]
 
 
 def test_the_shipped_groups_are_made_of_tasks_of_the_harness():
