@@ -102,7 +102,13 @@ def test_scores_during_training_are_those_of_its_checkpoint(prepared, words, tas
     downstream = {
         "every_steps": 2, "tasks": ["small_en", "small_zh"], "data": str(words[-3]), "tasks_path": [str(tasks)], "batch_size": 3,
     }  # fmt: skip
-    run = write_run(tmp_path, "run", prepared, schedule=schedule_of(3), evaluation={"downstream": downstream})
+    run = write_run(
+        tmp_path,
+        "run",
+        prepared,
+        schedule={**schedule_of(3), "warmup_tokens": 0},
+        evaluation={"downstream": downstream},
+    )
     ds = tmp_path / "ds.json"
     ds.write_text(json.dumps(ds_config(2, micro_batch=4, accumulation=1, autoep_size=2)))
     done = launch(2, "recipe/train.py", *run.arguments(ds))
