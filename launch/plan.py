@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Plan a run before it is launched: memory, communication, time and money.
 
-Of a ds_config that is given; without one, of the best with ZeRO-3 and experts inside a node; with --search, of the best of all.
+Of a run config and a ds_config: each of its phases. Of a model: one batch and length, with a ds_config that is given; without
+one, with the best of ZeRO-3 and experts inside a node; with --search, with the best of all.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from recipe.base.errors import ConfigError, UserError, exit_on_user_error
 from recipe.base.hardware import ACCELERATORS, Cluster, cluster_of
 from recipe.base.model_shape import ModelShape, load_model_shape
 from recipe.base.output_paths import check_output_file
-from recipe.base.settings import RECOMPUTES
+from recipe.base.run_config.resolved import resolve_phases
+from recipe.base.settings import RECOMPUTES, load_run_config
 from recipe.planner.calibration import Calibration, calibrated_gpu, load_calibration
+from recipe.planner.phases import PhasePlan, as_dict, phase_named, plan_phases, problems_of
 from recipe.planner.plan import Budget, Plan
 from recipe.planner.search.ds_writer import write
 from recipe.planner.search.search import (
@@ -33,11 +37,15 @@ from recipe.planner.search.search import (
     search,
 )
 from recipe.planner.search.shipped import cpu_config
+from recipe.planner.tables.phase_tables import describe_phases
 from recipe.planner.tables.report import describe_plan, describe_search
 from recipe.planner.workload import RunFacts, Workload
 
 DEFAULT_GPU = "a100-80gb"
+SEQ_LENGTH, TOKENS, GLOBAL_BATCH_TOKENS = 4096, 1e12, 8 * 2**20  # where no flag says others
 EXAMPLE = """examples:
+  python launch/plan.py --config recipe/configs/runs/pretrain_30b.yaml --ds-config ds_configs/a100_256.json \\
+      --interconnect 400g
   python launch/plan.py --model recipe/configs/models/30b-a3b --ds-config ds_configs/a100_256.json \\
       --gpu a100-80gb --interconnect 400g
   python launch/plan.py --model recipe/configs/models/30b-a3b --gpus 256 --gpu a100-80gb --interconnect 8x200g \\
@@ -54,7 +62,32 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--model",
         type=Path,
-        help="folder with the model's config.json, such as recipe/configs/models/30b-a3b; required",
+        help="folder with the model's config.json, such as recipe/configs/models/30b-a3b; required, but with --config",
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="YAML",
+        help="run config: plans its phases with --ds-config, or the run as its one phase",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="with --config: override a key of it; may be repeated",
+    )
+    parser.add_argument(
+        "--phase",
+        metavar="NAME",
+        help="with --config: everything of this phase, with each term of its memory (default: a table of all)",
+    )
+    parser.add_argument(
+        "--document-tokens",
+        type=positive_int,
+        metavar="N",
+        help="with --config: length of the document that a token is in on the average, where data.document_attention keeps attention "
+        "inside (default: of the sequence, the most time)",
     )
     parser.add_argument(
         "--gpus", type=positive_int, help="GPUs of the cluster (default: what the ds_config is written for)"
@@ -99,14 +132,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        default=True,
+        default=None,
         help="compute.compile of the run (default: on, as in recipe/configs/runs/pretrain_30b.yaml)",
     )
-    parser.add_argument("--seq", type=positive_int, default=4096, help="tokens of a sequence (default: %(default)s)")
+    parser.add_argument("--seq", type=positive_int, help=f"tokens of a sequence (default: {SEQ_LENGTH})")
     parser.add_argument(
         "--global-batch-tokens",
         type=binary_count,
-        default=8 * 2**20,
         help="tokens of a step, without --ds-config; M is 2**20 (default: 8M)",
     )
     parser.add_argument(
@@ -114,7 +146,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         type=count,
         help="assignments of the busiest rank over the mean, as a run has measured it (default: a range of values)",
     )
-    parser.add_argument("--tokens", type=count, default=1e12, help="tokens of the run (default: 1T)")
+    parser.add_argument("--tokens", type=count, help="tokens of the run (default: 1T)")
     parser.add_argument(
         "--usd-per-gpu-hour",
         type=count,
@@ -139,10 +171,13 @@ def main(argv: list[str] | None = None) -> None:
     if args.cpu_ranks is not None:
         return _write_for_cpus(args)
     _check_arguments(args)
-    shape = load_model_shape(args.model)
-    budget = Budget(args.tokens, args.usd_per_gpu_hour)
     calibration = None if args.calibration is None else load_calibration(args.calibration)
     args.gpu = calibrated_gpu(calibration, args.calibration, args.gpu, DEFAULT_GPU)
+    if args.config is not None:
+        return _plan_phases(args, calibration)
+    _set_defaults(args)
+    shape = load_model_shape(args.model)
+    budget = Budget(args.tokens, args.usd_per_gpu_hour)
     if args.ds_config is not None:
         _plan(args, shape, budget, calibration)
     else:
@@ -174,7 +209,56 @@ def _write_for_cpus(args: argparse.Namespace) -> None:
     print(f"wrote {args.write} for {ranks}: a layer's experts over {experts}, {each} sequences a rank and step; start it with --num_gpus {args.cpu_ranks}, or with a hostfile whose slots add up to {args.cpu_ranks}")  # fmt: skip
 
 
+def _set_defaults(args: argparse.Namespace) -> None:
+    """What a run config would say, where none does."""
+    defaults = {"seq": SEQ_LENGTH, "tokens": TOKENS, "compile": True, "global_batch_tokens": GLOBAL_BATCH_TOKENS}
+    for name, value in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+
+
+# What the run config says, and what looks for a ds_config.
+NOT_WITH_CONFIG = (
+    "model",
+    "seq",
+    "recompute",
+    "compile",
+    "tokens",
+    "gpus",
+    "search",
+    "zero",
+    "ep",
+    "global_batch_tokens",
+    "write",
+)
+WITH_CONFIG = ("set", "phase", "document_tokens")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _check_arguments(args: argparse.Namespace) -> None:
+    if args.config is not None:
+        problems = [
+            f"{_flag(name)} does not go with --config, whose run config and ds_config say all that is planned; remove it"
+            for name in NOT_WITH_CONFIG
+            if getattr(args, name) not in (None, False)
+        ]
+        if args.ds_config is None:
+            problems.append("--ds-config is missing; give the one that the run config is to be launched with")
+    else:
+        problems = [
+            f"{_flag(name)} goes with --config; give the run config" for name in WITH_CONFIG if getattr(args, name)
+        ]
+        problems += _problems_without_config(args)
+    if args.imbalance is not None and args.imbalance < 1:
+        problems.append(f"--imbalance {args.imbalance:g} is below 1; the busiest rank has at least the mean")
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def _problems_without_config(args: argparse.Namespace) -> list[str]:
     problems = []
     if args.model is None:
         problems.append("--model is missing; give a folder with config.json, such as recipe/configs/models/30b-a3b")
@@ -185,12 +269,33 @@ def _check_arguments(args: argparse.Namespace) -> None:
         problems.append("--gpus is missing; give the number of GPUs, or a ds_config as --ds-config")
     if given and args.write is not None:
         problems.append("--write is for a ds_config that is looked for; the given one is already written")
-    if args.imbalance is not None and args.imbalance < 1:
-        problems.append(f"--imbalance {args.imbalance:g} is below 1; the busiest rank has at least the mean")
     if given and (args.zero or args.ep):
         problems.append("--zero and --ep narrow what is looked for; the ds_config has its own")
-    if problems:
-        raise UserError("; ".join(problems))
+    return problems
+
+
+def _plan_phases(args: argparse.Namespace, calibration: Calibration | None) -> None:
+    run = load_run_config(args.config, args.set)
+    ds, ds_raw = load_ds_config(args.ds_config)
+    phases = resolve_phases(run, load_model_shape(run.model), ds, ds_raw, path=args.config)
+    planned = plan_phases(
+        phases, _cluster(args, ds.world_size, calibration), usd_per_gpu_hour=args.usd_per_gpu_hour, imbalance=args.imbalance,
+        document_tokens=args.document_tokens,
+    )  # fmt: skip
+    if problems := problems_of(planned):
+        raise ConfigError(f"{args.config} with {args.ds_config}", problems)
+    if args.phase is not None:
+        _print_plan(args, _planned_phase(args.phase, planned), calibration)
+    elif args.json:
+        measured = {} if calibration is None else {"calibration": calibration.as_dict()}
+        print(json.dumps(as_dict(planned) | measured, indent=2))
+    else:
+        print(describe_phases(planned, calibration))
+
+
+def _planned_phase(name: str, planned: Sequence[PhasePlan]) -> Plan:
+    phase = phase_named(name, [p.phase for p in planned])
+    return planned[phase.number].plan
 
 
 def _plan(args: argparse.Namespace, shape: ModelShape, budget: Budget, calibration: Calibration | None) -> None:

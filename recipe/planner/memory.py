@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from recipe.base.hardware import GIB
+from recipe.planner.attention_mask import mask_bytes, masked_layer_bytes
 from recipe.planner.communication import fetches_of, flat_groups, flat_numel
 from recipe.planner.kept import Rows, kept_bytes, routing_plan_bytes, rows_of, saved_bytes
 from recipe.planner.parameters import decoder
@@ -119,7 +120,7 @@ def plan_memory(work: Workload, imbalance: float) -> MemoryPlan:
         "optimizer moments": held.moments,
         "reduce buckets": held.reduce_buckets,
     }
-    gathered = {"ZeRO-3 gathered": _gathered_bytes(work)}
+    gathered = {"ZeRO-3 gathered": _gathered_bytes(work), "attention mask": mask_bytes(work)}
     passes = {**gathered, **_stored_bytes(work, imbalance, work.shape.num_hidden_layers)}
     moments: dict[str, dict[str, float]] = {
         "backward of the last MoE layer": {
@@ -158,7 +159,10 @@ def _stored_bytes(work: Workload, imbalance: float, layers: int) -> dict[str, fl
     """
     if work.run.recompute == "none":
         per_layer = {moe: _layer_bytes(work, moe=moe, imbalance=imbalance) for moe in (False, True)}
-        return {f"saved: {kind}": size for kind, size in _all_layers(work, per_layer).items()}
+        return {
+            **{f"saved: {kind}": size for kind, size in _all_layers(work, per_layer).items()},
+            "saved: masked attention": work.shape.num_hidden_layers * masked_layer_bytes(work),
+        }
     return {
         "layer inputs": work.shape.num_hidden_layers * _boundary_bytes(work),
         **_kept_bytes(work, imbalance, layers),
@@ -177,7 +181,8 @@ def _kept_bytes(work: Workload, imbalance: float, layers: int) -> dict[str, floa
         for name in work.kept.of_layer(number)
     )
     plans = max(0, layers - shape.first_k_dense_replace) * routing_plan_bytes(shape, rows, ep_size=work.ep)
-    return {"kept results": results, "routing plans": plans}
+    masked = min(layers, work.kept.whole) * masked_layer_bytes(work)
+    return {"kept results": results + masked, "routing plans": plans}
 
 
 def _recomputed_bytes(work: Workload, imbalance: float) -> dict[str, float]:
@@ -186,7 +191,10 @@ def _recomputed_bytes(work: Workload, imbalance: float) -> dict[str, float]:
         return {}
     per_layer = [_layer_bytes(work, moe=moe, imbalance=imbalance) for moe in (False, True)]
     fullest = max(per_layer, key=lambda kinds: sum(kinds.values()))
-    return {f"recomputed: {kind}": size for kind, size in fullest.items()}
+    return {
+        **{f"recomputed: {kind}": size for kind, size in fullest.items()},
+        "recomputed: masked attention": masked_layer_bytes(work),
+    }
 
 
 def _loss_bytes(work: Workload) -> dict[str, float]:

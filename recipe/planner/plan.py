@@ -44,11 +44,38 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Keys:
+    """What messages call that which is to be changed: keys of the files and flags, or those of a phase of the run config."""
+
+    seq_length: str = "--seq"
+    recompute: str = "compute.recompute"
+    kept_gib: str = "recipe.kept_gib"
+    micro_batch: str = "train_micro_batch_size_per_gpu {micro} and gradient_accumulation_steps {accumulation}"
+    recompute_flag: str = " (--recompute {mode})"
+
+
+RUN_KEYS = Keys(seq_length="data.seq_length", recompute_flag="")
+
+
+def phase_keys(number: int) -> Keys:
+    """Those of a phase of the run config; a phase's accumulation follows from its micro-batch."""
+    phase = f"phases.{number}"
+    return Keys(
+        f"{phase}.data.seq_length",
+        f"{phase}.compute.recompute",
+        f"{phase}.kept_gib",
+        f"{phase}.micro_batch {{micro}}",
+        "",
+    )
+
+
+@dataclass(frozen=True)
 class Plan:
     """All that is planned of a workload. The fields are computed when they are asked for."""
 
     work: Workload
     budget: Budget = Budget()
+    keys: Keys = Keys()
 
     @cached_property
     def memory(self) -> MemoryPlan:
@@ -91,13 +118,13 @@ class Plan:
 
     def mfu(self, assumed: Assumptions) -> float:
         """Model FLOPs over the peak's; recompute not counted."""
-        flops = self.work.shape.training_flops_per_token(self.work.run.seq_length)
+        flops = self.work.shape.training_flops_per_token(self.work.run.attended_tokens)
         return self.tokens_per_s_per_gpu(assumed) * flops / self.work.cluster.accelerator.bf16_flops
 
     def hfu(self, assumed: Assumptions) -> float:
         """Hardware FLOPs over the peak's; recompute counted."""
         run = self.work.run
-        flops = hardware_flops_per_token(self.work.shape, run.seq_length, run.recompute, self.work.kept)
+        flops = hardware_flops_per_token(self.work.shape, run.attended_tokens, run.recompute, self.work.kept)
         return self.tokens_per_s_per_gpu(assumed) * flops / self.work.cluster.accelerator.bf16_flops
 
     @property
@@ -114,7 +141,7 @@ class Plan:
         if work.run.seq_length > work.shape.max_position_embeddings:
             problems.append(
                 f"sequences of {work.run.seq_length} exceed the model's max_position_embeddings "
-                f"{work.shape.max_position_embeddings}; lower --seq"
+                f"{work.shape.max_position_embeddings}; lower {self.keys.seq_length}"
             )
         return problems or self._memory_problems()
 
@@ -163,7 +190,8 @@ class Plan:
         for words, work in self._changes():
             if Plan(work, self.budget).fits and not work.ds.problems_with(work.shape, work.ranks):
                 return f"set {' and '.join(words)}"
-        return "no smaller micro-batch, compute.recompute or ZeRO-3 is enough: use more GPUs, shorter sequences or a smaller model"
+        masked = ", an attention without masks (compute.attention)" if self.work.run.masked else ""
+        return f"no smaller micro-batch, compute.recompute or ZeRO-3 is enough: use more GPUs, shorter sequences{masked} or a smaller model"
 
     def _changes(self) -> Iterator[tuple[list[str], Workload]]:
         """Smaller micro-batches as the files are, then with recompute, then with ZeRO-3, then with both.
@@ -185,7 +213,7 @@ class Plan:
                 kept_gib = Plan(other).kept_gib_that_fills()
                 other = with_kept(other, kept_gib)
             if other != work:
-                yield list(_words_of_change(work, other, kept_gib)), other
+                yield list(_words_of_change(work, other, kept_gib, self.keys)), other
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, for --json."""
@@ -256,16 +284,14 @@ def with_kept(work: Workload, gib: float) -> Workload:
     return replace(work, ds=work.ds.model_copy(update={"recipe": work.ds.recipe.model_copy(update={"kept_gib": gib})}))
 
 
-def _words_of_change(work: Workload, other: Workload, kept_gib: float | None) -> Iterator[str]:
+def _words_of_change(work: Workload, other: Workload, kept_gib: float | None, keys: Keys) -> Iterator[str]:
     """What to set where, to make one workload the other."""
-    if other.run.recompute != work.run.recompute:
-        yield f"compute.recompute to {other.run.recompute} (--recompute {other.run.recompute})"
+    mode, micro = other.run.recompute, other.ds.train_micro_batch_size_per_gpu
+    if mode != work.run.recompute:
+        yield f"{keys.recompute} to {mode}{keys.recompute_flag.format(mode=mode)}"
     if kept_gib is not None and kept_gib != work.ds.recipe.kept_gib:
-        yield f"recipe.kept_gib {kept_gib:g}"
+        yield f"{keys.kept_gib} {kept_gib:g}"
     if other.ds.zero_optimization.stage != work.ds.zero_optimization.stage:
         yield f"zero_optimization.stage {other.ds.zero_optimization.stage}"
-    if other.ds.train_micro_batch_size_per_gpu != work.ds.train_micro_batch_size_per_gpu:
-        yield (
-            f"train_micro_batch_size_per_gpu {other.ds.train_micro_batch_size_per_gpu} and "
-            f"gradient_accumulation_steps {other.accumulation}"
-        )
+    if micro != work.ds.train_micro_batch_size_per_gpu:
+        yield keys.micro_batch.format(micro=micro, accumulation=other.accumulation)

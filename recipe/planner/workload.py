@@ -27,12 +27,34 @@ class RunFacts:
     observed: bool = True  # the step's routing metrics are logged
     compile: bool = True  # as recipe/configs/runs/pretrain_30b.yaml has it
     imbalance: float | None = None  # assignments of the busiest rank over the mean, if measured
+    attention: str = "sdpa"
+    document_attention: bool = False
+    document_tokens: int | None = (
+        None  # length of the document that a token is in, on the average; None: of the sequence
+    )
+
+    @property
+    def masked(self) -> bool:
+        """Whether attention has a mask of every token by every token: torch's keeps documents apart by one."""
+        return self.document_attention and self.attention == "sdpa"
+
+    @property
+    def attended_tokens(self) -> int:
+        """Of which a token sees half on the average: its sequence's, or its document's."""
+        return (
+            min(self.seq_length, self.document_tokens or self.seq_length)
+            if self.document_attention
+            else self.seq_length
+        )
 
 
 def facts_of(run: RunConfig, sources: int = 2) -> RunFacts:
     """What a run config says of them."""
-    compute = run.compute
-    return RunFacts(run.data.seq_length, compute.recompute, compute.loss_chunk_tokens, sources, compile=compute.compile)
+    compute, data = run.compute, run.data
+    return RunFacts(
+        data.seq_length, compute.recompute, compute.loss_chunk_tokens, sources, compile=compute.compile,
+        attention=compute.attention, document_attention=data.document_attention,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ class LayerLoad:
     imbalance: float = 1.0  # rows of the busiest rank over the mean, where experts are on several ranks
     parts: int = 1  # of an MoE layer's tokens, each with exchanges and grouped GEMMs of its own
     flash: bool = True  # attention without the score matrix in memory
+    masked: bool = False  # by a mask, so that attention computes the half that is hidden too
     sequence_parallel: bool = True  # whether a tensor-parallel group also splits what lies between its matmuls
 
 
@@ -137,7 +138,8 @@ def _attention_parts(
 def _attention(gpu: Accelerator, model: Architecture, load: LayerLoad) -> Part:
     tokens, tp = load.tokens, load.tp
     if load.flash:
-        return Part(attention_s=attention_s(gpu, tokens, load.seq_length, model.attention_width / tp))
+        causal_s = attention_s(gpu, tokens, load.seq_length, model.attention_width / tp)
+        return Part(attention_s=2 * causal_s if load.masked else causal_s)
     # Scores and probabilities written and read, in bf16 and fp32, with mask, softmax and dropout.
     moved = tokens * load.seq_length * model.heads / tp * 5 * BF16
     scores = 2 * matmul_s(gpu, load.seq_length, 128, load.seq_length) * tokens / load.seq_length * model.heads / tp

@@ -171,9 +171,10 @@ def _exposed(
 def _layer(work: Workload, moe: bool, imbalance: float) -> Layer:
     software = COMPILED if work.run.compile else EAGER
     parts = work.exchange_parts if work.ep > 1 else 1
+    length = work.run.seq_length if work.run.masked else work.run.attended_tokens
     load = LayerLoad(
-        moe, work.tokens, work.run.seq_length, expert_ranks=work.ep, imbalance=imbalance, parts=parts
-    )  # fmt: skip
+        moe, work.tokens, length, expert_ranks=work.ep, imbalance=imbalance, parts=parts, masked=work.run.masked
+    )
     return layer_of(work.cluster.accelerator, work.architecture, software, load)
 
 
