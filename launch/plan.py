@@ -240,11 +240,12 @@ def _flag(name: str) -> str:
 
 def _check_arguments(args: argparse.Namespace) -> None:
     if args.config is not None:
-        problems = [
-            f"{_flag(name)} does not go with --config, whose run config and ds_config say all that is planned; remove it"
-            for name in NOT_WITH_CONFIG
-            if getattr(args, name) not in (None, False)
-        ]
+        given = [_flag(name) for name in NOT_WITH_CONFIG if getattr(args, name) not in (None, False)]
+        problems = (
+            [f"{', '.join(given)}: not with --config, which says this of each phase; remove it or use --set"]
+            if given
+            else []
+        )
         if args.ds_config is None:
             problems.append("--ds-config is missing; give the one that the run config is to be launched with")
     else:

@@ -1,14 +1,18 @@
 #!/usr/bin/env python3
-"""Rehearse a cluster's ds_config on this machine: the real engine as one rank of it, and what it does beside the plan."""
+"""Rehearse a cluster's ds_config on this machine: the real engine as one rank of it, and what it does beside the plan.
+
+Of a model, or of each phase of a run config.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import sys
 import time
 from contextlib import redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +21,34 @@ from recipe.base.ds_config import DsConfig, load_ds_config
 from recipe.base.errors import ConfigError, UserError, exit_on_user_error
 from recipe.base.hardware import cluster_of
 from recipe.base.model_shape import ModelShape, load_model_shape
-from recipe.base.settings import RECOMPUTES
+from recipe.base.run_config.resolved import ResolvedPhase, resolve_phases
+from recipe.base.run_config.routing import Routing
+from recipe.base.settings import RECOMPUTES, load_run_config
 from recipe.base.tables import duration
 from recipe.planner.communication import bytes_by_kind
 from recipe.planner.memory import state_bytes
+from recipe.planner.phases import phase_named
 from recipe.planner.workload import RunFacts, Workload
 
-EXAMPLE = """example:
-  python launch/rehearse.py --ds-config ds_configs/a100_1024.json --model recipe/configs/models/30b-a3b"""
+EXAMPLE = """examples:
+  python launch/rehearse.py --ds-config ds_configs/a100_1024.json --model recipe/configs/models/30b-a3b
+  python launch/rehearse.py --ds-config ds_configs/a100_256.json --config recipe/configs/runs/pretrain_30b.yaml --phase long_32k"""
 SOURCES = 2
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What is rehearsed: a model, or a phase of a run config, on the ds_config's ranks."""
+
+    name: str  # of the phase; empty where there is no run config
+    shape: ModelShape
+    ds: DsConfig
+    ds_raw: dict[str, Any]
+    seq_length: int  # to which sequences are cut
+    whole_length: int
+    recompute: str
+    document_attention: bool = False
+    routing: Routing = field(default_factory=Routing)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -33,7 +56,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--ds-config", required=True, type=Path, help="the ds_config, as it is shipped")
-    parser.add_argument("--model", required=True, type=Path, help="folder with the model's config.json")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", type=Path, help="folder with the model's config.json")
+    what.add_argument(
+        "--config", type=Path, metavar="YAML", help="run config, whose phases are rehearsed one after the other"
+    )
+    parser.add_argument("--phase", metavar="NAME", help="with --config: this phase alone")
     parser.add_argument("--world", type=positive_int, help="ranks (default: what the ds_config is written for)")
     parser.add_argument(
         "--layers", type=positive_int, help="decoder layers that are kept (default: the dense ones and one more)"
@@ -41,38 +69,97 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--vocab", type=positive_int, default=8192, help="tokens of the vocabulary that are kept (default: %(default)s)"
     )
-    parser.add_argument("--seq", type=positive_int, default=16, help="tokens of a sequence (default: %(default)s)")
+    parser.add_argument(
+        "--seq",
+        type=positive_int,
+        default=16,
+        help="tokens of a sequence; with --config of one of data.seq_length, and those of other phases in proportion (default: %(default)s)",
+    )
     parser.add_argument(
         "--recompute",
         choices=RECOMPUTES,
-        help="compute.recompute of the run (default: selective where the ds_config has recipe.kept_gib, else non_reentrant)",
+        help="compute.recompute of the run (default: the run config's; without one selective where the ds_config has recipe.kept_gib, "
+        "else non_reentrant)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    return parser.parse_args(argv)  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print one JSON object; with --config one list")
+    return parser.parse_args(argv)
 
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
+    rehearsed = _of_config(args) if args.config is not None else [_of_model(args)]
+    reports = []
+    for subject in rehearsed:
+        _check(args, subject)
+    for subject in rehearsed:
+        # A process builds one engine. Those of more phases are forked, before torch is imported.
+        reports.append(_report(args, subject) if len(rehearsed) == 1 else _in_child(args, subject))
+    if args.json:
+        print(json.dumps(reports if args.config is not None else reports[0]["values"], indent=2))
+    else:
+        print("\n\n".join(report["text"] for report in reports))
+    return 0 if all(report["values"]["agrees"] for report in reports) else 1
+
+
+def _of_model(args: argparse.Namespace) -> Rehearsed:
+    if args.phase is not None:
+        raise UserError("--phase names a phase of a run config; give it as --config in place of --model")
     ds, ds_raw = load_ds_config(args.ds_config)
-    shape = load_model_shape(args.model)
-    if found := ds.problems_with(shape, args.world or ds.world_size):
-        raise ConfigError(f"{args.ds_config} with {args.model}", found)
-    cut = _cut(shape, args.layers, args.vocab)
-    cluster = cluster_of("a100-80gb", ds.world_size, None)  # any GPU: bytes do not depend on it
     recompute = args.recompute or recompute_for(ds)
-    work = Workload(cut, cluster, ds, RunFacts(args.seq, recompute, sources=SOURCES, compile=False))
+    return Rehearsed("", load_model_shape(args.model), ds, ds_raw, args.seq, args.seq, recompute)
+
+
+def _of_config(args: argparse.Namespace) -> list[Rehearsed]:
+    run = load_run_config(args.config)
+    phases = resolve_phases(run, load_model_shape(run.model), *load_ds_config(args.ds_config), path=args.config)
+    if args.phase is not None:
+        phases = (phase_named(args.phase, phases),)
+    return [_of_phase(args, phase, run.data.seq_length) for phase in phases]
+
+
+def _of_phase(args: argparse.Namespace, phase: ResolvedPhase, run_length: int) -> Rehearsed:
+    data, compute = phase.run.data, phase.run.compute
+    cut = max(2, args.seq * data.seq_length // run_length)
+    return Rehearsed(
+        phase.name, phase.shape, phase.ds, phase.ds_raw, cut, data.seq_length, args.recompute or compute.recompute,
+        data.document_attention, phase.run.routing,
+    )  # fmt: skip
+
+
+def _check(args: argparse.Namespace, subject: Rehearsed) -> None:
+    """Raises UserError where it cannot be rehearsed."""
+    if found := subject.ds.problems_with(subject.shape, args.world or subject.ds.world_size):
+        raise ConfigError(f"{args.ds_config} with {args.model or args.config}", found)
+    _cut(subject.shape, args.layers, args.vocab)
+
+
+def _in_child(args: argparse.Namespace, subject: Rehearsed) -> dict[str, Any]:
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(_report, (args, subject))
+
+
+def _report(args: argparse.Namespace, subject: Rehearsed) -> dict[str, Any]:
+    """Rehearse it, and compare what the engine did with the plan."""
+    ds = subject.ds
+    cut = _cut(subject.shape, args.layers, args.vocab)
+    cluster = cluster_of("a100-80gb", ds.world_size, None)  # any GPU: bytes do not depend on it
+    work = Workload(cut, cluster, ds, RunFacts(subject.seq_length, subject.recompute, sources=SOURCES, compile=False))
 
     # Imported late: refusing a configuration needs neither torch nor DeepSpeed.
     from recipe.engine.rehearsal import fake_ranks, rehearse
 
     progress = Progress()
+    phase = f", phase {subject.name}" if subject.name else ""
     progress.tell(
-        f"{args.ds_config} with {args.model}, as rank 0 of {ds.world_size:,} ranks of which this process is the only one; "
-        "about half a minute for a model of 30B, longer on a busy machine"
+        f"{args.ds_config} with {args.model or args.config}{phase}, as rank 0 of {ds.world_size:,} ranks of which this process is "
+        "the only one; about half a minute for a model of 30B, longer on a busy machine"
     )
     with redirect_stdout(sys.stderr), fake_ranks(ds.world_size):
-        done = rehearse(cut, ds_raw, seq_length=args.seq, recompute=recompute, sources=SOURCES, tell=progress.tell)
+        done = rehearse(
+            cut, subject.ds_raw, seq_length=subject.seq_length, recompute=subject.recompute, sources=SOURCES,
+            routing=subject.routing, document_attention=subject.document_attention, tell=progress.tell,
+        )  # fmt: skip
     progress.tell("comparing with the plan")
     engine = {(k.op, k.ranks, k.dtype): v for k, v in done.counted.bytes.items()}
     planned, states = bytes_by_kind(work), asdict(state_bytes(work))
@@ -85,16 +172,15 @@ def main(argv: list[str] | None = None) -> int:
     held = {name: {"engine": size, "plan": states[name]} for name, size in done.state_bytes.items()}
     differs = [r for r in rows if r["engine"] != r["plan"]] + [h for h in held.values() if h["engine"] != h["plan"]]
     cuts = {
-        "layers": [shape.num_hidden_layers, cut.num_hidden_layers],
-        "vocab_size": [shape.vocab_size, cut.vocab_size],
-        "seq_length": args.seq,
+        "layers": [subject.shape.num_hidden_layers, cut.num_hidden_layers],
+        "vocab_size": [subject.shape.vocab_size, cut.vocab_size],
+        "seq_length": subject.seq_length,
     }
-    found_all = {
-        "groups": done.groups, "cut": cuts, "recompute": recompute, "kept": dict(work.kept.layers),
+    values = {
+        "groups": done.groups, "cut": cuts, "recompute": subject.recompute, "kept": dict(work.kept.layers),
         "exchange_parts": work.exchange_parts, "collectives": rows, "held": held, "agrees": not differs,
     }  # fmt: skip
-    print(json.dumps(found_all, indent=2) if args.json else _text(args, found_all, work))
-    return 1 if differs else 0
+    return {"values": values, "text": _text(subject, values, work)}
 
 
 def recompute_for(ds: DsConfig) -> str:
@@ -121,14 +207,20 @@ def _cut(shape: ModelShape, layers: int | None, vocab: int) -> ModelShape:
     return shape.model_copy(update={"num_hidden_layers": layers, "vocab_size": min(vocab, shape.vocab_size)})
 
 
-def _text(args: argparse.Namespace, found: dict, work: Workload) -> str:
-    cut = work.shape
+def _text(subject: Rehearsed, found: dict[str, Any], work: Workload) -> str:
+    cut, ds = work.shape, work.ds
     groups, (layers, kept) = found["groups"], found["cut"]["layers"]
+    rope, batch = cut.rope_parameters, f"{ds.train_micro_batch_size_per_gpu} x {ds.gradient_accumulation_steps}"
+    phase = (
+        f"phase {subject.name}: {batch} sequences of {subject.whole_length:,} a rank, base frequency {rope.rope_theta:,.0f}"
+        f"{', attention inside documents' if subject.document_attention else ''}"
+    )
     lines = [
+        *([phase] if subject.name else []),
         f"rank 0 of {groups['world']:,}: experts over {groups['expert_parallel']} ranks, their copies over "
         f"{groups['expert_data_parallel']}; {cut.n_routed_experts // groups['expert_parallel']} experts of a layer here",
         f"cut to fit this machine: {kept} of {layers} layers, {cut.vocab_size:,} tokens of the vocabulary, "
-        f"sequences of {args.seq}; widths, experts and the ds_config as they are",
+        f"sequences of {subject.seq_length}; widths, experts and the ds_config as they are",
         _recomputed(work),
         "",
         f"{'held between steps, bytes':<38}{'engine':>18}{'plan':>18}",

@@ -81,12 +81,18 @@ def rehearse(
     seq_length: int,
     recompute: str,
     sources: int,
+    routing: Routing | None = None,
+    document_attention: bool = False,
     seed: int = 0,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Rehearsal:
     """Build the engine of this process's rank and run one observed optimizer step after the trace is recorded.
 
+    Attention is torch's, whatever the run's is: the other kernels need a GPU.
+
     Args:
+        routing: None: the defaults.
+        document_attention: with two documents in each sequence.
         tell: is told what is being done.
     """
     tell(
@@ -96,7 +102,7 @@ def rehearse(
     config = RecipeMoeConfig.from_shape(shape)
     engine = build_engine(config, ds_raw, seed=seed, optimizer=Optimizer(), compute=compute, seq_length=seq_length)
     names = [str(number) for number in range(sources)]
-    control = control_routing(engine, Routing(), seq_length=seq_length, sources=names, seed=seed)
+    control = control_routing(engine, routing or Routing(), seq_length=seq_length, sources=names, seed=seed)
     random = np.random.default_rng(seed)
     micro_batch, accumulation = engine.train_micro_batch_size_per_gpu(), engine.gradient_accumulation_steps()
     warm_up_steps = -(-WARM_UP_MICRO_BATCHES // accumulation)
@@ -106,17 +112,24 @@ def rehearse(
             f"step {step + 1} of {warm_up_steps + 1}, {why}; micro-batches: {accumulation}, sequences of each: {micro_batch}"
         )
         counted = CollectiveCounter()
-        batches = [random_batch(random, micro_batch, seq_length, shape.vocab_size) for _ in range(accumulation)]
+        batches = [
+            random_batch(random, micro_batch, seq_length, shape.vocab_size, documents=1 + document_attention)
+            for _ in range(accumulation)
+        ]
         with counted:
             run_step(engine, control, compute, batches, step=step + 1, observing=True, update_bias=True)
     return Rehearsal(counted, held_bytes(engine), group_sizes(engine))
 
 
-def random_batch(random: np.random.Generator, rows: int, seq_length: int, vocab: int) -> Batch:
-    """A micro-batch of random tokens, all of which count."""
+def random_batch(random: np.random.Generator, rows: int, seq_length: int, vocab: int, *, documents: int = 1) -> Batch:
+    """A micro-batch of random tokens, all of which count; positions restart at each document where a row has more than one."""
     tokens = random.integers(0, vocab, (rows, seq_length + 1))
     valid = np.ones((rows, seq_length), dtype=bool)
-    return Batch(tokens[:, :-1], tokens[:, 1:], None, valid, np.zeros(rows, dtype=np.int64))
+    positions = None
+    if documents > 1:
+        place = np.arange(seq_length) % -(-seq_length // documents)
+        positions = np.broadcast_to(place, (rows, seq_length)).copy()
+    return Batch(tokens[:, :-1], tokens[:, 1:], positions, valid, np.zeros(rows, dtype=np.int64))
 
 
 def held_bytes(engine: deepspeed.DeepSpeedEngine) -> dict[str, int]:

@@ -15,6 +15,7 @@ from recipe.planner.plan import Budget, Plan, on_half_the_network
 from recipe.planner.search import shipped
 from recipe.planner.search.megatron import megatron_core
 from recipe.planner.search.search import Candidate, on_paper, planned_choice, search, why_it_lost
+from recipe.planner.tables.phase_tables import long_context_table, phases_table
 from recipe.planner.tables.report import clusters_table
 from recipe.planner.tables.shape_tables import shapes_table
 from recipe.planner.timing.timeline import CONSERVATIVE, EXPECTED, OPTIMISTIC
@@ -214,4 +215,6 @@ TABLES = {
     "megatron": megatron_table,
     "scaling": scaling_table,
     "shapes": shapes_table,
+    "phases": phases_table,
+    "long_context": long_context_table,
 }
