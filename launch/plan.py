@@ -109,7 +109,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--ds-config", type=Path, help="the ds_config to plan")
     parser.add_argument(
-        "--search", action="store_true", help="look for the fastest ds_config that fits, of all choices (seconds)"
+        "--search",
+        action="store_true",
+        default=None,
+        help="look for the fastest ds_config that fits, of all choices (seconds)",
     )
     parser.add_argument(
         "--zero",
@@ -240,7 +243,7 @@ def _flag(name: str) -> str:
 
 def _check_arguments(args: argparse.Namespace) -> None:
     if args.config is not None:
-        given = [_flag(name) for name in NOT_WITH_CONFIG if getattr(args, name) not in (None, False)]
+        given = [_flag(name) for name in NOT_WITH_CONFIG if getattr(args, name) is not None]
         problems = (
             [f"{', '.join(given)}: not with --config, which says this of each phase; remove it or use --set"]
             if given

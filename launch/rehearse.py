@@ -51,6 +51,14 @@ class Rehearsed:
     routing: Routing = field(default_factory=Routing)
 
 
+@dataclass(frozen=True)
+class Report:
+    """What the engine did beside the plan, as JSON has it and as the terminal has it."""
+
+    values: dict[str, Any]
+    text: str
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -88,18 +96,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    rehearsed = _of_config(args) if args.config is not None else [_of_model(args)]
-    reports = []
-    for subject in rehearsed:
+    subjects = _of_config(args) if args.config is not None else [_of_model(args)]
+    for subject in subjects:
         _check(args, subject)
-    for subject in rehearsed:
-        # A process builds one engine. Those of more phases are forked, before torch is imported.
-        reports.append(_report(args, subject) if len(rehearsed) == 1 else _in_child(args, subject))
-    if args.json:
-        print(json.dumps(reports if args.config is not None else reports[0]["values"], indent=2))
+    # A process builds one engine. Those of more phases are forked, before torch is imported.
+    report = _report if len(subjects) == 1 else _in_child
+    reports = [report(args, subject) for subject in subjects]
+    if not args.json:
+        print("\n\n".join(done.text for done in reports))
+    elif args.config is None:
+        print(json.dumps(reports[0].values, indent=2))
     else:
-        print("\n\n".join(report["text"] for report in reports))
-    return 0 if all(report["values"]["agrees"] for report in reports) else 1
+        named = [{"phase": subject.name, **done.values} for subject, done in zip(subjects, reports, strict=True)]
+        print(json.dumps(named, indent=2))
+    return 0 if all(done.values["agrees"] for done in reports) else 1
 
 
 def _of_model(args: argparse.Namespace) -> Rehearsed:
@@ -134,12 +144,12 @@ def _check(args: argparse.Namespace, subject: Rehearsed) -> None:
     _cut(subject.shape, args.layers, args.vocab)
 
 
-def _in_child(args: argparse.Namespace, subject: Rehearsed) -> dict[str, Any]:
+def _in_child(args: argparse.Namespace, subject: Rehearsed) -> Report:
     with multiprocessing.get_context("fork").Pool(1) as pool:
         return pool.apply(_report, (args, subject))
 
 
-def _report(args: argparse.Namespace, subject: Rehearsed) -> dict[str, Any]:
+def _report(args: argparse.Namespace, subject: Rehearsed) -> Report:
     """Rehearse it, and compare what the engine did with the plan."""
     ds = subject.ds
     cut = _cut(subject.shape, args.layers, args.vocab)
@@ -180,7 +190,7 @@ def _report(args: argparse.Namespace, subject: Rehearsed) -> dict[str, Any]:
         "groups": done.groups, "cut": cuts, "recompute": subject.recompute, "kept": dict(work.kept.layers),
         "exchange_parts": work.exchange_parts, "collectives": rows, "held": held, "agrees": not differs,
     }  # fmt: skip
-    return {"values": values, "text": _text(subject, values, work)}
+    return Report(values, _text(subject, values, work))
 
 
 def recompute_for(ds: DsConfig) -> str:

@@ -114,6 +114,47 @@ def test_a_calibration_of_another_gpu_is_refused(calibration):
     assert plan(*FLAGSHIP, "--gpu", "h200", "--calibration", calibration).returncode == 0
 
 
+RUN = ("--config", "recipe/configs/runs/pretrain_30b.yaml")
+RUN_FLAGSHIP = (*RUN, "--ds-config", "ds_configs/a100_256.json", "--interconnect", "400g")
+
+
+def test_a_run_config_is_planned_by_its_phases():
+    done = plan(*RUN_FLAGSHIP)
+    assert done.returncode == 0, done.stderr
+    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line}
+    names = ["ramp_4m", "ramp_8m", "stable", "decay", "long_32k", "long_64k"]
+    assert [name for name in rows if name in names] == names
+    assert {"phase", "all", "time", "cost"} <= rows.keys()
+    found = json.loads(plan(*RUN_FLAGSHIP, "--json").stdout)
+    assert [phase["name"] for phase in found["phases"]] == names
+    assert found["total"]["tokens"] == found["phases"][-1]["end_tokens"] == 10**12
+    days = sum(phase["plan"]["time"]["expected"]["days"] for phase in found["phases"])
+    assert found["total"]["cost"]["expected"]["days"] == pytest.approx(days)
+    assert f"{days:.1f} days" in rows["time"]
+    for phase in found["phases"]:
+        assert f"{phase['steps']:,}" in rows[phase["name"]]
+        assert phase["rope_parameters"]["rope_theta"] == (1e6 if "long" in phase["name"] else 5e5)
+
+
+def test_a_phase_is_planned_with_all_its_terms():
+    done = plan(*RUN_FLAGSHIP, "--phase", "long_32k")
+    assert "batch       1 x 32,768 tokens a rank, 1 accumulated" in done.stdout
+    assert "kept results" in done.stdout
+    masked = plan(*RUN_FLAGSHIP, "--phase", "stable", "--set", "data.document_attention=true")
+    assert "attention mask" in masked.stdout
+    short = json.loads(plan(*RUN_FLAGSHIP, "--phase", "long_32k", "--document-tokens", 4096, "--json").stdout)
+    whole = json.loads(plan(*RUN_FLAGSHIP, "--phase", "long_32k", "--json").stdout)
+    assert short["time"]["expected"]["step_s"] < whole["time"]["expected"]["step_s"]
+
+
+def test_a_calibrated_run_says_what_was_measured(calibration):
+    done = plan(*RUN_FLAGSHIP, "--calibration", calibration)
+    assert "measured on 1 x NVIDIA H200" in done.stdout
+    assert (
+        json.loads(plan(*RUN_FLAGSHIP, "--calibration", calibration, "--json").stdout)["calibration"]["gpu"] == "h200"
+    )
+
+
 def test_without_a_ds_config_the_recipes_own_choice_is_planned(tmp_path):
     path = tmp_path / "found.json"
     done = plan(*MODEL, "--gpus", 256, "--interconnect", "400g", "--write", path)
@@ -166,6 +207,22 @@ def first_choice(done) -> str:
         ((), "--model is missing"),
         ((*FLAGSHIP, "--search"), "give either --ds-config or --search"),
         ((*MODEL, "--search"), "--gpus is missing"),
+        (RUN, "--ds-config is missing"),
+        (
+            (*RUN_FLAGSHIP, *MODEL, "--seq", 8192, "--recompute", "none", "--tokens", "1e9", "--no-compile"),
+            "--model, --seq, --recompute, --compile, --tokens: not with --config",
+        ),
+        (
+            (*FLAGSHIP, "--phase", "stable", "--set", "seed=1"),
+            "--set goes with --config; give the run config; --phase goes",
+        ),
+        ((*RUN_FLAGSHIP, "--phase", "anneal"), "--phase anneal is none of the run config's: ramp_4m"),
+        (
+            (*RUN_FLAGSHIP, "--set", "schedule.total_tokens=2000000000000"),
+            "the phases have 1,000,000,000,000 tokens together",
+        ),
+        ((*RUN_FLAGSHIP, "--gpu", "a100-40gb"), "phases.4 (long_32k): needs"),
+        ((*RUN_FLAGSHIP, "--set", "data.document_attention=true", "--imbalance", 2), "set phases.2.kept_gib"),
         ((*MODEL, "--ds-config", "ds_configs/nope.json"), "nope.json"),
         (("--model", "nope", "--ds-config", "ds_configs/a100_256.json"), "nope"),
         ((*FLAGSHIP, "--gpus", 512), "launch 256 or use the ds_config for 512"),

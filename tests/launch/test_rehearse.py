@@ -6,17 +6,20 @@ import json
 import re
 
 import pytest
+import yaml
 
 from launch import rehearse as script
 from recipe.base.ds_config import RecipeSection, load_ds_config
 from recipe.base.hardware import cluster_of
 from recipe.base.model_shape import load_model_shape
+from recipe.base.strict import load_yaml
 from recipe.planner.search import shipped
 from recipe.planner.workload import RunFacts, Workload
 from tests.conftest import ROOT, run_forked, run_python
 from tests.patience import PATIENCE_S
 
 MODELS = ROOT / "recipe/configs/models"
+RUN = ROOT / "recipe/configs/runs/pretrain_30b.yaml"
 
 
 def rehearse(*words: object, **options):
@@ -36,6 +39,47 @@ def test_the_quickstarts_ds_config_is_rehearsed():
               "step 3 of 3, which is counted; micro-batches: 1, sequences of each: 8", "comparing with the plan")  # fmt: skip
     assert len(phases) == len(starts), done.stderr
     assert all(phase.startswith(start) for phase, start in zip(phases, starts, strict=True)), phases
+
+
+@pytest.fixture
+def in_phases(tmp_path):
+    """The quickstart's run config with sequences four times as long in its second phase, of which each rank has one."""
+    values = load_yaml(ROOT / "recipe/configs/runs/quickstart.yaml")
+    values["phases"] = [
+        {"name": "short", "tokens": 500000},
+        {
+            "name": "long", "batch_tokens": 1024, "data": {"seq_length": 512, "document_attention": True},
+            "rope_parameters": {"rope_theta": 1000000.0},
+        },
+    ]  # fmt: skip
+    path = tmp_path / "phases.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.distributed
+def test_each_phase_of_a_run_config_is_rehearsed_as_it_is_planned(in_phases):
+    done = rehearse("--ds-config", "ds_configs/cpu_2.json", "--config", in_phases, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    short, long = json.loads(done.stdout)
+    assert (short["phase"], long["phase"]) == ("short", "long")
+    assert short["agrees"] is long["agrees"] is True
+    assert [report["cut"]["seq_length"] for report in (short, long)] == [16, 64]
+    exchanged = [
+        sum(row["engine"] for row in report["collectives"] if row["op"] == "all_to_all") for report in (short, long)
+    ]
+    assert exchanged[0] == pytest.approx(2 * exchanged[1], rel=0.05)  # 8 x 16 tokens a rank, and 1 x 64
+
+
+@pytest.mark.distributed
+def test_a_chosen_phase_is_rehearsed_with_its_positions_and_documents(in_phases):
+    done = rehearse("--ds-config", "ds_configs/cpu_2.json", "--config", in_phases, "--phase", "long")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith(
+        "phase long: 1 x 1 sequences of 512 a rank, base frequency 1,000,000, attention inside documents\n"
+    )
+    assert "sequences of 64; widths" in done.stdout
+    assert "the engine does what is planned" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -84,6 +128,9 @@ def test_every_shipped_ds_config_does_what_is_planned(config):
         (("ds_configs/nope.json", "--model", MODELS / "tiny"), "nope.json"),
         (("ds_configs/a100_256.json", "--model", MODELS / "30b-a3b", "--world", 64), "launch 256"),
         (("ds_configs/cpu_2.json", "--model", MODELS / "tiny", "--layers", 1), "between 2 and"),
+        (("ds_configs/cpu_2.json", "--model", MODELS / "tiny", "--phase", "long"), "give it as --config"),
+        (("ds_configs/a100_64.json", "--config", RUN, "--phase", "anneal"), "none of the run config's: ramp_4m"),
+        (("ds_configs/a100_64.json", "--config", RUN, "--world", 256), "launch 64"),
     ],
 )
 def test_what_cannot_be_rehearsed_is_refused_in_a_sentence(words, sentence, capsys):

@@ -7,7 +7,7 @@ import pytest
 from recipe.base.ds_config import load_ds_config
 from recipe.base.errors import UserError
 from recipe.base.hardware import cluster_of
-from recipe.base.model_shape import load_model_shape
+from recipe.base.model_shape import ModelShape, load_model_shape
 from recipe.base.run_config.resolved import resolve_phases
 from recipe.base.settings import RunConfig, load_run_config
 from recipe.planner.phases import PhasePlan, phase_named, plan_phases, problems_of, total_cost
@@ -27,11 +27,11 @@ PAIRS = [
 
 
 def planned(
-    run: RunConfig, config: shipped.Shipped, *, gpu: str | None = None, gpus: int | None = None
+    run: RunConfig, config: shipped.Shipped, *, gpu: str | None = None, shape: ModelShape | None = None
 ) -> tuple[PhasePlan, ...]:
     ds, ds_raw = load_ds_config(config.path)
-    phases = resolve_phases(run, load_model_shape(shipped.MODELS / config.model), ds, ds_raw)
-    return plan_phases(phases, cluster_of(gpu or config.gpu, gpus or config.gpus, config.interconnect))
+    phases = resolve_phases(run, shape or load_model_shape(shipped.MODELS / config.model), ds, ds_raw)
+    return plan_phases(phases, cluster_of(gpu or config.gpu, config.gpus, config.interconnect))
 
 
 def changed(run: RunConfig, number: int, **changes) -> RunConfig:
@@ -85,9 +85,11 @@ def test_all_phases_that_do_not_fit_are_told_at_once():
 
 
 def test_a_problem_that_all_phases_share_is_told_once():
-    run, config = load_run_config(RUNS["pretrain_30b"]), shipped.named("a100_256")
-    (problem,) = problems_of(planned(run, config, gpus=512))
-    assert "launch 256" in problem
+    shape = load_model_shape(shipped.MODELS / "30b-a3b").model_copy(update={"n_routed_experts": 90})
+    plans = planned(load_run_config(RUNS["pretrain_30b"]), shipped.named("a100_256"), shape=shape)
+    (problem,) = problems_of(plans)
+    assert "90" in problem
+    assert "phases." not in problem
 
 
 def test_a_run_without_phases_is_planned_as_its_one():
