@@ -26,6 +26,7 @@ from recipe.huggingface.split_patterns import composes, llama_cpp_name
 CONVERTER = "convert_hf_to_gguf"
 # Options of the converter after which there is not one file of the whole model, or not of --model.
 ELSEWHERE = ("--outfile", "--remote", "--split-max-tensors", "--split-max-size")
+KEYS_WITHIN = 64 * 2**20  # bytes of a GGUF file; its keys, with those of a vocabulary, are a tenth of that
 NO_MODEL = ("--help", "--print-supported-models", "--dry-run", "--vocab-only", "--mmproj", "--mtp", "--dspark")
 
 
@@ -119,7 +120,26 @@ def unread(config: dict[str, Any]) -> list[str]:
         (model_type == "qwen3_moe" and config.get("mlp_only_layers"), "its qwen3_moe has no dense layers"),
         (model_type == "glm4_moe" and not config.get("n_shared_experts"), "its glm4_moe always has shared experts"),
     ]
-    return [sentence for holds, sentence in problems if holds]
+    return [sentence for holds, sentence in problems if holds] + unread_scaling(config)
+
+
+def yarn_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a config.json's YaRN, as transformers 4 or 5 writes them; none without it."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return rope if rope.get("rope_type", rope.get("type")) == "yarn" else {}
+
+
+def unread_scaling(config: dict[str, Any]) -> list[str]:
+    """Keys of YaRN that llama.cpp reads for other architectures alone, or for none (src/llama-model.cpp, src/models/)."""
+    rope = yarn_of(config)
+    fixed = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
+    others = [name for name, value in fixed.items() if rope.get(name, value) != value]
+    others += [name for name in ("attention_factor", "mscale", "mscale_all_dim") if rope.get(name)]
+    if not others:
+        return []
+    return [
+        f"its YaRN has beta_fast 32, beta_slow 1 and the paper's attention factor, whatever {', '.join(others)} says"
+    ]
 
 
 def teach(text_model: Any, name: str) -> None:
@@ -208,8 +228,13 @@ def new_file(output: Path) -> Iterator[Path]:
         raise
 
 
-def check_gguf(path: Path) -> None:
-    """Raises UserError if it is no GGUF file with tensors: magic, version (4 bytes each), their number (8), in docs/gguf.md of ggml."""
+def check_gguf(path: Path, config: dict[str, Any]) -> None:
+    """Compare what the converter wrote with what it was given.
+
+    Raises:
+        UserError: it is no GGUF file with tensors: magic, version (4 bytes each), their number (8), in docs/gguf.md of ggml; or it
+            lacks the keys of the model's YaRN, which converters before 2026 leave out for some architectures.
+    """
     if not path.is_file():
         raise UserError(
             "llama.cpp's converter ended without writing the model; what it said stands above, and the arguments after -- say what it "
@@ -219,6 +244,16 @@ def check_gguf(path: Path) -> None:
         head = file.read(16)
     if head[:4] != b"GGUF" or not any(head[8:]):
         raise UserError("llama.cpp's converter wrote a file without tensors; what it said stands above")
+    if yarn_of(config) and not names_key(path, b".rope.scaling.original_context_length"):
+        raise UserError(
+            "llama.cpp's converter wrote a file without the model's YaRN, with which positions would be others; take a newer checkout"
+        )
+
+
+def names_key(path: Path, key: bytes) -> bool:
+    """Whether a key stands in the first part of a GGUF file, where all keys are, before the tensors."""
+    with path.open("rb") as file:
+        return key in file.read(KEYS_WITHIN)
 
 
 @exit_on_user_error
@@ -232,7 +267,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.argv = [f"{CONVERTER}.py", str(args.model), "--outfile", str(outfile), *args.converter]
         with converter_errors(args.llama_cpp):
             converter.main()
-        check_gguf(path)
+        check_gguf(path, load_json(args.model / "config.json"))
     print(f"wrote {args.output}, {args.output.stat().st_size / GIB:.2f} GiB")
     print(f"{args.output} splits text as {name}, as {args.model / 'tokenizer.json'} does")
     if composes(args.model):

@@ -6,9 +6,9 @@ Parameters and FLOPs are counted here, without torch, so that planning and MFU u
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from recipe.base.strict import Section, load_json, strict_model
 
@@ -17,14 +17,89 @@ IGNORED = -100  # a target without a loss, as in transformers
 
 
 class RopeParameters(Section):
-    """Rotary position embedding: base frequency and the fraction of each head that is rotated."""
+    """Rotary position embedding: base frequency, the fraction of each head that is rotated, and scaling to longer contexts.
 
-    rope_type: Literal["default"] = "default"
-    """Frequencies as they are; scaled ones are not supported."""
+    Names and meanings are those of transformers; keys that are not set are in no dump, so a config.json holds what it is given.
+    """
+
+    rope_type: Literal["default", "yarn"] = "default"
+    """`default`: frequencies as they are. `yarn`: low ones divided by `factor`, high ones as they are (arXiv 2309.00071)."""
     rope_theta: float = Field(10_000.0, gt=0)
     """Base of the frequencies; larger for longer contexts. 10,000 is RoFormer's (arXiv 2104.09864)."""
     partial_rotary_factor: float = Field(1.0, gt=0, le=1)
     """Share of each head that is rotated."""
+    factor: float | None = Field(None, ge=1)
+    """YaRN: the longer context over `original_max_position_embeddings`."""
+    original_max_position_embeddings: int | None = Field(None, gt=0)
+    """YaRN: the longest sequence before the context was extended, in tokens."""
+    attention_factor: float | None = Field(None, gt=0)
+    """YaRN: factor on rotated queries and keys. Null: 0.1 ln(factor) + 1, the paper's."""
+    beta_fast: float | None = Field(None, gt=0)
+    """YaRN: frequencies that turn more often than this within the original context stay as they are. Null: 32, the paper's."""
+    beta_slow: float | None = Field(None, gt=0)
+    """YaRN: frequencies that turn less often than this within the original context are divided by `factor`. Null: 1, the paper's."""
+    mscale: float | None = Field(None, gt=0)
+    """YaRN: with `mscale_all_dim`, `attention_factor` is (0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1)."""
+    mscale_all_dim: float | None = Field(None, gt=0)
+    """YaRN: see `mscale`."""
+    truncate: bool | None = None
+    """YaRN: whether the two bounds between frequencies are rounded to whole ones. Null: they are."""
+
+    @model_serializer(mode="wrap")
+    def _set_keys(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if value is not None}
+
+    @property
+    def scaling(self) -> dict[str, Any]:
+        """The keys of YaRN that are set."""
+        return self.model_dump(exclude={"rope_type", "rope_theta", "partial_rotary_factor"})
+
+    def problems(self, longest: int) -> list[str]:
+        """What cannot work together, one sentence each.
+
+        Args:
+            longest: `max_position_embeddings` of the model.
+        """
+        if self.rope_type == "default":
+            return [f"rope_parameters: {name} is for rope_type yarn; set that, or remove it" for name in self.scaling]
+        needed = ("factor", "original_max_position_embeddings")
+        if missing := [name for name in needed if getattr(self, name) is None]:
+            return [f"rope_parameters: rope_type yarn needs {' and '.join(missing)}; set what is missing"]
+        return [*self._range_problems(longest), *self._attention_problems()]
+
+    def _range_problems(self, longest: int) -> list[str]:
+        original, factor = self.original_max_position_embeddings, self.factor
+        assert original is not None
+        assert factor is not None
+        problems = []
+        if self.rope_theta <= 1:
+            problems.append(f"rope_parameters: rope_theta {self.rope_theta:g} must exceed 1 with rope_type yarn")
+        if original > longest:
+            problems.append(
+                f"rope_parameters: original_max_position_embeddings {original} exceeds max_position_embeddings {longest}, the longest "
+                "sequence after the extension; exchange them, or raise max_position_embeddings"
+            )
+        elif original * factor < longest:
+            problems.append(
+                f"rope_parameters: factor {factor:g} times original_max_position_embeddings {original} is less than "
+                f"max_position_embeddings {longest}; set factor {longest / original:g}"
+            )
+        fast, slow = self.beta_fast or 32.0, self.beta_slow or 1.0  # transformers' where they are not set
+        if fast < slow:
+            problems.append(
+                f"rope_parameters: beta_fast {fast:g} is less than beta_slow {slow:g}; exchange them (32 and 1 where not set)"
+            )
+        return problems
+
+    def _attention_problems(self) -> list[str]:
+        scales = [name for name in ("mscale", "mscale_all_dim") if getattr(self, name) is not None]
+        if scales and self.attention_factor is not None:
+            return [
+                f"rope_parameters: attention_factor leaves {' and '.join(scales)} without effect; remove one of them"
+            ]
+        if len(scales) == 1:
+            return [f"rope_parameters: {scales[0]} has no effect alone; set mscale and mscale_all_dim, or none of them"]
+        return []
 
 
 class ModelShape(Section):
@@ -121,7 +196,7 @@ class ModelShape(Section):
             problems.append(
                 f"the rotated part of a head ({rotary_dim} of head_dim {self.head_dim}) must be even and positive"
             )
-        return problems
+        return problems + self.rope_parameters.problems(self.max_position_embeddings)
 
     def parameters(self) -> dict[str, int]:
         """Number of parameters by term; the sum is the model's total."""

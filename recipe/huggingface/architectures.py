@@ -124,7 +124,8 @@ def export_config(
 ) -> dict[str, Any]:
     """Content of the config.json of an exported model, which transformers 4.57 and 5 read alike.
 
-    Transformers 5 reads `rope_parameters` and `dtype`, 4.57 `rope_theta`, `partial_rotary_factor` and `torch_dtype`.
+    Transformers 5 reads `rope_parameters` and `dtype`, 4.57 `rope_theta`, `partial_rotary_factor`, `rope_scaling` and `torch_dtype`.
+    All three architectures have YaRN.
 
     Args:
         dtype: of the weights, such as "bfloat16".
@@ -138,6 +139,7 @@ def export_config(
         "head_dim", "num_experts_per_tok", "hidden_act", "rms_norm_eps", "initializer_range", "attention_dropout",
         "tie_word_embeddings",
     )  # fmt: skip
+    kind, scaling = shape.rope_parameters.rope_type, shape.rope_parameters.scaling
     rope = {"rope_theta": shape.rope_parameters.rope_theta}
     if architecture is GLM4_MOE:
         rope["partial_rotary_factor"] = shape.rope_parameters.partial_rotary_factor
@@ -148,8 +150,8 @@ def export_config(
         **_OWN_VALUES[architecture.model_type](shape),
         "max_position_embeddings": max_position_embeddings,
         **rope,
-        "rope_scaling": None,
-        "rope_parameters": {"rope_type": "default", **rope},
+        "rope_scaling": {"rope_type": kind, **scaling} if scaling else None,
+        "rope_parameters": {"rope_type": kind, **rope, **scaling},
         "bos_token_id": bos_token_id,
         "eos_token_id": eos_token_id,
         "pad_token_id": pad_token_id,

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from recipe.base.errors import ConfigError, UserError
-from recipe.base.model_shape import MODEL_TYPE
+from recipe.base.model_shape import MODEL_TYPE, RopeParameters
 from recipe.base.strict import load_json
 
 CONFIG_CLASSES: dict[str, type[PreTrainedConfig]] = {
@@ -165,7 +165,12 @@ def _contradictions(raw: dict[str, Any]) -> list[str]:
     ]
     pairs += [(name, raw.get(name), other, raw.get(other)) for name, other in _OTHER_NAMES]
     if all(parts.values()):
-        pairs.append(("rope_parameters", parts["rope_parameters"], "rope_scaling", parts["rope_scaling"]))
+        newer, older = ({"rope_type": rope.get("type"), **rope} for rope in parts.values())
+        # Those of transformers 4 stand beside its rope_scaling, and 5 has them among rope_parameters; all else both have.
+        own = {"rope_theta", "partial_rotary_factor"}
+        pairs += [(f"rope_parameters.{n}", newer.get(n), f"rope_scaling.{n}", older.get(n)) for n in sorted(own)]
+        if {**newer, **dict.fromkeys(own)} != {**older, **dict.fromkeys(own)}:
+            pairs.append(("rope_parameters", parts["rope_parameters"], "rope_scaling", parts["rope_scaling"]))
     return [
         f"{name} is {value} and {other} is {also}, which are one thing; remove the wrong one"
         for name, value, other, also in pairs
@@ -204,10 +209,9 @@ def _problems(raw: dict[str, Any], config: Any) -> list[str]:
 
 def _attention_problems(raw: dict[str, Any], config: Any) -> list[str]:
     problems = []
-    rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        problems.append(f"rope_scaling is {kind}; the run's model has rotary positions without scaling")
+    kind = config.rope_parameters.get("rope_type", "default")
+    if kind not in ("default", "yarn"):
+        problems.append(f"rope_scaling is {kind}; the run's model has rotary positions as they are, or scaled by yarn")
     rotary = config.rope_parameters.get("partial_rotary_factor", 1.0)
     if rotary != 1 and config.model_type != "glm4_moe":
         problems.append(f"partial_rotary_factor is {rotary}, and a {config.model_type} rotates whole heads; remove it")
@@ -265,13 +269,24 @@ def _decoder_values(config: Any) -> dict[str, Any]:
         "use_qk_norm": config.use_qk_norm if model_type == "glm4_moe" else model_type in _QK_NORM,
         "attention_bias": config.attention_bias if model_type == "glm4_moe" else model_type in _QKV_BIAS,
         "attention_dropout": 0.0,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": config.rope_parameters["rope_theta"],
-            "partial_rotary_factor": config.rope_parameters.get("partial_rotary_factor", 1.0),
-        },
+        "rope_parameters": _rope_values(config.rope_parameters),
         "tie_word_embeddings": False,
     }
+
+
+def _rope_values(rope: dict[str, Any]) -> dict[str, Any]:
+    """Those of `RopeParameters` that a config gives; 0 is as good as none to transformers, but for `truncate`."""
+    values = {
+        "rope_type": rope.get("rope_type", "default"),
+        "rope_theta": rope["rope_theta"],
+        "partial_rotary_factor": rope.get("partial_rotary_factor", 1.0),
+    }
+    if values["rope_type"] == "default":
+        return values
+    if "truncate" in rope:
+        values["truncate"] = bool(rope["truncate"])  # null is false to transformers, where nothing at all is true
+    others = RopeParameters.model_fields.keys() - values.keys()
+    return values | {name: rope[name] for name in sorted(others) if rope.get(name)}
 
 
 def _expert_values(config: Any) -> dict[str, Any]:

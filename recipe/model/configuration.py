@@ -57,7 +57,8 @@ class RecipeMoeConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        self.rope_parameters = {**RopeParameters().model_dump(), **self.rope_parameters}
+        given = {name: value for name, value in self.rope_parameters.items() if value is not None}
+        self.rope_parameters = {**RopeParameters().model_dump(), **given}
 
     def check(self) -> None:
         """Refuse values that the model does not implement; strict typing has let them through.

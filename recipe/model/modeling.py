@@ -27,6 +27,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_flash_attention_utils import FlashAttentionKwargs
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
@@ -72,18 +73,26 @@ class RMSNorm(nn.Module):
 
 
 def rotary_cos_sin(config: Any, position_ids: torch.Tensor, dtype: torch.dtype):
-    """cos and sin, [B, S, rotary_dim], for half-split rotary embedding (arXiv 2104.09864).
+    """cos and sin, [B, S, rotary_dim], for half-split rotary embedding (arXiv 2104.09864), times YaRN's attention factor.
 
     The inverse frequencies are computed here and not kept as a buffer: `zero.Init` gives what a constructor
     makes the training dtype, and rounded to bf16 they put position 1,000 radians off.
     """
-    rope = config.rope_parameters
-    rotary_dim = int(config.head_dim * rope["partial_rotary_factor"])
-    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=position_ids.device) / rotary_dim
-    inverse_frequencies = 1.0 / rope["rope_theta"] ** exponents
-    angles = position_ids[..., None].float() * inverse_frequencies
+    frequencies, scaling = inverse_frequencies(config, position_ids.device)
+    angles = position_ids[..., None].float() * frequencies
     angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    return (angles.cos() * scaling).to(dtype), (angles.sin() * scaling).to(dtype)
+
+
+def inverse_frequencies(config: Any, device: torch.device) -> tuple[torch.Tensor, float]:
+    """Radians per position, [rotary_dim / 2] in fp32, and the factor on cos and sin, which YaRN alone has."""
+    rope = config.rope_parameters
+    if rope["rope_type"] != "default":
+        with device:  # where their function makes its tensors at once; else it copies them, and a GPU's host waits
+            return ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, device)
+    rotary_dim = int(config.head_dim * rope["partial_rotary_factor"])
+    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=device) / rotary_dim
+    return 1.0 / rope["rope_theta"] ** exponents, 1.0
 
 
 @fusible()

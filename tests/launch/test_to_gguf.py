@@ -100,6 +100,7 @@ def test_what_llama_cpp_would_split_otherwise_is_refused_before_anything_is_made
     assert not (tmp_path / "new").exists()
 
 
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 4096}
 QWEN3 = {"model_type": "qwen3_moe", "norm_topk_prob": True, "mlp_only_layers": []}
 
 
@@ -112,12 +113,28 @@ QWEN3 = {"model_type": "qwen3_moe", "norm_topk_prob": True, "mlp_only_layers": [
         (QWEN3, None),
         ({"model_type": "glm4_moe", "n_shared_experts": 1, "norm_topk_prob": False}, None),
         ({"model_type": "mixtral"}, None),
+        ({**QWEN3, "rope_parameters": {**YARN, "beta_fast": 16.0, "mscale": 1.0}}, "whatever beta_fast, mscale says"),
+        ({**QWEN3, "rope_scaling": {**YARN, "truncate": False}}, "whatever truncate says"),
+        ({**QWEN3, "rope_scaling": {**YARN, "attention_factor": 1.2}}, "whatever attention_factor says"),
+        (
+            {**QWEN3, "rope_parameters": {**YARN, "beta_fast": 32, "truncate": True}},
+            "wrote a file without the model's YaRN",
+        ),
     ],
 )
 def test_a_model_that_llama_cpp_takes_for_another_is_refused(config, message, asked, tmp_path, capsys):
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     assert main(asked) == (2 if message else 0)
     assert (message or "splits text as qwen2") in "".join(capsys.readouterr())
+
+
+def test_the_keys_of_yarn_are_looked_for_in_what_was_written(asked, tmp_path):
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**QWEN3, "rope_parameters": YARN}))
+    converter = tmp_path / "llama.cpp" / "convert_hf_to_gguf.py"
+    converter.write_text(
+        converter.read_text().replace('"names": names', '"qwen3moe.rope.scaling.original_context_length": 4096')
+    )
+    assert main(asked) == 0
 
 
 def test_a_folder_that_is_none_of_the_right_kind_is_named(asked, tmp_path, capsys):

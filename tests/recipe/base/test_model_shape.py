@@ -15,6 +15,7 @@ from recipe.model import RecipeMoeConfig, RecipeMoeForCausalLM
 from tests.conftest import ROOT, run_python
 
 TINY = ROOT / "recipe/configs/models/tiny"
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 256}
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +66,34 @@ def test_training_flops_are_three_times_the_counted_forward(tiny):
         ({"n_group": 2, "topk_group": 3}, "exceeds n_group"),
         ({"n_group": 4, "topk_group": 1, "num_experts_per_tok": 3}, "fewer than num_experts_per_tok"),
         ({"head_dim": 33}, "must be even"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "'rope_parameters.rope_type' is 'yarn'"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "'rope_parameters.rope_type' is 'linear'"),
+        (YARN | {"factor": 0.5}, "'rope_parameters.factor' is 0.5"),
+        (YARN | {"factor": None}, "rope_type yarn needs factor; set what is missing"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "needs factor and original_max_position_embeddings"),
+        (YARN | {"rope_type": "default"}, "factor is for rope_type yarn; set that, or remove it"),
+        (YARN | {"original_max_position_embeddings": 4096}, "4096 exceeds max_position_embeddings 2048"),
+        (YARN | {"factor": 2}, "factor 2 times original_max_position_embeddings 256 is less than max_position_embeddings 2048; set factor 8"),
+        (YARN | {"rope_theta": 1}, "rope_theta 1 must exceed 1"),
+        (YARN | {"beta_fast": 0.5}, "beta_fast 0.5 is less than beta_slow 1"),
+        (YARN | {"mscale": 1.0}, "mscale has no effect alone"),
+        (YARN | {"mscale": 1.0, "mscale_all_dim": 1.0, "attention_factor": 1.0}, "leaves mscale and mscale_all_dim without effect"),
     ],
-)
+)  # fmt: skip
 def test_shapes_that_cannot_work_are_refused(changes, message):
+    if "rope_type" in changes:
+        changes = {"rope_parameters": changes}
     with pytest.raises(ConfigError) as caught:
         strict_model(ModelShape, {**load_json(TINY / "config.json"), **changes}, "config.json")
     assert message in str(caught.value)
+
+
+def test_a_dump_has_the_keys_of_yarn_that_are_set_and_no_others():
+    values = {**load_json(TINY / "config.json"), "rope_parameters": YARN}
+    shape = strict_model(ModelShape, values, "config.json")
+    assert shape.model_dump(mode="json")["rope_parameters"] == {"rope_theta": 1e4, "partial_rotary_factor": 1.0, **YARN}
+    assert strict_model(ModelShape, shape.model_dump(mode="json"), "config.json") == shape
+    plain = load_model_shape(TINY).model_dump()["rope_parameters"]
+    assert plain.keys() == {"rope_type", "rope_theta", "partial_rotary_factor"}
 
 
 def test_the_strict_reader_and_the_hf_config_have_the_same_fields():

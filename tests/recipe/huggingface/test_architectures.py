@@ -51,6 +51,19 @@ def test_transformers_reads_the_shape_in_the_config(values, model_type, read, tm
     assert config["rope_theta"] == 123.0  # where transformers 4.57 looks
 
 
+@pytest.mark.parametrize("layout", ["v5", "v4"])
+@pytest.mark.parametrize("values", [{"n_shared_experts": 1}, SOFTMAX, PLAIN], ids=["glm4_moe", "qwen3_moe", "mixtral"])
+def test_transformers_reads_yarn_by_the_keys_of_4_and_of_5(values, layout, tmp_path):
+    scaling = {"factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 8.0}
+    rope = {"rope_theta": 123.0, "partial_rotary_factor": 1.0 if values else 0.5, "rope_type": "yarn", **scaling}
+    config = export_config(shaped(**values, rope_parameters=rope), dtype="bfloat16", max_position_embeddings=64)
+    assert config["rope_scaling"] == {"rope_type": "yarn", **scaling}  # all that 4.57 takes without a warning
+    del config["rope_parameters" if layout == "v4" else "rope_scaling"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert {"partial_rotary_factor": 1.0, **loaded.rope_parameters} == rope
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [

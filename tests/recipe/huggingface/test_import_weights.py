@@ -26,6 +26,7 @@ DECODER = {
     "num_key_value_heads": 2, "max_position_embeddings": 64,
 }  # fmt: skip
 ROTARY = {"rope_type": "default", "rope_theta": 500.0}
+YARN = {**ROTARY, "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8}
 GLM = {**DECODER, "head_dim": 12, "moe_intermediate_size": 16, "n_routed_experts": 8, "num_experts_per_tok": 2}
 QWEN = {**DECODER, "head_dim": 12, "moe_intermediate_size": 16, "num_experts": 8, "num_experts_per_tok": 3}
 MIXTRAL = {**DECODER, "num_local_experts": 6, "num_experts_per_tok": 2}
@@ -46,6 +47,12 @@ SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe, dense layers": (
         "qwen3_moe", {**QWEN, "mlp_only_layers": [1, 0], "norm_topk_prob": True, "rope_parameters": ROTARY}
     ),
+    "glm4_moe, yarn": (
+        "glm4_moe", {**GLM, "rope_parameters": {**YARN, "partial_rotary_factor": 0.5, "beta_fast": 2.0, "attention_factor": 1.3}}
+    ),
+    "qwen3_moe, yarn": ("qwen3_moe", {**QWEN, "rope_parameters": {**YARN, "truncate": False, "beta_fast": 1.1}}),
+    # without head_dim transformers 5.24 cannot compute its YaRN
+    "mixtral, yarn": ("mixtral", {**MIXTRAL, "head_dim": 8, "rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.5}}),
     "mixtral": ("mixtral", MIXTRAL),
     "mixtral, one key head, a window of all": (
         "mixtral", {**MIXTRAL, "num_key_value_heads": 1, "rope_parameters": ROTARY, "sliding_window": 64}
@@ -56,6 +63,7 @@ DENSE: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {**DECODER, "rope_parameters": ROTARY, "tie_word_embeddings": True}),
     "mistral": ("mistral", {**DECODER, "sliding_window": None, "head_dim": 12}),
     "qwen2": ("qwen2", DECODER),
+    "qwen2, yarn": ("qwen2", {**DECODER, "rope_parameters": YARN}),
     "qwen3": ("qwen3", {**DECODER, "head_dim": 12, "num_key_value_heads": 4}),
     "qwen3_moe": ("qwen3_moe", {**QWEN, "mlp_only_layers": [0, 1, 2]}),
 }
@@ -94,7 +102,9 @@ def rewritten(folder: Path, output: Path, change=None, tensors=None) -> Path:
 def as_transformers_4(config: dict[str, Any]) -> dict[str, Any]:
     """As 4.57 writes it."""
     rope = config.pop("rope_parameters")
-    config |= {"rope_theta": rope["rope_theta"], "rope_scaling": None, "torch_dtype": config.pop("dtype")}
+    scaling = {name: value for name, value in rope.items() if name not in ("rope_theta", "partial_rotary_factor")}
+    config |= {"rope_theta": rope["rope_theta"], "torch_dtype": config.pop("dtype")}
+    config["rope_scaling"] = None if scaling == {"rope_type": "default"} else scaling
     if config["model_type"] == "glm4_moe":
         config["partial_rotary_factor"] = rope["partial_rotary_factor"]
         del config["num_nextn_predict_layers"]
@@ -246,7 +256,8 @@ def with_rope(**values):
         ("glm4_moe", with_values(rope_theta=77.0), "rope_parameters.rope_theta is 10000.0 and rope_theta is 77.0"),
         ("glm4_moe", with_values(partial_rotary_factor=1.0), "partial_rotary_factor is 0.5 and partial_rotary_factor is 1.0"),
         ("glm4_moe", lambda c: with_values(rope_scaling={"type": "linear", "factor": 2.0})(as_transformers_4(c)), "rope_scaling is linear"),
-        ("qwen3_moe", lambda c: with_values(rope_scaling={"rope_type": "yarn", "factor": 4.0})(as_transformers_4(c)), "rope_scaling is yarn"),
+        ("qwen3_moe, yarn", lambda c: with_values(rope_scaling={**c["rope_parameters"], "factor": 4.0})(c), "rope_scaling is .*which are one thing"),
+        ("qwen3_moe", with_values(rope_scaling={"type": "yarn", "factor": 4.0}), "rope_scaling is .*which are one thing"),
         ("mixtral", with_rope(rope_type="dynamic", factor=2.0), "rope_scaling is dynamic"),
         ("mixtral", with_values(rope_parameters={"full_attention": {"rope_theta": 1.0}}), "differ from layer to layer"),
         ("mixtral", with_values(rope_scaling={"rope_type": "default", "rope_theta": 9.0}), "which are one thing"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -27,7 +29,14 @@ from recipe.base.errors import UserError
 from recipe.base.model_shape import ModelShape
 from recipe.huggingface.architectures import export_config
 from recipe.model import RecipeMoeConfig, RecipeMoeForCausalLM, RecipeMoeModel
-from recipe.model.modeling import CACHE, LanguageModelHead, MoeBlock, initialize_parameter, rms_norm
+from recipe.model.modeling import (
+    CACHE,
+    LanguageModelHead,
+    MoeBlock,
+    initialize_parameter,
+    inverse_frequencies,
+    rms_norm,
+)
 from tests.conftest import ROOT
 
 
@@ -98,8 +107,8 @@ def random_tokens(rows: int = 2, length: int = 33) -> torch.Tensor:
     return torch.randint(0, 256, (rows, length), generator=torch.Generator().manual_seed(0))
 
 
-def check_equal(ours: RecipeMoeForCausalLM, theirs: PreTrainedModel) -> None:
-    tokens = random_tokens()
+def check_equal(ours: RecipeMoeForCausalLM, theirs: PreTrainedModel, length: int = 33) -> None:
+    tokens = random_tokens(length=length)
     mine, reference = ours(tokens, labels=tokens), theirs(tokens, labels=tokens)
     torch.testing.assert_close(mine.logits, reference.logits, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(mine.loss, reference.loss, rtol=1e-6, atol=0)
@@ -144,20 +153,74 @@ def test_softmax_routing_without_shared_experts_equals_qwen3_moe(norm_topk_prob)
     check_equal(*qwen3_moe_pair(norm_topk_prob=norm_topk_prob))
 
 
-def test_softmax_routing_without_shared_experts_and_qk_norm_equals_mixtral():
-    check_equal(
-        *softmax_pair(
-            MixtralForCausalLM,
-            MixtralConfig,
-            lambda config: {
-                "num_local_experts": config.n_routed_experts,
-                "intermediate_size": config.moe_intermediate_size,
-                "sliding_window": None,
-            },
-            first_k_dense_replace=0,
-            use_qk_norm=False,
-        )
+def mixtral_pair(**changes) -> tuple[RecipeMoeForCausalLM, MixtralForCausalLM]:
+    return softmax_pair(
+        MixtralForCausalLM,
+        MixtralConfig,
+        lambda config: {
+            "num_local_experts": config.n_routed_experts,
+            "intermediate_size": config.moe_intermediate_size,
+            "sliding_window": None,
+        },
+        first_k_dense_replace=0,
+        use_qk_norm=False,
+        **changes,
     )
+
+
+def test_softmax_routing_without_shared_experts_and_qk_norm_equals_mixtral():
+    check_equal(*mixtral_pair())
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "partial_rotary_factor": 1.0, "factor": 32.0, "original_max_position_embeddings": 64}  # fmt: skip
+BEYOND = 150  # positions, of which YARN's original context has less than half
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"partial_rotary_factor": 0.5},
+        {"rope_theta": 5e5, "beta_fast": 16.0, "beta_slow": 2.0, "truncate": False},
+        {"attention_factor": 1.5},
+        {"mscale": 0.7, "mscale_all_dim": 1.2},
+    ],
+    ids=lambda changes: ",".join(changes),
+)
+def test_yarn_is_that_of_glm4_moe_beyond_the_original_context(changes):
+    ours, theirs = glm4_moe_pair(rope_parameters={**YARN, **changes})
+    check_equal(ours, theirs, BEYOND)
+    ours.config.rope_parameters = {**ours.config.rope_parameters, "rope_type": "default"}
+    tokens = random_tokens(length=BEYOND)
+    assert (ours(tokens).logits - theirs(tokens).logits).abs().max() > 0.01  # or the comparison sees nothing of it
+
+
+@pytest.mark.parametrize("pair", [qwen3_moe_pair, mixtral_pair], ids=["qwen3_moe", "mixtral"])
+def test_yarn_is_that_of_softmax_architectures_beyond_the_original_context(pair):
+    check_equal(*pair(rope_parameters=YARN), BEYOND)
+
+
+class Devices(TorchDispatchMode):
+    """On which the tensors are that operators return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.seen |= {result.device.type} if isinstance(result, torch.Tensor) else set()
+        return result
+
+
+def test_frequencies_of_yarn_are_made_on_the_device():
+    with Devices() as devices:  # a tensor made elsewhere would be copied, for which a GPU's host waits
+        _, scaling = inverse_frequencies(small_config(rope_parameters=YARN), torch.device("meta"))
+    assert (devices.seen, scaling) == ({"meta"}, pytest.approx(1 + 0.1 * math.log(32)))
+
+
+def test_null_keys_of_yarn_mean_what_they_mean_in_our_config_json():
+    config = RecipeMoeConfig(rope_parameters={**YARN, "truncate": None})
+    assert "truncate" not in config.rope_parameters  # transformers takes null for false
 
 
 def test_hidden_states_and_attentions_are_those_of_glm4_moe():
