@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Evaluate a run's checkpoint or an exported HuggingFace folder: held-out loss, or downstream tasks."""
+"""Evaluate a run's checkpoint or an exported HuggingFace folder: held-out loss, downstream tasks, or recall at length."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ import sys
 
 from recipe.base.errors import exit_on_user_error
 from recipe.base.ranks import leave
-from recipe.evaluation import downstream_command, held_out_command
+from recipe.evaluation import downstream_command, held_out_command, needle_command
 
-COMMANDS = {"held-out": held_out_command, "downstream": downstream_command}
-EXAMPLE = "\n".join([held_out_command.EXAMPLE, *downstream_command.EXAMPLE.splitlines()[1:]])
+COMMANDS = {"held-out": held_out_command, "downstream": downstream_command, "needle": needle_command}
+EXAMPLE = "\n".join(
+    [held_out_command.EXAMPLE, *downstream_command.EXAMPLE.splitlines()[1:], *needle_command.EXAMPLE.splitlines()[1:]]
+)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    subparsers = parser.add_subparsers(dest="command", metavar="{held-out,downstream}")
+    subparsers = parser.add_subparsers(dest="command", metavar="{held-out,downstream,needle}")
     of_command = {}
     for name, command in COMMANDS.items():
         of_command[name] = subparsers.add_parser(
@@ -33,7 +35,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if not words or words[0] not in (*COMMANDS, "-h", "--help"):
         parser.error(
             "what to evaluate comes first: `recipe/evaluate_model.py held-out ...` for the loss on held-out tokens, "
-            "`recipe/evaluate_model.py downstream ...` for tasks of lm-evaluation-harness"
+            "`recipe/evaluate_model.py downstream ...` for tasks of lm-evaluation-harness, "
+            "`recipe/evaluate_model.py needle ...` for recall by length and depth"
         )
     args = parser.parse_args(words)
     COMMANDS[args.command].check_arguments(of_command[args.command], args)
