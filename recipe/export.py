@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from recipe.base.arguments import positive_int
 from recipe.base.errors import UserError, exit_on_user_error
+from recipe.base.model_shape import RopeParameters
 from recipe.base.output_paths import check_export_folder
 from recipe.base.ranks import is_first_rank, leave, required_world_size, say
 from recipe.data.token_folder import special_tokens, tokenizer_facts
@@ -100,6 +101,19 @@ def max_positions(origin: Origin, asked: int | None) -> int:
     return asked or origin.context
 
 
+def check_reach(rope: RopeParameters, asked: int | None) -> None:
+    """Refuse to state more positions than YaRN is scaled for.
+
+    Raises:
+        UserError: how many it is scaled for.
+    """
+    if asked is not None and rope.reach is not None and asked > rope.reach:
+        raise UserError(
+            f"--max-positions {asked:,} is beyond the {rope.reach:,} tokens that the model's YaRN is scaled for (factor {rope.factor:g} "
+            f"times original_max_position_embeddings {rope.original_max_position_embeddings:,}); state no more than these"
+        )
+
+
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
@@ -114,6 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     source = RestorableRun(args.run, args.checkpoint, args.deepspeed_config)
     architecture = check_exportable(source.shape, source.run.tokenizer, args.output)
     check_bias_has_place(architecture, source.routing, source.train_state.step)
+    check_reach(source.shape.rope_parameters, args.max_positions)
     origin = origin_of(args.run)
     export = Export(
         args.output,

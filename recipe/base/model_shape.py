@@ -54,6 +54,13 @@ class RopeParameters(Section):
         """The keys of YaRN that are set."""
         return self.model_dump(exclude={"rope_type", "rope_theta", "partial_rotary_factor"})
 
+    @property
+    def reach(self) -> int | None:
+        """Tokens that YaRN is scaled for; None without it."""
+        if self.factor is None or self.original_max_position_embeddings is None:
+            return None
+        return round(self.factor * self.original_max_position_embeddings)
+
     def problems(self, longest: int) -> list[str]:
         """What cannot work together, one sentence each.
 
@@ -68,9 +75,9 @@ class RopeParameters(Section):
         return [*self._range_problems(longest), *self._attention_problems()]
 
     def _range_problems(self, longest: int) -> list[str]:
-        original, factor = self.original_max_position_embeddings, self.factor
+        original, reach = self.original_max_position_embeddings, self.reach
         assert original is not None
-        assert factor is not None
+        assert reach is not None
         problems = []
         if self.rope_theta <= 1:
             problems.append(f"rope_parameters: rope_theta {self.rope_theta:g} must exceed 1 with rope_type yarn")
@@ -79,10 +86,10 @@ class RopeParameters(Section):
                 f"rope_parameters: original_max_position_embeddings {original} exceeds max_position_embeddings {longest}, the longest "
                 "sequence after the extension; exchange them, or raise max_position_embeddings"
             )
-        elif original * factor < longest:
+        elif reach < longest:
             problems.append(
-                f"rope_parameters: factor {factor:g} times original_max_position_embeddings {original} is less than "
-                f"max_position_embeddings {longest}; set factor {longest / original:g}"
+                f"rope_parameters: factor {self.factor:g} times original_max_position_embeddings {original} is less than "
+                f"max_position_embeddings {longest}; set factor {longest / original}"
             )
         fast, slow = self.beta_fast or 32.0, self.beta_slow or 1.0  # transformers' where they are not set
         if fast < slow:

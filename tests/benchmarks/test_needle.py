@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from benchmarks import needle
 from recipe.evaluation.needle import LANGUAGES
 

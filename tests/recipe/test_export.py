@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qw
 
 from launch import generate
 from recipe.base.errors import UserError
+from recipe.base.model_shape import RopeParameters
 from recipe.base.run_config.routing import Routing
 from recipe.checkpoints.export import check_bias_has_place
-from recipe.export import CHAT_TEMPLATE, conclusion, max_positions
+from recipe.export import CHAT_TEMPLATE, check_reach, conclusion, max_positions
 from recipe.huggingface.architectures import GLM4_MOE, MIXTRAL, QWEN3_MOE
 from recipe.huggingface.tokenizer_folder import write_tokenizer, write_tokenizer_config
 from recipe.reading.origin import Origin
@@ -138,3 +139,11 @@ def test_what_needs_no_torch_is_refused_before_it_is_imported(tmp_path):
         "error: no holds no run (no attempts.jsonl)",
         "error: --model no holds no config.json",
     ]
+
+
+def test_no_more_positions_are_stated_than_yarn_is_scaled_for():
+    yarn = RopeParameters(rope_type="yarn", factor=10 / 3, original_max_position_embeddings=3000)
+    check_reach(yarn, 10_000)
+    check_reach(RopeParameters(), 10_001)
+    with pytest.raises(UserError, match="10,001 is beyond the 10,000 tokens that the model's YaRN is scaled for"):
+        check_reach(yarn, 10_001)

@@ -72,7 +72,7 @@ def test_training_flops_are_three_times_the_counted_forward(tiny):
         ({"rope_parameters": {"rope_type": "yarn"}}, "needs factor and original_max_position_embeddings"),
         (YARN | {"rope_type": "default"}, "factor is for rope_type yarn; set that, or remove it"),
         (YARN | {"original_max_position_embeddings": 4096}, "4096 exceeds max_position_embeddings 2048"),
-        (YARN | {"factor": 2}, "factor 2 times original_max_position_embeddings 256 is less than max_position_embeddings 2048; set factor 8"),
+        (YARN | {"factor": 2}, "factor 2 times original_max_position_embeddings 256 is less than max_position_embeddings 2048; set factor 8.0"),
         (YARN | {"rope_theta": 1}, "rope_theta 1 must exceed 1"),
         (YARN | {"beta_fast": 0.5}, "beta_fast 0.5 is less than beta_slow 1"),
         (YARN | {"mscale": 1.0}, "mscale has no effect alone"),
