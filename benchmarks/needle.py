@@ -46,12 +46,12 @@ EXTENSIONS: dict[str, dict[str, Any]] = {
     "larger base": {"rope_type": "default", "rope_theta": 20_000.0},
     "yarn": {**BASE, "rope_type": "yarn", "factor": LONG / SHORT, "original_max_position_embeddings": SHORT},
 }
-TOKENS = 2048  # of a step, at any length
+TOKENS = 1024  # of a step, where a text is no longer
 CURRICULUM = (
     (64, 0.6),
     (SHORT, 0.4),
 )  # lengths before the extension, and their shares of the steps: recall comes sooner in short texts
-RATE, WARMUP = 4e-3, 20
+RATE, WARMUP = 6e-3, 20
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 OTHERS = 3  # needles of other keys
 
@@ -89,7 +89,7 @@ def shape_of(vocabulary: Vocabulary, rope: dict[str, Any], longest: int) -> Mode
 def batches(vocabulary: Vocabulary, length: int, steps: int, seed: int) -> Iterator[Batch]:
     """Texts of both languages in turn; a loss on what is to be recalled."""
     generator = np.random.default_rng(seed)
-    rows = TOKENS // length
+    rows = max(1, TOKENS // length)
     sources = np.arange(rows) % len(LANGUAGES)
     for step in range(steps):
         texts = [
@@ -213,6 +213,7 @@ def compare(steps: int, extension_steps: int, samples: int, lengths: Sequence[in
         "trained_length": SHORT,
         "steps": steps,
         "extension_steps": extension_steps,
+        "curriculum": CURRICULUM,
         "tokens_per_step": TOKENS,
         "samples": samples,
         "other_needles": OTHERS,
