@@ -94,7 +94,8 @@ def test_what_is_to_be_recalled_was_told_before(name):
         )
         told = text.index(question) + len(question)
         assert told < start
-        assert text[told : told + 2] == text[start : start + 2]
+        again = text[start : start + 2]  # of the last one maybe less
+        assert text[told:].startswith(again)
     asked = sum(text.count(language.text(language.question(key))) for key in language.keys)
     new = sum(language.text(language.question(key)) in text for key in language.keys)
     assert asked - new - len(starts) in (0, 1)  # the last may be cut
