@@ -136,6 +136,7 @@ def evaluate_run(args: argparse.Namespace) -> None:
 
     from recipe.checkpoints.restore import RestorableRun
     from recipe.engine.session import session
+    from recipe.model.fusion import fused
 
     restorable = RestorableRun(args.run, args.checkpoint, args.deepspeed_config)
     settings = restorable.run
@@ -144,7 +145,8 @@ def evaluate_run(args: argparse.Namespace) -> None:
     with session(settings.watch):
         engine, state = restorable.restore()
         engine.eval()
-        found = hits_of(grid, settings.tokenizer, predictor(engine, engine.device), dist.get_rank(), world_size)
+        with fused(False):  # what is compiled is compiled for the batches of training
+            found = hits_of(grid, settings.tokenizer, predictor(engine, engine.device), dist.get_rank(), world_size)
         hits = torch.from_numpy(found).to(engine.device)
         dist.all_reduce(hits)
         if dist.get_rank() == 0:
