@@ -81,7 +81,7 @@ def shape_of(vocabulary: Vocabulary, rope: dict[str, Any], longest: int) -> Mode
     return ModelShape(
         model_type="recipe_moe", vocab_size=len(vocabulary.terms), hidden_size=64, intermediate_size=128, moe_intermediate_size=64,
         num_hidden_layers=2, first_k_dense_replace=1, num_attention_heads=2, num_key_value_heads=2, head_dim=32, n_routed_experts=4,
-        n_shared_experts=1, num_experts_per_tok=1, max_position_embeddings=longest, rope_parameters=rope,  # type: ignore[arg-type]
+        n_shared_experts=1, num_experts_per_tok=1, max_position_embeddings=longest, rope_parameters=rope,
         initializer_range=0.1,  # near 1 / sqrt(hidden_size): activations begin at a size of 1
     )  # fmt: skip
 
