@@ -67,6 +67,17 @@ class Compute(Section):
         ]
 
 
+class MovingAverage(Section):
+    """An exponential average of the weights in fp32, kept beside them: 4 bytes per parameter over all ranks. `recipe/merge.py --average`
+    makes a checkpoint of it."""
+
+    half_life_tokens: int = Field(gt=0)
+    """Tokens after which weights of the past count half. 0.35 times the tokens of a linear decay that it stands in for: then what is
+    averaged is as old on average, half-life / ln 2 = decay / 2."""
+    every_steps: int = Field(10, gt=0)
+    """Steps between updates. Each reads and writes the average once; many within a half-life make no difference."""
+
+
 class Checkpoint(Section):
     """When to save and what to keep. Besides these, one marked `keep` stays: the last before a WSD decay is."""
 
@@ -79,6 +90,8 @@ class Checkpoint(Section):
     asynchronous: bool = True
     """Copy to host memory and write while training goes on. With false, training waits for the write; for hosts
     short of memory."""
+    average: MovingAverage | None = None
+    """A moving average of the weights, saved in each checkpoint. Null: none is kept."""
 
     def problems(self) -> list[str]:
         keep, every = self.keep_every_steps, self.every_steps

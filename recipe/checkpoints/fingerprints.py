@@ -260,6 +260,15 @@ def one_by_one(weights: Callable[[str], torch.Tensor]) -> Callable[[str], torch.
     return of
 
 
+def trained_pieces(engine: deepspeed.DeepSpeedEngine) -> list[Piece]:
+    """What this rank holds of all that training changes, each element on one rank: the optimizer's fp32 weights, or the model's
+    where it has none of its own; and the expert biases, on the first."""
+    masters = [piece for _, pieces in _of_masters(engine) for piece in pieces]
+    model = [piece for _, pieces in _of_model(engine) for piece in pieces if piece.counts]
+    biases = [piece for piece in model if is_expert_bias(piece.name)]
+    return [*masters, *biases] if masters else model
+
+
 def added_up(names: Iterable[str], shares: Iterable[Fingerprints]) -> Fingerprints:
     """The fingerprints, of what every rank has `counted`."""
     totals = dict.fromkeys(names, 0)

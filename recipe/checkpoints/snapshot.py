@@ -35,6 +35,7 @@ class Snapshot(TorchCheckpointEngine):
         self.copies = copies
         self.files: list[tuple[Path, Any]] = []
         self.bytes = 0
+        self.added: list[tuple[Path, Any]] = []  # files of ours, which every save writes beside DeepSpeed's
         self._buffers: list[torch.Tensor] = []  # host memory, used again by every save
         self._used = 0
         self._copied: dict[tuple[Any, ...], torch.Tensor] = {}  # what several files share is copied once
@@ -57,6 +58,8 @@ class Snapshot(TorchCheckpointEngine):
 
     def commit(self, info: CheckpointCommitInfo) -> bool:
         """DeepSpeed has handed over all files."""
+        for path, state in self.added:
+            self.save(state, str(path))
         self._copied = {}
         later, self._later = self._later, []
         if not later:

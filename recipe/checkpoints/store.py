@@ -25,6 +25,7 @@ from recipe.base.errors import UserError
 from recipe.base.files import flush_folder, rename_folder, write_json, write_text
 from recipe.base.settings import Checkpoint
 from recipe.base.strict import load_json
+from recipe.checkpoints.average import MovingAverage, average_file
 from recipe.checkpoints.fingerprints import EngineShare, added_up, packed
 from recipe.checkpoints.snapshot import Files, Snapshot, not_finite, write_files
 from recipe.checkpoints.stored import FINGERPRINTS, StoredCheckpoints, TrainState, topology
@@ -77,6 +78,7 @@ class CheckpointStore(StoredCheckpoints):
     def __init__(self, folder: str | Path, settings: Checkpoint, provenance: dict[str, Any] | None = None):
         super().__init__(Path(folder), provenance or {})
         self.settings = settings
+        self.average: MovingAverage | None = None  # of the weights, to be saved with them
         self._snapshot: Snapshot | None = None
         self._save: _Save | None = None
         self._sound = True  # whether the last step that shows it was applied
@@ -100,6 +102,8 @@ class CheckpointStore(StoredCheckpoints):
             self._snapshot = Snapshot(self.settings.asynchronous)
         share = EngineShare(engine, replicas=False)
         self._snapshot.beside = share.compute
+        if self.average is not None:
+            self._snapshot.added = [(partial / average_file(dist.get_rank()), self.average.state())]
         save_by(engine, self._snapshot)
         engine.save_checkpoint(str(self.folder), tag=partial.name, save_latest=False)
         manifest = {

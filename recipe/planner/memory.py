@@ -118,6 +118,7 @@ def plan_memory(work: Workload, imbalance: float) -> MemoryPlan:
         "gradients": held.gradients,
         "master weights": held.master_weights,
         "optimizer moments": held.moments,
+        "moving average": (held.master_weights or held.parameters) if work.run.averaged else 0,
         "reduce buckets": held.reduce_buckets,
     }
     gathered = {"ZeRO-3 gathered": _gathered_bytes(work), "attention mask": mask_bytes(work)}

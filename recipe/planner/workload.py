@@ -27,6 +27,7 @@ class RunFacts:
     observed: bool = True  # the step's routing metrics are logged
     compile: bool = True  # as recipe/configs/runs/pretrain_30b.yaml has it
     imbalance: float | None = None  # assignments of the busiest rank over the mean, if measured
+    averaged: bool = False  # a moving average of the weights is kept
     attention: str = "sdpa"
     document_attention: bool = False
     document_tokens: int | None = (
@@ -53,7 +54,7 @@ def facts_of(run: RunConfig, sources: int = 2) -> RunFacts:
     compute, data = run.compute, run.data
     return RunFacts(
         data.seq_length, compute.recompute, compute.loss_chunk_tokens, sources, compile=compute.compile,
-        attention=compute.attention, document_attention=data.document_attention,
+        attention=compute.attention, document_attention=data.document_attention, averaged=run.checkpoint.average is not None,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from recipe.base.tables import as_float, duration
 # Ordinary in the life of a run.
 ORDINARY = {"started", "finished", "checkpoint", "checkpoint_removed", "stopped", "ended"}
 # Worth knowing, and no fault.
-NOTES = {"imported", "branched", "branch_left", "checkpoint_unmarked", "tracker"}
+NOTES = {"imported", "branched", "branch_left", "checkpoint_unmarked", "average_begun", "tracker"}
 SERIOUS = {
     "attempt_ended", "rewind", "checkpoint_damaged", "checkpoint_suspect", "checkpoint_failed", "data_skipped", "corruption",
 }  # fmt: skip
@@ -28,6 +28,7 @@ TITLES = {
     "checkpoint_rewound": "Checkpoint of a spike",
     "checkpoint_suspect": "Suspect checkpoint",
     "checkpoint_unmarked": "Checkpoint no longer kept for ever",
+    "average_begun": "Moving average began anew",
     "branch_left": "Went on from an older checkpoint",
     "imported": "Began from a trained model",
     "branched": "Began from another run",
@@ -54,6 +55,7 @@ _MEANINGS = {
     "checkpoint_rewound": "A checkpoint was saved during a spike of the loss. It was set aside, and an older one is used.",
     "checkpoint_suspect": "A checkpoint was saved while a rank computed wrong results. It was set aside, and an older one is used.",
     "checkpoint_unmarked": "The schedule changed, and this checkpoint has no special meaning any more. It is removed like others.",
+    "average_begun": "The checkpoint that the run went on from has no moving average of the weights. One began with its weights.",
     "branch_left": "The run went on from an older checkpoint. Younger ones were set aside.",
     "imported": "The run began with the weights of a trained model.",
     "branched": "The run began with a checkpoint of another run.",

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from recipe.base.errors import UserError
 from recipe.base.run_config.schedule import Schedule
 from recipe.base.tables import StageLines
+from recipe.checkpoints.average import begun
 from recipe.checkpoints.store import CheckpointStore, TrainState
 from recipe.data.batch import Batch, make_batch
 from recipe.data.prefetch import Prefetcher
@@ -25,6 +26,7 @@ from recipe.engine.step import run_step
 from recipe.engine.step_guard import Rewind, StepGuard, Unsound, Verdict
 from recipe.evaluation.held_out import evaluate_engine
 from recipe.evaluation.tasks_in_training import tasks_in_training
+from recipe.run.checkpoint_files import checkpoint_name
 from recipe.run.folder import RunFolder
 from recipe.run.job import Job, ProfiledSteps
 from recipe.run.reports import say
@@ -177,6 +179,7 @@ class Training:
             if dist.get_rank() == 0:
                 self._open_reports(opened, folder, profiled)
             store.unmark(LAST_BEFORE_DECAY, self._is_last_before_decay)
+            self._begin_average()
             self._open = opened.pop_all()  # what `run` closes on every way out
         self.after_step = self.hooks()
 
@@ -196,6 +199,7 @@ class Training:
             Hook(self._compare_ranks, lambda done: done.step_time is not None),
             Hook(self._report, lambda done: done.sums is not None),
             Hook(self._check_corruption, lambda done: every(run.watch.corruption_check_every_steps, done.step)),
+            Hook(self._average, self._average_is_due),
             Hook(self._evaluate, self._evaluation_is_due),
             Hook(self._score_tasks, self._tasks_are_due),
             Hook(self._save, self._save_is_due),
@@ -365,6 +369,26 @@ class Training:
             return Outcome("corruption", corruption=corruption)
         self.state.good_probe = done.step
         return None
+
+    def _begin_average(self) -> None:
+        """Go on with the moving average of the checkpoint that the weights are from, or begin one, and say so."""
+        settings, state, store = self.job.run.checkpoint.average, self.state, self.store
+        store.average = None
+        if settings is None:
+            return
+        checkpoint = store.folder / checkpoint_name(state.step)
+        store.average, anew = begun(self.engine, settings, checkpoint, state.tokens)
+        if anew:
+            message = f"{checkpoint.name} has no moving average of the weights; one begins with the weights of step {state.step:,}"
+            self._tell([{"event": "average_begun", "step": state.step, "message": message}])
+
+    def _average_is_due(self, done: StepDone) -> bool:
+        average = self.store.average
+        return average is not None and done.verdict.applied and average.due(done.step)
+
+    def _average(self, done: StepDone) -> None:
+        assert self.store.average is not None
+        self.store.average.update(self.state.tokens)
 
     def _evaluation_is_due(self, done: StepDone) -> bool:
         return bool(self.job.held_out) and (done.ends or every(self.job.run.evaluation.every_steps, done.step))
