@@ -81,7 +81,7 @@ def chosen(args: argparse.Namespace) -> list[Path]:
     """The checkpoints that are asked for.
 
     Raises:
-        UserError: one is not there, or they are not two at least.
+        UserError: one is not there or named twice, or they are not two at least.
     """
     folder = args.run / "checkpoints"
     newest = find(folder, None)
@@ -97,6 +97,8 @@ def chosen(args: argparse.Namespace) -> list[Path]:
             )
     if len(paths) < 2:
         raise UserError("a merge needs two checkpoints at least; name more of them")
+    if len({digest(path) for path in paths}) < len(paths):
+        raise UserError("a checkpoint is named twice; name each once, and give it more weight with --weights")
     return paths
 
 
@@ -120,15 +122,13 @@ def check_mergeable(sources: Sequence[Weighted]) -> None:
     """Refuse checkpoints whose average is no model, before their files are read.
 
     Raises:
-        UserError: one of them twice, of another model, tokenizer, phase or topology, or of a run that is no branch.
+        UserError: one is of another model, tokenizer, phase or topology, or of a run that is no branch.
     """
     newest = sources[-1]
     shape, lineage = _shape(newest), _lineage(_run_of(newest.checkpoint))
     remedy = "merge checkpoints of one run and one phase"
     for source in sources[:-1]:
         path, manifest = source.checkpoint, source.manifest
-        if digest(path) == digest(newest.checkpoint):
-            raise UserError(f"{path} is the same checkpoint as {newest.checkpoint}; name each once")
         if manifest["topology"] != newest.manifest["topology"]:
             raise UserError(
                 f"{path} was written with {described(manifest['topology'])} and {newest.checkpoint} with "
@@ -143,9 +143,6 @@ def check_mergeable(sources: Sequence[Weighted]) -> None:
                 f"{_run_of(path)} and {_run_of(newest.checkpoint)} did not branch from a common run, and the average of models "
                 f"that were trained apart is none; {remedy}"
             )
-    digests = [digest(source.checkpoint) for source in sources]
-    if len(set(digests)) < len(digests):
-        raise UserError("a checkpoint is named twice; name each once, and give it more weight with --weights")
 
 
 def _run_of(checkpoint: Path) -> Path:

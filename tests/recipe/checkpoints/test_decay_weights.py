@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import pytest
 
@@ -35,7 +35,7 @@ def test_weights_are_positive_and_sum_to_one(decay, tokens):
 @pytest.mark.parametrize("decay", list(RATES))
 def test_updates_of_an_interval_count_what_the_decay_is_there_on_average(decay):
     span = UNEVEN[-1] - UNEVEN[0]
-    for rate, begin, end in zip(rates_of(decay_weights(decay, UNEVEN)), UNEVEN, UNEVEN[1:], strict=False):
+    for rate, (begin, end) in zip(rates_of(decay_weights(decay, UNEVEN)), pairwise(UNEVEN), strict=True):
         places = [(begin + (number + 0.5) / 2000 * (end - begin) - UNEVEN[0]) / span for number in range(2000)]
         assert rate == pytest.approx(sum(map(RATES[decay], places)) / len(places), abs=1e-5)
 
@@ -56,7 +56,7 @@ def test_closed_forms_of_equal_intervals():
     k = 4
     sines = [math.sin(math.pi * j / k) for j in range(k + 1)]
     rates = [1.0, *(0.5 + k * (sines[i] - sines[i - 1]) / (2 * math.pi) for i in range(1, k + 1)), 0.0]
-    expected = [before - after for before, after in zip(rates, rates[1:], strict=False)]
+    expected = [before - after for before, after in pairwise(rates)]
     assert decay_weights("cosine", [0, 1, 2, 3, 4]) == pytest.approx(expected)
 
 

@@ -24,14 +24,8 @@ from tests.conftest import Called, RunFiles, copy_of_run, ds_config, launch, wri
 STEPS, EVERY, HALF_LIFE = 48, 4, 1024
 TOKENS = 8 * 32  # of a step
 BIAS = "model.layers.1.mlp.gate.e_score_correction_bias"
-CONSTANT = {
-    "kind": "wsd",
-    "total_tokens": STEPS * TOKENS,
-    "peak_lr": 1e-2,
-    "min_lr": 1e-2,
-    "warmup_tokens": 1024,
-    "decay_tokens": 1,
-}
+# Constant after the warmup.
+CONSTANT = {"total_tokens": STEPS * TOKENS, "peak_lr": 1e-2, "min_lr": 1e-2, "warmup_tokens": 1024}
 
 
 def sections(small_model: Path) -> dict:
@@ -47,7 +41,7 @@ def sections(small_model: Path) -> dict:
 @pytest.fixture(scope="module")
 def ds_path(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("ds") / "ds.json"
-    path.write_text(json.dumps(ds_config(2, micro_batch=4, accumulation=1, autoep_size=2)))
+    path.write_text(json.dumps(ds_config(2, micro_batch=4, accumulation=1, autoep_size=2, bf16={"enabled": True})))
     return path
 
 
@@ -190,7 +184,7 @@ def test_the_other_stages_of_zero(prepared, small_model, tmp_path, merged, stage
     )
     done = launch(2, "recipe/train.py", *run.arguments(ds))
     assert done.returncode == 0, done.stderr[-3000:]
-    for number, words in enumerate((("--last", 2), ("--average",))):
+    for number, words in enumerate((("--last", 2), ("--average",))):  # of which the engine must have the fingerprints
         checkpoint = merged(*words, run=run.run_dir, name=str(number))
         done = launch(
             2, "recipe/export.py", "--run", checkpoint.parent.parent, "--output", tmp_path / f"export{number}"
@@ -282,7 +276,7 @@ def test_other_ranks_go_on_with_the_average_and_one_that_is_not_there_begins_ane
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (("--checkpoints", "step_48", "step_48"), "is named twice|the same checkpoint"),
+        (("--checkpoints", "step_48", "step_48"), "is named twice"),
         (("--checkpoints", "step_48"), "two checkpoints at least"),
         (("--checkpoints", "step_48", "step_9"), "no checkpoint 'step_9'"),
         (("--last", "99"), "has 12 checkpoints, not 99"),
@@ -294,7 +288,7 @@ def test_other_ranks_go_on_with_the_average_and_one_that_is_not_there_begins_ane
 def test_refused(merged, tmp_path, words, problem):
     called = merged(*words)
     assert called.returncode == 2
-    assert any(part in called.stderr for part in problem.split("|")), called.stderr
+    assert problem in called.stderr
     assert list(tmp_path.iterdir()) == []
 
 
