@@ -5,7 +5,8 @@
 
 The reference is the model in fp32 in a loop of PyTorch's own, logits whole, nothing compiled, no DeepSpeed. Ours is the
 engine in bf16 with fp32 routers, loss and optimizer, compiled. Noise is what other initial weights do to the reference.
-Router losses and the expert bias are off, since the plain loop has neither. One process; prints JSON.
+Router losses and the expert bias are off, since the plain loop has neither; the last two curves have the bias, with either
+of its updates. One process; prints JSON.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ from recipe.training.schedule import learning_rate  # noqa: E402
 SEQ_LENGTH, MICRO_BATCH, CLIP = 128, 8, 1.0
 TAIL = 50  # last steps, whose mean loss is compared
 OFF = Routing(aux_loss_coef=0.0, z_loss_coef=0.0, bias_update_rate=0.0)
+SIGN = OFF.model_copy(update={"bias_update_rate": 0.001})
+QUANTILE = OFF.model_copy(update={"bias_update": "quantile"})
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -89,7 +92,9 @@ def plain(shape: Any, seed: int) -> Callable[[int, Batch, float], float]:
     return step
 
 
-def ours(shape: Any, *, stage: int, bf16: bool, compiled: bool) -> Callable[[int, Batch, float], float]:
+def ours(
+    shape: Any, *, stage: int, bf16: bool, compiled: bool, routing: Routing = OFF
+) -> Callable[[int, Batch, float], float]:
     from recipe.engine.build import build_engine, control_routing
     from recipe.engine.step import run_step
     from recipe.model import RecipeMoeConfig
@@ -97,13 +102,13 @@ def ours(shape: Any, *, stage: int, bf16: bool, compiled: bool) -> Callable[[int
     compute = Compute(compile=compiled)
     ds = ds_config_for(shape, 1, stage=stage, ep_size=1, micro_batch=MICRO_BATCH, accumulation=1, bf16=bf16)
     engine = build_engine(RecipeMoeConfig.from_shape(shape), ds, seed=0, optimizer=Optimizer(), compute=compute)
-    control = control_routing(engine, OFF, seq_length=SEQ_LENGTH, sources=["all", "other"], seed=0)
+    control = control_routing(engine, routing, seq_length=SEQ_LENGTH, sources=["all", "other"], seed=0)
     engine.train()
 
     def step(number: int, batch: Batch, lr: float) -> float:
         for group in engine.optimizer.param_groups:
             group["lr"] = lr
-        loss, _ = run_step(engine, control, compute, [batch], step=number, observing=False, update_bias=False)
+        loss, _ = run_step(engine, control, compute, [batch], step=number, observing=False, update_bias=True)
         return loss.item()
 
     return step
@@ -178,6 +183,8 @@ def main(argv: list[str] | None = None) -> None:
             "ours, fp32, ZeRO-3": lambda: ours(shape, stage=3, bf16=False, compiled=False),
             "ours, bf16, ZeRO-1, compiled": lambda: ours(shape, stage=1, bf16=True, compiled=True),
             "ours, bf16, ZeRO-3, compiled": lambda: ours(shape, stage=3, bf16=True, compiled=True),
+            "ours, fp32, bias by sign": lambda: ours(shape, stage=1, bf16=False, compiled=False, routing=SIGN),
+            "ours, fp32, bias by quantiles": lambda: ours(shape, stage=1, bf16=False, compiled=False, routing=QUANTILE),
         }
         for name, build in builders.items():
             begun = time.perf_counter()

@@ -84,8 +84,8 @@ def check_bias_has_place(architecture: Architecture, routing: Routing, steps: in
     Raises:
         UserError: what to train with.
     """
-    if steps and routing.bias_update_rate > 0 and routing.bias_freeze_share < 1 and not architecture.correction_bias:
-        raise _no_place_for_bias(architecture, f"routing.bias_update_rate {routing.bias_update_rate:g} moved it")
+    if steps and routing.trains_bias and not architecture.correction_bias:
+        raise _no_place_for_bias(architecture, f"routing.{routing.bias_setting} moved it")
 
 
 def check_bias(engine: deepspeed.DeepSpeedEngine, architecture: Architecture) -> None:

@@ -105,10 +105,10 @@ def export_note(shape: ModelShape, routing: Routing) -> str | None:
         architecture = export_architecture(shape)
     except UserError as error:
         return f"this model cannot be exported: {error}"
-    if not architecture.correction_bias and routing.bias_update_rate > 0 and routing.bias_freeze_share < 1:
+    if not architecture.correction_bias and routing.trains_bias:
         return (
-            f"this model would be exported as {architecture.model_type}, which has no expert bias, and routing.bias_update_rate "
-            f"{routing.bias_update_rate:g} trains one: what it computes could not be exported. Set it 0 (aux_loss_coef balances)"
+            f"this model would be exported as {architecture.model_type}, which has no expert bias, and routing.{routing.bias_setting} "
+            "trains one: what it computes could not be exported. Set bias_update sign with bias_update_rate 0 (aux_loss_coef balances)"
         )
     return None
 

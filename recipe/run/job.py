@@ -147,7 +147,7 @@ def check_job(
 
 
 def _problems_of_fit(run: RunConfig, ds: DsConfig, shape: ModelShape, world_size: int) -> list[str]:
-    problems = ds.problems_with(shape, world_size)
+    problems = [*ds.problems_with(shape, world_size), *run.routing.problems_with(shape)]
     if run.data.seq_length > shape.max_position_embeddings:
         problems.append(
             f"data.seq_length {run.data.seq_length} exceeds the model's max_position_embeddings "
@@ -286,10 +286,11 @@ def _describe_mixture(job: Job) -> list[str]:
 def _describe_routing(routing: Routing) -> str:
     capacity = routing.capacity
     watched = [name for name, settings in routing.mitigations if settings is not None]
+    bias = f"bias rate {routing.bias_update_rate:g}" if routing.bias_update == "sign" else "bias by quantiles"
     limit = "" if capacity.mode == "dropless" else f" at {capacity.factor:g} per {capacity.scope.replace('_', ' ')}"
     return (
         f"{routing.aux_loss_scope.replace('_', ' ')} aux loss {routing.aux_loss_coef:g}, z-loss {routing.z_loss_coef:g}, "
-        f"bias rate {routing.bias_update_rate:g}, {capacity.mode}{limit}; watched: {', '.join(watched) or 'nothing'}"
+        f"{bias}, {capacity.mode}{limit}; watched: {', '.join(watched) or 'nothing'}"
     )
 
 

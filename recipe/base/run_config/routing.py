@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from recipe.base.model_shape import ModelShape
 from recipe.base.strict import Section
 
 
@@ -91,9 +92,13 @@ class Routing(Section):
     batch, which leaves experts most room to specialise (arXiv 2501.11873)."""
     z_loss_coef: float = Field(0.001, ge=0)
     """Weight of the z-loss, which keeps router logits small; 0.001 is ST-MoE's (arXiv 2202.08906). 0: none."""
+    bias_update: Literal["sign", "quantile"] = "sign"
+    """How the expert bias, which balances without a loss, follows a step's tokens. `sign`: by `bias_update_rate` up
+    for experts below the mean load, down above. `quantile`: at once to where every expert would have had its fair
+    share of them; for models with `n_group` 1."""
     bias_update_rate: float = Field(0.001, ge=0)
-    """Step of the expert bias, which balances without a loss: up for experts below the mean load, down above. 0.001
-    is DeepSeek-V3's (arXiv 2412.19437 section 4.2). 0: no bias."""
+    """Step of the expert bias under `sign`; 0.001 is DeepSeek-V3's (arXiv 2412.19437 section 4.2). 0: no bias.
+    `quantile` has no rate."""
     bias_freeze_share: float = Field(0.05, ge=0, le=1)
     """Part of the run's tokens, at its end, without bias updates."""
     jitter: float = Field(0.0, ge=0, lt=1)
@@ -101,6 +106,16 @@ class Routing(Section):
     (arXiv 2101.03961)."""
     capacity: Capacity = Capacity()
     mitigations: Mitigations = Mitigations()
+
+    @property
+    def trains_bias(self) -> bool:
+        """Whether any step of a run moves the expert bias."""
+        return (self.bias_update == "quantile" or self.bias_update_rate > 0) and self.bias_freeze_share < 1
+
+    @property
+    def bias_setting(self) -> str:
+        """The key that decides how the expert bias moves, with its value."""
+        return f"bias_update_rate {self.bias_update_rate:g}" if self.bias_update == "sign" else "bias_update quantile"
 
     def problems(self) -> list[str]:
         """What cannot work together, one sentence each."""
@@ -126,3 +141,12 @@ class Routing(Section):
                 "routing.mitigations.logit_growth raises a z-loss whose routing.z_loss_coef is 0; set one, or null it"
             )
         return problems
+
+    def problems_with(self, shape: ModelShape) -> list[str]:
+        """What cannot work with a model, one sentence each."""
+        if self.bias_update == "quantile" and shape.n_group > 1:
+            return [
+                f"routing.bias_update quantile needs the model's n_group 1, not {shape.n_group}: an expert's bias also decides "
+                "whether its group is chosen, which no quantile of its own margins tells; set bias_update sign"
+            ]
+        return []

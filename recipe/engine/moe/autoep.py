@@ -77,6 +77,7 @@ class RecipeRouter(TokenChoiceTopKRouter):
         if kept_TK is not None:
             weights_TK = weights_TK * kept_TK
         shares_TE = score_shares(scores_TE)
+        control.observe_margins(self.number, choice_TE, chosen_TK)
         control.observe(self.number, logits_TE, shares_TE, chosen_TK, experts_TK, kept_TK)
         weights_TK = control.attach_losses(self.number, weights_TK, logits_TE, shares_TE, chosen_TK)
         if kept_TK is None:

@@ -16,8 +16,10 @@ import torch
 import torch.distributed as dist
 
 from recipe.base.run_config.routing import Routing
+from recipe.model.recompute import recomputing
 from recipe.model.routing.balance import AttachLoss, load_balancing_loss, router_z_terms, updated_bias
 from recipe.model.routing.capacity import apply_capacity, expert_capacity
+from recipe.model.routing.quantile import BINS, balanced_bias, margin_places
 
 # Sums over tokens that a router writes on a logged step, in this order after its counts and shares.
 SCALARS = ("aux_loss", "z_loss", "entropy", "top1_share", "dropped", "rerouted", "tokens")
@@ -76,6 +78,12 @@ class RoutingControl:
         self._seen = torch.zeros(self._layers, width, device=device)
         self._sums = torch.zeros(self._layers, width, dtype=torch.float64, device=device)
         self._max_logit_L = torch.zeros(self._layers, device=device)
+        if self.balances_quantiles:
+            # Counts, so that sums do not depend on their order; of a step's tokens in int32. The last place is for padding.
+            places = self._experts * BINS + 1
+            self._seen_margins = torch.zeros(self._layers, places, dtype=torch.int32, device=device)
+            self._margins = torch.zeros_like(self._seen_margins)
+            self._one = torch.ones(1, dtype=torch.int32, device=device)
         self._token_weight = torch.ones((), device=device)
         self._load_LE: torch.Tensor | None = None  # of the global batch, once it is known
         self._micro_batch: MicroBatch | None = None
@@ -84,6 +92,10 @@ class RoutingControl:
     @property
     def limits(self) -> bool:
         return self.settings.capacity.mode != "dropless"
+
+    @property
+    def balances_quantiles(self) -> bool:
+        return self.settings.bias_update == "quantile"
 
     @property
     def counts_first(self) -> bool:
@@ -95,7 +107,7 @@ class RoutingControl:
     def begin_step(self, step: int, *, token_weight: torch.Tensor, observing: bool) -> None:
         """A step begins; `token_weight` is ranks over the global batch's valid tokens, `observing` asks for `sums`."""
         self._step, self._token_weight, self._observing = step, token_weight, observing
-        self._sums.zero_()
+        self._forget()
         self._max_logit_L.fill_(float("-inf"))
         self._load_LE = None
 
@@ -109,24 +121,21 @@ class RoutingControl:
     def end_forward(self) -> None:
         """Add what the routers saw; before the backward pass, where a recomputation writes it again."""
         self._sums += self._seen
+        if self.balances_quantiles:
+            self._margins += self._seen_margins
         if self._balances_globally and self.accumulation == 1:
             self._share_load()
 
     def end_counting(self) -> None:
         """The counting passes of a step are over; what follows is observed anew."""
         self._share_load()
-        self._sums.zero_()
+        self._forget()
 
     def end_step(self, *, update_bias: bool) -> StepSums | None:
         """Sum over ranks what is needed, update the expert bias, and return the sums of an observed step."""
         found = self._reduced() if self._observing else None
-        if update_bias and self.settings.bias_update_rate > 0:
-            if found is not None:
-                self._load_LE = found.counts_LOE.sum(dim=1)
-            elif self._load_LE is None:
-                self._share_load()
-            assert self._load_LE is not None
-            self._set_bias(updated_bias(torch.stack(self.bias_L), self._load_LE, self.settings.bias_update_rate))
+        if update_bias and self.settings.trains_bias:
+            self._set_bias(self._balanced() if self.balances_quantiles else self._moved(found))
         return found
 
     def raise_bias(self, experts_LE: torch.Tensor, amount: float) -> None:
@@ -194,6 +203,15 @@ class RoutingControl:
         largest = logits_TE.masked_fill(~self._micro_batch.valid_T.unsqueeze(1), float("-inf")).max()
         torch.maximum(self._max_logit_L[layer], largest, out=self._max_logit_L[layer])
 
+    @torch.no_grad()
+    def observe_margins(self, layer: int, choice_TE: torch.Tensor, chosen_TK: torch.Tensor) -> None:
+        """Count how far each expert was from being chosen, before any limit, where the bias goes by it."""
+        if not self.balances_quantiles or recomputing():
+            return
+        assert self._micro_batch is not None
+        place_A = margin_places(choice_TE, chosen_TK, self._micro_batch.valid_T).flatten()
+        self._seen_margins[layer].zero_().scatter_add_(0, place_A, self._one.expand_as(place_A))
+
     def attach_losses(self, layer: int, weights_TK, logits_TE, shares_TE, chosen_TK) -> torch.Tensor:
         """Put the router losses into the graph, by way of the weights, with the gradients of the global batch's means."""
         valid_T = self._valid_T
@@ -242,6 +260,26 @@ class RoutingControl:
             dict(zip(SCALARS, scalars.T, strict=True)),
             maxima.amax(dim=1),
         )
+
+    def _moved(self, found: StepSums | None) -> torch.Tensor:
+        """The biases [L, E] after a step of the rate against the loads of the global batch."""
+        if found is not None:
+            self._load_LE = found.counts_LOE.sum(dim=1)
+        elif self._load_LE is None:
+            self._share_load()
+        assert self._load_LE is not None
+        return updated_bias(torch.stack(self.bias_L), self._load_LE, self.settings.bias_update_rate)
+
+    def _balanced(self) -> torch.Tensor:
+        """The biases [L, E] that would have balanced the global batch."""
+        dist.all_reduce(self._margins)
+        histogram_LEB = self._margins[:, :-1].unflatten(1, (self._experts, BINS))
+        return balanced_bias(torch.stack(self.bias_L), histogram_LEB, self.top_k)
+
+    def _forget(self) -> None:
+        self._sums.zero_()
+        if self.balances_quantiles:
+            self._margins.zero_()
 
     def _set_bias(self, bias_LE: torch.Tensor) -> None:
         for bias_E, new_E in zip(self.bias_L, bias_LE, strict=True):

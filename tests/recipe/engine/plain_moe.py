@@ -96,6 +96,17 @@ class Oracle:
         chosen = [e for s in self.layers[layer] for t, es in enumerate(s.chosen) if s.unit.valid[t] for e in es]
         return [chosen.count(e) for e in range(self.config.n_routed_experts)]
 
+    def quantile_bias(self, seen: list[Seen], bias: torch.Tensor) -> list[float]:
+        """With which each expert has its fair share of the valid tokens, by its sorted margins; the mean is zero."""
+        experts, top_k = self.config.n_routed_experts, self.config.num_experts_per_tok
+        logits = [row for s in seen for row, valid in zip(s.logits, s.unit.valid, strict=True) if valid]
+        wishes = [(torch.sigmoid(row.detach()) + bias).tolist() for row in logits]
+        moved = []
+        for e in range(experts):
+            margins = sorted(w[e] - sorted(w[:e] + w[e + 1 :])[-top_k] for w in wishes)
+            moved.append(bias[e].item() - margins[round(len(margins) * (1 - top_k / experts))])
+        return [b - sum(moved) / experts for b in moved]
+
 
 class PlainMoe(nn.Module):
     def __init__(self, block: MoeBlock, oracle: Oracle, number: int):

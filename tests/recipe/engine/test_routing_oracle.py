@@ -32,6 +32,10 @@ FEATURES = {
         "padded": True,
         "document_attention": True,
     },
+    "quantiles, padded documents, drop per rank": {
+        "routing": {**LOSSES, "bias_update": "quantile", "capacity": {"mode": "drop", "factor": 1.0}},
+        "padded": True,
+    },
     "global batch, reroute per group, latest gives way": {
         "routing": {
             **LOSSES,
@@ -104,6 +108,13 @@ def check(case: dict, found: dict, ranks: int) -> None:
 
 def check_bias(found: dict) -> None:
     """One update from the counts of the whole step, the same on every rank."""
+    if "quantile_bias" in found["oracle"]:
+        for biases in found["biases"]:
+            torch.testing.assert_close(
+                torch.tensor(biases), torch.tensor(found["oracle"]["quantile_bias"]), atol=5e-3, rtol=0
+            )
+            assert biases == found["biases"][0]
+        return
     start = torch.stack([torch.linspace(-0.1, 0.1, 8).roll(layer) for layer in range(3)])
     expected = updated_bias(start, torch.tensor(found["oracle"]["counts"], dtype=torch.float64), 0.001)
     for biases in found["biases"]:
@@ -123,6 +134,7 @@ COVERING = {
         ("global batch, padded documents", 2, "none", {"accumulation": 3, "autoep_size": 1}),
         ("global batch, padded documents", 3, "none", {"accumulation": 1, "autoep_size": 1}),
         ("reroute per rank within groups", 1, "reentrant", {"accumulation": 1, "autoep_size": 1}),
+        ("quantiles, padded documents, drop per rank", 1, "reentrant", {"accumulation": 3, "autoep_size": 1}),
     ],
     2: [
         ("global batch, padded documents", 3, "reentrant", {"accumulation": 1, "autoep_size": 2, "parts": 2}),
@@ -131,6 +143,7 @@ COVERING = {
         ("every setting of the model, jitter, drop per group", 1, "reentrant",
          {"accumulation": 3, "autoep_size": 2, "parts": 3}),
         ("sequence", 0, "none", {"accumulation": 1, "autoep_size": 2}),
+        ("quantiles, padded documents, drop per rank", 3, "selective", {"accumulation": 3, "autoep_size": 2}),
         ("micro-batch, drop per rank", 2, "none", {"accumulation": 3, "autoep_size": 2, "parts": 2}),
     ],
     4: [

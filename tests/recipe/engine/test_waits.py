@@ -18,6 +18,7 @@ CASES = {
     },
     8: {
         "dropless over ranks": {"ep": 4, "stage": 3, "routing": {}, "recompute": "non_reentrant"},
+        "quantiles": {"ep": 4, "stage": 3, "routing": {"bias_update": "quantile"}},
         "global balance": {"ep": 4, "stage": 3, "routing": {"aux_loss_scope": "global_batch", "jitter": 0.1}},
     },
 }
@@ -40,4 +41,4 @@ def test_no_line_of_ours_waits_for_the_device_but_those_that_reroute():
 
 
 def test_no_line_of_ours_waits_for_the_device_over_ranks():
-    assert waits(8) == {"dropless over ranks": [], "global balance": []}
+    assert waits(8) == {"dropless over ranks": [], "quantiles": [], "global balance": []}

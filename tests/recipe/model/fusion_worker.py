@@ -37,7 +37,7 @@ from triton.compiler import ASTSource
 
 from recipe.model import loss, modeling
 from recipe.model.fusion import fuse
-from recipe.model.routing import balance, dispatch, router
+from recipe.model.routing import balance, dispatch, quantile, router
 from tests.fake_cuda import device_guard
 from tests.no_gpu import NoGpu
 
@@ -82,6 +82,9 @@ def calls() -> dict[str, Callable[[], Any]]:
             fp32(T, E), number(T, K), norm_topk_prob=True, routed_scaling_factor=2.5
         ),
         "load_balancing_loss": lambda: balance.load_balancing_loss(fp32(T, E), number(T, K), fp32(T).detach(), S),
+        "margin_places": lambda: quantile.margin_places(
+            fp32(T, E).detach(), number(T, K), torch.empty(T, dtype=torch.bool)
+        ),
         "router_z_terms": lambda: balance.router_z_terms(fp32(T, E)),
         "_spread": lambda: dispatch._spread(bf16(T, D).detach(), position(N), K),
         "_summed": lambda: dispatch._summed(bf16(N, D).detach(), position(T, K)),

@@ -23,6 +23,8 @@ LAUNCHES = {
     # [T, K] numbers alone
     "weights_of": (2, 3),
     "load_balancing_loss": (7, 1),
+    # who is chosen is written before it is read
+    "margin_places": (3, None),
     "router_z_terms": (1, 1),
     "_spread": (1, None),
     "_summed": (1, None),

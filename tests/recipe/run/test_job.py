@@ -277,3 +277,12 @@ def test_an_export_goes_where_it_can_be_written(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             check_export_folder(output)
+
+
+def test_quantile_balance_is_refused_for_models_that_choose_among_groups(new_run, write_ds, tmp_path, capsys):
+    shape = json.loads((ROOT / "recipe/configs/models/tiny/config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**shape, "n_group": 2, "topk_group": 1}))
+    run = new_run("dry", model=str(tmp_path), routing={"bias_update": "quantile"})
+    ds_path = write_ds(2, micro_batch=4, accumulation=1, autoep_size=2)
+    assert train.main([str(word) for word in run.arguments(ds_path, "--dry-run")]) == 2
+    assert "routing.bias_update quantile needs the model's n_group 1, not 2" in capsys.readouterr().err
