@@ -51,6 +51,7 @@ EP = 8
 TOKENS, BALANCED, MOST_STEPS = 16_384, 1.2, 400
 RATE = 0.001
 CAPACITY = 1.25
+WARMUP_STEPS = 2000  # the flagship's: its first thousand steps are all in the warmup
 Update = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # bias [E] and scores [T, E] to bias
 
 # Simulated logits: a token's own are normal with deviation 1; experts are liked more or less by all tokens.
@@ -190,11 +191,11 @@ def small_shape(width: int = 128) -> ModelShape:
     spread = FLAGSHIP.initializer_range * math.sqrt(FLAGSHIP.hidden_size / width)
     return tiny.model_copy(
         update={"hidden_size": width, "n_routed_experts": E, "num_experts_per_tok": K, "moe_intermediate_size": 32,
-                "initializer_range": spread}
+                "num_hidden_layers": 3, "initializer_range": spread}
     )  # fmt: skip
 
 
-def trained(folder: TokenFolder, steps: int, update: str) -> dict[str, Any]:
+def trained(folder: TokenFolder, steps: int, update: str, peak_lr: float = 2e-3) -> dict[str, Any]:
     from recipe.engine.build import build_engine, control_routing
     from recipe.engine.step import run_step
     from recipe.model import RecipeMoeConfig
@@ -205,7 +206,7 @@ def trained(folder: TokenFolder, steps: int, update: str) -> dict[str, Any]:
     control = control_routing(engine, routing, seq_length=SEQ_LENGTH, sources=["all", "other"], seed=0)
     engine.train()
     tokens = SEQ_LENGTH * MICRO_BATCH
-    schedule = Schedule(total_tokens=steps * tokens, peak_lr=2e-3, min_lr=2e-4, warmup_tokens=steps // 10 * tokens)
+    schedule = Schedule(total_tokens=10 * WARMUP_STEPS * tokens, peak_lr=peak_lr, min_lr=0, warmup_tokens=WARMUP_STEPS * tokens)
     capacity = expert_capacity(CAPACITY, tokens, K, E)
     by_rank, by_expert, dropped, losses = [], [], [], []
     for number, batch in enumerate(batches(folder, steps), 1):

@@ -50,13 +50,11 @@ def run_step(
     device = engine.device
     routed_weight, loss_weight = token_weights(batches, device)
     control.begin_step(step, token_weight=routed_weight, observing=observing)
+    if control.starts_cold:
+        _count(engine, control, compute, batches, enter)
+        control.end_cold_start()
     if control.counts_first:
-        with torch.no_grad():
-            for number, batch in enumerate(batches):
-                enter("counting")
-                control.begin_micro_batch(_micro_batch(number, batch, device))
-                engine(**on_device(for_attention(model_inputs(batch), compute), device), logits_to_keep=1)
-                control.end_forward()
+        _count(engine, control, compute, batches, enter)
         control.end_counting()
     total, targets = torch.zeros((), device=device), sum(int((b.targets != IGNORED).sum()) for b in batches)
     for number, batch in enumerate(batches):
@@ -74,6 +72,22 @@ def run_step(
         engine.step()
     applied = guard is None or guard.verdict().applied
     return total, control.end_step(update_bias=update_bias and applied)
+
+
+@torch.no_grad()
+def _count(
+    engine: deepspeed.DeepSpeedEngine,
+    control: RoutingControl,
+    compute: Compute,
+    batches: Sequence[Batch],
+    enter: Callable[[str], None],
+) -> None:
+    """Forward passes for what the routers see."""
+    for number, batch in enumerate(batches):
+        enter("counting")
+        control.begin_micro_batch(_micro_batch(number, batch, engine.device))
+        engine(**on_device(for_attention(model_inputs(batch), compute), engine.device), logits_to_keep=1)
+        control.end_forward()
 
 
 def token_weights(batches: Sequence[Batch], device: torch.device) -> torch.Tensor:

@@ -98,6 +98,11 @@ class RoutingControl:
         return self.settings.bias_update == "quantile"
 
     @property
+    def starts_cold(self) -> bool:
+        """Whether a forward pass over the whole step must find the biases of a run's first step, which no step has set."""
+        return self.balances_quantiles and self.settings.trains_bias and self._step == 1
+
+    @property
     def counts_first(self) -> bool:
         """Whether a forward pass over the whole step must count before the first backward pass needs the counts."""
         return self._balances_globally and self.accumulation > 1
@@ -125,6 +130,11 @@ class RoutingControl:
             self._margins += self._seen_margins
         if self._balances_globally and self.accumulation == 1:
             self._share_load()
+
+    def end_cold_start(self) -> None:
+        """The passes over the first step's batch are over; it is trained on with the biases that balance it."""
+        self._set_bias(self._balanced())
+        self._forget()
 
     def end_counting(self) -> None:
         """The counting passes of a step are over; what follows is observed anew."""

@@ -29,6 +29,7 @@ from tests.conftest import ds_config
 from tests.recipe.engine.plain_moe import Oracle, Unit
 
 SEED, SEQ, VOCAB = 5, 16, 128
+STEP = 2  # not a run's first, whose biases may be set before it
 EOD, PAD = 1, 2
 
 
@@ -82,7 +83,7 @@ def reference(case: dict, world: int) -> dict:
         rows = tokens[start : start + micro * together]
         batch = batch_of(case, rows, np.zeros(len(rows), dtype=np.int64))
         micro_step, rank = divmod(start // micro, world)
-        oracle.unit = Unit(batch.valid.flatten().tolist(), micro * SEQ, (SEED, 1, micro_step, rank))
+        oracle.unit = Unit(batch.valid.flatten().tolist(), micro * SEQ, (SEED, STEP, micro_step, rank))
         positions = None if batch.positions is None else torch.from_numpy(batch.positions)
         logits = model(torch.from_numpy(batch.tokens), position_ids=positions).logits
         wanted = torch.from_numpy(batch.targets)
@@ -157,7 +158,7 @@ def run_case(case: dict, oracle: dict) -> dict:
         step()
 
     engine.step = step_and_look
-    loss, sums = run_step(engine, control, compute, batches, step=1, observing=True, update_bias=True)
+    loss, sums = run_step(engine, control, compute, batches, step=STEP, observing=True, update_bias=True)
     dist.all_reduce(loss)
     metrics = routing_metrics(sums, control)
     worst = {}

@@ -33,7 +33,12 @@ FEATURES = {
         "document_attention": True,
     },
     "quantiles, padded documents, drop per rank": {
-        "routing": {**LOSSES, "bias_update": "quantile", "capacity": {"mode": "drop", "factor": 1.0}},
+        "routing": {
+            **LOSSES,
+            "aux_loss_scope": "global_batch",
+            "bias_update": "quantile",
+            "capacity": {"mode": "drop", "factor": 1.0},
+        },
         "padded": True,
     },
     "global batch, reroute per group, latest gives way": {

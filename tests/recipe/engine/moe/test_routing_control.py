@@ -112,10 +112,10 @@ BATCH_TE = torch.rand(8 * T, E, generator=torch.Generator().manual_seed(0)) + to
 COUNTED_T = torch.arange(8 * T) % 5 > 0
 
 
-def margins_of(rows: list[range], *, first: bool = False, again: bool = False) -> RoutingControl:
+def margins_of(rows: list[range], *, step: int = 2, first: bool = False, again: bool = False) -> RoutingControl:
     """A rank that has seen these rows of the batch, one micro-batch each; with counting passes, or recomputed layers."""
     found = control(bias_update="quantile", capacity={"mode": "drop", "factor": 1.0})
-    found.begin_step(1, token_weight=torch.tensor(1.0), observing=False)
+    found.begin_step(step, token_weight=torch.tensor(1.0), observing=False)
     for counting in (True, False) if first else (False,):
         for number, micro_batch in enumerate(rows):
             choice_TE, counted_T = BATCH_TE[list(micro_batch)], COUNTED_T[list(micro_batch)]
@@ -162,6 +162,16 @@ def test_a_step_forgets_the_margins_of_the_step_before(sums_over_ranks):
     found = margins_of([range(64)])
     found.end_step(update_bias=True)
     first = torch.stack(found.bias_L)
-    found.begin_step(2, token_weight=torch.tensor(1.0), observing=False)
+    found.begin_step(3, token_weight=torch.tensor(1.0), observing=False)
     found.end_step(update_bias=True)
     assert torch.equal(torch.stack(found.bias_L), first)
+
+
+def test_the_first_step_is_trained_on_with_biases_of_its_own_batch(sums_over_ranks):
+    later, found = margins_of([range(64)]), margins_of([range(64)], step=1)
+    assert (later.starts_cold, found.starts_cold) == (False, True)
+    found.end_cold_start()
+    later.end_step(update_bias=True)
+    assert torch.equal(torch.stack(found.bias_L), torch.stack(later.bias_L))
+    found.end_step(update_bias=True)  # of no further token
+    assert torch.equal(torch.stack(found.bias_L), torch.stack(later.bias_L))
