@@ -206,7 +206,9 @@ def trained(folder: TokenFolder, steps: int, update: str, peak_lr: float = 2e-3)
     control = control_routing(engine, routing, seq_length=SEQ_LENGTH, sources=["all", "other"], seed=0)
     engine.train()
     tokens = SEQ_LENGTH * MICRO_BATCH
-    schedule = Schedule(total_tokens=10 * WARMUP_STEPS * tokens, peak_lr=peak_lr, min_lr=0, warmup_tokens=WARMUP_STEPS * tokens)
+    schedule = Schedule(
+        total_tokens=10 * WARMUP_STEPS * tokens, peak_lr=peak_lr, min_lr=0, warmup_tokens=WARMUP_STEPS * tokens
+    )
     capacity = expert_capacity(CAPACITY, tokens, K, E)
     by_rank, by_expert, dropped, losses = [], [], [], []
     for number, batch in enumerate(batches(folder, steps), 1):
