@@ -48,7 +48,7 @@ from recipe.training.schedule import learning_rate  # noqa: E402
 FLAGSHIP = load_model_shape(ROOT / "recipe/configs/models/30b-a3b")
 E, K = FLAGSHIP.n_routed_experts, FLAGSHIP.num_experts_per_tok
 EP = 8
-TOKENS, BALANCED, MOST_STEPS = 16_384, 1.2, 400
+TOKENS, BALANCED, MOST_STEPS = 8_192, 1.2, 200
 RATE = 0.001
 CAPACITY = 1.25
 WARMUP_STEPS = 2000  # the flagship's: its first thousand steps are all in the warmup
