@@ -18,6 +18,8 @@ import torch
 from recipe.model.fusion import fusible
 
 # Bins on each side of margin 0. The edges are at squares: a layer far from balance is measured coarsely, then finely.
+# Measured by benchmarks/balance.py: with 256 bins a quantile is off by 0.0011 where the busiest expert has 6.5 times the mean,
+# and by 0.0004 two updates later; then max/mean is that of sorted margins, 1.01, on the same tokens.
 SIDE = 128
 BINS = 2 * SIDE
 REACH = 2.0  # margins beyond count in the outermost bins; of sigmoid scores, at biases up to 1 apart, there are none
