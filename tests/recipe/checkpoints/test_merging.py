@@ -159,7 +159,7 @@ def test_moments_are_the_newest_checkpoints(stable, merged):
 
 
 def test_merged_beats_the_last_at_a_constant_learning_rate(stable, merged):
-    checkpoint = merged("--last", 7)
+    checkpoint = merged("--last", 3)
     run = checkpoint.parent.parent
     done = launch(2, "recipe/evaluate_model.py", "held-out", "--run", run)  # which compares the fingerprints
     assert done.returncode == 0, done.stderr[-3000:]
