@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from recipe.base.hardware import GIB
-from recipe.planner.attention_mask import mask_bytes, masked_layer_bytes
 from recipe.planner.communication import fetches_of, flat_groups, flat_numel
 from recipe.planner.kept import Rows, kept_bytes, routing_plan_bytes, rows_of, saved_bytes
 from recipe.planner.parameters import decoder
@@ -18,6 +17,8 @@ from recipe.planner.zero3 import persistent
 
 CONTEXT_GIB = 1.6  # CUDA context, NCCL channels of three communicators, cuBLAS workspaces; outside the allocator
 FRAGMENTATION = 0.06  # of what comes and goes: the caching allocator rounds, splits and keeps blocks of odd sizes
+
+BOOLEAN = 1  # bytes of an element of the mask that keeps documents apart
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,29 @@ def plan_memory(work: Workload, imbalance: float) -> MemoryPlan:
         {m: {name: size / GIB for name, size in terms.items() if size} for m, terms in moments.items()},
         imbalance,
     )
+
+
+def mask_bytes(work: Workload) -> int:
+    """Of the mask that all layers share, for the sequences of a micro-batch."""
+    return BOOLEAN * _pairs(work)
+
+
+def masked_layer_bytes(work: Workload) -> int:
+    """That autograd keeps of a layer beyond attention without a mask.
+
+    torch makes of the mask the bias that is added to scores, in the dtype of the queries; transformers repeat keys and values
+    for each query head, since torch's kernels group heads only where there is no mask.
+    """
+    if not work.run.masked:
+        return 0
+    shape = work.shape
+    repeated_heads = shape.num_attention_heads - shape.num_key_value_heads
+    return work.element * (_pairs(work) + 2 * work.tokens * repeated_heads * shape.head_dim)
+
+
+def _pairs(work: Workload) -> int:
+    """Of tokens of a sequence, in a micro-batch."""
+    return work.tokens * work.run.seq_length if work.run.masked else 0
 
 
 def _gathered_bytes(work: Workload) -> int:

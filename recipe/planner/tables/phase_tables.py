@@ -11,8 +11,8 @@ from recipe.base.model_shape import load_model_shape
 from recipe.base.run_config.resolved import resolve_phases
 from recipe.base.settings import load_run_config
 from recipe.base.tables import markdown_table
-from recipe.planner.attention_mask import mask_bytes, masked_layer_bytes
 from recipe.planner.calibration import Calibration, describe_calibration
+from recipe.planner.memory import mask_bytes, masked_layer_bytes
 from recipe.planner.phases import PhasePlan, plan_phases, total_cost
 from recipe.planner.plan import Plan, with_kept
 from recipe.planner.search import shipped

@@ -12,7 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from recipe.base.hardware import GIB, cluster_of
 from recipe.base.model_shape import load_model_shape
 from recipe.model import RecipeMoeConfig
-from recipe.planner.attention_mask import mask_bytes, masked_layer_bytes
+from recipe.planner.memory import mask_bytes, masked_layer_bytes
 from recipe.planner.plan import Plan, with_kept
 from recipe.planner.search.ds_writer import ds_config_for, parsed
 from recipe.planner.workload import RunFacts, Workload
