@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from recipe.base.ds_config import load_ds_config
 from recipe.base.hardware import GIB, cluster_of
@@ -155,7 +156,7 @@ class LongRun:
 
 LENGTHS = (32_768, 65_536, 131_072)
 DOCUMENT_TOKENS = 8_192
-VARIANTS: dict[str, dict[str, object]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "`flash_attention_2`": {},
     "`sdpa`, with its mask": {"attention": "sdpa"},
     "`flash_attention_2`, 8 parts, weights gathered twice": {"parts": 8, "gathered_twice": True},
