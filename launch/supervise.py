@@ -38,9 +38,9 @@ from recipe.run.early_stop import asked_by_file
 from recipe.run.folder import LOCK, LOCK_PATIENCE_S, STOP, SUPERVISOR_LOCK, check_run_folder, next_checkpoint
 from recipe.run.heartbeats import read_heartbeats
 from recipe.run.job import Job, check_job
-from recipe.run.kept_budget import next_budget
+from recipe.run.kept_budget import next_budgets
 from recipe.run.locks import in_use, lock_file, lock_holder
-from recipe.run.records import EVENTS, append_record, read_attempts, read_events
+from recipe.run.records import EVENTS, append_record, read_attempts, read_events, read_failures, root_causes
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = """examples:
@@ -212,12 +212,12 @@ class Supervisor:
     def _decide(self, incident: Incident, code: int, stalls: int, *, advanced: bool) -> Decision:
         """`decide`, with what this run's ds_config and hosts allow."""
         args = self.args
-        micro_batch = self.job.ds_raw["train_micro_batch_size_per_gpu"]
+        micro_batch = self.job.at(self._failed_phase()).ds_raw["train_micro_batch_size_per_gpu"]
         rules = Rules(self.run_dir, args.max_stalls, args.backoff, args.step_down_on_oom, micro_batch)
         bad_hosts = frozenset(host for rank in incident.ranks if (host := self.allocation.host_of(rank)) is not None)
         no_spare = self.allocation.problem_without(bad_hosts, self.job.ds.world_size)
-        budget = next_budget(self.run_dir, self.job) if incident.kind == "out_of_memory" else None
-        kept_gib = budget.gib if budget is not None and budget.lowered else None
+        budgets = next_budgets(self.run_dir, self.job) if incident.kind == "out_of_memory" else []
+        kept_gib = next((budget.gib for budget in budgets if budget.lowered), None)
         return decide(Failure(incident, code, stalls, advanced, bad_hosts, no_spare, kept_gib), rules)
 
     def _carry_out(self, decision: Decision) -> None:
@@ -251,13 +251,23 @@ class Supervisor:
         return ours[-1] if ours else {}
 
     def _step_down(self) -> None:
-        """Half the micro-batch and twice the accumulation from now on."""
-        raw = dict(self.job.ds_raw)
-        raw["train_micro_batch_size_per_gpu"] //= 2
-        raw["gradient_accumulation_steps"] *= 2
-        self.ds_path = self.run_dir / "ds_config.stepped_down.json"
-        write_json(self.ds_path, raw)
+        """Half the micro-batch and twice the accumulation from now on; of a run in phases, in the one that ran out of memory."""
+        phase = self.job.at(self._failed_phase())
+        if self.job.config.phases:
+            half = phase.ds_raw["train_micro_batch_size_per_gpu"] // 2
+            self.args.set.append(f"phases.{phase.number}.micro_batch={half}")
+        else:
+            raw = dict(phase.ds_raw)
+            raw["train_micro_batch_size_per_gpu"] //= 2
+            raw["gradient_accumulation_steps"] *= 2
+            self.ds_path = self.run_dir / "ds_config.stepped_down.json"
+            write_json(self.ds_path, raw)
         self.job = self._check_job()
+
+    def _failed_phase(self) -> int:
+        """The phase in which the newest attempt failed, as the first of its ranks that did says."""
+        causes = root_causes(read_failures(self.run_dir, self._attempts()))
+        return min(int(causes[0].get("phase", 0)), len(self.job.phases) - 1) if causes else 0
 
     def _attempt(self) -> int:
         """Run the launcher once, to the end of all its processes on this host; returns its exit code."""

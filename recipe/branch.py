@@ -5,18 +5,22 @@ from __future__ import annotations
 
 import argparse
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.ranks import is_first_rank, leave, required_world_size, say
-from recipe.base.settings import RunConfig
 from recipe.reading.origin import origin_of, record_of
 from recipe.run.checkpoint_files import digest, find, read_manifest
 from recipe.run.identity import check_identity, differences
 from recipe.run.job import Job, check_job
+from recipe.run.recorded import data_facts, other_data, trained_phase_of
 from recipe.run.records import recorded_run_config
 from recipe.training.next_steps import train_command
+
+if TYPE_CHECKING:
+    from recipe.checkpoints.store import TrainState
 
 EXAMPLE = """example: an early decay of runs/a from its step 20,000 on, in a run folder of its own
   deepspeed --num_gpus 8 recipe/branch.py --from runs/a --checkpoint step_20000 --config decay.yaml \\
@@ -86,8 +90,14 @@ def check_branch(manifest: dict[str, Any], checkpoint: Path, job: Job, *, weight
             f"the optimizer of {checkpoint} has other settings: {'; '.join(problems)}; restore them, or branch with "
             "--weights-only"
         )
-    identity_before = {**manifest["identity"]["data"], **_order(before)}
-    return differences(identity_before, {**job.identity["data"], **_order(job.run)})
+    recorded, current = manifest["identity"]["data"], job.identity["data"]
+    if problems := differences(recorded, current):
+        return problems
+    phase = manifest["train_state"].get("phase", 0)
+    if phase >= len(job.phases):
+        return [f"it is in phase {phase}, which the new run does not have"]
+    changed = other_data(data_facts(manifest, job), job, phase)
+    return [] if changed is None else [changed]
 
 
 def _weights_of(model: dict[str, Any]) -> dict[str, Any]:
@@ -95,16 +105,16 @@ def _weights_of(model: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in model.items() if key not in ("initializer_range", "max_position_embeddings")}
 
 
-def _order(run: RunConfig) -> dict[str, Any]:
-    """What the order of the data depends on, besides the tokens."""
-    mixture = run.data.mixture
-    planned = mixture.max_epochs is not None or mixture.anneal is not None
-    return {
-        "seed": run.seed,
-        "seq_length": run.data.seq_length,
-        "mixture": mixture.model_dump(mode="json"),
-        **({"total_tokens": run.schedule.total_tokens} if planned else {}),
-    }
+def state_after(manifest: dict[str, Any], job: Job, *, data_go_on: bool) -> TrainState:
+    """The state with which the new run goes on from a checkpoint; a probe that fails can only go back to here."""
+    from recipe.checkpoints.store import TrainState
+
+    before = TrainState(**manifest["train_state"])
+    state = TrainState(before.step, before.sequences, before.tokens, good_probe=before.step)
+    if data_go_on:
+        return replace(state, phase=before.phase, phase_sequences=before.phase_sequences)
+    number = next(phase.number for phase in job.phases if state.tokens < phase.end_tokens)
+    return replace(state, sequences=0, phase=number, phase_sequences=[0] * number)
 
 
 @exit_on_user_error
@@ -122,6 +132,8 @@ def main(argv: list[str] | None = None) -> None:
     from recipe.model import RecipeMoeConfig
     from recipe.run.folder import RunFolder, check_run_folder, lock_run_folder, provenance, record_start
 
+    state = TrainState() if args.weights_only else state_after(manifest, job, data_go_on=not anew)
+    job = job.at(state.phase, state.phase_sequences)
     run = job.run
     check_compute(run.compute)
     check_run_folder(job, resumes=False)
@@ -130,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
         "checkpoint": checkpoint.name,
         "manifest_sha256": digest(checkpoint),
         "weights_only": args.weights_only,
-        **record_of(origin_of(args.source)),
+        **record_of(origin_of(args.source, trained_phase_of(manifest))),
     }
 
     def begin() -> int:
@@ -150,13 +162,9 @@ def main(argv: list[str] | None = None) -> None:
             compute=run.compute,
         )
         with own_hyperparameters(engine) if args.weights_only else nullcontext():
-            before = source.load(engine, chosen)
-        state = TrainState()
+            source.load(engine, chosen)
         if args.weights_only:
             forget_moments(engine)
-        else:  # a probe that fails can only go back to here
-            sequences = 0 if anew else before.sequences
-            state = TrainState(before.step, sequences, before.tokens, good_probe=before.step)
         folder = RunFolder(run.run_dir, from_first_rank(begin))
         store = CheckpointStore(run.run_dir / "checkpoints", run.checkpoint, provenance(job))
         store.save_now(engine, state, keep="what the run branched from")

@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
     architecture = check_exportable(source.shape, source.run.tokenizer, args.output)
     check_bias_has_place(architecture, source.routing, source.train_state.step)
     check_reach(source.shape.rope_parameters, args.max_positions)
-    origin = origin_of(args.run)
+    origin = origin_of(args.run, source.number)
     export = Export(
         args.output,
         source.shape,
@@ -175,11 +175,8 @@ def card_of(source: RestorableRun, export: Export, architecture: Architecture, o
     Raises:
         UserError: the run's tokens, of which it tells, are not there.
     """
-    from recipe.run.job import batch_order
-
     run, state = source.run, source.train_state
     tokens = source.tokens("restore them, or export with --no-card")
-    read = batch_order(run, tokens).read(state.sequences)
     facts = ExportFacts(
         model_type=architecture.model_type,
         class_name=architecture.class_name,
@@ -189,8 +186,8 @@ def card_of(source: RestorableRun, export: Export, architecture: Architecture, o
         eos_token_id=tokenizer_facts(run.tokenizer)["eod_id"],
         has_chat_template=export.chat_template is not None,
     )
-    of_source = {name: sequences * run.data.seq_length for name, sequences in read.items()}
-    return model_card(run, source.shape, tokens.manifest, facts, step=state.step, tokens=state.tokens, read=of_source)
+    read = source.tokens_read()
+    return model_card(run, source.shape, tokens.manifest, facts, step=state.step, tokens=state.tokens, read=read)
 
 
 if __name__ == "__main__":

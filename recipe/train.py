@@ -13,11 +13,12 @@ from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.ranks import is_first_rank, launched_world_size, leave, required_world_size
 from recipe.base.tables import StageLines
 from recipe.run.checkpoint_files import checkpoint_name
+from recipe.run.describe import describe
 from recipe.run.early_stop import answer_early_stops
 from recipe.run.folder import check_resume, check_run_folder
-from recipe.run.job import Job, ProfiledSteps, check_job, describe
-from recipe.run.kept_budget import next_budget, tell_of_lowered, with_budget
-from recipe.run.kept_budget import record_of as record_of_kept
+from recipe.run.job import Job, ProfiledSteps, check_job
+from recipe.run.kept_budget import KeptBudget, next_budgets, records_of, tell_of_lowered, with_budgets
+from recipe.run.phase_configs import write_ds_configs
 from recipe.run.reports import say
 from recipe.training.next_steps import after_dry_run
 
@@ -92,8 +93,14 @@ def changes_since_last_start(changes: list[str]) -> list[str]:
     return [f"changed since the last start: {change}" for change in changes]
 
 
+def described(job: Job, budgets: list[KeptBudget]) -> str:
+    """What a start with these budgets for kept results would do."""
+    sentences = [sentence for budget in budgets for sentence in budget.sentences]
+    return "\n".join([describe(with_budgets(job, [budget.gib for budget in budgets])), *sentences])
+
+
 def _data_of(job: Job) -> str:
-    sources, tokens = len(job.order.names), job.total_steps * job.tokens_per_step
+    sources, tokens = len(job.data.names), job.run.schedule.total_tokens
     return f"{sources} source{'s' * (sources > 1)}, {tokens:,} tokens to train on"
 
 
@@ -104,8 +111,11 @@ def _downstream(job: Job) -> list[str]:
         return []
     from recipe.evaluation.tasks_in_training import tasks_in_training  # late: it brings the harness, and torch
 
-    cost = tasks_in_training(settings, job.run.tokenizer, job.run.data.seq_length).cost
-    return [f"downstream  {cost.describe(settings.every_steps, job.tokens_per_step)}"]
+    lines = []
+    for phase in map(job.at, range(len(job.phases))):
+        cost = tasks_in_training(settings, job.run.tokenizer, phase.run.data.seq_length).cost
+        lines.append(f"downstream  {cost.describe(settings.every_steps, phase.tokens_per_step)}")
+    return list(dict.fromkeys(lines))
 
 
 @exit_on_user_error
@@ -125,13 +135,8 @@ def main(argv: list[str] | None = None) -> int:
         if is_first_rank():
             told = after_dry_run(job.ds.world_size, [sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
             resumes = [f"resume      from {checkpoint}"] if checkpoint is not None else []
-            budget = next_budget(job.run.run_dir, job)
-            lines = [
-                describe(with_budget(job, budget.gib)),
-                *downstream,
-                *changes_since_last_start(changes),
-                *budget.sentences,
-            ]
+            budgets = next_budgets(job.run.run_dir, job)
+            lines = [described(job, budgets), *downstream, *changes_since_last_start(changes)]
             print("\n".join([*lines, *resumes, told]))
         return 0
 
@@ -149,25 +154,26 @@ def main(argv: list[str] | None = None) -> int:
     from recipe.training.start import train_on
 
     run = job.run
-    check_compute(run.compute)
+    for phase in job.phases:
+        check_compute(phase.run.compute)
     ranks = f"{job.ds.world_size} rank{'s' * (job.ds.world_size > 1)}"
     stages.done("torch and DeepSpeed imported", f"process group of {ranks}")
 
-    def begin() -> tuple[int, float]:
+    def begin() -> tuple[int, list[float]]:
         lock_run_folder(run.run_dir)
-        budget = next_budget(run.run_dir, job)
-        used = with_budget(job, budget.gib)
-        lines = [describe(used), *downstream, *changes_since_last_start(changes), *budget.sentences]
-        print("\n".join(lines), flush=True)
-        attempt = record_start(job, kept=record_of_kept(used))
-        tell_of_lowered(RunFolder(run.run_dir, attempt), budget)
-        return attempt, budget.gib
+        budgets = next_budgets(run.run_dir, job)
+        gibs = [budget.gib for budget in budgets]
+        print("\n".join([described(job, budgets), *downstream, *changes_since_last_start(changes)]), flush=True)
+        attempt = record_start(job, **records_of(with_budgets(job, gibs)))
+        write_ds_configs(job)
+        tell_of_lowered(RunFolder(run.run_dir, attempt), budgets)
+        return attempt, gibs
 
     with session(run.watch):
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU, torch sees no GPU"
         stages.done(f"process group of {ranks} ({device})", "run folder and newest checkpoint")
-        attempt, kept_gib = from_first_rank(begin)
-        job, folder = with_budget(job, kept_gib), RunFolder(run.run_dir, attempt)
+        attempt, kept_gibs = from_first_rank(begin)
+        job, folder = with_budgets(job, kept_gibs), RunFolder(run.run_dir, attempt)
         assert early_stop is not None  # no dry run comes here
         early_stop.watch(run.run_dir)  # from now on the folder is ours, and what asks it to stop
         progress = Progress()

@@ -20,6 +20,7 @@ from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.tables import duration, ratio
 from recipe.reading.alarms import alarms, heartbeat_ages
 from recipe.reading.events import state_of
+from recipe.reading.phases import phase_now
 from recipe.run.folder import LOCK, SUPERVISOR_LOCK
 from recipe.run.heartbeats import read_heartbeats
 from recipe.run.locks import lock_holder
@@ -74,7 +75,7 @@ def view(run_dir: Path) -> Group:
     if last is None:
         parts.append(line("no step logged yet"))
     else:
-        parts.append(_numbers(run_dir, starts[-1]["run_config"], last))
+        parts.append(_numbers(run_dir, starts[-1]["run_config"], last, phase_now(events)[0]))
     if beats and state == "running":
         slowest = max(ages.values())
         phases = sorted({beat.phase for beat in beats.values()})
@@ -87,7 +88,7 @@ def view(run_dir: Path) -> Group:
     return Group(*parts)
 
 
-def _numbers(run_dir: Path, run: dict[str, Any], last: dict[str, Any]) -> Table:
+def _numbers(run_dir: Path, run: dict[str, Any], last: dict[str, Any], phase: int) -> Table:
     total, tokens, rate = run["schedule"]["total_tokens"], last["tokens"], last["tokens_per_s"]
     table = Table(show_header=False, box=None, padding=(0, 2))
     rows = [
@@ -96,6 +97,9 @@ def _numbers(run_dir: Path, run: dict[str, Any], last: dict[str, Any]) -> Table:
         ("loss", f"{last['loss']:.4f}", f"gradient norm {last['grad_norm']:.3f}, lr {last['lr']:.3e}, {last['skipped_steps']} updates left out"),
         ("step time", f"{last['step_time_s']:.3f} s", ", ".join(f"{k} {v:.3f}" for k, v in last["phase_s"].items())),
     ]  # fmt: skip
+    if phases := run.get("phases"):
+        names = [settings["name"] for settings in phases]
+        rows.insert(1, ("phase", names[phase] if phase < len(names) else str(phase), f"{phase} of {', '.join(names)}; the time left is at its speed"))  # fmt: skip
     if "mfu" in last:
         rows.append(("MFU", f"{last['mfu']:.1%}", f"HFU {last['hfu']:.1%}"))
     if "comm_waited_s" in last:

@@ -9,7 +9,6 @@ import deepspeed
 
 from recipe.base.ds_config import DsConfig, load_ds_config
 from recipe.base.errors import ConfigError, UserError
-from recipe.base.model_shape import ModelShape
 from recipe.base.ranks import is_first_rank, required_world_size
 from recipe.base.settings import RunConfig
 from recipe.base.strict import strict_model
@@ -18,13 +17,16 @@ from recipe.data.token_folder import TokenFolder, check_vocabulary, tokenizer_id
 from recipe.engine.build import build_engine, check_compute
 from recipe.model import RecipeMoeConfig
 from recipe.run.checkpoint_files import find, read_manifest
-from recipe.run.folder import load_run_folder
+from recipe.run.folder import last_start
 from recipe.run.identity import Identity, check_identity, data_identity
-from recipe.run.records import recorded_run_config
+from recipe.run.recorded import recorded_phases, trained_phase_of
+from recipe.run.run_data import RunData, folders_of
 
 
 class RestorableRun:
     """A run folder and the checkpoint chosen from it; `restore` builds the engine, inside a session.
+
+    `run` and `shape` are those of the phase that its weights were last trained in, `number`.
 
     Args:
         checkpoint: its name; None: the newest.
@@ -38,7 +40,11 @@ class RestorableRun:
     def __init__(self, folder: Path, checkpoint: str | None, ds_path: Path | None = None):
         self.run: RunConfig
         self.ds_raw: dict[str, Any]
-        self.run, _ = load_run_folder(folder)
+        start = last_start(folder)
+        path = find(folder / "checkpoints", checkpoint)
+        manifest = read_manifest(path)
+        self.number, self._phases = trained_phase_of(manifest), recorded_phases(start)
+        self.run = self._phases[self.number].run
         # Batches of evaluation have many sizes, each of which would be compiled.
         self._compute = self.run.compute.model_copy(update={"compile": False})
         check_compute(self._compute)
@@ -49,13 +55,11 @@ class RestorableRun:
                 flush=True,
             )
         self._store = CheckpointStore(folder / "checkpoints", self.run.checkpoint)
-        path = find(folder / "checkpoints", checkpoint)
-        manifest = read_manifest(path)
         self._name, self._identity, self.ds_raw = path.name, manifest["identity"], manifest["ds_config"]
         self.train_state = TrainState(**manifest["train_state"])
-        self.routing = recorded_run_config(manifest).routing  # that the checkpoint was saved with
         # As it was trained, whatever has become of the files that the run was started with.
-        self.shape = strict_model(ModelShape, self._identity["model"], path)
+        trained = recorded_phases(manifest)[self.number]
+        self.shape, self.routing = trained.shape, trained.run.routing
         tokenizer = tokenizer_identity(self.run.tokenizer)
         self._check("tokenizer", tokenizer, "restore the tokenizer")
         check_vocabulary(tokenizer["vocab_size"], self.shape.vocab_size)  # which an older version did not
@@ -73,7 +77,7 @@ class RestorableRun:
                 raise ConfigError(f"{ds_path} with {self.run.model}", found)
 
     def tokens(self, remedy: str) -> TokenFolder:
-        """The token folder of the run.
+        """The token folder that the run began with.
 
         Args:
             remedy: what to do where it is not what the checkpoint was trained on.
@@ -81,9 +85,15 @@ class RestorableRun:
         Raises:
             UserError: it is not there, or not what it was.
         """
-        tokens = TokenFolder(self.run.data.tokens)
+        tokens = TokenFolder(self._phases[0].run.data.tokens)
         self._check("data", data_identity(tokens), remedy)
         return tokens
+
+    def tokens_read(self) -> dict[str, float]:
+        """Tokens of each source that the run had read by the checkpoint."""
+        state = self.train_state
+        order = RunData(self._phases, folders_of(self._phases)).order
+        return order.tokens_read(state.phase, state.phase_sequences, state.sequences)
 
     def _check(self, part: str, current: Identity, remedy: str) -> None:
         check_identity(self._identity, {part: current}, self._store.folder / self._name, remedy)

@@ -80,6 +80,10 @@ class Snapshot(TorchCheckpointEngine):
             self._thread.start()
         return True
 
+    def release(self) -> None:
+        """Let go of the engine that was saved; the host buffers stay for one with tensors of the same sizes."""
+        self.files, self._sources, self.beside = [], [], lambda: None
+
     def preserves_storage_sharing(self) -> bool:
         return False  # spares the clone that DeepSpeed would make of every tensor
 

@@ -234,6 +234,12 @@ class CheckpointStore(StoredCheckpoints):
         self._save = None
         return all_ranks(good)
 
+    def release(self) -> None:
+        """Let go of the engine, after `finish`; another one may be saved then."""
+        assert self._save is None, "a save has begun"
+        if self._snapshot is not None:
+            self._snapshot.release()
+
     def leave_suspect(self, last_update: int) -> str:
         self.finish()  # what is being committed is from before, and what is not proven is given up
         return super().leave_suspect(last_update)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from recipe.checkpoints.universal import load_universal
 from recipe.checkpoints.unpickling import only_known_classes
 from recipe.engine.collectives import from_first_rank, gathered
 from recipe.engine.deepspeed_private import autoep_size
+from recipe.engine.step_guard import with_new_window
 from recipe.run import checkpoint_files as on_disk
 from recipe.run.folder import NO_ORDERS, SUSPECT, Orders, left_by
 from recipe.run.identity import EVALUATION, check_identity
@@ -36,15 +37,35 @@ class TrainState:
     """
 
     step: int = 0  # optimizer steps done, skipped ones included
-    sequences: int = 0  # sequences consumed: the position in the data
+    sequences: int = 0  # sequences of the phase consumed: the position in its data
     tokens: int = 0  # tokens trained on: the position in the schedule
     mitigations: dict[str, Any] = field(default_factory=dict)  # which remedies hold, and until when
     guard: dict[str, Any] = field(default_factory=dict)  # what the step guard has seen
     rewinds: int = 0  # how often the run went back before a spike
     good_probe: int = 0  # the last step after which all ranks computed the same bits
+    phase: int = 0  # of the run config's, from 0
+    phase_sequences: list[int] = field(default_factory=list)  # consumed in each phase before
+    left_out: list[int] = field(default_factory=list)  # a later phase, and the sequences of a spike at its beginning
+
+    @property
+    def first_sequence(self) -> int:
+        """The position in the data at which the phase began."""
+        phase, sequences = self.left_out or (-1, 0)
+        return sequences if phase == self.phase else 0
 
     def advance(self, sequences: int, tokens: int) -> None:
         self.step, self.sequences, self.tokens = self.step + 1, self.sequences + sequences, self.tokens + tokens
+
+    def in_next_phase(self) -> TrainState:
+        """The state with which the next phase begins: other data and lengths have another level of loss."""
+        state = replace(
+            self,
+            phase=self.phase + 1,
+            phase_sequences=[*self.phase_sequences, self.sequences],
+            guard=with_new_window(self.guard),
+        )
+        state.sequences = state.first_sequence
+        return state
 
 
 def topology(engine: deepspeed.DeepSpeedEngine) -> dict[str, int]:

@@ -215,6 +215,11 @@ class StepGuard:
         raise Rewind(self._spike_since, message)
 
 
+def with_new_window(state: dict[str, Any]) -> dict[str, Any]:
+    """A guard's state without the steps that others are compared with, for data or sequences of another level of loss."""
+    return {**state, "losses": [], "norms": []} if state else {}
+
+
 def robust_z(value: float, history: list[float]) -> float:
     """How many robust standard deviations (of the median absolute deviation) a value is above the history's median."""
     median = statistics.median(history)

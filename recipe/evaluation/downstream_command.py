@@ -168,7 +168,7 @@ def evaluate_run(args: argparse.Namespace, tasks: dict[str, Any]) -> None:
             scores_of_engine(engine, restorable.run.compute),
             load_tokenizer(restorable.run.tokenizer),
             engine.device,
-            max_length=origin_of(args.run).context,  # as its export states, and so is evaluated
+            max_length=origin_of(args.run, restorable.number).context,  # as its export states, and so is evaluated
             batch_size=args.batch_size,
             advance=requests.advance,
         )

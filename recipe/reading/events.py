@@ -11,7 +11,7 @@ from recipe.base.tables import as_float, duration
 # Ordinary in the life of a run.
 ORDINARY = {"started", "finished", "checkpoint", "checkpoint_removed", "stopped", "ended"}
 # Worth knowing, and no fault.
-NOTES = {"imported", "branched", "branch_left", "checkpoint_unmarked", "average_begun", "tracker"}
+NOTES = {"imported", "branched", "phase", "branch_left", "checkpoint_unmarked", "average_begun", "tracker"}
 SERIOUS = {
     "attempt_ended", "rewind", "checkpoint_damaged", "checkpoint_suspect", "checkpoint_failed", "data_skipped", "corruption",
 }  # fmt: skip
@@ -32,6 +32,7 @@ TITLES = {
     "branch_left": "Went on from an older checkpoint",
     "imported": "Began from a trained model",
     "branched": "Began from another run",
+    "phase": "Next phase",
     "kept_lowered": "Less memory for kept results",
     "step_skipped": "Step skipped",
     "rewind": "Went back before a spike",
@@ -59,6 +60,7 @@ _MEANINGS = {
     "branch_left": "The run went on from an older checkpoint. Younger ones were set aside.",
     "imported": "The run began with the weights of a trained model.",
     "branched": "The run began with a checkpoint of another run.",
+    "phase": "A phase of the run began: from here on its batch, data, sequence length and learning rate hold.",
     "kept_lowered": "A step ran out of memory. From this start on recomputed layers keep fewer results, and a step takes a little longer.",
     "rewind": "The loss stayed too high. The run went back to the last checkpoint before the spike and leaves out the data of the spike.",
     "corruption": "Ranks computed different results from the same input. Checkpoints since the last good check were set aside.",

@@ -26,14 +26,17 @@ class Origin:
     unrecorded: str | None = None
 
 
-def origin_of(run_dir: Path) -> Origin:
+def origin_of(run_dir: Path, phase: int = 0) -> Origin:
     """Read the records of a run.
+
+    Args:
+        phase: the last one that the weights were trained in.
 
     Raises:
         UserError: `run_dir` holds no run.
     """
     starts = read_starts(run_dir)
-    own = max(int(start["run_config"]["data"]["seq_length"]) for start in starts)
+    own = max(_longest(start["run_config"], phase) for start in starts)
     began_from = starts[0].get("began_from")
     if began_from is None:
         return Origin(own)
@@ -41,6 +44,12 @@ def origin_of(run_dir: Path) -> Origin:
         return Origin(own, unrecorded=began_from["from"])
     before = Origin(**began_from["origin"])
     return replace(before, context=max(own, before.context))
+
+
+def _longest(run: dict[str, Any], phase: int) -> int:
+    """The longest sequences of a run's phases up to one, tokens."""
+    own, phases = run["data"]["seq_length"], run.get("phases", [])[: phase + 1]
+    return max(int(settings["data"].get("seq_length", own)) for settings in phases or [{"data": {}}])
 
 
 def record_of(origin: Origin) -> dict[str, Any]:

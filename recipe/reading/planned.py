@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from recipe.base.ds_config import DsConfig
 from recipe.base.errors import UserError
 from recipe.base.hardware import GPUS_PER_NODE, accelerator_of, cluster_of
 from recipe.base.model_shape import ModelShape, load_model_shape
@@ -17,7 +16,8 @@ from recipe.planner.plan import Plan
 from recipe.planner.timing.timeline import CONSERVATIVE, EXPECTED, OPTIMISTIC
 from recipe.planner.workload import Workload, facts_of
 from recipe.reading.history import History, median
-from recipe.run.records import ds_config_used, recorded_run_config
+from recipe.reading.phases import phase_now, phase_used
+from recipe.run.records import ds_config_used
 
 CPU = "cpu"  # what the event of a start calls the device of CPU ranks
 
@@ -46,13 +46,14 @@ def planned_and_measured(
     accelerator = accelerator_of(devices[-1])
     if accelerator is None:
         return [], f"the planner has no figures of {devices[-1]}"
-    run = recorded_run_config(starts[-1])
-    ds = strict_model(DsConfig, ds_config_used(starts[-1]), "ds_config")
+    number, begun = phase_now(events)
+    shape = shape_of(starts[-1]) or load_model_shape(starts[-1]["run_config"]["model"])
+    phase = phase_used(starts[-1], shape, number)
+    run, ds = phase.run, phase.ds
     if ds.world_size > GPUS_PER_NODE and ds.world_size % GPUS_PER_NODE:
         return [], f"{ds.world_size} ranks do not fill nodes of {GPUS_PER_NODE} GPUs"
-    shape = shape_of(starts[-1]) or load_model_shape(run.model)
-    plan = Plan(Workload(shape, cluster_of(accelerator.name, ds.world_size, interconnect), ds, facts_of(run)))
-    return _rows(plan, _since(history, _same_setup_since(starts)), run.schedule.total_tokens), ""
+    plan = Plan(Workload(phase.shape, cluster_of(accelerator.name, ds.world_size, interconnect), ds, facts_of(run)))
+    return _rows(plan, _since(history, max(begun, _same_setup_since(starts))), run.schedule.total_tokens), ""
 
 
 def shape_of(start: dict[str, Any]) -> ModelShape | None:
@@ -101,13 +102,17 @@ def _number(value: float) -> str:
 
 
 def _same_setup_since(starts: list[dict[str, Any]]) -> float:
-    """When the first of the last starts with one ds_config and one budget of kept results began."""
+    """When the first of the last starts with one ds_config, the same phases and one budget of kept results began."""
     since = starts[-1]
     for start in reversed(starts):
-        if ds_config_used(start) != ds_config_used(since):
+        if _setup(start) != _setup(since):
             break
         since = start
     return float(since["time"])
+
+
+def _setup(start: dict[str, Any]) -> tuple[Any, ...]:
+    return ds_config_used(start), start.get("run_config", {}).get("phases") or [], start.get("kept_in_phases")
 
 
 def _since(history: History, time: float) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import IO, Any
 import recipe
 from recipe.base.errors import UserError
 from recipe.base.ranks import host_name, rank
+from recipe.base.run_config.resolved import ResolvedPhase
 from recipe.base.settings import RunConfig, absolute
 from recipe.run.checkpoint_files import (
     check_loadable,
@@ -30,6 +32,7 @@ from recipe.run.checkpoint_files import (
 from recipe.run.identity import EVALUATION, Identity, check_identity, differences
 from recipe.run.job import Job
 from recipe.run.locks import lock_file
+from recipe.run.recorded import data_facts, other_data, recorded_phases
 from recipe.run.records import (
     ATTEMPTS,
     DOWNSTREAM,
@@ -56,7 +59,7 @@ LOCK, SUPERVISOR_LOCK, STOP = "lock", "supervisor.lock", "stop"  # files of a ru
 LOCK_PATIENCE_S = 15.0  # that a killed attempt's rank 0 may take to be gone
 # What a resumed run may not change and still be the same run. The optimizer's settings are among them, since the
 # checkpoint's would silently win. Model, tokenizer and tokens are compared by content, wherever they lie.
-_FIXED = ("seed", "data", "optimizer")
+_FIXED = ("seed", "optimizer")
 _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy", "pydantic")
 
 
@@ -65,7 +68,7 @@ class Orders:
     """What earlier starts have left for the next one to do.
 
     Args:
-        rewind: number, before_step, sequences: go back before a spike, and past its data.
+        rewind: number, before_step, phase, sequences: go back before a spike, and past its data.
         good_until: step of the last good probe; one of the checkpoints since then may be corrupt.
         left_above: step of the checkpoint that was asked for by its name; younger ones are of another branch.
     """
@@ -129,6 +132,7 @@ class RunFolder:
         step: int | None = None,
         witness: bool = False,
         missing_gib: float | None = 0.0,
+        phase: int = 0,
     ) -> None:
         """Leave word of a rank's failure for the supervisor; the first of a rank in an attempt is the one that stays.
 
@@ -136,23 +140,24 @@ class RunFolder:
             witness: the rank tells of what others did, or did not do; its host is not to blame.
             missing_gib: of out_of_memory: what a step lacked, 0 where that is not known; None: not in a step, or not of
                 the device, so that keeping fewer results would not help.
+            phase: of the run, in which its budget for kept results is lowered.
         """
         path = failure_path(self.path, self.attempt, rank)
         if path.exists():  # what a rank knew of its own end explains more than what others say of it later
             return
         facts = {"kind": kind, "rank": rank, "host": host, "step": step, "message": message, "witness": witness}
         if kind == "out_of_memory":
-            facts["missing_gib"] = missing_gib
+            facts |= {"missing_gib": missing_gib, "phase": phase}
         write_record(path, {"time": time.time(), **facts})
 
     def record_own_failure(self, kind: str, message: str, **facts: Any) -> None:
         """`record_failure` of this process's rank."""
         self.record_failure(kind, message, rank=rank(), host=host_name(), **facts)
 
-    def order_rewind(self, number: int, before_step: int, sequences: int, message: str) -> None:
-        """Have the next attempt go back to the last checkpoint before a step, and past the data up to `sequences`."""
-        order = {"number": number, "before_step": before_step, "sequences": sequences, "message": message}
-        write_record(self.path / REWIND, order)
+    def order_rewind(self, number: int, before_step: int, phase: int, sequences: int, message: str) -> None:
+        """Have the next attempt go back to the last checkpoint before a step, and past a phase's data up to `sequences`."""
+        order = {"number": number, "before_step": before_step, "phase": phase, "sequences": sequences}
+        write_record(self.path / REWIND, {**order, "message": message})
 
     def order_suspects(self, good_until: int, message: str) -> None:
         """Have the next attempt set aside all checkpoints since the last good probe and go on from the one before."""
@@ -236,8 +241,13 @@ def check_run_folder(job: Job, *, resumes: bool) -> list[str]:
             f"{run.run_dir} already holds a run; add --resume auto to continue it or choose another run_dir"
         )
     start = last_start(run.run_dir)
-    last = recorded_run_config(start)
-    if problems := differences(_fixed(last), _fixed(run)):
+    last, begun = recorded_phases(start), phase_reached(run.run_dir)
+    if begun >= len(job.phases):
+        raise UserError(
+            f"{run.run_dir} is in phase {begun} of its run, and the run config has {len(job.phases)}; give it the phases that have "
+            "begun, or choose another run_dir"
+        )
+    if problems := differences(_fixed(last, begun), _fixed(job.phases, begun)):
         raise UserError(
             f"{run.run_dir} holds a run with other settings: {'; '.join(problems)}; restore them or choose another run_dir"
         )
@@ -247,18 +257,31 @@ def check_run_folder(job: Job, *, resumes: bool) -> list[str]:
         run.run_dir,
         "restore them, or branch into another run_dir (recipe/branch.py)",
     )
-    mixture, planned = run.data.mixture, last.schedule.total_tokens
-    if planned != run.schedule.total_tokens and (mixture.max_epochs is not None or mixture.anneal is not None):
+    if changed := other_data(data_facts(start, job), job, begun):
         raise UserError(
-            f"schedule.total_tokens changes from {planned:,} to {run.schedule.total_tokens:,}, and with it which data "
-            "come next, since data.mixture has max_epochs or anneal; restore it or choose another run_dir"
+            f"{run.run_dir}: {changed}; restore what data.mixture with max_epochs or anneal, or the lengths of phases, were "
+            "planned with, or choose another run_dir"
         )
-    changes = differences(_without_paths(last), _without_paths(run))
+    before = recorded_run_config(start)
+    changes = differences(_without_paths(before), _without_paths(job.config))
     changes += differences(*({EVALUATION: identity.get(EVALUATION)} for identity in (start["identity"], job.identity)))
-    changes += [f"ds_config {change}" for change in differences(start["ds_config"], job.ds_raw)]
-    if last.run_dir != run.run_dir.absolute():
-        changes.append(f"the run folder is {run.run_dir.absolute()}, was {last.run_dir}: moved, or a copy of that run")
+    changes += [f"ds_config {change}" for change in differences(start["ds_config"], job.ds_config)]
+    if before.run_dir != run.run_dir.absolute():
+        changes.append(
+            f"the run folder is {run.run_dir.absolute()}, was {before.run_dir}: moved, or a copy of that run"
+        )
     return changes
+
+
+def phase_reached(run_dir: Path) -> int:
+    """The phase that the next start goes on in, as far as is known before it."""
+    checkpoint = next_checkpoint(run_dir)
+    if checkpoint is None:
+        return 0
+    try:
+        return int(read_manifest(checkpoint)["train_state"].get("phase", 0))
+    except UserError:
+        return 0  # damaged, as will be seen
 
 
 def check_resume(job: Job, resume: str) -> str | None:
@@ -301,12 +324,21 @@ def _trained_on(job: Job) -> Identity:
     return {part: value for part, value in job.identity.items() if part != EVALUATION}
 
 
-def _fixed(run: RunConfig) -> dict[str, Any]:
-    """What may not change of a run config. What is done with damaged data is decided when there are some."""
-    values = {key: value for key, value in _without_paths(run).items() if key in _FIXED}
-    for key in ("on_damage", "max_damaged_share"):
-        del values["data"][key]
-    return values
+def _fixed(phases: Sequence[ResolvedPhase], begun: int) -> dict[str, Any]:
+    """What may not change of a run: seed, optimizer, and the data and positions of the phases up to `begun`.
+
+    What is done with damaged data is decided when there are some.
+    """
+    first, *others = (_fixed_in_phase(phase) for phase in phases[: begun + 1])
+    run = phases[0].run.model_dump(mode="json", include=set(_FIXED))
+    return {**run, **first, "phases": {str(number): phase for number, phase in enumerate(others, start=1)}}
+
+
+def _fixed_in_phase(phase: ResolvedPhase) -> dict[str, Any]:
+    return {
+        "data": phase.run.data.model_dump(mode="json", exclude={"tokens", "on_damage", "max_damaged_share"}),
+        "rope_parameters": phase.shape.model_dump(mode="json")["rope_parameters"],
+    }
 
 
 def _without_paths(run: RunConfig) -> dict[str, Any]:
@@ -315,7 +347,10 @@ def _without_paths(run: RunConfig) -> dict[str, Any]:
         "run_dir": True, "model": True, "tokenizer": True, "data": {"tokens"},
         "evaluation": {"tokens": True, "downstream": {"data", "tasks_path"}},
     }  # fmt: skip
-    return run.model_dump(mode="json", exclude=paths)
+    values = run.model_dump(mode="json", exclude=paths)
+    for phase in values["phases"]:
+        phase["data"].pop("tokens", None)
+    return {**values, "phases": {str(number): phase for number, phase in enumerate(values["phases"])}}
 
 
 def versions() -> dict[str, Any]:
@@ -325,8 +360,9 @@ def versions() -> dict[str, Any]:
 def provenance(job: Job) -> dict[str, Any]:
     """What a checkpoint's manifest says of the run that saved it."""
     return {
-        "run_config": absolute(job.run).model_dump(mode="json"),
-        "ds_config": job.ds_raw,
+        "run_config": absolute(job.config).model_dump(mode="json"),
+        "ds_config": job.ds_config,
+        "data_order": job.data.facts,
         "identity": job.identity,
         **versions(),
     }

@@ -1,4 +1,4 @@
-"""Everything that is checked before a process group exists, and what a run would do."""
+"""Everything that is checked before a process group exists, for all phases of a run; `describe.py` says what it would do."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import errno
 import importlib.util
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,9 @@ from recipe.base.ds_config import DsConfig, load_ds_config
 from recipe.base.errors import ConfigError, UserError, how_to_install, of_key, read_all
 from recipe.base.model_shape import ModelShape, load_model_shape
 from recipe.base.output_paths import check_output_folder, glob_problem
-from recipe.base.run_config.routing import Routing
+from recipe.base.run_config.resolved import ResolvedPhase, resolve_phases
 from recipe.base.settings import LOCAL_HOST, RunConfig, load_run_config
 from recipe.data.loader import BatchOrder
-from recipe.data.mixture import CYCLE
-from recipe.data.order import PhaseData, RunOrder
 from recipe.data.token_folder import (
     Source,
     TokenFolder,
@@ -28,35 +26,85 @@ from recipe.data.token_folder import (
     held_out_sources,
     tokenizer_file,
 )
-from recipe.huggingface.architectures import export_note
 from recipe.planner.kept import Kept, kept_of
 from recipe.run.identity import Identity, identity_of
 from recipe.run.records import given_budget, with_kept_gib
+from recipe.run.run_data import RunData, folders_of
 from recipe.run.timeouts import group_timeout_s
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run config, ds_config, model and data that fit together."""
+    """A run config, ds_config, model and data that fit together; and the phase of the run that is looked at.
 
-    run: RunConfig
-    ds: DsConfig  # with the budget for kept results that the start has
-    ds_raw: dict[str, Any]  # as its file has it
-    shape: ModelShape
-    order: BatchOrder
-    tokenizer: dict[str, Any]  # facts of the shards' tokenizer
-    held_out: list[Source]  # that are evaluated during training; none where that is off
-    never_held_out: list[str]  # sources that are trained on and have no held-out tokens
+    Args:
+        config: the run config, with its phases.
+        ds_config: as its file has it.
+        phases: of the run, whose `ds` have the budgets for kept results that the start has.
+        data: which tokens each phase sees.
+        tokenizer: facts of the shards' tokenizer.
+        held_out: what is evaluated during training; nothing where that is off.
+        never_held_out: sources that are trained on and have no held-out tokens.
+        number: of the phase.
+        read: sequences that each phase before it has read.
+    """
+
+    config: RunConfig
+    ds_config: dict[str, Any]
+    phases: tuple[ResolvedPhase, ...]
+    data: RunData
+    tokenizer: dict[str, Any]
+    held_out: list[Source]
+    never_held_out: list[str]
     identity: Identity
+    number: int = 0
+    read: tuple[int, ...] = ()
+
+    def at(self, number: int, read: Sequence[int] | None = None) -> Job:
+        """The same job in a phase.
+
+        Args:
+            read: as the field says; None: as planned.
+        """
+        planned = [phase.steps * phase.ds.train_batch_size for phase in self.phases[:number]]
+        return replace(self, number=number, read=tuple(planned if read is None else read))
+
+    # Of the phase.
+
+    @property
+    def phase(self) -> ResolvedPhase:
+        return self.phases[self.number]
+
+    @property
+    def is_last_phase(self) -> bool:
+        return self.number == len(self.phases) - 1
+
+    @property
+    def run(self) -> RunConfig:
+        """With what the phase changes, and without phases."""
+        return self.phase.run
+
+    @property
+    def ds(self) -> DsConfig:
+        """With the budget for kept results that the start has."""
+        return self.phase.ds
+
+    @property
+    def ds_raw(self) -> dict[str, Any]:
+        """The ds_config of its file with the phase's batch."""
+        return self.phase.ds_raw
+
+    @property
+    def shape(self) -> ModelShape:
+        return self.phase.shape
+
+    @cached_property
+    def order(self) -> BatchOrder:
+        return self.data.of_phase(self.number, self.read)
 
     @property
     def tokens_per_step(self) -> int:
-        return self.ds.train_batch_size * self.run.data.seq_length
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of a run that begins with this batch; the last one may go beyond schedule.total_tokens."""
-        return self.last_step(0, 0)
+        return self.phase.tokens_per_step
 
     @property
     def kept(self) -> Kept:
@@ -73,9 +121,19 @@ class Job:
             return self.ds_raw
         return with_kept_gib(self.ds_raw, self.ds.recipe.kept_gib)
 
+    # Of the run.
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of a run that begins with these batches; the last one may go beyond schedule.total_tokens."""
+        return self.at(0).last_step(0, 0)
+
     def last_step(self, step: int, tokens: int) -> int:
-        """The step that reaches schedule.total_tokens, from `tokens` seen after `step`, maybe in other batches."""
-        return step + max(0, -(-(self.run.schedule.total_tokens - tokens) // self.tokens_per_step))
+        """The step that ends the run, from `tokens` seen after `step` of this phase, maybe in other batches."""
+        for phase in self.phases[self.number :]:
+            steps = phase.steps_from(tokens)
+            step, tokens = step + steps, tokens + steps * phase.tokens_per_step
+        return step
 
 
 @dataclass(frozen=True)
@@ -124,36 +182,42 @@ def check_job(
         partial(of_key, "tokenizer", tokenizer_file, run.tokenizer),
         partial(_check_outputs, run, starts=starts),
     )
-    if problems := _problems_of_fit(run, ds, shape, ds.world_size if world_size is None else world_size):
+    phases = resolve_phases(run, shape, ds, ds_raw, path=config_path)
+    if problems := _problems_of_fit(phases, ds.world_size if world_size is None else world_size):
         raise ConfigError(f"{ds_path} with {run.model}", problems)
-    tokenizer = of_key("tokenizer", check_tokenizer, tokens, run.tokenizer)
-    check_vocabulary(tokenizer["vocab_size"], shape.vocab_size)
-    order = batch_order(run, tokens)
+    data = RunData(phases, folders_of(phases, {run.data.tokens: tokens}))
+    tokenizers = [of_key("tokenizer", check_tokenizer, folder, run.tokenizer) for folder in dict.fromkeys(data.folders)]
+    check_vocabulary(tokenizers[0]["vocab_size"], shape.vocab_size)
     held_out = _held_out(run)
     evaluated = None
     if run.evaluation.tokens is not None:
         evaluated = of_key("evaluation.tokens", TokenFolder, run.evaluation.tokens)
-    return Job(
+    job = Job(
         run,
-        ds,
         ds_raw,
-        shape,
-        order,
+        phases,
+        data,
         tokens.tokenizer,
         held_out,
-        never_held_out=sorted(set(order.names) - (evaluated or tokens).sizes("held_out").keys()),
-        identity=identity_of(shape, tokens, run.tokenizer, evaluated),
+        never_held_out=sorted(data.names - (evaluated or tokens).sizes("held_out").keys()),
+        identity=identity_of(shape, data.folders[0], run.tokenizer, evaluated),
     )
+    for number in range(len(phases)):
+        job.at(number).order  # noqa: B018  refuses sources that are too small for a sequence
+    return job
 
 
-def _problems_of_fit(run: RunConfig, ds: DsConfig, shape: ModelShape, world_size: int) -> list[str]:
-    problems = [*ds.problems_with(shape, world_size), *run.routing.problems_with(shape)]
-    if run.data.seq_length > shape.max_position_embeddings:
-        problems.append(
-            f"data.seq_length {run.data.seq_length} exceeds the model's max_position_embeddings "
-            f"{shape.max_position_embeddings}; lower it or choose another model"
-        )
-    return problems
+def _problems_of_fit(phases: Sequence[ResolvedPhase], world_size: int) -> list[str]:
+    """Of each phase, those that all have once."""
+    problems = []
+    for phase in phases:
+        problems += [*phase.ds.problems_with(phase.shape, world_size), *phase.run.routing.problems_with(phase.shape)]
+        if phase.run.data.seq_length > phase.shape.max_position_embeddings:
+            problems.append(
+                f"data.seq_length {phase.run.data.seq_length} exceeds the model's max_position_embeddings "
+                f"{phase.shape.max_position_embeddings}; lower it or choose another model"
+            )
+    return list(dict.fromkeys(problems))
 
 
 def _held_out(run: RunConfig) -> list[Source]:
@@ -217,106 +281,3 @@ def _check_held_out(sources: list[Source]) -> None:
                 f"evaluation: the held-out shards of source '{source.name}' have no text to evaluate; tokenize "
                 "with a larger held_out, or set evaluation.every_steps null"
             )
-
-
-def batch_order(run: RunConfig, tokens: TokenFolder) -> BatchOrder:
-    """Which tokens of its folder a run sees when.
-
-    Raises:
-        UserError: no training shards, or damaged ones.
-    """
-    sizes = {name: float(size) for name, size in tokens.sizes("train").items()}
-    if not sizes:
-        raise UserError(f"data.tokens {run.data.tokens} has no training shards; tokenize more documents")
-    data = PhaseData(run.data.mixture, run.data.seq_length, run.schedule.total_tokens, str(tokens.path), sizes)
-    order = RunOrder([data], run.seed)
-    return order.of_phase(0, [], tokens.sources("train", order.names(0)), run.data.on_damage == "skip")
-
-
-def describe(job: Job) -> str:
-    """What would run, for --dry-run and the head of the log.
-
-    Args:
-        job: that `check_job` has found sound.
-
-    Returns:
-        lines that begin with what they are about.
-    """
-    checkpoint = f"a checkpoint every {job.run.checkpoint.every_steps:,} steps"
-    lines = [
-        *_describe_model(job),
-        *_describe_mixture(job),
-        f"routing     {_describe_routing(job.run.routing)}",
-        f"compute     {_describe_compute(job.run)}",
-        *_describe_kept(job),
-        *_describe_evaluation(job),
-    ]
-    if (note := export_note(job.shape, job.run.routing)) is not None:
-        lines.append(f"export      {note}")
-    return "\n".join([*lines, f"run folder  {job.run.run_dir}, {checkpoint}"])
-
-
-def _describe_model(job: Job) -> list[str]:
-    run, ds, shape = job.run, job.ds, job.shape
-    total, active = sum(shape.parameters().values()), sum(shape.active_parameters().values())
-    return [
-        f"model       {total:,} parameters, {active:,} active; {shape.num_moe_layers} MoE layers of "
-        f"{shape.n_routed_experts} experts, top {shape.num_experts_per_tok}, {shape.n_shared_experts} shared",
-        f"parallel    {ds.world_size} ranks, ZeRO-{ds.zero_optimization.stage}, expert parallel size "
-        f"{ds.expert_parallel.autoep_size}, {'bf16' if ds.bf16_enabled else 'fp32'}",
-        f"batch       {ds.train_batch_size:,} sequences of {run.data.seq_length:,} = {job.tokens_per_step:,} tokens a step",
-        f"schedule    {job.total_steps:,} steps, {job.total_steps * job.tokens_per_step:,} tokens, {run.schedule.kind}, "
-        f"peak lr {run.schedule.peak_lr:g}",
-    ]
-
-
-def _describe_mixture(job: Job) -> list[str]:
-    sequences = job.total_steps * job.ds.train_batch_size
-    epochs = job.order.epochs(sequences)
-    lines = [
-        f"mixture     {name:<12} {count / sequences:6.1%} of the sequences, "
-        f"{count * job.run.data.seq_length:,.0f} tokens, {epochs[name]:.2f} epochs"
-        for name, count in job.order.read(sequences).items()
-    ]
-    for first, _ in job.order.stretches[1:]:
-        lines.append(f"mixture     anneals from step {first * CYCLE // job.ds.train_batch_size + 1:,}")
-    return lines
-
-
-def _describe_routing(routing: Routing) -> str:
-    capacity = routing.capacity
-    watched = [name for name, settings in routing.mitigations if settings is not None]
-    bias = f"bias rate {routing.bias_update_rate:g}" if routing.bias_update == "sign" else "bias by quantiles"
-    limit = "" if capacity.mode == "dropless" else f" at {capacity.factor:g} per {capacity.scope.replace('_', ' ')}"
-    return (
-        f"{routing.aux_loss_scope.replace('_', ' ')} aux loss {routing.aux_loss_coef:g}, z-loss {routing.z_loss_coef:g}, "
-        f"{bias}, {capacity.mode}{limit}; watched: {', '.join(watched) or 'nothing'}"
-    )
-
-
-def _describe_compute(run: RunConfig) -> str:
-    compute = run.compute
-    return (
-        f"recompute {compute.recompute}, {compute.attention} attention "
-        f"{'inside each document' if run.data.document_attention else 'over the whole sequence'}, "
-        f"loss in chunks of {compute.loss_chunk_tokens:,} tokens"
-        f"{', compiled' if compute.compile else ''}{', deterministic' if compute.deterministic else ''}"
-    )
-
-
-def _describe_kept(job: Job) -> list[str]:
-    """What recomputed layers keep, where the run or the ds_config asks for it."""
-    recompute, gib = job.run.compute.recompute, job.ds.recipe.kept_gib
-    if recompute != "selective":
-        return [f"kept        nothing: recipe.kept_gib {gib:g} is for compute.recompute selective"] if gib else []
-    return [f"kept        {job.kept}, within recipe.kept_gib {gib:.4g}, of what is recomputed otherwise"]
-
-
-def _describe_evaluation(job: Job) -> list[str]:
-    lines = []
-    if job.held_out:
-        counts = ", ".join(f"{sum(s.num_tokens for s in source.shards):,} of {source.name}" for source in job.held_out)
-        lines.append(f"evaluation  every {job.run.evaluation.every_steps:,} steps, held-out tokens: {counts}")
-    if job.never_held_out:
-        lines.append(f"evaluation  no held-out tokens of {', '.join(job.never_held_out)}: never evaluated")
-    return lines

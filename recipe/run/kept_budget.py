@@ -7,6 +7,7 @@ again once the user changes that one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,23 +54,42 @@ class KeptBudget:
         ]
 
 
-def next_budget(run_dir: Path, job: Job) -> KeptBudget:
-    """The budget of the next start of a run with this ds_config.
+def next_budgets(run_dir: Path, job: Job) -> list[KeptBudget]:
+    """The budgets that the phases of a run have in its next start; that of the phase that ran out of memory is lower.
 
     Args:
-        job: whose `ds_raw` is as the user's file has it.
+        job: whose phases' `ds_raw` are as the user's files have them.
+    """
+    starts = read_attempts(run_dir)
+    return [next_budget(run_dir, starts, job.at(phase.number)) for phase in job.phases]
+
+
+def next_budget(run_dir: Path, starts: list[dict[str, Any]], job: Job) -> KeptBudget:
+    """The budget that the job's phase has in the next start.
+
+    Args:
+        starts: of the run so far.
     """
     given = given_budget(job.ds_raw)
-    starts = read_attempts(run_dir)
-    if not given or not starts or given_budget(starts[-1].get("ds_config", {})) != given:
+    used = _last_record(starts, job.number)
+    if not given or used.get("given_gib") != given:
         return KeptBudget(given, given, given)
-    used = starts[-1].get("kept", {})
     was, held = used.get("budget_gib", given), used.get("held_gib", 0.0)
-    if not held or (missing := _missing_gib(run_dir, len(starts))) is None:
+    if not held or (missing := _missing_gib(run_dir, len(starts), job.number)) is None:
         return KeptBudget(given, was, was)
     less = lowered(held, held_gib(with_budget(job, given)), missing)
     holds_something = held_gib(with_budget(job, less)) > 0
     return KeptBudget(given, was, less if holds_something else 0.0)
+
+
+def _last_record(starts: list[dict[str, Any]], number: int) -> dict[str, Any]:
+    """What the last start kept in a phase; nothing where it had no such phase."""
+    if not starts:
+        return {}
+    start = starts[-1]
+    of_file = {"given_gib": given_budget(start.get("ds_config", {})), **start.get("kept", {})}
+    in_phases = start.get("kept_in_phases", [of_file])
+    return dict(in_phases[number]) if number < len(in_phases) else {}
 
 
 def lowered(held_gib: float, whole_gib: float, missing_gib: float) -> float:
@@ -84,19 +104,28 @@ def lowered(held_gib: float, whole_gib: float, missing_gib: float) -> float:
     return max(0.0, held_gib - max(whole_gib / STEPS, missing_gib))
 
 
-def _missing_gib(run_dir: Path, attempt: int) -> float | None:
-    """What a step of the attempt lacked, if that is why it ended."""
+def _missing_gib(run_dir: Path, attempt: int, phase: int) -> float | None:
+    """What a step of the attempt lacked, if that is why it ended, and in that phase."""
     causes = root_causes(read_failures(run_dir, attempt))
-    if not causes or causes[0]["kind"] != "out_of_memory":
+    if not causes or causes[0]["kind"] != "out_of_memory" or causes[0].get("phase", 0) != phase:
         return None
     lacks = [cause.get("missing_gib", 0.0) for cause in causes if cause["kind"] == "out_of_memory"]
     return max((gib for gib in lacks if gib is not None), default=None)
 
 
 def with_budget(job: Job, gib: float) -> Job:
-    """The job with another budget; its `ds_raw` stays as the user's file has it."""
+    """The job with another budget in its phase; `ds_raw` stays as the user's file has it."""
     recipe = job.ds.recipe.model_copy(update={"kept_gib": gib})
-    return replace(job, ds=job.ds.model_copy(update={"recipe": recipe}))
+    phase = replace(job.phase, ds=job.ds.model_copy(update={"recipe": recipe}))
+    return replace(job, phases=(*job.phases[: job.number], phase, *job.phases[job.number + 1 :]))
+
+
+def with_budgets(job: Job, gibs: Sequence[float]) -> Job:
+    """The job with the budget of each phase."""
+    used = job
+    for number, gib in enumerate(gibs):
+        used = with_budget(used.at(number), gib)
+    return replace(used, number=job.number, read=job.read)
 
 
 def held_gib(job: Job) -> float:
@@ -114,19 +143,28 @@ def held_gib(job: Job) -> float:
 
 
 def record_of(job: Job) -> dict[str, Any]:
-    """The field `kept` of attempts.jsonl: what a start keeps."""
+    """The field `kept` of attempts.jsonl: what a start keeps in a phase."""
     return {"budget_gib": job.ds.recipe.kept_gib, "held_gib": held_gib(job), "layers": dict(job.kept.layers)}
 
 
-def tell_of_lowered(folder: RunFolder, budget: KeptBudget) -> None:
+def records_of(job: Job) -> dict[str, Any]:
+    """The fields of attempts.jsonl that say what a start keeps: `kept` in the first phase, `kept_in_phases` in each."""
+    phases = [job.at(phase.number) for phase in job.phases]
+    in_phases = [{"given_gib": given_budget(at.ds_raw), **record_of(at)} for at in phases]
+    return {"kept": record_of(phases[0]), **({"kept_in_phases": in_phases} if job.config.phases else {})}
+
+
+def tell_of_lowered(folder: RunFolder, budgets: Sequence[KeptBudget]) -> None:
     """Append the event of a start that has a lower budget than the one before; by rank 0."""
-    if not budget.lowered:
-        return
-    checkpoint = next_checkpoint(folder.path)
-    folder.event(
-        event="kept_lowered",
-        step=0 if checkpoint is None else step_of(checkpoint),
-        message=budget.sentences[0],
-        kept_gib=budget.gib,
-        was_gib=budget.was_gib,
-    )
+    for number, budget in enumerate(budgets):
+        if not budget.lowered:
+            continue
+        checkpoint = next_checkpoint(folder.path)
+        folder.event(
+            event="kept_lowered",
+            step=0 if checkpoint is None else step_of(checkpoint),
+            message=budget.sentences[0],
+            kept_gib=budget.gib,
+            was_gib=budget.was_gib,
+            phase=number,
+        )

@@ -106,11 +106,12 @@ def recorded_failures(folder: RunFolder, job: Job, progress: Progress | None = N
         message = what_to_do(error) or f"{type(error).__name__}: {_summary(str(error))}"
         try:
             lacks = missing_gib(error, progress) if kind == "out_of_memory" else None
-            folder.record_own_failure(kind, message, witness=kind in WITNESSES, missing_gib=lacks)
+            phase = 0 if progress is None else progress.run_phase
+            folder.record_own_failure(kind, message, witness=kind in WITNESSES, missing_gib=lacks, phase=phase)
         except OSError as unwritten:  # the error itself is what must be seen
             _tell(f"rank {rank()} cannot leave word of its failure: {unwritten}")
         if kind == "out_of_memory":
-            _tell(f"out of memory: {message}\n{memory_report(job)}")
+            _tell(f"out of memory: {message}\n{memory_report(job.at(0 if progress is None else progress.run_phase))}")
         if kind in WITNESSES:  # one rank's end makes a traceback on each of the others: to a file
             with suppress(OSError):
                 write_text(folder.stacks(rank()), traceback.format_exc())

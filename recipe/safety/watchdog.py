@@ -32,6 +32,7 @@ class Progress:
     step: int = 0
     phase: str = "starting"
     number: int = 0
+    run_phase: int = 0  # of the run config's phases
 
     def enter(self, phase: str, step: int | None = None) -> None:
         if step is not None:
@@ -57,6 +58,11 @@ class Watchdog(threading.Thread):
         self._patience_s = settings.start_s
         folder.heartbeats.mkdir(parents=True, exist_ok=True)
         self._beat_once()
+
+    def phase_begins(self, number: int) -> None:
+        """A phase of the run builds its engine and compiles, which takes as long as a start may."""
+        self._patience_s = self._settings.start_s
+        self.progress.run_phase = number
 
     def first_step_is_done(self) -> None:
         """From now on progress is expected at the pace of steps."""

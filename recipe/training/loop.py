@@ -1,12 +1,13 @@
-"""The training loop: batch, forward, backward, step, then what follows a step; and a clean stop when asked."""
+"""The training loop of a phase: batch, forward, backward, step, then what follows a step; and a clean stop when asked."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import deepspeed
@@ -14,7 +15,6 @@ import torch
 import torch.distributed as dist
 
 from recipe.base.errors import UserError
-from recipe.base.run_config.schedule import Schedule
 from recipe.base.tables import StageLines
 from recipe.checkpoints.average import begun
 from recipe.checkpoints.store import CheckpointStore, TrainState
@@ -27,8 +27,9 @@ from recipe.engine.step_guard import Rewind, StepGuard, Unsound, Verdict
 from recipe.evaluation.held_out import evaluate_engine
 from recipe.evaluation.tasks_in_training import tasks_in_training
 from recipe.run.checkpoint_files import checkpoint_name
-from recipe.run.folder import RunFolder
 from recipe.run.job import Job, ProfiledSteps
+from recipe.run.phase_configs import ds_config_path
+from recipe.run.recorded import phase_of
 from recipe.run.reports import say
 from recipe.safety.corruption import Corruption, check_for_corruption
 from recipe.safety.mitigations import Mitigator
@@ -38,7 +39,7 @@ from recipe.telemetry.metrics import MetricsWriter
 from recipe.telemetry.profiling import StepProfiler
 from recipe.telemetry.routing_metrics import routing_metrics
 from recipe.telemetry.throughput import Throughput
-from recipe.training.schedule import learning_rate
+from recipe.training.schedule import last_before_decay, rate_in_phase
 from recipe.training.stopping import StopRequest
 
 LAST_BEFORE_DECAY = "the last before the decay"
@@ -46,7 +47,7 @@ STEPS_TO_PROVE = 2  # that a stop waits for one that is applied, to save a state
 
 
 def read_batches(job: Job, sequences: int) -> list[Batch]:
-    """This rank's micro-batches of the step that begins after so many sequences of the run."""
+    """This rank's micro-batches of the step that begins after so many sequences of the phase."""
     ds, facts = job.ds, job.tokenizer
     reads = [
         job.order.micro_batch(
@@ -68,7 +69,7 @@ def read_batches(job: Job, sequences: int) -> list[Batch]:
 
 
 def set_learning_rate(engine: deepspeed.DeepSpeedEngine, job: Job, state: TrainState) -> float:
-    lr = learning_rate(job.run.schedule, state.tokens + job.tokens_per_step)
+    lr = rate_in_phase(job.phases, job.number, state.tokens + job.tokens_per_step)
     for group in engine.optimizer.param_groups:
         group["lr"] = lr
     return lr
@@ -78,23 +79,18 @@ def every(steps: int | None, step: int) -> bool:
     return steps is not None and step % steps == 0
 
 
-def last_before_decay(schedule: Schedule, tokens: int, tokens_per_step: int) -> bool:
-    """Whether the next step is the first one of WSD's decay."""
-    starts = schedule.total_tokens - schedule.decay_tokens
-    return schedule.kind == "wsd" and tokens <= starts < tokens + tokens_per_step
-
-
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended.
+    """How an attempt ended, or a phase of it.
 
     Args:
-        kind: finished: at the end of the schedule; stopped: asked to before it; both after a checkpoint.
+        kind: finished: at the end of the schedule; next_phase: at the end of a phase before the last; stopped: asked to before
+            the end; all after a checkpoint.
             rewind: a spike that skipping steps does not end; corruption: a rank computes other bits.
         spike, corruption: which.
     """
 
-    kind: Literal["finished", "stopped", "rewind", "corruption"]
+    kind: Literal["finished", "next_phase", "stopped", "rewind", "corruption"]
     spike: Rewind | None = None
     corruption: Corruption | None = None
 
@@ -108,7 +104,7 @@ class StepDone:
         sums: of the routers, where the step is logged.
         step_time: where the step's collectives were timed.
         stops: the run stops after this step since it was asked to.
-        ends: the schedule ends with this step.
+        ends: the phase ends with this step, and the schedule with that of the last phase.
     """
 
     step: int
@@ -130,15 +126,14 @@ class Hook:
 
 
 class Training:
-    """One attempt of a run, from `state` to the end of the schedule or until it is asked to stop.
+    """One phase of a run, from `state` to its end or until the run is asked to stop.
 
     Args:
-        time_limit_s: of this process, from its start; see `StopRequest`.
+        job: in the phase.
+        writer: of metrics and events, on rank 0.
+        run_dir: where a profile is written.
         profiled: steps of which rank 0 writes a profile.
         stages: of the start, which ends with the first step.
-
-    Raises:
-        UserError: `profiled` are beyond the last step.
     """
 
     def __init__(
@@ -147,49 +142,37 @@ class Training:
         job: Job,
         store: CheckpointStore,
         state: TrainState,
-        folder: RunFolder,
         watchdog: Watchdog,
-        time_limit_s: float | None = None,
+        stop: StopRequest,
+        writer: MetricsWriter | None,
+        run_dir: Path,
         profiled: ProfiledSteps | None = None,
         stages: StageLines | None = None,
     ):
         run = job.run
         self.engine, self.job, self.store, self.state = engine, job, store, state
-        self.watchdog, self.stop = watchdog, StopRequest(folder.stop_request, time_limit_s)
-        self.total_steps = job.last_step(state.step, state.tokens)
+        self.watchdog, self.stop, self.writer = watchdog, stop, writer
+        self.last_step = state.step + job.phase.steps_from(state.tokens)  # of the phase
         self.control = control_routing(
             engine, run.routing, seq_length=run.data.seq_length, sources=job.order.names, seed=run.seed
         )
         self.mitigator = Mitigator(self.control, state.mitigations)
         self.guard = StepGuard(engine, run.numerics, state.guard, votes=self._votes, before_update=store.before_update)
         self.throughput = Throughput(job.shape, run.data.seq_length, dist.get_world_size(), run.compute, job.kept)
-        if profiled is not None and (message := profiled.problem(self.total_steps)):
-            raise UserError(message)
         self._ranks_compared: dict[str, Any] = {}  # of the last step whose collectives were timed
         self._stages = stages
         self.batches = Prefetcher(lambda sequences: read_batches(job, sequences))
-        self._begun_at, self._stop_asked = state.step, 0  # step resumed from; steps since a stop was asked for
+        self._begun_at, self._stop_asked = state.step, 0  # step gone on from; steps since a stop was asked for
         self._applied: deque[int] = deque(maxlen=2)  # where the data of the last applied steps begin, in sequences
         self._skipped_here = 0  # sequences left out of this rank's micro-batches
         self._skipped_sequences = 0.0  # of all ranks'
         self._first_sequence = state.sequences
-        self.writer: MetricsWriter | None = None
         self.profiler: StepProfiler | None = None
-        with ExitStack() as opened:
-            if dist.get_rank() == 0:
-                self._open_reports(opened, folder, profiled)
-            store.unmark(LAST_BEFORE_DECAY, self._is_last_before_decay)
-            self._begin_average()
-            self._open = opened.pop_all()  # what `run` closes on every way out
+        if writer is not None and profiled is not None and state.step < profiled.first <= self.last_step:
+            self.profiler = StepProfiler(engine.module, profiled, run_dir / "profiles")
+        store.unmark(LAST_BEFORE_DECAY, self._is_last_before_decay)
+        self._begin_average()
         self.after_step = self.hooks()
-
-    def _open_reports(self, opened: ExitStack, folder: RunFolder, profiled: ProfiledSteps | None) -> None:
-        first_step = self.state.step + 1
-        self.writer = MetricsWriter(folder, self.total_steps, first_step, self.job.run.logging)
-        opened.callback(self.writer.close)
-        if profiled is not None and first_step <= profiled.first:
-            self.profiler = StepProfiler(self.engine.module, profiled, folder.path / "profiles")
-            opened.callback(self.profiler.close)
 
     def hooks(self) -> list[Hook]:
         """What follows a step, in this order: a save comes after what it holds, and the profile has all of the step."""
@@ -214,23 +197,42 @@ class Training:
         Raises:
             UserError: the run cannot go on, or its last checkpoint could not be written; on all ranks alike.
         """
-        with self._open:
+        try:
+            self._tell_of_phase()
             outcome = self._train()
-            if outcome.kind in ("finished", "stopped"):
+            if outcome.kind in ("finished", "next_phase", "stopped"):
                 self._finish(outcome)
             elif outcome.kind == "rewind" and len(self._applied) > 1:  # on data that the last update was not made from
                 self._try_weights()  # the spike's data alone may be to blame, and the checkpoint before them sound
             return outcome
+        finally:
+            if self.profiler is not None:
+                self.profiler.close()
 
     def _train(self) -> Outcome:
         self.engine.train()
-        while self.state.step < self.total_steps or self.guard.in_doubt:
+        while self.state.step < self.last_step or self.guard.in_doubt:
             if (outcome := self._step()) is not None:
                 return outcome
-        return Outcome("finished")
+        return self._end_of_phase()
+
+    def _end_of_phase(self) -> Outcome:
+        return Outcome("finished" if self.job.is_last_phase else "next_phase")
+
+    def _tell_of_phase(self) -> None:
+        """Where a phase begins, of a run that has several."""
+        job, state = self.job, self.state
+        if not job.config.phases or state.sequences != state.first_sequence:
+            return
+        message = (
+            f"phase {job.number} of {len(job.phases)}, {job.phase.name}, begins: {job.phase.steps_from(state.tokens):,} steps of "
+            f"{job.ds.train_batch_size:,} sequences of {job.run.data.seq_length:,}"
+        )
+        facts = {"phase": job.number, "name": job.phase.name, "ds_config": str(ds_config_path(job))}
+        self._tell([{"event": "phase", "step": state.step, "message": message, **facts}])
 
     def _finish(self, outcome: Outcome) -> None:
-        """Leave a checkpoint of weights that are known to be sound, and say how the attempt ended."""
+        """Leave a checkpoint of weights that are known to be sound, and say how the attempt ended, if it did."""
         self.watchdog.progress.enter("finishing")
         if not self.guard.in_doubt:
             verdict = self._try_weights()
@@ -240,7 +242,7 @@ class Training:
         self._tell(self.store.take_events())
         if not self.guard.in_doubt:
             self.store.check_saved(self.state.step)
-        if self.writer is not None:
+        if self.writer is not None and outcome.kind != "next_phase":
             self.writer.event(self._end(outcome))
             self.stop.answered()
 
@@ -301,14 +303,14 @@ class Training:
         state.guard = self.guard.state
         self._stop_asked += verdict.totals["stop"] > 0
         stops = self._stop_asked > (STEPS_TO_PROVE if self.guard.in_doubt else 0)
-        ends = step >= self.total_steps and not self.guard.in_doubt
+        ends = step >= self.last_step and not self.guard.in_doubt
         done = StepDone(step, begun, lr, verdict, sums, step_time, stops, ends)
         for hook in self.after_step:
             if hook.due(done) and (outcome := hook.act(done)) is not None:
                 return outcome
         if not stops:
             return None
-        return Outcome("finished" if ends else "stopped")
+        return self._end_of_phase() if ends and self.job.is_last_phase else Outcome("stopped")
 
     def _update(self, step: int, batches: Sequence[Batch]) -> tuple[StepSums | None, StepTime | None]:
         """Forward, backward and update; the routers' sums of a logged step, and the times of a sampled one."""
@@ -321,7 +323,7 @@ class Training:
                 run.compute,
                 batches,
                 step=step,
-                observing=step in (1, self.total_steps) or every(run.logging.every_steps, step),
+                observing=step in (1, self.last_step) or every(run.logging.every_steps, step),
                 update_bias=state.tokens < run.schedule.total_tokens * (1 - run.routing.bias_freeze_share),
                 guard=self.guard,
                 enter=self._enter,
@@ -431,7 +433,7 @@ class Training:
         }
 
     def _decays_next(self) -> bool:
-        return last_before_decay(self.job.run.schedule, self.state.tokens, self.job.tokens_per_step)
+        return last_before_decay(self.job.phase, self.state.tokens)
 
     def _save_is_due(self, done: StepDone) -> bool:
         every_steps = self.job.run.checkpoint.every_steps
@@ -444,7 +446,10 @@ class Training:
             self._tell([{"event": "checkpoint_failed", "step": done.step, "message": message}])
         else:
             self._enter("saving")
-            self.store.save(self.engine, self.state, keep=LAST_BEFORE_DECAY if self._decays_next() else None)
+            state, keep = self.state, LAST_BEFORE_DECAY if self._decays_next() else None
+            if done.ends and not self.job.is_last_phase:
+                state, keep = state.in_next_phase(), f"the last of phase {self.job.phase.name}"
+            self.store.save(self.engine, state, keep=keep)
             self._enter("between steps")
 
     def _tell_of_checkpoints(self, done: StepDone) -> None:
@@ -452,7 +457,7 @@ class Training:
 
     def _end_profiled_step(self, done: StepDone) -> None:
         if self.profiler is not None:
-            message = self.profiler.end_step(done.step, stopped=done.stops)
+            message = self.profiler.end_step(done.step, stopped=done.stops or done.ends)
             if message is not None:
                 say(message)
 
@@ -462,8 +467,9 @@ class Training:
 
     def _is_last_before_decay(self, manifest: dict[str, Any]) -> bool:
         """Whether a checkpoint is, in the schedule of now, which may have moved since it was taken."""
-        batch_tokens = manifest["ds_config"]["train_batch_size"] * manifest["run_config"]["data"]["seq_length"]
-        return last_before_decay(self.job.run.schedule, manifest["train_state"]["tokens"], batch_tokens)
+        saved, schedule = phase_of(manifest), self.job.run.schedule
+        phase = replace(saved, run=saved.run.model_copy(update={"schedule": schedule}))
+        return last_before_decay(phase, manifest["train_state"]["tokens"])
 
     def _report(self, done: StepDone) -> None:
         assert done.sums is not None
@@ -487,9 +493,8 @@ class Training:
 
     def _data_position(self) -> dict[str, dict[str, float]]:
         """What has been read of each source."""
-        order, sequences = self.job.order, self.state.sequences
-        read = {name: count * self.job.run.data.seq_length for name, count in order.read(sequences).items()}
-        return {"source_tokens": read, "source_epochs": order.epochs(sequences)}
+        order, place = self.job.data.order, (self.job.number, self.job.read, self.state.sequences)
+        return {"source_tokens": order.tokens_read(*place), "source_epochs": order.epochs(*place)}
 
     def _compare_ranks(self, done: StepDone) -> None:
         assert done.step_time is not None
@@ -501,7 +506,9 @@ class Training:
         total = done.verdict.totals["skipped_sequences"]
         if total > self._skipped_sequences:
             self._skipped_sequences = total
-            message = f"{total:.0f} sequences in damaged blocks of shards left out since the start"
+            message = (
+                f"{total:.0f} sequences in damaged blocks of shards left out since the start, or the phase's beginning"
+            )
             self._tell([{"event": "data_skipped", "step": done.step, "message": message}])
         read, share = self.state.sequences - self._first_sequence, self.job.run.data.max_damaged_share
         if total > self.job.ds.train_batch_size + share * read:

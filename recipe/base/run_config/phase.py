@@ -29,8 +29,8 @@ class PhaseLearningRate(Section):
 class Phase(Section):
     """One range of tokens. What it does not name is as in the rest of the run config."""
 
-    name: str = Field(min_length=1)
-    """What reports and events call it; each phase has another."""
+    name: str = Field(min_length=1, max_length=64, pattern=r"^\w[\w.-]*$")
+    """What reports and events call it, and its ds_config's file: letters, digits, `_`, `.` and `-`. Each phase has another."""
     tokens: int | None = Field(None, gt=0)
     """Its length. Null, in the last phase alone: what is left of `schedule.total_tokens`."""
     batch_tokens: int | None = Field(None, gt=0)
@@ -66,6 +66,10 @@ def problems_of_phases(phases: list[Phase]) -> list[str]:
             problems.append(f"{where} has no tokens, its length, which only the last phase may leave out; give it")
         if phase.learning_rate is not None and (problem := phase.learning_rate.problem()) is not None:
             problems.append(f"{where}.learning_rate: {problem}")
+        if phase.learning_rate is not None and number == 0:
+            problems.append(
+                f"{where}.learning_rate: no phase is before the first, whose rate it could go on from; leave it out"
+            )
         if phase.learning_rate is None and number and phases[number - 1].learning_rate is not None:
             problems.append(
                 f"{where} would go back to the rate of `schedule` after a phase with a learning_rate of its own; give it one, "

@@ -50,7 +50,11 @@ class ResolvedPhase:
     @property
     def steps(self) -> int:
         """As planned: from its first token to its end in whole batches."""
-        return -(-(self.end_tokens - self.first_tokens) // self.tokens_per_step)
+        return self.steps_from(self.first_tokens)
+
+    def steps_from(self, tokens: int) -> int:
+        """Until its end, after so many tokens of the run."""
+        return max(0, -(-(self.end_tokens - tokens) // self.tokens_per_step))
 
 
 def resolve_phases(
