@@ -34,7 +34,8 @@ def sections(model: type[BaseModel], prefix: str = "") -> list[tuple[str, type[B
     rows = [(prefix, model, inspect.cleandoc(vars(model).get("__doc__") or "").split("\n\nArgs:")[0])]
     for name, field in model.model_fields.items():
         if (inner := inner_model(field.annotation)) is not None:
-            (at, section, purpose), *below = sections(inner, f"{prefix}.{field.alias or name}".lstrip("."))
+            many = "[]" if get_origin(field.annotation) is list else ""
+            (at, section, purpose), *below = sections(inner, f"{prefix}.{field.alias or name}{many}".lstrip("."))
             rows += [(at, section, " ".join(filter(None, [purpose, field.description, null_note(field)]))), *below]
     return rows
 
@@ -47,9 +48,9 @@ def null_note(field: FieldInfo) -> str:
 
 
 def inner_model(annotation: Any) -> type[BaseModel] | None:
-    """The section that a key holds, also where it may be null."""
+    """The section that a key holds, also where it may be null; of a list of sections that of each."""
     choices = [annotation, *get_args(annotation)]
-    if get_origin(annotation) not in (None, Union, types.UnionType):
+    if get_origin(annotation) not in (None, Union, types.UnionType, list):
         choices = []
     return next((c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)), None)
 

@@ -58,6 +58,8 @@ def parse_yaml_value(text: str) -> Any:
 def apply_override(values: dict[str, Any], override: str, example: str) -> None:
     """Set one `key.sub=value`, the value in YAML, in nested `values`; a section that is missing or null is made.
 
+    Of a list of sections a number is the key: `phases.1.tokens=1e9`.
+
     Args:
         example: of such an override, for the message.
 
@@ -72,13 +74,24 @@ def apply_override(values: dict[str, Any], override: str, example: str) -> None:
         value = parse_yaml_value(text)
     except UserError as error:
         raise UserError(f"--set {override}: {error}") from None
+    section: Any = values
     for depth, parent in enumerate(parents, start=1):
-        if values.get(parent) is None:
-            values[parent] = {}
-        values = values[parent]
-        if not isinstance(values, dict):
+        key_of_parent = _key_in(section, parent, override)
+        if isinstance(section, dict) and section.get(parent) is None:
+            section[parent] = {}
+        section = section[key_of_parent]
+        if not isinstance(section, dict | list):
             raise UserError(f"--set {override}: '{'.'.join(parents[:depth])}' is not a section")
-    values[last] = value
+    section[_key_in(section, last, override)] = value
+
+
+def _key_in(section: Any, key: str, override: str) -> Any:
+    """A key of a section as it is; of a list of sections its number."""
+    if isinstance(section, dict):
+        return key
+    if not (key.isascii() and key.isdigit() and int(key) < len(section)):
+        raise UserError(f"--set {override}: '{key}' is none of the list's {len(section)} entries, which count from 0")
+    return int(key)
 
 
 def strict_model(model: type[Model], values: Any, path: object) -> Model:

@@ -48,16 +48,24 @@ def keys_of(model: type[BaseModel], prefix: tuple[str, ...] = ()):
         yield (*prefix, name)
         inner = _inner_model(field.annotation)
         if inner is not None:
-            yield from keys_of(inner, (*prefix, name))
+            yield from keys_of(inner, (*prefix, name, *first_of(field.annotation)))
+
+
+def first_of(annotation: Any) -> tuple[str, ...]:
+    """The key of the first section of a list of them."""
+    return ("0",) if get_origin(annotation) is list else ()
 
 
 def misspelt(values: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
     """A copy with the last key of `path` misspelt, its section made if need be."""
     values = copy.deepcopy(values)
-    section = values
-    for name in path[:-1]:
-        if not isinstance(section.get(name), dict):
-            section[name] = {}
+    section: Any = values
+    for name, following in itertools.pairwise(path):
+        if isinstance(section, list):
+            section = section[0]
+            continue
+        if not isinstance(section.get(name), dict | list):
+            section[name] = [{}] if following == "0" else {}
         section = section[name]
     section[path[-1] + "x"] = section.pop(path[-1], None)
     return values
@@ -231,14 +239,14 @@ def fields_of(model: type[BaseModel], prefix: str = ""):
         if inner is None:
             yield f"{prefix}{name}", field.annotation
         else:
-            yield from fields_of(inner, f"{prefix}{name}.")
+            yield from fields_of(inner, ".".join([f"{prefix}{name}", *first_of(field.annotation), ""]))
 
 
 def nested(name: str, value: Any) -> dict[str, Any]:
     *sections, last = name.split(".")
     values = {last: value}
     for section in reversed(sections):
-        values = {section: values}
+        values = [values] if section == "0" else {section: values}
     return values
 
 

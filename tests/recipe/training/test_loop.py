@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from recipe.base.errors import UserError
+from recipe.base.run_config.resolved import ResolvedPhase
 from recipe.base.run_config.routing import Routing
 from recipe.base.run_config.schedule import Schedule
 from recipe.base.settings import Checkpoint, Evaluation, Logging, Numerics, Spikes, Watch
@@ -87,21 +88,23 @@ class FakeRun:
             "logging": Logging(**{"every_steps": 1, **given.pop("logging", {})}),
         }
         data = SimpleNamespace(seq_length=SEQ, max_damaged_share=0.0, document_attention=False)
+        run: Any = SimpleNamespace(**sections, data=data, compute=None, seed=0)
+        ds: Any = SimpleNamespace(train_batch_size=SEQUENCES, bf16_enabled=False)
+        phase = ResolvedPhase(0, "run", None, 0, steps * TOKENS, run, None, ds, {})  # type: ignore[arg-type]
+        ends = given.pop("ends", "finished")
         self.job: Any = SimpleNamespace(
-            run=SimpleNamespace(**sections, data=data, compute=None, seed=0),
-            ds=SimpleNamespace(train_batch_size=SEQUENCES, bf16_enabled=False),
-            kept=NOTHING,
-            order=SimpleNamespace(names=[], read=lambda _: {}, epochs=lambda _: {}),
+            config=SimpleNamespace(phases=[]), phases=(phase,), phase=phase, number=0, read=(), run=run, ds=ds, kept=NOTHING,
+            order=SimpleNamespace(names=[]),
+            data=SimpleNamespace(order=SimpleNamespace(tokens_read=lambda *_: {}, epochs=lambda *_: {})),
             tokenizer={"eod_id": 0}, shape=None, held_out=["en"], tokens_per_step=TOKENS,
-            last_step=lambda step, tokens: steps,
+            is_last_phase=ends == "finished",
         )  # fmt: skip
         assert not given
         self.state: Any = loop.TrainState()
         self._stand_in(monkeypatch)
 
     def _stand_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name in ("control_routing", "StopRequest"):
-            monkeypatch.setattr(loop, name, Stand())
+        monkeypatch.setattr(loop, "control_routing", Stand())
         for module in (loop, step_guard):
             monkeypatch.setattr(module.dist, "get_rank", lambda: 0)
             monkeypatch.setattr(module.dist, "get_world_size", lambda: RANKS)
@@ -112,7 +115,6 @@ class FakeRun:
         phases = SimpleNamespace(enter=lambda phase: self.phases.append((self.state.step, NAMES[phase])))
         throughput = SimpleNamespace(phases=phases, count=self.counted.append, take=dict)
         monkeypatch.setattr(loop, "Throughput", lambda *_: throughput)
-        monkeypatch.setattr(loop, "MetricsWriter", self._closing("writer"))
         monkeypatch.setattr(loop, "StepProfiler", self._closing("profiler"))
         monkeypatch.setattr(loop, "routing_metrics", lambda *_: {})
         monkeypatch.setattr(loop, "run_step", self._run_step)
@@ -182,13 +184,13 @@ class FakeRun:
             save=self._save, took_s=0.0, leave_suspect=lambda step: f"newest before {step}",
         )  # fmt: skip
         vars(kept).update(store)
-        folder: Any = SimpleNamespace(path=self.path, stop_request=self.path / "stop")
         engine: Any = SimpleNamespace(
             optimizer=Optimizer(), device=torch.device("cpu"), module=None, train=lambda: None
         )  # fmt: skip
-        training = Training(engine, self.job, kept, self.state, folder, Stand(), profiled=profiled)  # type: ignore[arg-type]
-        training.stop = SimpleNamespace(reason=lambda: None, needed_s=0.0, answered=lambda: None)  # type: ignore[assignment]
-        return training
+        stop: Any = SimpleNamespace(reason=lambda: None, needed_s=0.0, answered=lambda: None)
+        writer, stand = self._closing("writer")(), Stand()
+        self.opened.remove("writer")  # which is its owner's to close
+        return Training(engine, self.job, kept, self.state, stand, stop, writer, self.path, profiled)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -197,10 +199,10 @@ def new_run(monkeypatch, tmp_path) -> Callable[..., FakeRun]:
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("CUDA"), UserError("gone"), KeyboardInterrupt(), SystemExit(2)])
-def test_writers_are_closed_on_every_way_out(new_run, monkeypatch, error):
+def test_the_profiler_is_closed_on_every_way_out(new_run, monkeypatch, error):
     run = new_run()
     training = run.begin(ProfiledSteps(2, 3))
-    assert run.opened == ["writer", "profiler"]
+    assert run.opened == ["profiler"]
 
     def step() -> None:
         run.state.step += 1
@@ -216,29 +218,36 @@ def test_writers_are_closed_on_every_way_out(new_run, monkeypatch, error):
     assert run.opened == []
 
 
-def test_writers_are_closed_where_training_cannot_begin(new_run):
+def test_a_phase_without_the_profiled_steps_profiles_nothing(new_run):
     run = new_run()
-
-    def unmark(*_: Any) -> None:
-        raise OSError("Stale file handle")
-
-    with pytest.raises(OSError, match="Stale"):
-        run.begin(ProfiledSteps(2, 3), unmark=unmark)
+    run.begin(ProfiledSteps(5, 6))
     assert run.opened == []
-    assert set(run.arguments) == {"writer", "profiler"}
 
 
-def test_metrics_are_served_where_the_run_says(new_run):
-    run = new_run(logging={"prometheus_port": 9100, "prometheus_host": "10.0.0.1"})
-    run.begin()
-    assert run.arguments["writer"][-1] == Logging(every_steps=1, prometheus_port=9100, prometheus_host="10.0.0.1")
+def test_the_end_of_a_phase_saves_the_state_of_the_next_and_keeps_it(new_run):
+    run = new_run(4, ends="next_phase", numerics={"spikes": Spikes(window=8)}, evaluation={"every_steps": 100})
+    saved = []
+    training = run.begin(save=lambda engine, state, keep: saved.append((state, keep)))
+    assert training.run() == Outcome("next_phase")
+    ((state, keep),) = saved
+    assert keep == "the last of phase run"
+    assert (state.step, state.phase, state.sequences, state.phase_sequences) == (4, 1, 0, [4 * SEQUENCES])
+    assert (state.guard["losses"], state.guard["last_update"]) == ([], 4)  # another phase has another level
+    assert [entry[1] for entry in run.done] == [*["report"] * 4, "evaluation", "trial"]
+    assert run.events == []  # nothing has finished
 
 
-def test_nothing_is_opened_for_steps_that_cannot_be_profiled(new_run):
-    run = new_run()
-    with pytest.raises(UserError, match="--profile goes to step 5"):
-        run.begin(ProfiledSteps(2, 5))
-    assert run.opened == []
+def test_a_phase_does_not_end_with_a_step_that_was_skipped(new_run):
+    run = new_run(4, ends="next_phase", losses={4: math.nan})
+    assert run.begin().run() == Outcome("next_phase")
+    assert run.state.step == 5
+    assert [entry[0] for entry in run.done if entry[1] == "save"] == [5]
+
+
+def test_a_stop_in_the_last_step_of_a_phase_stops_with_the_next_ones_checkpoint(new_run):
+    run = new_run(4, ends="next_phase", asked_after=4)
+    assert run.begin().run() == Outcome("stopped")
+    assert [entry[:3] for entry in run.done if entry[1] == "save"] == [(4, "save", "the last of phase run")]
 
 
 def test_what_follows_a_step_has_its_order_and_its_cadence(new_run):
