@@ -257,13 +257,10 @@ def check_run_folder(job: Job, *, resumes: bool) -> list[str]:
         run.run_dir,
         "restore them, or branch into another run_dir (recipe/branch.py)",
     )
-    if changed := other_data(data_facts(start, job), job, begun):
-        raise UserError(
-            f"{run.run_dir}: {changed}; restore what data.mixture with max_epochs or anneal, or the lengths of phases, were "
-            "planned with, or choose another run_dir"
-        )
     before = recorded_run_config(start)
     changes = differences(_without_paths(before), _without_paths(job.config))
+    if moved := other_data(data_facts(start, job), job, begun):
+        raise UserError(f"{run.run_dir}: {'; '.join(changes)}; so {moved}; restore them or choose another run_dir")
     changes += differences(*({EVALUATION: identity.get(EVALUATION)} for identity in (start["identity"], job.identity)))
     changes += [f"ds_config {change}" for change in differences(start["ds_config"], job.ds_config)]
     if before.run_dir != run.run_dir.absolute():

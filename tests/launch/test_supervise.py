@@ -299,7 +299,7 @@ def test_after_a_spike_the_next_start_is_said_to_go_on_before_it(checked, capsys
         begin(supervisor, event="rewind", message="a spike")
         for step in (4, 8):
             save(supervisor, step, rewinds=0)
-        RunFolder(supervisor.run_dir, 1).order_rewind(1, before_step=6, sequences=0, message="a spike")
+        RunFolder(supervisor.run_dir, 1).order_rewind(1, before_step=6, phase=0, sequences=0, message="a spike")
 
     Launches(supervisor, (RESTART, spike), (0, lambda: begin(supervisor, event="finished")))
     assert supervisor.run() == 0

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import datetime
+import itertools
 import json
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args
+from typing import Any, Union, get_args, get_origin
 
 import pytest
 import yaml

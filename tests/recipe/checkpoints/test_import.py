@@ -10,10 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, Glm4MoeConfig, Glm4MoeForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from recipe.base.model_shape import load_model_shape
-from recipe.base.settings import load_run_config
-from recipe.data.token_folder import TokenFolder
 from recipe.huggingface.weights_folder import SafetensorsFolder
-from recipe.run.job import batch_order
+from recipe.run.job import check_job
 from recipe.run.records import read_metrics
 from tests.conftest import ROOT, RunFiles, launch, run_python
 
@@ -69,8 +67,7 @@ def test_a_qwen3_moe_trains_on_and_goes_back(prepared, new_run, write_ds, tmp_pa
     assert (refused.returncode, "add --resume auto" in refused.stderr) == (2, True)
     done = launch(2, "recipe/train.py", *run.arguments(ds, "--resume", "auto"))
     assert done.returncode == 0, done.stderr[-3000:]
-    steps, config = read_metrics(run.run_dir), load_run_config(run.config, [])
-    order = batch_order(config, TokenFolder(config.data.tokens))
+    steps, order = read_metrics(run.run_dir), check_job(run.config, [], ds, None).order
     assert steps[0]["loss"] == pytest.approx(stock_loss(source, order, range(8)), abs=0.02)
     assert (steps[-1]["step"], steps[-1]["loss"] < steps[0]["loss"] - 0.3) == (20, True)
 

@@ -15,8 +15,10 @@ import psutil
 import pytest
 import torch
 
+from recipe.base.model_shape import load_model_shape
 from recipe.base.run_config.schedule import Schedule
 from recipe.base.settings import Checkpoint
+from recipe.base.strict import load_json
 from recipe.checkpoints import store as store_module
 from recipe.checkpoints import stored
 from recipe.checkpoints.snapshot import not_finite
@@ -27,6 +29,8 @@ from recipe.run.records import saved_checkpoints
 from recipe.training import stopping
 from recipe.training.loop import LAST_BEFORE_DECAY, Training
 from recipe.training.stopping import StopRequest, process_age_s
+from tests.conftest import ROOT
+from tests.recipe.run.test_folder import config
 from tests.recorded import recorded_disk
 
 
@@ -51,12 +55,18 @@ def test_a_state_that_is_not_finite_is_not_written(tmp_path):
     assert store.votes() == {"written": 1.0, "unwritten": 1.0, "unsound": 1.0}
 
 
+SHAPE = load_model_shape(ROOT / "recipe/configs/models/tiny")
+DS_RAW = load_json(ROOT / "ds_configs/cpu_2.json")
+RUN = config(Path("run"), data={"tokens": "tokens", "seq_length": 10})
+
+
 def checkpoint(folder: Path, step: int, keep: str | None) -> Path:
     path = folder / on_disk.checkpoint_name(step)
     path.mkdir()
     manifest = {
         "schema": on_disk.SCHEMA, "version": on_disk.VERSION, "train_state": {"tokens": step * 100},
-        "ds_config": {"train_batch_size": 10}, "run_config": {"data": {"seq_length": 10}},
+        "ds_config": {**DS_RAW, "train_batch_size": 10, "train_micro_batch_size_per_gpu": 5},
+        "run_config": RUN.model_dump(mode="json"), "identity": {"model": SHAPE.model_dump(mode="json")},
     }  # fmt: skip
     (path / on_disk.MANIFEST).write_text(json.dumps(manifest))
     if keep is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +12,15 @@ import pytest
 from recipe.base.ds_config import DsConfig
 from recipe.base.errors import UserError
 from recipe.base.files import append_json
+from recipe.base.model_shape import load_model_shape
 from recipe.base.run_config.data import Data, Mixture
+from recipe.base.run_config.resolved import resolve_phases
 from recipe.base.settings import Optimizer, RunConfig
 from recipe.base.strict import load_json, strict_model
 from recipe.run.checkpoint_files import SCHEMA, VERSION, checkpoint_name, topology_of
 from recipe.run.folder import check_resume, check_run_folder, load_run_folder, record_start
+from recipe.run.job import Job
+from recipe.run.run_data import RunData
 from tests.conftest import ROOT
 
 
@@ -35,12 +38,36 @@ def config(run_dir: Path, *, total_tokens: int = 1000, mixture: dict[str, Any] |
     )
 
 
-IDENTITY = {"model": {"hidden_size": 8}, "tokenizer": {"eod_id": 0}, "data": {"train": {"en": {"tokens": 100}}}}
+SHAPE = load_model_shape(ROOT / "recipe/configs/models/tiny")
+MODEL = SHAPE.model_dump(mode="json")
+IDENTITY = {"model": MODEL, "tokenizer": {"eod_id": 0}, "data": {"train": {"en": {"tokens": 100}}}}
+DS_RAW = load_json(ROOT / "ds_configs/cpu_2.json")
 
 
-def job_of(run_dir: Path, *, ds: dict[str, Any] | None = None, identity: Any = IDENTITY, **more: Any) -> Any:
+class Folder:
+    """In for a token folder."""
+
+    tokenizer: dict[str, Any] = {"eod_id": 0}
+
+    def __init__(self, sizes: dict[str, int]):
+        self._sizes = sizes
+        facts = {"split": "train", "prefix": "p", "text_bytes": 1, "sha256": {}}
+        self.manifest = {
+            "results": {"shards": [{**facts, "source": name, "tokens": tokens} for name, tokens in sizes.items()]}
+        }
+
+    def sizes(self, split: str) -> dict[str, int]:
+        return self._sizes
+
+
+def job_of(
+    run_dir: Path, *, ds: dict[str, Any] | None = None, identity: Any = IDENTITY, zh: int = 10**6, **more: Any
+) -> Job:
     """What `check_run_folder` reads of a job."""
-    return SimpleNamespace(run=config(run_dir, **more), ds_raw=ds or {"train_batch_size": 8}, identity=identity)
+    run, raw = config(run_dir, **more), ds or DS_RAW
+    phases = resolve_phases(run, SHAPE, strict_model(DsConfig, raw, "ds"), raw)
+    folders: Any = [Folder({"en": 10**5, "zh": zh if phase.number else 10**6}) for phase in phases]
+    return Job(run, raw, phases, RunData(phases, folders), {}, [], [], identity)
 
 
 def test_a_new_folder_takes_any_run_and_an_old_one_none_without_resume(tmp_path):
@@ -60,8 +87,8 @@ def test_what_may_change_is_told_and_what_may_not_is_refused(tmp_path):
     assert changes() == []
     assert changes(total_tokens=2000) == ["schedule.total_tokens is 2,000, was 1,000"]
     assert changes(compute={"recompute": "reentrant"}) == ["compute.recompute is 'reentrant', was 'none'"]
-    assert changes(ds={"train_batch_size": 16}) == ["ds_config train_batch_size is 16, was 8"]
-    keeps = {"train_batch_size": 8, "recipe": {"kept_gib": 38.0, "exchange_parts": 2}}
+    assert changes(ds={**DS_RAW, "gradient_clipping": 0.5}) == ["ds_config gradient_clipping is 0.5, was 1.0"]
+    keeps = {**DS_RAW, "recipe": {"kept_gib": 38.0, "exchange_parts": 2}}
     assert changes(ds=keeps) == [
         "ds_config recipe.kept_gib is 38.0, was not set",
         "ds_config recipe.exchange_parts is 2, was not set",
@@ -132,10 +159,13 @@ def test_a_checkpoint_of_other_inputs_is_not_resumed_from(tmp_path):
     (path / "manifest.json").write_text(json.dumps(manifest))
     for resume in ("auto", "latest", path.name):
         job = job_of(tmp_path)
-        job.ds = ds
         assert check_resume(job, resume) == path.name
-        for part, value in (("model", {"hidden_size": 16}), ("tokenizer", {"eod_id": 3}), ("data", {"train": {}})):
-            job.identity = {**IDENTITY, part: value}
+        for part, value in (
+            ("model", {**MODEL, "hidden_size": 16}),
+            ("tokenizer", {"eod_id": 3}),
+            ("data", {"train": {}}),
+        ):
+            job = job_of(tmp_path, identity={**IDENTITY, part: value})
             with pytest.raises(
                 UserError, match=rf"was trained with other inputs: {part}\..*resume from another checkpoint"
             ):
@@ -145,7 +175,7 @@ def test_a_checkpoint_of_other_inputs_is_not_resumed_from(tmp_path):
 @pytest.mark.parametrize(
     ("part", "value", "problem"),
     [
-        ("model", {"hidden_size": 16}, "model.hidden_size is 16, was 8"),
+        ("model", {**MODEL, "hidden_size": 16}, f"model.hidden_size is 16, was {SHAPE.hidden_size}"),
         ("tokenizer", {"eod_id": 3}, "tokenizer.eod_id is 3, was 0"),
         ("data", {"train": {"en": {"tokens": 90}}}, "data.train.en.tokens is 90, was 100"),
         ("data", {"train": {}}, "data.train.en.tokens is not set, was 100"),
@@ -200,9 +230,66 @@ def test_a_run_of_an_older_version_is_refused_in_a_sentence(tmp_path):
         check_run_folder(job_of(tmp_path), resumes=True)
 
 
-@pytest.mark.parametrize("mixture", [{"max_epochs": 2.0}, {"anneal": {"share": 0.1, "tier_weights": {1: 2.0}}}])
+@pytest.mark.parametrize(
+    "mixture", [{"max_epochs": 1.0}, {"anneal": {"share": 0.3, "tier_weights": {1: 2.0}}, "tiers": {"en": 1, "zh": 2}}]
+)
 def test_a_longer_schedule_is_refused_where_the_data_depend_on_it(mixture, tmp_path):
-    record_start(job_of(tmp_path, mixture=mixture))
-    assert check_run_folder(job_of(tmp_path, mixture=mixture), resumes=True) == []
-    with pytest.raises(UserError, match="changes from 1,000 to 2,000, and with it which data come next"):
-        check_run_folder(job_of(tmp_path, mixture=mixture, total_tokens=2000), resumes=True)
+    tokens = 10 * 4096 * 8
+    record_start(job_of(tmp_path, mixture=mixture, total_tokens=tokens))
+    assert check_run_folder(job_of(tmp_path, mixture=mixture, total_tokens=tokens), resumes=True) == []
+    with pytest.raises(
+        UserError, match="schedule.total_tokens is 655,360, was 327,680.* would read other data"
+    ) as error:
+        check_run_folder(job_of(tmp_path, mixture=mixture, total_tokens=2 * tokens), resumes=True)
+    assert "its stretches would change" in str(error.value)
+
+
+PHASES: list[dict[str, Any]] = [
+    {"name": "first", "tokens": 400},
+    {"name": "second", "tokens": 400, "batch_tokens": 128},
+    {"name": "third", "data": {"seq_length": 16}},
+]
+
+
+def phases_of(run_dir: Path, reached: int, **changes: dict[str, Any]) -> list[str]:
+    """What is said of a run in a phase that goes on with other settings of phases, by their names."""
+    path = run_dir / "checkpoints" / checkpoint_name(10)
+    record_start(job_of(run_dir, phases=PHASES))
+    path.mkdir(parents=True, exist_ok=True)
+    manifest = {"schema": SCHEMA, "version": VERSION, "train_state": {"phase": reached}}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    phases = [{**phase, **changes.get(phase["name"], {})} for phase in PHASES]
+    return check_run_folder(job_of(run_dir, phases=phases), resumes=True)
+
+
+def test_later_phases_may_change_and_are_told(tmp_path):
+    assert phases_of(tmp_path, 1) == []
+    assert phases_of(tmp_path, 1, third={"data": {"seq_length": 32}}) == ["phases.2.data.seq_length is 32, was 16"]
+    assert phases_of(tmp_path, 0, second={"data": {"seq_length": 32}})
+    assert phases_of(tmp_path, 1, second={"batch_tokens": 256}) == ["phases.1.batch_tokens is 256, was 128"]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"data": {"seq_length": 32}}, "phases.1.data.seq_length is 32, was 8"),
+        ({"data": {"mixture": {"alpha": 0.9}}}, "phases.1.data.mixture.alpha is 0.9"),
+        ({"rope_parameters": {"rope_theta": 5e6}}, "phases.1.rope_parameters.rope_theta is 5000000.0"),
+    ],
+    ids=["seq_length", "mixture", "rope"],
+)
+def test_a_phase_that_has_begun_keeps_its_data_and_its_positions(change, problem, tmp_path):
+    with pytest.raises(UserError, match=f"other settings: {problem}"):
+        phases_of(tmp_path, 1, second=change)
+
+
+def test_a_run_has_the_phases_that_have_begun(tmp_path):
+    phases_of(tmp_path, 2)
+    with pytest.raises(UserError, match="is in phase 2 of its run, and the run config has 1"):
+        check_run_folder(job_of(tmp_path), resumes=True)
+
+
+def test_a_run_without_phases_may_be_given_some(tmp_path):
+    record_start(job_of(tmp_path))
+    changes = check_run_folder(job_of(tmp_path, phases=PHASES), resumes=True)
+    assert changes[0] == "phases.0.name is 'first', was not set"

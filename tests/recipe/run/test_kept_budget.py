@@ -15,6 +15,7 @@ from recipe import train
 from recipe.base.ds_config import DsConfig, load_ds_config
 from recipe.base.files import append_json
 from recipe.base.model_shape import load_model_shape
+from recipe.base.run_config.resolved import resolve_phases
 from recipe.base.strict import strict_model
 from recipe.base.tables import StageLines
 from recipe.engine import collectives, session
@@ -28,37 +29,47 @@ from recipe.run.kept_budget import (
     given_budget,
     held_gib,
     lowered,
-    next_budget,
-    record_of,
+    next_budgets,
+    records_of,
     tell_of_lowered,
-    with_budget,
+    with_budgets,
 )
 from recipe.run.records import ATTEMPTS, ds_config_used, read_attempts, read_events, read_failures
+from recipe.run.run_data import RunData
 from recipe.training import start as training_start
 from tests.conftest import ROOT
-from tests.recipe.run.test_folder import IDENTITY, config
+from tests.recipe.run.test_folder import Folder, config
 
 _, DS_RAW = load_ds_config(ROOT / "ds_configs/a100_256.json")  # 8 sequences a rank, EP 8
 SHAPE = load_model_shape(ROOT / "recipe/configs/models/30b-a3b")
+IDENTITY = {"model": SHAPE.model_dump(mode="json"), "tokenizer": {"eod_id": 0}, "data": {}}
 
 
-def job_of(run_dir: Path, kept_gib: float | None = 38.0, recompute: str = "selective", **recipe: Any) -> Job:
+def job_of(
+    run_dir: Path, kept_gib: float | None = 38.0, recompute: str = "selective", phases: Any = None, **recipe: Any
+) -> Job:
     """A job of the flagship whose ds_config has this budget; none: no section of it at all."""
     raw = {name: section for name, section in DS_RAW.items() if name != "recipe"}
     raw |= {} if kept_gib is None else {"recipe": {"kept_gib": kept_gib, **recipe}}
-    unread: Any = None
-    run = config(run_dir, compute={"recompute": recompute}, data={"tokens": "tokens", "seq_length": 4096})
-    ds = strict_model(DsConfig, raw, "ds_config")
-    return Job(run, ds, raw, SHAPE, unread, {}, [], [], IDENTITY)
+    sections = {"data": {"tokens": "tokens", "seq_length": 4096}, "phases": phases or []}
+    run = config(run_dir, total_tokens=10**10, compute={"recompute": recompute}, **sections)
+    resolved = resolve_phases(run, SHAPE, strict_model(DsConfig, raw, "ds_config"), raw)
+    folders: Any = [Folder({"en": 10**12}) for _ in resolved]
+    return Job(run, raw, resolved, RunData(resolved, folders), {}, [], [], IDENTITY)
+
+
+def next_budget(run_dir: Path, job: Job) -> KeptBudget:
+    """That of the first phase."""
+    return next_budgets(run_dir, job)[0]
 
 
 def start(job: Job) -> tuple[Job, RunFolder, KeptBudget]:
     """As rank 0 of a start does: the job that the engine is built of, the folder of the attempt, and its budget."""
-    budget = next_budget(job.run.run_dir, job)
-    used = with_budget(job, budget.gib)
-    folder = RunFolder(job.run.run_dir, record_start(job, kept=record_of(used)))
-    tell_of_lowered(folder, budget)
-    return used, folder, budget
+    budgets = next_budgets(job.run.run_dir, job)
+    used = with_budgets(job, [budget.gib for budget in budgets])
+    folder = RunFolder(job.run.run_dir, record_start(job, **records_of(used)))
+    tell_of_lowered(folder, budgets)
+    return used, folder, budgets[0]
 
 
 def fail(folder: RunFolder, kind: str = "out_of_memory", of_rank: int = 1, **facts: Any) -> None:
@@ -229,6 +240,25 @@ def test_a_run_of_an_older_version_has_the_budget_of_its_file(tmp_path):
     assert "missing_gib" in read_failures(tmp_path, 1)[0]
     assert given_budget({"recipe": {}}) == 0.0
     assert replace(job, run=job.run).kept == job.kept
+
+
+def test_each_phase_has_a_budget_and_the_one_that_ran_out_of_memory_a_lower_one(tmp_path):
+    """The second phase has its own in the run config, the third that of the ds_config."""
+    long = {"data": {"seq_length": 8192}, "rope_parameters": {"rope_theta": 5e6}}
+    phases = [{"name": "a", "tokens": 10**9}, {"name": "b", "tokens": 10**9, "kept_gib": 20.0, **long}, {"name": "c"}]
+    job = job_of(tmp_path, phases=phases)
+    assert [budget.gib for budget in next_budgets(tmp_path, job)] == [38.0, 20.0, 38.0]
+    _, folder, _ = start(job)
+    fail(folder, phase=1)
+    before = read_attempts(tmp_path)[-1]["kept_in_phases"][1]["held_gib"]
+    budgets = next_budgets(tmp_path, job)
+    assert [budget.lowered for budget in budgets] == [False, True, False]
+    assert budgets[1].gib == pytest.approx(0.75 * before)
+    used, _, _ = start(job)
+    assert used.at(1).engine_ds_raw["recipe"]["kept_gib"] == budgets[1].gib
+    assert used.at(2).engine_ds_raw["recipe"]["kept_gib"] == 38.0
+    (event,) = read_events(tmp_path)
+    assert (event["event"], event["phase"], event["kept_gib"]) == ("kept_lowered", 1, budgets[1].gib)
 
 
 def test_the_engine_is_built_with_the_lowered_budget(tmp_path, monkeypatch):

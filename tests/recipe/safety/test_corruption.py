@@ -17,7 +17,7 @@ from recipe.base.files import write_json
 from recipe.base.ranks import RESTART
 from recipe.base.settings import Checkpoint
 from recipe.checkpoints import stored as checkpoint
-from recipe.checkpoints.store import CheckpointStore, TrainState
+from recipe.checkpoints.store import CheckpointStore
 from recipe.engine.step_guard import Rewind
 from recipe.run import checkpoint_files as on_disk
 from recipe.run.folder import Orders, RunFolder, read_orders
@@ -126,18 +126,28 @@ def ended(folder: RunFolder, outcome: Outcome, monkeypatch) -> int:
             self.state.step, self.state.sequences, self.state.good_probe = 9, 72, 6
             return outcome
 
+    class Writer:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def close(self) -> None:
+            pass
+
     monkeypatch.setattr(attempt, "Training", Training)
+    monkeypatch.setattr(attempt, "MetricsWriter", Writer)
+    monkeypatch.setattr(attempt, "StopRequest", lambda *_: None)
     monkeypatch.setattr(attempt, "provenance", lambda _: {})
     monkeypatch.setattr(attempt, "build_engine", lambda *_, **__: None)
     monkeypatch.setattr(attempt.RecipeMoeConfig, "from_shape", lambda _: None)
-    monkeypatch.setattr(CheckpointStore, "load", lambda *_: TrainState(step=4, sequences=32, tokens=64, good_probe=3))
+    monkeypatch.setattr(CheckpointStore, "load", lambda *_: None)
     monkeypatch.setattr(CheckpointStore, "finish", lambda _: True)
     run = SimpleNamespace(
         run_dir=folder.path, seed=1, optimizer=None, compute=None, checkpoint=Checkpoint(every_steps=2),
-        data=SimpleNamespace(seq_length=8),
+        data=SimpleNamespace(seq_length=8), logging=None,
     )  # fmt: skip
-    job = SimpleNamespace(run=run, ds_raw={}, engine_ds_raw={}, shape=None)
-    watchdog = SimpleNamespace(progress=SimpleNamespace(enter=lambda _: None))
+    job = SimpleNamespace(run=run, engine_ds_raw={}, shape=None, phases=[None], last_step=lambda *_: 9)
+    job.at = lambda *_: job
+    watchdog = SimpleNamespace(progress=SimpleNamespace(enter=lambda _: None), phase_begins=lambda _: None)
     return attempt.train_on(job, folder, watchdog, resume="auto", time_limit_s=None)  # type: ignore[arg-type]
 
 
@@ -167,7 +177,7 @@ def test_a_rewind_is_ordered_and_the_next_start_goes_past_the_data_of_the_spike(
     spike = Outcome("rewind", spike=Rewind(7, "2 steps in a row were spikes"))
     assert ended(RunFolder(tmp_path, 1), spike, monkeypatch) == RESTART
     assert read_orders(tmp_path).rewind == {
-        "number": 1, "before_step": 7, "sequences": 72, "message": "2 steps in a row were spikes"
+        "number": 1, "before_step": 7, "phase": 0, "sequences": 72, "message": "2 steps in a row were spikes"
     }  # fmt: skip
     assert ended(RunFolder(tmp_path, 2), Outcome("finished"), monkeypatch) == 0
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from statistics import NormalDist
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from recipe.base.errors import UserError
+from recipe.base.run_config.phase import Phase, PhaseLearningRate
 from recipe.base.run_config.schedule import Schedule
 from recipe.engine.step_guard import robust_z
 from recipe.run.heartbeats import Heartbeat, read_heartbeats, state_of_process, write_heartbeat
@@ -17,7 +20,7 @@ from recipe.safety.corruption import who_deviates
 from recipe.safety.failures import kind_of
 from recipe.safety.stragglers import StepTime, judged
 from recipe.safety.watchdog import who_holds_up
-from recipe.training.loop import last_before_decay
+from recipe.training.schedule import last_before_decay
 from tests.conftest import ROOT, launch
 
 
@@ -103,6 +106,12 @@ def test_errors_are_told_apart():
 
 def test_the_last_checkpoint_before_the_decay_is_an_anchor():
     schedule = Schedule(total_tokens=1000, kind="wsd", peak_lr=1e-3, min_lr=0, warmup_tokens=0, decay_tokens=350)
-    assert [tokens for tokens in range(100, 1001, 100) if last_before_decay(schedule, tokens, 100)] == [600]
-    cosine = Schedule(total_tokens=1000, peak_lr=1e-3, min_lr=0, warmup_tokens=0)
-    assert not any(last_before_decay(cosine, tokens, 100) for tokens in range(0, 1001, 100))
+    assert anchors(schedule) == [600]
+    assert anchors(Schedule(total_tokens=1000, peak_lr=1e-3, min_lr=0, warmup_tokens=0)) == []
+    assert anchors(schedule, Phase(name="decay", learning_rate=PhaseLearningRate(shape="linear", to=0.0))) == []
+
+
+def anchors(schedule: Schedule, settings: Phase | None = None) -> list[int]:
+    """The tokens after which a checkpoint is the last before a decay, in steps of 100."""
+    phase: Any = SimpleNamespace(run=SimpleNamespace(schedule=schedule), settings=settings, tokens_per_step=100)
+    return [tokens for tokens in range(0, 1001, 100) if last_before_decay(phase, tokens)]

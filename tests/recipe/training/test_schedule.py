@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
+from recipe.base.run_config.phase import Phase, PhaseLearningRate
+from recipe.base.run_config.resolved import ResolvedPhase
 from recipe.base.run_config.schedule import Schedule
-from recipe.training.schedule import learning_rate
+from recipe.training.schedule import learning_rate, rate_in_phase
 
 COSINE = Schedule(total_tokens=1000, peak_lr=1.0, min_lr=0.1, warmup_tokens=100)
 WSD = Schedule(total_tokens=1000, kind="wsd", peak_lr=1.0, min_lr=0.1, warmup_tokens=100, decay_tokens=200)
@@ -96,3 +102,43 @@ def test_a_warmup_as_long_as_the_run_ends_at_the_peak():
 )
 def test_rates_at_known_tokens(schedule, tokens, rate):
     assert learning_rate(schedule, tokens) == pytest.approx(rate, rel=1e-12)
+
+
+def phases_of(schedule: Schedule, *later: tuple[int, dict[str, Any] | None, int]) -> list[ResolvedPhase]:
+    """A first phase of 400 tokens in steps of 10, and later ones: the end, the learning rate and the tokens of a step."""
+    run, phases = SimpleNamespace(schedule=schedule, data=SimpleNamespace(seq_length=1)), []
+    for number, (end, rate, step) in enumerate([(400, None, 10), *later]):
+        settings = Phase(name=str(number), learning_rate=None if rate is None else PhaseLearningRate(**rate))
+        ds, first = SimpleNamespace(train_batch_size=step), phases[-1].end_tokens if phases else 0
+        phases.append(ResolvedPhase(number, settings.name, settings, first, end, run, None, ds, {}))  # type: ignore[arg-type]
+    return phases
+
+
+@pytest.mark.parametrize(
+    ("shape", "share"),
+    [("linear", 0.25), ("cosine", (1 - math.cos(math.pi / 4)) / 2), ("one_minus_sqrt", 0.5)],
+)
+def test_a_phase_goes_from_where_the_one_before_ended(shape, share):
+    phases = phases_of(WSD, (700, {"shape": shape, "to": 0.2}, 10), (1000, {"shape": "constant"}, 10))
+    assert rate_in_phase(phases, 0, 400) == rate_in_phase(phases, 1, 400) == 1.0
+    assert rate_in_phase(phases, 1, 475) == pytest.approx(1.0 - 0.8 * share, rel=1e-12)
+    for tokens in (700, 705):  # its last step may go beyond its end
+        assert rate_in_phase(phases, 1, tokens) == pytest.approx(0.2)
+    assert rate_in_phase(phases, 2, 900) == pytest.approx(0.2)
+
+
+def test_a_phase_that_follows_the_schedule_has_its_rate():
+    phases = phases_of(COSINE, (1000, None, 10))
+    assert [rate_in_phase(phases, n, t) for n, t in ((0, 50), (0, 405), (1, 700))] == [
+        learning_rate(COSINE, t) for t in (50, 405, 700)
+    ]
+
+
+@pytest.mark.parametrize(("scaling", "factor"), [("sqrt", 2.0), ("linear", 4.0)])
+def test_rates_follow_the_batch_where_they_are_to(scaling, factor):
+    """At the reference they are as written; a phase with a rate of its own goes on from the unscaled one."""
+    schedule = WSD.model_copy(update={"batch_scaling": scaling, "reference_batch_tokens": 10})
+    phases = phases_of(schedule, (800, None, 40), (1000, {"shape": "linear", "to": 0.5}, 40))
+    assert rate_in_phase(phases, 0, 50) == learning_rate(WSD, 50)
+    assert rate_in_phase(phases, 1, 500) == factor
+    assert rate_in_phase(phases, 2, 900) == pytest.approx(0.75 * factor)
