@@ -25,6 +25,7 @@ from recipe.base.arguments import natural_int, natural_seconds, positive_seconds
 from recipe.base.errors import UserError, exit_on_user_error, read_all
 from recipe.base.files import write_json
 from recipe.base.ranks import RESTART, STOP_SIGNALS
+from recipe.base.run_config.resolved import ResolvedPhase
 from recipe.base.tables import duration
 from recipe.run.checkpoint_files import (
     check_convertible,
@@ -212,7 +213,7 @@ class Supervisor:
     def _decide(self, incident: Incident, code: int, stalls: int, *, advanced: bool) -> Decision:
         """`decide`, with what this run's ds_config and hosts allow."""
         args = self.args
-        micro_batch = self.job.at(self._failed_phase()).ds_raw["train_micro_batch_size_per_gpu"]
+        micro_batch = self._failed_phase().ds_raw["train_micro_batch_size_per_gpu"]
         rules = Rules(self.run_dir, args.max_stalls, args.backoff, args.step_down_on_oom, micro_batch)
         bad_hosts = frozenset(host for rank in incident.ranks if (host := self.allocation.host_of(rank)) is not None)
         no_spare = self.allocation.problem_without(bad_hosts, self.job.ds.world_size)
@@ -252,7 +253,7 @@ class Supervisor:
 
     def _step_down(self) -> None:
         """Half the micro-batch and twice the accumulation from now on; of a run in phases, in the one that ran out of memory."""
-        phase = self.job.at(self._failed_phase())
+        phase = self._failed_phase()
         if self.job.config.phases:
             half = phase.ds_raw["train_micro_batch_size_per_gpu"] // 2
             self.args.set.append(f"phases.{phase.number}.micro_batch={half}")
@@ -264,10 +265,11 @@ class Supervisor:
             write_json(self.ds_path, raw)
         self.job = self._check_job()
 
-    def _failed_phase(self) -> int:
-        """The phase in which the newest attempt failed, as the first of its ranks that did says."""
+    def _failed_phase(self) -> ResolvedPhase:
+        """The phase in which the newest attempt ran out of memory, as the first of its ranks that did says."""
         causes = root_causes(read_failures(self.run_dir, self._attempts()))
-        return min(int(causes[0].get("phase", 0)), len(self.job.phases) - 1) if causes else 0
+        number = int(causes[0].get("phase", 0)) if causes else 0
+        return self.job.phases[min(number, len(self.job.phases) - 1)]
 
     def _attempt(self) -> int:
         """Run the launcher once, to the end of all its processes on this host; returns its exit code."""

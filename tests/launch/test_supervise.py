@@ -45,7 +45,7 @@ def check_job(*_, **__):
     print("checking", flush=True)
     time.sleep(checks_s)
     parts = {"expert_parallel": SimpleNamespace(autoep_size=1), "zero_optimization": SimpleNamespace(stage=3)}
-    return SimpleNamespace(run=SimpleNamespace(run_dir=run_dir), ds=SimpleNamespace(world_size=2, **parts), ds_raw={"train_micro_batch_size_per_gpu": 2})
+    return SimpleNamespace(run=SimpleNamespace(run_dir=run_dir), ds=SimpleNamespace(world_size=2, **parts), phases=[SimpleNamespace(ds_raw={"train_micro_batch_size_per_gpu": 2})])
 supervise.check_job = check_job
 supervise.check_run_folder = lambda *_, **__: []  # that is of a real launch
 allocation.ThisHost.command = lambda self, ranks: [sys.executable, "-c", launcher, str(run_dir)]
@@ -197,7 +197,12 @@ def checked(tmp_path, monkeypatch) -> list[dict[str, Any]]:
     """Inputs of a run that need no data, for a supervisor in this process; how they are checked."""
     parts = {"expert_parallel": SimpleNamespace(autoep_size=1), "zero_optimization": SimpleNamespace(stage=3)}
     ds = SimpleNamespace(world_size=2, **parts)
-    job = SimpleNamespace(run=SimpleNamespace(run_dir=tmp_path / "run"), ds=ds, ds_raw=dict(DS_RAW))
+    job = SimpleNamespace(
+        run=SimpleNamespace(run_dir=tmp_path / "run"),
+        ds=ds,
+        phases=[SimpleNamespace(ds_raw=dict(DS_RAW))],
+        config=SimpleNamespace(phases=[]),
+    )
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(module, "check_job", lambda *_, **how: calls.append(how) or job)
     monkeypatch.setattr(signal, "signal", lambda *_: None)

@@ -90,8 +90,8 @@ def test_what_may_change_is_told_and_what_may_not_is_refused(tmp_path):
     assert changes(ds={**DS_RAW, "gradient_clipping": 0.5}) == ["ds_config gradient_clipping is 0.5, was 1.0"]
     keeps = {**DS_RAW, "recipe": {"kept_gib": 38.0, "exchange_parts": 2}}
     assert changes(ds=keeps) == [
-        "ds_config recipe.kept_gib is 38.0, was not set",
-        "ds_config recipe.exchange_parts is 2, was not set",
+        "ds_config recipe.kept_gib is 38.0, was 0.0",
+        "ds_config recipe.exchange_parts is 2, was 1",
     ]
     # Where things lie does not matter, and what is done with damage is decided when there is some.
     assert changes(model="elsewhere", tokenizer="elsewhere") == []
@@ -231,7 +231,8 @@ def test_a_run_of_an_older_version_is_refused_in_a_sentence(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "mixture", [{"max_epochs": 1.0}, {"anneal": {"share": 0.3, "tier_weights": {1: 2.0}}, "tiers": {"en": 1, "zh": 2}}]
+    "mixture",
+    [{"max_epochs": 1.0}, {"anneal": {"share": 0.3, "tier_weights": {1: 2.0, 2: 1.0}}, "tiers": {"en": 1, "zh": 2}}],
 )
 def test_a_longer_schedule_is_refused_where_the_data_depend_on_it(mixture, tmp_path):
     tokens = 10 * 4096 * 8
@@ -264,9 +265,16 @@ def phases_of(run_dir: Path, reached: int, **changes: dict[str, Any]) -> list[st
 
 def test_later_phases_may_change_and_are_told(tmp_path):
     assert phases_of(tmp_path, 1) == []
-    assert phases_of(tmp_path, 1, third={"data": {"seq_length": 32}}) == ["phases.2.data.seq_length is 32, was 16"]
-    assert phases_of(tmp_path, 0, second={"data": {"seq_length": 32}})
+    assert phases_of(tmp_path, 1, third={"batch_tokens": 512}) == ["phases.2.batch_tokens is 512, was not set"]
     assert phases_of(tmp_path, 1, second={"batch_tokens": 256}) == ["phases.1.batch_tokens is 256, was 128"]
+    mixture = {"data": {"mixture": {"alpha": 0.9}}}
+    assert phases_of(tmp_path, 0, second=mixture) == ["phases.1.data.mixture.alpha is 0.9, was not set"]
+
+
+def test_a_later_phase_may_not_move_what_an_earlier_one_reads(tmp_path):
+    """Longer sequences have a region of each source, and the others what is left."""
+    with pytest.raises(UserError, match="phases.2.data.seq_length is 32, was 16; so phase 0 would read other data"):
+        phases_of(tmp_path, 1, third={"data": {"seq_length": 32}})
 
 
 @pytest.mark.parametrize(
@@ -291,5 +299,5 @@ def test_a_run_has_the_phases_that_have_begun(tmp_path):
 
 def test_a_run_without_phases_may_be_given_some(tmp_path):
     record_start(job_of(tmp_path))
-    changes = check_run_folder(job_of(tmp_path, phases=PHASES), resumes=True)
+    changes = check_run_folder(job_of(tmp_path, phases=[*PHASES[:1], {"name": "last"}]), resumes=True)
     assert changes[0] == "phases.0.name is 'first', was not set"

@@ -239,7 +239,7 @@ def test_a_run_of_an_older_version_has_the_budget_of_its_file(tmp_path):
     assert next_budget(tmp_path, job).gib == 38.0
     assert "missing_gib" in read_failures(tmp_path, 1)[0]
     assert given_budget({"recipe": {}}) == 0.0
-    assert replace(job, run=job.run).kept == job.kept
+    assert replace(job, config=job.config).kept == job.kept
 
 
 def test_each_phase_has_a_budget_and_the_one_that_ran_out_of_memory_a_lower_one(tmp_path):

@@ -30,7 +30,9 @@ from recipe.training.loop import Outcome
 def committed(folder: Path, *steps: int) -> list[Path]:
     paths = [folder / on_disk.checkpoint_name(step) for step in steps]
     for path in paths:
-        write_json(path / "manifest.json", {"schema": on_disk.SCHEMA, "version": on_disk.VERSION, "files": {}})
+        state = {"step": on_disk.step_of(path), "sequences": 8 * on_disk.step_of(path)}
+        manifest = {"schema": on_disk.SCHEMA, "version": on_disk.VERSION, "files": {}, "train_state": state}
+        write_json(path / "manifest.json", manifest)
     return paths
 
 
@@ -188,7 +190,9 @@ def test_a_rewind_is_ordered_and_the_next_start_goes_past_the_data_of_the_spike(
 
 def supervisor(allocation: Allocation, ranks: int) -> Supervisor:
     made = object.__new__(Supervisor)
-    made.job = SimpleNamespace(ds=SimpleNamespace(world_size=ranks), ds_raw={"train_micro_batch_size_per_gpu": 1})  # type: ignore[assignment]
+    made.job = SimpleNamespace(
+        ds=SimpleNamespace(world_size=ranks), phases=[SimpleNamespace(ds_raw={"train_micro_batch_size_per_gpu": 1})]
+    )  # type: ignore[assignment]
     made.args = argparse.Namespace(max_stalls=3, backoff=0.0, step_down_on_oom=False)
     made.allocation, made.run_dir = allocation, allocation.folder
     allocation.chosen = dict(list(allocation.hosts.items())[:ranks])
