@@ -200,9 +200,10 @@ def checked(tmp_path, monkeypatch) -> list[dict[str, Any]]:
     job = SimpleNamespace(
         run=SimpleNamespace(run_dir=tmp_path / "run"),
         ds=ds,
-        phases=[SimpleNamespace(ds_raw=dict(DS_RAW))],
+        phases=[SimpleNamespace(number=0, ds_raw=dict(DS_RAW))],
         config=SimpleNamespace(phases=[]),
     )
+    job.at = lambda number: SimpleNamespace(number=number, ds_raw=job.phases[number].ds_raw)
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(module, "check_job", lambda *_, **how: calls.append(how) or job)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
@@ -356,7 +357,7 @@ def test_out_of_memory_halves_the_micro_batch_of_the_next_attempt(checked):
 def test_out_of_memory_lowers_what_is_kept_before_it_halves_the_micro_batch(checked, capsys, monkeypatch):
     supervisor = in_process(checked, "--step-down-on-oom", "--max-stalls", "1")
     budgets = iter([KeptBudget(8.0, 8.0, 4.0), KeptBudget(8.0, 4.0, 0.0), KeptBudget(8.0, 0.0, 0.0)])
-    monkeypatch.setattr(module, "next_budget", lambda run_dir, job: next(budgets))
+    monkeypatch.setattr(module, "next_budgets", lambda run_dir, job: [next(budgets)])
 
     def run_out_of_memory() -> None:
         begin(supervisor, event="started")

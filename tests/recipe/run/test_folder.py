@@ -239,7 +239,7 @@ def test_a_longer_schedule_is_refused_where_the_data_depend_on_it(mixture, tmp_p
     record_start(job_of(tmp_path, mixture=mixture, total_tokens=tokens))
     assert check_run_folder(job_of(tmp_path, mixture=mixture, total_tokens=tokens), resumes=True) == []
     with pytest.raises(
-        UserError, match="schedule.total_tokens is 655,360, was 327,680.* would read other data"
+        UserError, match=r"schedule.total_tokens is 655,360, was 327,680.* would read other data"
     ) as error:
         check_run_folder(job_of(tmp_path, mixture=mixture, total_tokens=2 * tokens), resumes=True)
     assert "its stretches would change" in str(error.value)
@@ -273,7 +273,7 @@ def test_later_phases_may_change_and_are_told(tmp_path):
 
 def test_a_later_phase_may_not_move_what_an_earlier_one_reads(tmp_path):
     """Longer sequences have a region of each source, and the others what is left."""
-    with pytest.raises(UserError, match="phases.2.data.seq_length is 32, was 16; so phase 0 would read other data"):
+    with pytest.raises(UserError, match=r"phases.2.data.seq_length is 32, was 16; so phase 0 would read other data"):
         phases_of(tmp_path, 1, third={"data": {"seq_length": 32}})
 
 
