@@ -50,7 +50,7 @@ def run_step(
     device = engine.device
     routed_weight, loss_weight = token_weights(batches, device)
     control.begin_step(step, token_weight=routed_weight, observing=observing)
-    if control.starts_cold:
+    if control.starts_cold and update_bias:
         _count(engine, control, compute, batches, enter)
         control.end_cold_start()
     if control.counts_first:

@@ -49,11 +49,13 @@ def step(monkeypatch):
     monkeypatch.setattr(step_module.dist, "all_reduce", lambda tensor: tensor.mul_(RANKS))
     monkeypatch.setattr(step_module.dist, "get_world_size", lambda: RANKS)
 
-    def run(applied: bool | None, *, update_bias: bool = True, counts_first: bool = False):
+    def run(applied: bool | None, *, update_bias: bool = True, counts_first: bool = False, cold: bool = False):
         happened: list[Any] = []
         moved: list[bool] = []
         control = SimpleNamespace(
             counts_first=counts_first,
+            starts_cold=cold,
+            end_cold_start=lambda: happened.append("biases found"),
             begin_step=lambda step, token_weight, observing: happened.append(("weight", token_weight.item())),
             begin_micro_batch=lambda micro_batch: happened.append(micro_batch.number),
             end_forward=lambda: None,
@@ -95,6 +97,14 @@ def test_counting_goes_through_all_micro_batches_before_the_first_is_trained_on(
     happened = step(True, counts_first=True)[2]
     words = [word for word in happened if isinstance(word, str)]
     assert words == ["counting", "counting", "counted", "forward", "step", "forward", "step"]
+
+
+@pytest.mark.parametrize("update_bias", [True, False], ids=["free", "frozen"])
+def test_a_cold_start_finds_the_biases_before_it_counts_with_them(update_bias, step):
+    happened = step(True, update_bias=update_bias, counts_first=True, cold=True)[2]
+    words = [word for word in happened if isinstance(word, str)]
+    cold = ["counting", "counting", "biases found"] if update_bias else []
+    assert words == [*cold, "counting", "counting", "counted", "forward", "step", "forward", "step"]
 
 
 def test_rows_join_for_flash_attention_which_finds_documents_in_one_row_only():
