@@ -88,7 +88,8 @@ def type_of(annotation: Any) -> str:
     if get_origin(annotation) in (Union, types.UnionType):
         return " or ".join(type_of(part) for part in get_args(annotation))
     if get_args(annotation):
-        return f"{get_origin(annotation).__name__}[{', '.join(type_of(part) for part in get_args(annotation))}]"
+        parts = [type_of(part) for part in get_args(annotation) if part is not ...]
+        return f"{get_origin(annotation).__name__}[{', '.join(parts)}]"
     return "path" if annotation is Path else annotation.__name__
 
 
