@@ -10,6 +10,7 @@ What is below AutoEP's name is used as it is by `recipe/engine/moe/`: its layer 
 from __future__ import annotations
 
 import argparse
+import inspect
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optim
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.checkpoint_engine import CheckpointCommitInfo, TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero import parameter_offload
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from deepspeed.utils import groups
 from deepspeed.utils.tensor_fragment import fragment_address
 from torch import nn
@@ -40,12 +43,38 @@ from torch.utils.cpp_extension import _get_build_directory
 
 # What others take from here under these names.
 __all__ = [
-    "STATE_CLASSES", "AutoEPMoELayer", "CheckpointCommitInfo", "GroupedExperts", "TokenChoiceTopKRouter",
-    "TorchCheckpointEngine", "TorchDispatchMode", "autoep_size", "convert_to_universal", "count_tokens_per_expert",
-    "cpu_op_builder", "default_group_timeout", "extension_folder", "fake_store", "full_shape", "full_size", "gradient_norm",
-    "is_first_expert_replica", "is_partitioned", "loading_universal", "log_level", "master_parts", "padded_partition",
-    "replaced_autoep_classes", "save_by", "split_moe_groups", "state_tensors", "torch_optimizer", "triton_outer_products",
-    "triton_products", "zero3_masters",
+    "STATE_CLASSES",
+    "AutoEPMoELayer",
+    "CheckpointCommitInfo",
+    "GroupedExperts",
+    "TokenChoiceTopKRouter",
+    "TorchCheckpointEngine",
+    "TorchDispatchMode",
+    "autoep_size",
+    "convert_to_universal",
+    "count_tokens_per_expert",
+    "cpu_op_builder",
+    "default_group_timeout",
+    "destroy",
+    "extension_folder",
+    "fake_store",
+    "full_shape",
+    "full_size",
+    "gradient_norm",
+    "is_first_expert_replica",
+    "is_partitioned",
+    "loading_universal",
+    "log_level",
+    "master_parts",
+    "padded_partition",
+    "replaced_autoep_classes",
+    "save_by",
+    "split_moe_groups",
+    "state_tensors",
+    "torch_optimizer",
+    "triton_outer_products",
+    "triton_products",
+    "zero3_masters",
 ]  # fmt: skip
 
 # Of deepspeed.moe.utils: from parameter groups to those where the experts of each expert-parallel size are apart.
@@ -224,6 +253,17 @@ def save_by(engine: deepspeed.DeepSpeedEngine, writer: TorchCheckpointEngine) ->
     """
     assert isinstance(engine.checkpoint_engine, TorchCheckpointEngine)
     engine.checkpoint_engine = writer
+
+
+def destroy(engine: deepspeed.DeepSpeedEngine) -> None:
+    """End an engine so that nothing of DeepSpeed's refers to it any more: its memory is free once the caller lets go of it.
+
+    ZeRO-3 leaves modules in a list, and in the cache of a method that all its coordinators share.
+    """
+    engine.destroy()
+    parameter_offload.FWD_MODULE_STACK.clear()
+    traced = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release
+    inspect.getclosurevars(traced).nonlocals["func"].cache_clear()  # within instrument_w_nvtx
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from recipe.base.tables import StageLines
 from recipe.checkpoints.store import CheckpointStore, TrainState
 from recipe.engine.build import build_engine
 from recipe.engine.collectives import from_first_rank
+from recipe.engine.deepspeed_private import destroy
 from recipe.engine.step_guard import Rewind
 from recipe.model import RecipeMoeConfig
 from recipe.run.checkpoint_files import checkpoint_name, read_manifest, step_of
@@ -112,10 +113,7 @@ class Start:
         self._open.close()
 
     def train_phase(self, chosen: Path | None) -> Outcome:
-        """Train from a checkpoint to the end of its phase, or an end before; from the beginning of the run without one.
-
-        When it returns, nothing refers to the phase's engine any more.
-        """
+        """Train from a checkpoint to the end of its phase, or an end before; from the beginning of the run without one."""
         self.state = _state_of(self.job, chosen)
         skips_data = _skip_data(self.state, self._spike)
         self.job = self.job.at(self.state.phase, self.state.phase_sequences)
@@ -132,7 +130,7 @@ class Start:
             self._folder.path, self._profiled, self._stages,
         ).run()  # fmt: skip
         if outcome.kind == "next_phase":
-            engine.destroy()
+            destroy(engine)
             self._store.release()
         return outcome
 
