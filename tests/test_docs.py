@@ -19,8 +19,8 @@ pytestmark = pytest.mark.xdist_group(
     "planner"
 )  # beside tests/launch/test_plan.py: they share what the planner has searched
 PLACEHOLDERS = {"recipe/configs/runs/X.yaml", "ds_configs/Y.json", "data_prep/NAME.py"}
-# what others start, and what prints the documentation
-NOT_FOR_USERS = {"__init__.py", "supervise.py", "preflight_ranks.py", "train_command.py", "quickstart.py", "quickstart_summary.py", "env.sh", "data_prep.slurm", *(f"describe_{of}.py" for of in ("models", "modules", "plans", "settings"))}  # fmt: skip
+# what others start or import, and what prints the documentation
+NOT_FOR_USERS = {"__init__.py", "supervise.py", "plan_arguments.py", "preflight_ranks.py", "train_command.py", "quickstart.py", "quickstart_summary.py", "env.sh", "data_prep.slurm", *(f"describe_{of}.py" for of in ("models", "modules", "plans", "settings"))}  # fmt: skip
 
 
 def name_of(page: Path) -> str:
@@ -100,7 +100,7 @@ def test_there_are_commands_in_the_documents():
 
 # It installs signal handlers and a thread before it looks at its words.
 AS_A_PROCESS = ("recipe/train.py",)
-SUBCOMMANDS = {"recipe/evaluate_model.py": ("held-out", "downstream")}
+SUBCOMMANDS = {"recipe/evaluate_model.py": ("held-out", "downstream", "needle")}
 
 
 def script_of(words: list[str]) -> tuple[str, ...]:
