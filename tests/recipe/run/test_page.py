@@ -122,10 +122,11 @@ def written_by_a_run_folder(path: Path) -> dict[str, dict[str, Any]]:
             "schedule": {"total_tokens": 1, "peak_lr": 1e-3, "min_lr": 0, "warmup_tokens": 0},
         }
     )  # fmt: skip
-    record_start(SimpleNamespace(run=run, ds_raw={}, identity={}), began_from={"from": "a"}, kept={"budget_gib": 1.0})
+    job = SimpleNamespace(run=run, config=run, ds_config={}, data=SimpleNamespace(facts=[{"seed": 0}]), identity={})
+    record_start(job, began_from={"from": "a"}, kept={"budget_gib": 1.0})
     folder.event(event="finished", step=1, message="done")
     folder.record_failure("out_of_memory", "broke", rank=0, host="a")
-    folder.order_rewind(1, 2, 3, "why")
+    folder.order_rewind(1, 2, 0, 3, "why")
     folder.order_suspects(1, "why")
     files = {name: path / name for name in (records.ATTEMPTS, records.EVENTS, records.REWIND, records.SUSPECT)}
     files[records.FAILURES] = records.failure_path(path, 1, 0)
