@@ -35,6 +35,7 @@ from launch.cluster.hosts import free_port  # noqa: E402
 from recipe.base.arguments import output_file, positive_int  # noqa: E402
 from recipe.base.errors import exit_on_user_error  # noqa: E402
 from recipe.base.model_shape import ModelShape, load_model_shape  # noqa: E402
+from recipe.base.run_config.learning_rate import learning_rate  # noqa: E402
 from recipe.base.run_config.routing import Routing  # noqa: E402
 from recipe.base.run_config.schedule import Schedule  # noqa: E402
 from recipe.base.settings import Compute, Optimizer  # noqa: E402
@@ -43,7 +44,6 @@ from recipe.model.routing import quantile  # noqa: E402
 from recipe.model.routing.balance import updated_bias  # noqa: E402
 from recipe.model.routing.capacity import expert_capacity  # noqa: E402
 from recipe.planner.search.ds_writer import ds_config_for  # noqa: E402
-from recipe.training.schedule import learning_rate  # noqa: E402
 
 FLAGSHIP = load_model_shape(ROOT / "recipe/configs/models/30b-a3b")
 E, K = FLAGSHIP.n_routed_experts, FLAGSHIP.num_experts_per_tok

@@ -32,6 +32,7 @@ from launch.cluster.hosts import free_port  # noqa: E402
 from recipe.base.arguments import output_file, positive_int  # noqa: E402
 from recipe.base.errors import UserError, exit_on_user_error  # noqa: E402
 from recipe.base.model_shape import load_model_shape  # noqa: E402
+from recipe.base.run_config.learning_rate import learning_rate  # noqa: E402
 from recipe.base.run_config.routing import Routing  # noqa: E402
 from recipe.base.run_config.schedule import Schedule  # noqa: E402
 from recipe.base.settings import Compute, Optimizer  # noqa: E402
@@ -42,7 +43,6 @@ from recipe.data.loader import BatchOrder  # noqa: E402
 from recipe.data.mixture import Stretch  # noqa: E402
 from recipe.data.token_folder import TokenFolder  # noqa: E402
 from recipe.planner.search.ds_writer import ds_config_for  # noqa: E402
-from recipe.training.schedule import learning_rate  # noqa: E402
 
 SEQ_LENGTH, MICRO_BATCH, CLIP = 128, 8, 1.0
 TAIL = 50  # last steps, whose mean loss is compared

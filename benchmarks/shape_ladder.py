@@ -34,6 +34,7 @@ from benchmarks.moe_layer import machine, report  # noqa: E402
 from recipe.base.arguments import output_file, positive_int  # noqa: E402
 from recipe.base.errors import UserError, exit_on_user_error  # noqa: E402
 from recipe.base.model_shape import ModelShape  # noqa: E402
+from recipe.base.run_config.learning_rate import learning_rate  # noqa: E402
 from recipe.base.run_config.schedule import Schedule  # noqa: E402
 from recipe.base.settings import Optimizer  # noqa: E402
 from recipe.base.strict import load_json  # noqa: E402
@@ -47,7 +48,6 @@ from recipe.model.loss import next_token_loss  # noqa: E402
 from recipe.model.modeling import Experts, Router, initialize_parameter, swiglu  # noqa: E402
 from recipe.model.routing.balance import updated_bias  # noqa: E402
 from recipe.planner.tables.shape_tables import BASELINE, SHAPES, planned  # noqa: E402
-from recipe.training.schedule import learning_rate  # noqa: E402
 
 SEQ_LENGTH, MICRO_BATCH = 128, 4  # 512 tokens a step
 RATES = (3e-3, 6e-3)

@@ -8,7 +8,8 @@ import sys
 
 from recipe.base.errors import exit_on_user_error
 from recipe.base.ranks import leave
-from recipe.evaluation import downstream_command, held_out_command, needle_command
+from recipe.evaluation import held_out_command, needle_command
+from recipe.evaluation.downstream import command as downstream_command
 
 COMMANDS = {"held-out": held_out_command, "downstream": downstream_command, "needle": needle_command}
 EXAMPLE = "\n".join(

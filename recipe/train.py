@@ -109,7 +109,7 @@ def _downstream(job: Job) -> list[str]:
     settings = job.run.evaluation.downstream
     if settings is None:
         return []
-    from recipe.evaluation.tasks_in_training import tasks_in_training  # late: it brings the harness, and torch
+    from recipe.evaluation.downstream.in_training import tasks_in_training  # late: it brings the harness, and torch
 
     lines = []
     for phase in map(job.at, range(len(job.phases))):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from recipe.base.run_config.learning_rate import rate_in_phase
 from recipe.base.run_config.routing import Routing
 from recipe.base.settings import RunConfig
 from recipe.data.mixture import CYCLE
 from recipe.huggingface.architectures import export_note
 from recipe.run.job import Job
 from recipe.run.phase_configs import ds_config_path
-from recipe.training.schedule import rate_in_phase
 
 
 def describe(job: Job) -> str:

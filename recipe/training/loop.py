@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from recipe.base.errors import UserError
+from recipe.base.run_config.learning_rate import last_before_decay, rate_in_phase
 from recipe.base.tables import StageLines
 from recipe.checkpoints.average import begun
 from recipe.checkpoints.store import CheckpointStore, TrainState
@@ -24,8 +25,8 @@ from recipe.engine.build import control_routing
 from recipe.engine.moe.routing_control import StepSums
 from recipe.engine.step import run_step
 from recipe.engine.step_guard import Rewind, StepGuard, Unsound, Verdict
+from recipe.evaluation.downstream.in_training import tasks_in_training
 from recipe.evaluation.held_out import evaluate_engine
-from recipe.evaluation.tasks_in_training import tasks_in_training
 from recipe.run.checkpoint_files import checkpoint_name
 from recipe.run.job import Job, ProfiledSteps
 from recipe.run.phase_configs import ds_config_path
@@ -39,7 +40,6 @@ from recipe.telemetry.metrics import MetricsWriter
 from recipe.telemetry.profiling import StepProfiler
 from recipe.telemetry.routing_metrics import routing_metrics
 from recipe.telemetry.throughput import Throughput
-from recipe.training.schedule import last_before_decay, rate_in_phase
 from recipe.training.stopping import StopRequest
 
 LAST_BEFORE_DECAY = "the last before the decay"

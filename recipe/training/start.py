@@ -197,7 +197,7 @@ def _build(job: Job, stages: StageLines, following: str) -> deepspeed.DeepSpeedE
 
 def _free_memory() -> None:
     """Give back what the engine of the last phase held, and what was compiled for it."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

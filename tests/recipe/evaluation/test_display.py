@@ -15,11 +15,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from recipe.base.strict import load_json
 from recipe.base.tables import ProgressLine
-from recipe.evaluation import downstream, downstream_command, held_out_command
+from recipe.evaluation import held_out_command
 from recipe.evaluation.display import aligned_table, progress_line
-from recipe.evaluation.downstream import EngineLM, RequestsDone
-from recipe.evaluation.request_progress import Requests
-from recipe.evaluation.scoring import Scored, score_tasks
+from recipe.evaluation.downstream import command as downstream_command
+from recipe.evaluation.downstream import harness as downstream
+from recipe.evaluation.downstream.harness import EngineLM, RequestsDone
+from recipe.evaluation.downstream.request_progress import Requests
+from recipe.evaluation.downstream.scoring import Scored, score_tasks
 from tests.conftest import ROOT
 
 

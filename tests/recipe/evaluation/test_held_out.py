@@ -20,7 +20,8 @@ from recipe.base.model_shape import load_model_shape
 from recipe.base.settings import Compute, load_run_config
 from recipe.checkpoints import restore
 from recipe.data.token_folder import Source, TokenFolder, tokenizer_identity
-from recipe.evaluation import downstream_command, held_out_command
+from recipe.evaluation import held_out_command
+from recipe.evaluation.downstream import command as downstream_command
 from recipe.evaluation.held_out import evaluate_source, stock_loss
 from tests.conftest import ROOT
 from tests.recipe.model.test_loss import Seen

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from recipe.base.errors import UserError
+from recipe.base.run_config.learning_rate import last_before_decay
 from recipe.base.run_config.phase import Phase, PhaseLearningRate
 from recipe.base.run_config.schedule import Schedule
 from recipe.engine.step_guard import robust_z
@@ -20,7 +21,6 @@ from recipe.safety.corruption import who_deviates
 from recipe.safety.failures import kind_of
 from recipe.safety.stragglers import StepTime, judged
 from recipe.safety.watchdog import who_holds_up
-from recipe.training.schedule import last_before_decay
 from tests.conftest import ROOT, launch
 
 

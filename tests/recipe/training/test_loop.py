@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from recipe.base.errors import UserError
+from recipe.base.run_config.learning_rate import learning_rate
 from recipe.base.run_config.resolved import ResolvedPhase
 from recipe.base.run_config.routing import Routing
 from recipe.base.run_config.schedule import Schedule
@@ -23,7 +24,6 @@ from recipe.safety.corruption import Corruption
 from recipe.telemetry.phases import NAMES
 from recipe.training import loop
 from recipe.training.loop import LAST_BEFORE_DECAY, Outcome, Training
-from recipe.training.schedule import learning_rate
 
 SEQUENCES, SEQ = 2, 8  # of a step over all ranks
 TOKENS = SEQUENCES * SEQ

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from recipe.base.files import read_json_lines
+from recipe.base.run_config.learning_rate import learning_rate
 from recipe.base.run_config.schedule import Schedule
 from recipe.run.checkpoint_files import complete, kept_for, read_manifest
 from recipe.run.records import read_metrics
-from recipe.training.schedule import learning_rate
 from tests.conftest import RunFiles, launch
 
 TRAIN = "recipe/train.py"

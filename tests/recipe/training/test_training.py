@@ -16,11 +16,11 @@ import pytest
 
 from recipe import train
 from recipe.base.files import read_json_lines
+from recipe.base.run_config.learning_rate import learning_rate
 from recipe.base.run_config.schedule import Schedule
 from recipe.run.checkpoint_files import complete, kept_for, read_manifest, step_of
 from recipe.run.heartbeats import read_heartbeats
 from recipe.run.records import read_attempts, read_metrics
-from recipe.training.schedule import learning_rate
 from tests.conftest import (
     CPU,
     ROOT,

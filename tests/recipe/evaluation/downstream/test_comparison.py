@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from recipe.base.errors import UserError
-from recipe.evaluation.comparison import changes, read_items, write_items
-from recipe.evaluation.estimates import difference
-from recipe.evaluation.gold import Items
+from recipe.evaluation.downstream.comparison import changes, read_items, write_items
+from recipe.evaluation.downstream.estimates import difference
+from recipe.evaluation.downstream.gold import Items
 
 
 def items(bits: list[float], keys: str = "abc") -> Items:

@@ -12,8 +12,8 @@ import numpy as np
 
 import recipe
 from recipe.base.strict import load_yaml
-from recipe.evaluation.estimates import difference, mean
-from recipe.evaluation.gold import Items
+from recipe.evaluation.downstream.estimates import difference, mean
+from recipe.evaluation.downstream.gold import Items
 
 PAIRS = Path(recipe.__path__[0]) / "configs" / "language_pairs.yaml"
 REFERENCE = "en"  # the language that the others are taken from, where a pair has it

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from recipe.base.errors import UserError
-from recipe.evaluation.estimates import Score, difference
-from recipe.evaluation.gold import Items
+from recipe.evaluation.downstream.estimates import Score, difference
+from recipe.evaluation.downstream.gold import Items
 from recipe.run.records import read_record, write_record
 
 ARRAYS = ("gold_N", "bits_N", "bytes_N", "correct_N")

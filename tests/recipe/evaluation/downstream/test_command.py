@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from recipe.base.errors import UserError
 from recipe.base.strict import load_json
-from recipe.evaluation.downstream import EngineLM, known_tasks
+from recipe.evaluation.downstream.harness import EngineLM, known_tasks
 from recipe.run.records import read_downstream, read_record
 from tests.conftest import ROOT, documents_in, ds_config, launch, run_forked, schedule_of, write_run
 

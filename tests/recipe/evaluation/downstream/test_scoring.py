@@ -15,11 +15,11 @@ from lm_eval.tasks import TaskManager
 from recipe.base.errors import UserError
 from recipe.base.settings import Downstream
 from recipe.evaluation import downstream
-from recipe.evaluation.downstream import CountingLM, known_tasks, load_tasks
-from recipe.evaluation.gold import GENERATED, LETTERS, SEVERAL, scored_text
-from recipe.evaluation.language_pairs import PAIRS, shipped
-from recipe.evaluation.scoring import score_tasks
-from recipe.evaluation.tasks_in_training import TasksInTraining, tasks_in_training
+from recipe.evaluation.downstream.gold import GENERATED, LETTERS, SEVERAL, scored_text
+from recipe.evaluation.downstream.harness import CountingLM, known_tasks, load_tasks
+from recipe.evaluation.downstream.in_training import TasksInTraining, tasks_in_training
+from recipe.evaluation.downstream.language_pairs import PAIRS, shipped
+from recipe.evaluation.downstream.scoring import score_tasks
 from tests.conftest import ROOT
 
 ROWS = {

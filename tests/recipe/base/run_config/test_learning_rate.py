@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from recipe.base.run_config.learning_rate import learning_rate, rate_in_phase
 from recipe.base.run_config.phase import Phase, PhaseLearningRate
 from recipe.base.run_config.resolved import ResolvedPhase
 from recipe.base.run_config.schedule import Schedule
-from recipe.training.schedule import learning_rate, rate_in_phase
 
 COSINE = Schedule(total_tokens=1000, peak_lr=1.0, min_lr=0.1, warmup_tokens=100)
 WSD = Schedule(total_tokens=1000, kind="wsd", peak_lr=1.0, min_lr=0.1, warmup_tokens=100, decay_tokens=200)

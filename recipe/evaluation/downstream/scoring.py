@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recipe.base.ranks import environment
-from recipe.evaluation.downstream import scores
-from recipe.evaluation.estimates import Score, mean_of_scores
-from recipe.evaluation.gold import BITS_PER_BYTE, Items, items_of
-from recipe.evaluation.language_pairs import gaps, member_of
+from recipe.evaluation.downstream.estimates import Score, mean_of_scores
+from recipe.evaluation.downstream.gold import BITS_PER_BYTE, Items, items_of
+from recipe.evaluation.downstream.harness import scores
+from recipe.evaluation.downstream.language_pairs import gaps, member_of
 
 BOOTSTRAP_SAMPLES = 1000  # for the standard error of metrics that are no means, such as F1
 FEWSHOT_SEED = 1234  # the harness's
@@ -23,7 +23,7 @@ class Scored:
 
     Args:
         tasks: of tasks and groups.
-        gaps: between languages, of `recipe.evaluation.language_pairs.gaps`.
+        gaps: between languages, of `recipe.evaluation.downstream.language_pairs.gaps`.
         without_gold: why a task has no bits per byte of gold answers, by task.
         items: by task.
     """
@@ -49,7 +49,7 @@ class Scored:
 
 
 def score_tasks(lm: Any, tasks: Mapping[str, Any], *, limit: int | None) -> Scored:
-    """Score the tasks that `recipe.evaluation.downstream.load_tasks` has loaded."""
+    """Score the tasks that `recipe.evaluation.downstream.harness.load_tasks` has loaded."""
     from lm_eval.evaluator import evaluate as run_tasks
 
     for task in tasks["tasks"].values():

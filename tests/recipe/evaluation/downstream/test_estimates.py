@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from recipe.evaluation.estimates import difference, mean, mean_of_scores, ratio_of_sums
+from recipe.evaluation.downstream.estimates import difference, mean, mean_of_scores, ratio_of_sums
 
 RANDOM = np.random.default_rng(0)
 BYTES_N = RANDOM.integers(4, 40, 400).astype(float)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from recipe.evaluation.estimates import Estimate, mean, ratio_of_sums
+from recipe.evaluation.downstream.estimates import Estimate, mean, ratio_of_sums
 
 GENERATED = "its answers are generated, and no likelihood is computed"
 LETTERS = "its answers are letters of options, not texts"

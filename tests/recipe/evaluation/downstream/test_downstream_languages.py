@@ -14,8 +14,8 @@ from data_prep.documents.reading import write_documents
 from data_prep.train_tokenizer import TokenizerConfig, train, write_folder
 from recipe.base.errors import UserError
 from recipe.base.settings import RunConfig
-from recipe.evaluation import downstream_command
-from recipe.evaluation.downstream_command import task_names
+from recipe.evaluation.downstream import command as downstream_command
+from recipe.evaluation.downstream.command import task_names
 from recipe.run.folder import record_start
 
 

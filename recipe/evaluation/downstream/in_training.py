@@ -20,7 +20,7 @@ from recipe.base.tables import ratio
 if TYPE_CHECKING:
     import deepspeed
 
-    from recipe.evaluation.scoring import Scored
+    from recipe.evaluation.downstream.scoring import Scored
 
 SECTION = "evaluation.downstream"
 
@@ -66,8 +66,8 @@ class TasksInTraining:
 
     def _counted(self) -> Cost:
         """Go through a whole evaluation with a model that is not there."""
-        from recipe.evaluation.downstream import CountingLM
-        from recipe.evaluation.scoring import score_tasks
+        from recipe.evaluation.downstream.harness import CountingLM
+        from recipe.evaluation.downstream.scoring import score_tasks
 
         counting = CountingLM(self._tokenizer, self._max_length)
         score_tasks(counting, self._tasks, limit=self._settings.limit)
@@ -80,8 +80,8 @@ class TasksInTraining:
 
         `progress` is called before each task is prepared and before each forward pass, for a watchdog.
         """
-        from recipe.evaluation.downstream import EngineLM, scores_of_engine
-        from recipe.evaluation.scoring import score_tasks
+        from recipe.evaluation.downstream.harness import EngineLM, scores_of_engine
+        from recipe.evaluation.downstream.scoring import score_tasks
         from recipe.model.fusion import fused
 
         self._progress = progress
@@ -107,7 +107,7 @@ class TasksInTraining:
 
     def summary(self, scored: Scored) -> str:
         """Of the tasks and groups that the run config names, and of the gaps between languages, in bits per byte."""
-        from recipe.evaluation.gold import BITS_PER_BYTE
+        from recipe.evaluation.downstream.gold import BITS_PER_BYTE
 
         named = {name: scored.tasks.get(name, {}).get(BITS_PER_BYTE) for name in self._settings.tasks}
         gaps = {f"gap {name}": gap["metrics"].get(BITS_PER_BYTE) for name, gap in scored.gaps.items()}
@@ -132,11 +132,11 @@ def tasks_in_training(settings: Downstream, tokenizer: Path, max_length: int) ->
             f"{SECTION}.data {settings.data} is no folder; write it with `recipe/evaluate_model.py downstream --save-data "
             f"{settings.data} --tasks {','.join(settings.tasks)}` where there is a network"
         )
-    from recipe.evaluation.downstream_command import TASKS, silence_bars
+    from recipe.evaluation.downstream.command import TASKS, silence_bars
 
     os.environ["HF_HUB_OFFLINE"] = "1"
     silence_bars()
-    from recipe.evaluation.downstream import Datasets, known_tasks, load_tasks
+    from recipe.evaluation.downstream.harness import Datasets, known_tasks, load_tasks
     from recipe.huggingface.tokenizer_folder import load_tokenizer
 
     try:

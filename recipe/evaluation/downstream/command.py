@@ -16,15 +16,15 @@ from recipe.base.output_paths import check_output_file
 from recipe.base.ranks import is_first_rank, say
 from recipe.data.token_folder import TokenFolder, check_vocabulary, vocabulary_end
 from recipe.evaluation.display import aligned_table, where_results_are, write_scalars
-from recipe.evaluation.request_progress import Requests
+from recipe.evaluation.downstream.request_progress import Requests
 from recipe.reading.model_card import languages_of
 from recipe.reading.origin import origin_of
 from recipe.run.folder import load_run_folder
 from recipe.run.records import DOWNSTREAM_RESULTS, write_record
 
 if TYPE_CHECKING:  # they bring the harness, which may not be installed
-    from recipe.evaluation.estimates import Score
-    from recipe.evaluation.scoring import Scored
+    from recipe.evaluation.downstream.estimates import Score
+    from recipe.evaluation.downstream.scoring import Scored
 
 DESCRIPTION = "Scores of lm-evaluation-harness: of a run's checkpoint on the live engine, or of an exported folder."
 EXAMPLE = """examples:
@@ -80,13 +80,13 @@ def run(args: argparse.Namespace) -> None:
     if args.model is not None:
         check_exported(args.model)
     if args.compare is not None:
-        from recipe.evaluation.comparison import read_items
+        from recipe.evaluation.downstream.comparison import read_items
 
         read_items(args.compare)  # refused before anything is scored
     if args.data is not None:
         os.environ["HF_HUB_OFFLINE"] = "1"
     silence_bars()
-    from recipe.evaluation.downstream import Datasets, known_tasks, load_tasks
+    from recipe.evaluation.downstream.harness import Datasets, known_tasks, load_tasks
 
     names = task_names(args)
     manager = known_tasks(names, [TASKS, *args.tasks_path])
@@ -143,7 +143,7 @@ def run_languages(run_dir: Path | None) -> list[str]:
 
 def tasks_of(args: argparse.Namespace, manager: Any, names: list[str]) -> dict[str, Any]:
     """The tasks of these names, with their datasets."""
-    from recipe.evaluation.downstream import Datasets, load_tasks
+    from recipe.evaluation.downstream.harness import Datasets, load_tasks
 
     with Datasets(args.data).used() if args.data else nullcontext():
         tasks = load_tasks(manager, names)
@@ -156,8 +156,8 @@ def tasks_of(args: argparse.Namespace, manager: Any, names: list[str]) -> dict[s
 def evaluate_run(args: argparse.Namespace, tasks: dict[str, Any]) -> None:
     from recipe.checkpoints.restore import RestorableRun
     from recipe.engine.session import session
-    from recipe.evaluation.downstream import EngineLM, scores_of_engine
-    from recipe.evaluation.scoring import score_tasks
+    from recipe.evaluation.downstream.harness import EngineLM, scores_of_engine
+    from recipe.evaluation.downstream.scoring import score_tasks
     from recipe.huggingface.tokenizer_folder import load_tokenizer
 
     restorable = RestorableRun(args.run, args.checkpoint, args.deepspeed_config)
@@ -186,8 +186,8 @@ def evaluate_export(args: argparse.Namespace, tasks: dict[str, Any]) -> None:
     # A model of others may have a vocabulary of another form, which transformers alone reads.
     if vocab_size is not None and (args.model / "tokenizer.json").is_file():
         check_vocabulary(vocabulary_end(args.model), vocab_size)
-    from recipe.evaluation.downstream import export_lm
-    from recipe.evaluation.scoring import score_tasks
+    from recipe.evaluation.downstream.harness import export_lm
+    from recipe.evaluation.downstream.scoring import score_tasks
 
     say(f"evaluates {args.model} on {len(tasks['tasks'])} tasks")
     with Requests([*tasks["tasks"].values()]) as requests:
@@ -208,7 +208,7 @@ def report(scored: Scored, output: Path | None, facts: dict[str, Any], board: Pa
 
 def report_items(scored: Scored, items: Path | None, compare: Path | None) -> None:
     """Print what has changed since the items of `compare`, and write those of now to `items`."""
-    from recipe.evaluation.comparison import changes, read_items, write_items
+    from recipe.evaluation.downstream.comparison import changes, read_items, write_items
 
     if compare is not None:
         of_tasks = changes(scored.items, read_items(compare))
