@@ -15,7 +15,7 @@ from recipe.reading.origin import origin_of, record_of
 from recipe.run.checkpoint_files import digest, find, read_manifest
 from recipe.run.identity import check_identity, differences
 from recipe.run.job import Job, check_job
-from recipe.run.recorded import data_facts, other_data, trained_phase_of
+from recipe.run.phases.recorded import data_facts, other_data, trained_phase_of
 from recipe.run.records import recorded_run_config
 from recipe.training.next_steps import train_command
 

@@ -18,7 +18,7 @@ from recipe.run.early_stop import answer_early_stops
 from recipe.run.folder import check_resume, check_run_folder
 from recipe.run.job import Job, ProfiledSteps, check_job
 from recipe.run.kept_budget import KeptBudget, next_budgets, records_of, tell_of_lowered, with_budgets
-from recipe.run.phase_configs import write_ds_configs
+from recipe.run.phases.ds_configs import write_ds_configs
 from recipe.run.reports import say
 from recipe.training.next_steps import after_dry_run
 

@@ -19,8 +19,8 @@ from recipe.model import RecipeMoeConfig
 from recipe.run.checkpoint_files import find, read_manifest
 from recipe.run.folder import last_start
 from recipe.run.identity import Identity, check_identity, data_identity
-from recipe.run.recorded import recorded_phases, trained_phase_of
-from recipe.run.run_data import RunData, folders_of
+from recipe.run.phases.recorded import recorded_phases, trained_phase_of
+from recipe.run.phases.run_data import RunData, folders_of
 
 
 class RestorableRun:

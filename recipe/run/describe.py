@@ -10,7 +10,7 @@ from recipe.base.settings import RunConfig
 from recipe.data.mixture import CYCLE
 from recipe.huggingface.architectures import export_note
 from recipe.run.job import Job
-from recipe.run.phase_configs import ds_config_path
+from recipe.run.phases.ds_configs import ds_config_path
 
 
 def describe(job: Job) -> str:

@@ -32,7 +32,7 @@ from recipe.run.checkpoint_files import (
 from recipe.run.identity import EVALUATION, Identity, check_identity, differences
 from recipe.run.job import Job
 from recipe.run.locks import lock_file
-from recipe.run.recorded import data_facts, other_data, recorded_phases
+from recipe.run.phases.recorded import data_facts, other_data, recorded_phases
 from recipe.run.records import (
     ATTEMPTS,
     DOWNSTREAM,

@@ -28,8 +28,8 @@ from recipe.data.token_folder import (
 )
 from recipe.planner.kept import Kept, kept_of
 from recipe.run.identity import Identity, identity_of
+from recipe.run.phases.run_data import RunData, folders_of
 from recipe.run.records import given_budget, with_kept_gib
-from recipe.run.run_data import RunData, folders_of
 from recipe.run.timeouts import group_timeout_s
 
 

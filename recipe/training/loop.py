@@ -29,8 +29,8 @@ from recipe.evaluation.downstream.in_training import tasks_in_training
 from recipe.evaluation.held_out import evaluate_engine
 from recipe.run.checkpoint_files import checkpoint_name
 from recipe.run.job import Job, ProfiledSteps
-from recipe.run.phase_configs import ds_config_path
-from recipe.run.recorded import phase_of
+from recipe.run.phases.ds_configs import ds_config_path
+from recipe.run.phases.recorded import phase_of
 from recipe.run.reports import say
 from recipe.safety.corruption import Corruption, check_for_corruption
 from recipe.safety.mitigations import Mitigator

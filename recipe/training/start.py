@@ -218,10 +218,11 @@ def _skip_data(state: TrainState, spike: dict[str, Any] | None) -> bool:
     if spike is None or state.rewinds >= spike["number"]:
         return False
     state.rewinds, state.guard = spike["number"], {}
-    if spike["phase"] == state.phase:
+    phase = spike.get("phase", 0)  # of a version that knew no phases
+    if phase == state.phase:
         state.sequences = spike["sequences"]
     else:  # the checkpoint is of a phase before, whose data go on as planned
-        state.left_out = [spike["phase"], spike["sequences"]]
+        state.left_out = [phase, spike["sequences"]]
     return True
 
 

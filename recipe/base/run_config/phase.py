@@ -47,6 +47,8 @@ class Phase(Section):
     """Keys of `routing` that change."""
     compute: dict[str, Any] = {}
     """Keys of `compute` that change, such as `attention` for long sequences."""
+    checkpoint: dict[str, Any] = {}
+    """Keys of `checkpoint` that change: `every_steps`, since steps on longer sequences may take longer."""
     rope_parameters: dict[str, Any] = {}
     """Keys of the model's `rope_parameters` that change, such as `rope_theta`; `max_position_embeddings` grows with `seq_length`."""
 

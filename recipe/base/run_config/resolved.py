@@ -19,7 +19,10 @@ from recipe.base.run_config.phase import Phase
 from recipe.base.settings import RunConfig
 from recipe.base.strict import strict_model
 
-CHANGEABLE = {"data": ("tokens", "seq_length", "mixture", "document_attention")}  # of a section; of others every key
+CHANGEABLE = {
+    "data": ("tokens", "seq_length", "mixture", "document_attention"),
+    "checkpoint": ("every_steps",),
+}  # of a section; of others every key
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def _run_of(phase: Phase, run: RunConfig) -> RunConfig:
     """The run config with a phase's sections."""
     values = run.model_dump(mode="json", exclude={"phases"})
     problems = []
-    for section in ("data", "routing", "compute"):
+    for section in ("data", "routing", "compute", "checkpoint"):
         changes: dict[str, Any] = getattr(phase, section)
         allowed = CHANGEABLE.get(section, tuple(values[section]))
         problems += [

@@ -20,7 +20,7 @@ from recipe.base.strict import load_json, strict_model
 from recipe.run.checkpoint_files import SCHEMA, VERSION, checkpoint_name, topology_of
 from recipe.run.folder import check_resume, check_run_folder, load_run_folder, record_start
 from recipe.run.job import Job
-from recipe.run.run_data import RunData
+from recipe.run.phases.run_data import RunData
 from tests.conftest import ROOT
 
 

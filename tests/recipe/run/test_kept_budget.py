@@ -34,8 +34,8 @@ from recipe.run.kept_budget import (
     tell_of_lowered,
     with_budgets,
 )
+from recipe.run.phases.run_data import RunData
 from recipe.run.records import ATTEMPTS, ds_config_used, read_attempts, read_events, read_failures
-from recipe.run.run_data import RunData
 from recipe.training import start as training_start
 from tests.conftest import ROOT
 from tests.recipe.run.test_folder import Folder, config

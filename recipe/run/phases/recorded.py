@@ -9,8 +9,8 @@ from recipe.base.model_shape import ModelShape
 from recipe.base.run_config.resolved import ResolvedPhase, resolve_phases
 from recipe.base.strict import strict_model
 from recipe.run.job import Job
+from recipe.run.phases.run_data import RunData
 from recipe.run.records import recorded_run_config
-from recipe.run.run_data import RunData
 
 FACTS = "data_order"  # of a record
 
