@@ -80,7 +80,7 @@ class Vocabulary:
 def shape_of(vocabulary: Vocabulary, rope: dict[str, Any], longest: int) -> ModelShape:
     return ModelShape(
         model_type="recipe_moe", vocab_size=len(vocabulary.terms), hidden_size=64, intermediate_size=128, moe_intermediate_size=64,
-        num_hidden_layers=2, first_k_dense_replace=1, num_attention_heads=2, num_key_value_heads=2, head_dim=32, n_routed_experts=4,
+        num_hidden_layers=2, first_k_dense_replace=1, num_attention_heads=2, num_key_value_heads=2, head_dim=64, n_routed_experts=4,
         n_shared_experts=1, num_experts_per_tok=1, max_position_embeddings=longest, rope_parameters=rope,
         initializer_range=0.1,  # near 1 / sqrt(hidden_size): activations begin at a size of 1
     )  # fmt: skip
@@ -196,19 +196,21 @@ def learn(model: Model, steps: int, tell: Callable[[str], None] = lambda message
     return deepcopy(model.engine.module.state_dict())
 
 
-def compare(steps: int, extension_steps: int, samples: int, lengths: Sequence[int]) -> dict[str, Any]:
+def compare(
+    steps: int, extension_steps: int, samples: int, lengths: Sequence[int], extensions: Sequence[str]
+) -> dict[str, Any]:
     begun = time.perf_counter()
     tell = lambda message: print(f"{time.perf_counter() - begun:5.0f} s  {message}", flush=True)  # noqa: E731
     model = build(seed=0)
     state = learn(model, steps, tell)
     results = {"before": {length: model.retrieval(length, samples) for length in lengths}}
-    for name, rope in EXTENSIONS.items():
-        model.extend(rope, state)
+    for name in extensions:
+        model.extend(EXTENSIONS[name], state)
         at_once = model.retrieval(LONG, samples)
         loss = model.train(LONG, extension_steps, rate=RATE / 4)
         results[f"after, {name}"] = {length: model.retrieval(length, samples) for length in lengths}
         results[f"without a step, {name}"] = {LONG: at_once}
-        tell(f"{extension_steps} steps at {LONG} tokens, {name}: loss {loss:.3f}, {results[f'after, {name}'][LONG]}")
+        tell(f"{extension_steps} steps at {LONG} tokens, {name}: loss {loss:.3f}")
     return {
         "trained_length": SHORT,
         "steps": steps,
@@ -218,7 +220,7 @@ def compare(steps: int, extension_steps: int, samples: int, lengths: Sequence[in
         "samples": samples,
         "other_needles": OTHERS,
         "depths": DEPTHS,
-        "rope_parameters": {"before": BASE, **EXTENSIONS},
+        "rope_parameters": {"before": BASE, **{name: EXTENSIONS[name] for name in extensions}},
         "accuracy": results,
     }
 
@@ -245,13 +247,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--samples", type=positive_int, default=16, help="texts of a length, depth and language (default: %(default)s)"
     )
+    parser.add_argument(
+        "--lengths",
+        type=positive_int,
+        nargs="+",
+        default=[SHORT, LONG],
+        help="of the texts that ask (default: %(default)s)",
+    )
+    parser.add_argument("--extensions", nargs="+", choices=EXTENSIONS, default=list(EXTENSIONS), help="(default: all)")
     parser.add_argument("--output", type=output_file, help="write the JSON there too")
     args = parser.parse_args(argv)
     from recipe.engine.session import session
 
     os.environ.update(place_of_rank(0, 1, free_port()))
     with redirect_stdout(sys.stderr), session():
-        result = {**machine(), **compare(args.steps, args.extension_steps, args.samples, (SHORT, 512, 1024, LONG))}
+        result = {**machine(), **compare(args.steps, args.extension_steps, args.samples, args.lengths, args.extensions)}
         print(markdown(result))
     report(result, args.output)
 

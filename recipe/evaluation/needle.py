@@ -19,7 +19,7 @@ Encode = Callable[[str], Sequence[int]]
 Predict = Callable[
     [np.ndarray, int], np.ndarray
 ]  # tokens, and how many last positions -> the likeliest next token at each
-NEW, AGAIN = 0.3, 0.6  # shares of a text's sentences in `told_and_asked`: needles that are told, and told again
+NEW, AGAIN = 0.15, 0.8  # shares of a text's sentences in `told_and_asked`: needles that are told, and told again
 
 
 @dataclass(frozen=True)
