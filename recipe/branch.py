@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.ranks import is_first_rank, leave, required_world_size, say
+from recipe.base.run_config.resolved import ResolvedPhase
 from recipe.reading.origin import origin_of, record_of
 from recipe.run.checkpoint_files import digest, find, read_manifest
 from recipe.run.identity import check_identity, differences
 from recipe.run.job import Job, check_job
-from recipe.run.phases.recorded import data_facts, other_data, trained_phase_of
+from recipe.run.phases.recorded import data_facts, other_data, recorded_phases, trained_phase_of
 from recipe.run.records import recorded_run_config
 from recipe.training.next_steps import train_command
 
@@ -97,12 +99,31 @@ def check_branch(manifest: dict[str, Any], checkpoint: Path, job: Job, *, weight
     if phase >= len(job.phases):
         return [f"it is in phase {phase}, which the new run does not have"]
     changed = other_data(data_facts(manifest, job), job, phase)
-    return [] if changed is None else [changed]
+    if changed is None:
+        return []
+    orders = (_order(phases[: phase + 1]) for phases in (recorded_phases(manifest), job.phases))
+    return differences(*orders) or [changed]
 
 
 def _weights_of(model: dict[str, Any]) -> dict[str, Any]:
     """What decides what the weights mean: not how they were drawn, nor how long texts may be."""
     return {key: value for key, value in model.items() if key not in ("initializer_range", "max_position_embeddings")}
+
+
+def _order(phases: Sequence[ResolvedPhase]) -> dict[str, Any]:
+    """The settings that the order of the data depends on, as the run config names them."""
+    first, *others = (_order_in_phase(phase) for phase in phases)
+    return {"seed": phases[0].run.seed, **first, "phases": {str(n): other for n, other in enumerate(others, start=1)}}
+
+
+def _order_in_phase(phase: ResolvedPhase) -> dict[str, Any]:
+    data, length = phase.run.data, "total_tokens" if phase.settings is None else "tokens"
+    planned = data.mixture.max_epochs is not None or data.mixture.anneal is not None
+    return {
+        "seq_length": data.seq_length,
+        "mixture": data.mixture.model_dump(mode="json"),
+        **({length: phase.end_tokens - phase.first_tokens} if planned else {}),
+    }
 
 
 def state_after(manifest: dict[str, Any], job: Job, *, data_go_on: bool) -> TrainState:

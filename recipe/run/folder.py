@@ -247,16 +247,16 @@ def check_run_folder(job: Job, *, resumes: bool) -> list[str]:
             f"{run.run_dir} is in phase {begun} of its run, and the run config has {len(job.phases)}; give it the phases that have "
             "begun, or choose another run_dir"
         )
-    if problems := differences(_fixed(last, begun), _fixed(job.phases, begun)):
-        raise UserError(
-            f"{run.run_dir} holds a run with other settings: {'; '.join(problems)}; restore them or choose another run_dir"
-        )
     check_identity(
         start["identity"],
         _trained_on(job),
         run.run_dir,
         "restore them, or branch into another run_dir (recipe/branch.py)",
     )
+    if problems := differences(_fixed(last, begun), _fixed(job.phases, begun)):
+        raise UserError(
+            f"{run.run_dir} holds a run with other settings: {'; '.join(problems)}; restore them or choose another run_dir"
+        )
     before = recorded_run_config(start)
     changes = differences(_without_paths(before), _without_paths(job.config))
     if moved := other_data(data_facts(start, job), job, begun):

@@ -123,7 +123,7 @@ def written_by_a_run_folder(path: Path) -> dict[str, dict[str, Any]]:
         }
     )  # fmt: skip
     job = SimpleNamespace(run=run, config=run, ds_config={}, data=SimpleNamespace(facts=[{"seed": 0}]), identity={})
-    record_start(job, began_from={"from": "a"}, kept={"budget_gib": 1.0})
+    record_start(job, began_from={"from": "a"}, kept={"budget_gib": 1.0}, kept_in_phases=[{"budget_gib": 1.0}])
     folder.event(event="finished", step=1, message="done")
     folder.record_failure("out_of_memory", "broke", rank=0, host="a")
     folder.order_rewind(1, 2, 0, 3, "why")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,8 @@ from recipe.run import records
 from recipe.run.checkpoint_files import find, read_manifest
 from recipe.run.folder import Orders, RunFolder, check_run_folder, load_run_folder, read_orders, record_start
 from recipe.run.heartbeats import read_heartbeats
+from recipe.run.phases.recorded import recorded_phases
+from recipe.run.phases.run_data import RunData
 from recipe.watch import has_begun, view
 
 NEWER = records.SCHEMA_VERSION + 1
@@ -41,7 +44,16 @@ def job_of(run_dir: Path) -> Any:
     """A job that goes on with the run in a folder."""
     start = records.read_starts(run_dir)[-1]
     run = records.recorded_run_config(start).model_copy(update={"run_dir": run_dir})
-    return SimpleNamespace(run=run, ds_raw=start["ds_config"], identity=start["identity"])
+    phases, data = recorded_phases(start), start["identity"]["data"]
+    folder: Any = SimpleNamespace(
+        sizes=lambda split: {name: source["tokens"] for name, source in data[split].items()},
+        manifest={"results": {"shards": []}},
+        tokenizer={"eod_id": data["eod_id"]},
+    )
+    return SimpleNamespace(
+        run=run, config=run, phases=phases, data=RunData(phases, [folder]), identity=start["identity"],
+        ds_config=start["ds_config"], ds=phases[0].ds,
+    )  # fmt: skip
 
 
 def test_events_have_the_names_of_today(old):
@@ -96,7 +108,7 @@ def test_a_run_goes_on_in_it_and_its_file_of_starts_gets_its_name_of_today(old):
 
 def test_what_may_not_change_is_refused_in_it(old):
     job = job_of(old)
-    job.run = job.run.model_copy(update={"seed": 1})
+    job.phases = (replace(job.phases[0], run=job.run.model_copy(update={"seed": 1})),)
     with pytest.raises(UserError, match="seed is 1, was 0"):
         check_run_folder(job, resumes=True)
 
@@ -159,7 +171,7 @@ def test_everything_that_is_written_has_the_version(tmp_path):
     folder.metrics(1, {"loss": 1.0})
     records.append_attempt(tmp_path, {"run_config": {}})
     folder.record_failure("error", "", rank=0, host="a")
-    folder.order_rewind(1, 2, 3, "")
+    folder.order_rewind(1, 2, 0, 3, "")
     folder.order_suspects(1, "")
     for path in [*tmp_path.glob("*.json*"), *tmp_path.glob("failures/*")]:
         lines = read_json_lines(path) if path.suffix == ".jsonl" else [json.loads(path.read_text())]

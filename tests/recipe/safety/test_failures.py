@@ -24,7 +24,7 @@ from recipe.safety import failures
 from recipe.safety.failures import kind_of, recorded_failures
 from recipe.safety.watchdog import Progress
 
-JOB: Any = None  # is looked at when memory runs out alone
+JOB: Any = SimpleNamespace(at=lambda number: None)  # is looked at when memory runs out alone
 NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.hpp:268, "
 ASYNC = "\nCUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be incorrect."
 WATCHDOG = (
