@@ -48,7 +48,7 @@ def job_of(run_dir: Path) -> Any:
     folder: Any = SimpleNamespace(
         sizes=lambda split: {name: source["tokens"] for name, source in data[split].items()},
         manifest={"results": {"shards": []}},
-        tokenizer={"eod_id": data["eod_id"]},
+        tokenizer={"eod_id": 0},
     )
     return SimpleNamespace(
         run=run, config=run, phases=phases, data=RunData(phases, [folder]), identity=start["identity"],
