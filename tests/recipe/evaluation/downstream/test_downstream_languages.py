@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -64,7 +65,9 @@ def started_run(folder: Path, **settings: str) -> Path:
         "schedule": {"total_tokens": 1000, "peak_lr": 1e-3, "min_lr": 1e-4, "warmup_tokens": 0},
         "checkpoint": {"every_steps": 10},
     }
-    record_start(SimpleNamespace(run=RunConfig.model_validate(run), ds_raw={}, identity={}))
+    config = RunConfig.model_validate(run)
+    job: Any = SimpleNamespace(run=config, config=config, ds_config={}, data=SimpleNamespace(facts=[]), identity={})
+    record_start(job)
     return folder / "run"
 
 
