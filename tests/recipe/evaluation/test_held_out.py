@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 from argparse import Namespace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,13 +16,14 @@ from transformers import Glm4MoeConfig, Glm4MoeForCausalLM
 from recipe import evaluate_model
 from recipe.base.errors import UserError
 from recipe.base.model_shape import load_model_shape
-from recipe.base.settings import Compute, load_run_config
+from recipe.base.settings import load_run_config
 from recipe.checkpoints import restore
 from recipe.data.token_folder import Source, TokenFolder, tokenizer_identity
 from recipe.evaluation import held_out_command
 from recipe.evaluation.downstream import command as downstream_command
 from recipe.evaluation.held_out import evaluate_source, stock_loss
 from tests.conftest import ROOT
+from tests.conftest import ds_config as ds_config_of
 from tests.recipe.model.test_loss import Seen
 
 B, S, V, CHUNK = 3, 12, 2048, 8
@@ -154,12 +154,13 @@ def test_a_run_of_a_model_too_small_for_its_tokenizer_is_refused_before_its_engi
     prepared, tmp_path, monkeypatch
 ):
     """Evaluation, downstream tasks and export all begin with a RestorableRun."""
-    run = SimpleNamespace(run_dir=tmp_path, tokenizer=prepared.tokenizer, compute=Compute(), checkpoint=None)
     shape = load_model_shape(ROOT / "recipe/configs/models/tiny").model_copy(update={"vocab_size": 1000})
     identity = {"model": shape.model_dump(mode="json"), "tokenizer": tokenizer_identity(prepared.tokenizer)}
-    settings = load_run_config(ROOT / "recipe/configs/runs/quickstart.yaml").model_dump(mode="json")
-    manifest = {"identity": identity, "ds_config": {}, "train_state": {}, "run_config": settings}
-    monkeypatch.setattr(restore, "load_run_folder", lambda folder: (run, None))
+    given = [f"tokenizer={prepared.tokenizer}", f"run_dir={tmp_path}"]
+    settings = load_run_config(ROOT / "recipe/configs/runs/quickstart.yaml", given).model_dump(mode="json")
+    ds_config = ds_config_of(1, micro_batch=1, accumulation=1, autoep_size=1)
+    manifest = {"identity": identity, "ds_config": ds_config, "train_state": {}, "run_config": settings}
+    monkeypatch.setattr(restore, "last_start", lambda folder: manifest)
     monkeypatch.setattr(restore, "find", lambda folder, name: tmp_path)
     monkeypatch.setattr(restore, "read_manifest", lambda path: manifest)
     with pytest.raises(UserError, match=BEYOND):

@@ -81,6 +81,7 @@ def test_training_and_held_out_loss_are_apart_in_tensorboard(tmp_path):
     routing = {"load_max_over_mean": [1.5], "dead_experts": [0], "entropy": [0.5], "drop_rate": [0.0]}
     writer.write(3, {**ALL_VALUES, "routing": routing})
     writer.evaluation(3, {"zh": {"loss": 3.0, "bits_per_byte": 1.5}}, seconds=1.0)
+    writer.downstream(3, {}, {"eval/piqa/bits_per_byte": 0.8, "eval_gap/belebele": 0.1}, seconds=1.0, summary="0.8")
     writer.close()
     tags = board_of(tmp_path).Tags()["scalars"]
     held_out = {"held_out/loss/zh", "held_out/bits_per_byte/zh"}

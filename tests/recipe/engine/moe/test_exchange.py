@@ -144,6 +144,7 @@ def test_a_second_pass_goes_by_the_limits_of_the_first():
     layer.router.control = SimpleNamespace(
         settings=SimpleNamespace(jitter=0),
         limit=limit,
+        observe_margins=lambda *_: None,
         observe=lambda *_: None,
         attach_losses=lambda _, weights, *__: weights,
     )
