@@ -64,7 +64,7 @@ def items_of(task: Any, samples: Sequence[Mapping[str, Any]], key: Sequence[str]
 
     Args:
         samples: of the task, as the harness logs them.
-        key: fields of a document that tell items apart; none: their number in the task.
+        key: fields of a document that tell items apart, which all documents have; none: their number in the task.
     """
     first = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
     keys = tuple(_key_of(sample, key) for sample in first)
@@ -124,9 +124,7 @@ def _loglikelihood(response: Any) -> float:
 
 
 def _key_of(sample: Mapping[str, Any], fields: Sequence[str]) -> str:
-    if all(field in sample["doc"] for field in fields) and fields:
-        return " ".join(str(sample["doc"][field]) for field in fields)
-    return str(sample["doc_id"])
+    return " ".join(str(sample["doc"][field]) for field in fields) if fields else str(sample["doc_id"])
 
 
 def _is_letter(text: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 import recipe
+from recipe.base.errors import UserError
 from recipe.base.strict import load_yaml
 from recipe.evaluation.downstream.estimates import difference, mean
 from recipe.evaluation.downstream.gold import Items
@@ -50,6 +51,21 @@ def member_of(task: Any) -> Member | None:
         return shipped().get(task.config.task)
     key = said.get("key", [])
     return Member(str(said["pair"]), str(said["language"]), None if key is None else tuple(key))
+
+
+def check_key(task: Any, member: Member) -> None:
+    """Refuse a task whose items cannot be told by the key of its pair.
+
+    Raises:
+        UserError: a document lacks a field of the key.
+    """
+    for document in task.eval_docs if member.key else ():
+        missing = [field for field in member.key or () if document.get(field) is None]
+        if missing:
+            raise UserError(
+                f"a document of task {task.config.task} has no {' and no '.join(missing)}, which the key of pair {member.pair} "
+                "names; name fields there that all documents have, or set `key: null`, so that its items are not paired"
+            )
 
 
 def gaps(members: Mapping[str, Member], items: Mapping[str, Items]) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ from recipe.base.ranks import environment
 from recipe.evaluation.downstream.estimates import Score, mean_of_scores
 from recipe.evaluation.downstream.gold import BITS_PER_BYTE, Items, items_of
 from recipe.evaluation.downstream.harness import scores
-from recipe.evaluation.downstream.language_pairs import gaps, member_of
+from recipe.evaluation.downstream.language_pairs import check_key, gaps, member_of
 
 BOOTSTRAP_SAMPLES = 1000  # for the standard error of metrics that are no means, such as F1
 FEWSHOT_SEED = 1234  # the harness's
@@ -49,16 +49,22 @@ class Scored:
 
 
 def score_tasks(lm: Any, tasks: Mapping[str, Any], *, limit: int | None) -> Scored:
-    """Score the tasks that `recipe.evaluation.downstream.harness.load_tasks` has loaded."""
+    """Score the tasks that `recipe.evaluation.downstream.harness.load_tasks` has loaded.
+
+    Raises:
+        UserError: a document without the key by which its task's items are paired.
+    """
     from lm_eval.evaluator import evaluate as run_tasks
 
+    members = {name: member for name, task in tasks["tasks"].items() if (member := member_of(task)) is not None}
+    for name, member in members.items():
+        check_key(tasks["tasks"][name], member)
     for task in tasks["tasks"].values():
         task.set_fewshot_seed(seed=FEWSHOT_SEED)  # the same examples in each evaluation of a process
     # Of means the standard error is a formula; the resampling is for the few other metrics, here without worker processes.
     with environment({"DISABLE_MULTIPROC": "1"}):
         results = run_tasks(lm, dict(tasks), limit=limit, bootstrap_iters=BOOTSTRAP_SAMPLES, log_samples=True)
     assert results is not None
-    members = {name: member for name, task in tasks["tasks"].items() if (member := member_of(task)) is not None}
     items = {
         name: items_of(task, results["samples"][name], (members[name].key or ()) if name in members else ())
         for name, task in tasks["tasks"].items()

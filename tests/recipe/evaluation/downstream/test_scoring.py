@@ -14,7 +14,7 @@ from lm_eval.tasks import TaskManager
 
 from recipe.base.errors import UserError
 from recipe.base.settings import Downstream
-from recipe.evaluation import downstream
+from recipe.evaluation.downstream import harness
 from recipe.evaluation.downstream.gold import GENERATED, LETTERS, SEVERAL, scored_text
 from recipe.evaluation.downstream.harness import CountingLM, known_tasks, load_tasks
 from recipe.evaluation.downstream.in_training import TasksInTraining, tasks_in_training
@@ -93,7 +93,7 @@ def folder(tmp_path_factory) -> Path:
 def _only_tasks_of_the_test(monkeypatch, request):
     """The harness reads thousands of files to know its own."""
     if "shipped_tasks" not in request.fixturenames:
-        monkeypatch.setattr(downstream, "TaskManager", partial(TaskManager, include_defaults=False))
+        monkeypatch.setattr(harness, "TaskManager", partial(TaskManager, include_defaults=False))
 
 
 @pytest.fixture
@@ -151,6 +151,25 @@ def test_a_gap_is_of_the_same_questions(folder):
     assert by_number["paired"] == 0
     assert by_number["metrics"]["bits_per_byte"]["value"] == pytest.approx(plain("en") - plain("zh"))
     assert "bits_per_answer" not in by_number["metrics"]
+
+
+@pytest.mark.parametrize(
+    "key", [["number"], ["id", "hint"]], ids=["a field of no document", "a field of some documents"]
+)
+def test_a_pair_whose_key_is_missing_is_refused_before_it_is_scored(key, tmp_path):
+    for language, rows in ROWS.items():
+        rows = [{**row, "hint": "yes" if number else None} for number, row in enumerate(rows)]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (tmp_path / f"{language}.jsonl").write_text(text, encoding="utf-8")
+        write_task(tmp_path, "endings", language, {"pair": "ends", "language": language, "key": key})
+    names = ("endings_en", "endings_zh")
+    tasks = load_tasks(known_tasks(names, [tmp_path]), names)
+    model = NatsByLetter(Letters(), 200)
+    with pytest.raises(
+        UserError, match=f"a document of task endings_en has no {key[-1]}, which the key of pair ends names"
+    ):
+        score_tasks(model, tasks, limit=None)
+    assert model.requests == 0
 
 
 def test_scores_can_be_had_again_and_of_the_first_items(folder):
