@@ -29,7 +29,7 @@ sys.path[0] = str(ROOT)
 
 import torch  # noqa: E402
 
-from benchmarks.loss_curve import MICRO_BATCH, SEQ_LENGTH, batches  # noqa: E402
+from benchmarks.loss_curve import SEQ_LENGTH, batches  # noqa: E402
 from benchmarks.moe_layer import machine, place_of_rank, report  # noqa: E402
 from launch.cluster.hosts import free_port  # noqa: E402
 from recipe.base.arguments import output_file, positive_int  # noqa: E402
@@ -195,23 +195,23 @@ def small_shape(width: int = 128) -> ModelShape:
     )  # fmt: skip
 
 
-def trained(folder: TokenFolder, steps: int, update: str, peak_lr: float = 2e-3) -> dict[str, Any]:
+def trained(folder: TokenFolder, steps: int, sequences: int, update: str, peak_lr: float = 2e-3) -> dict[str, Any]:
     from recipe.engine.build import build_engine, control_routing
     from recipe.engine.step import run_step
     from recipe.model import RecipeMoeConfig
 
     shape, routing = small_shape(), Routing(bias_update=update, aux_loss_coef=0.0001)
-    ds = ds_config_for(shape, 1, stage=0, ep_size=1, micro_batch=MICRO_BATCH, accumulation=1, bf16=False)
+    ds = ds_config_for(shape, 1, stage=0, ep_size=1, micro_batch=sequences, accumulation=1, bf16=False)
     engine = build_engine(RecipeMoeConfig.from_shape(shape), ds, seed=0, optimizer=Optimizer(), compute=Compute(compile=False))  # fmt: skip
     control = control_routing(engine, routing, seq_length=SEQ_LENGTH, sources=["all", "other"], seed=0)
     engine.train()
-    tokens = SEQ_LENGTH * MICRO_BATCH
+    tokens = SEQ_LENGTH * sequences
     schedule = Schedule(
         total_tokens=10 * WARMUP_STEPS * tokens, peak_lr=peak_lr, min_lr=0, warmup_tokens=WARMUP_STEPS * tokens
     )
     capacity = expert_capacity(CAPACITY, tokens, K, E)
     by_rank, by_expert, dropped, losses = [], [], [], []
-    for number, batch in enumerate(batches(folder, steps), 1):
+    for number, batch in enumerate(batches(folder, steps, sequences), 1):
         for group in engine.optimizer.param_groups:
             group["lr"] = learning_rate(schedule, number * tokens)
         loss, sums = run_step(engine, control, Compute(compile=False), [batch], step=number, observing=True, update_bias=True)  # fmt: skip
@@ -252,6 +252,9 @@ def main(argv: list[str] | None = None) -> None:
         "--tokens", type=Path, help="output folder of data_prep/tokenize_corpus.py; without it, no training"
     )
     parser.add_argument("--steps", type=positive_int, default=300, help="of training (default: %(default)s)")
+    parser.add_argument(
+        "--sequences", type=positive_int, default=32, help="of a step of training (default: %(default)s)"
+    )
     parser.add_argument("--output", type=output_file, help="write the JSON there too")
     args = parser.parse_args(argv)
     result: dict[str, Any] = {**machine(), "experts": E, "top_k": K, "rate": RATE, "tokens_a_step": TOKENS}
@@ -263,7 +266,9 @@ def main(argv: list[str] | None = None) -> None:
             os.environ.update(place_of_rank(0, 1, free_port()), DS_ACCELERATOR="cpu")
             folder = TokenFolder(args.tokens)
             with session():
-                result["trained"] = {name: trained(folder, args.steps, name) for name in ("sign", "quantile")}
+                result["trained"] = {
+                    name: trained(folder, args.steps, args.sequences, name) for name in ("sign", "quantile")
+                }
     report(result, args.output)
 
 

@@ -5,8 +5,8 @@
 
 The reference is the model in fp32 in a loop of PyTorch's own, logits whole, nothing compiled, no DeepSpeed. Ours is the
 engine in bf16 with fp32 routers, loss and optimizer, compiled. Noise is what other initial weights do to the reference.
-Router losses and the expert bias are off, since the plain loop has neither; the last two curves have the bias, with either
-of its updates. One process; prints JSON.
+Router losses and the expert bias are off, since the plain loop has neither. With --balance ours trains in fp32 with the
+expert bias instead, by signs and by quantiles (benchmarks/results/balance_quality.json). One process; prints JSON.
 """
 
 from __future__ import annotations
@@ -46,17 +46,18 @@ from recipe.planner.search.ds_writer import ds_config_for  # noqa: E402
 
 SEQ_LENGTH, MICRO_BATCH, CLIP = 128, 8, 1.0
 TAIL = 50  # last steps, whose mean loss is compared
+NOISE = ("other weights", "yet others")  # how the names of curves end that are the reference from other initial weights
 OFF = Routing(aux_loss_coef=0.0, z_loss_coef=0.0, bias_update_rate=0.0)
 SIGN = OFF.model_copy(update={"bias_update_rate": 0.001})
 QUANTILE = OFF.model_copy(update={"bias_update": "quantile"})
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def batches(folder: TokenFolder, steps: int) -> Iterator[Batch]:
+def batches(folder: TokenFolder, steps: int, micro_batch: int = MICRO_BATCH) -> Iterator[Batch]:
     sources = folder.sources("train")
     order = BatchOrder(sources, [Stretch(0, {s.name: float(s.num_tokens) for s in sources})], SEQ_LENGTH, seed=0)
     for step in range(steps):
-        sequences, numbers, _ = order.micro_batch(step * MICRO_BATCH, 0, 0, 1, MICRO_BATCH)
+        sequences, numbers, _ = order.micro_batch(step * micro_batch, 0, 0, 1, micro_batch)
         yield make_batch(sequences, numbers, eod_id=0, pad_id=None, document_attention=False)
 
 
@@ -93,7 +94,7 @@ def plain(shape: Any, seed: int) -> Callable[[int, Batch, float], float]:
 
 
 def ours(
-    shape: Any, *, stage: int, bf16: bool, compiled: bool, routing: Routing = OFF
+    shape: Any, *, stage: int, bf16: bool, compiled: bool, routing: Routing = OFF, seed: int = 0
 ) -> Callable[[int, Batch, float], float]:
     from recipe.engine.build import build_engine, control_routing
     from recipe.engine.step import run_step
@@ -101,7 +102,7 @@ def ours(
 
     compute = Compute(compile=compiled)
     ds = ds_config_for(shape, 1, stage=stage, ep_size=1, micro_batch=MICRO_BATCH, accumulation=1, bf16=bf16)
-    engine = build_engine(RecipeMoeConfig.from_shape(shape), ds, seed=0, optimizer=Optimizer(), compute=compute)
+    engine = build_engine(RecipeMoeConfig.from_shape(shape), ds, seed=seed, optimizer=Optimizer(), compute=compute)
     control = control_routing(engine, routing, seq_length=SEQ_LENGTH, sources=["all", "other"], seed=0)
     engine.train()
 
@@ -112,6 +113,10 @@ def ours(
         return loss.item()
 
     return step
+
+
+def balanced(shape: Any, routing: Routing, seed: int) -> Callable[[int, Batch, float], float]:
+    return ours(shape, stage=1, bf16=False, compiled=False, routing=routing, seed=seed)
 
 
 def curve(step: Callable[[int, Batch, float], float], folder: TokenFolder, steps: int) -> list[float]:
@@ -155,6 +160,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--steps", type=positive_int, default=300, help="(default: %(default)s)")
     parser.add_argument("--output", type=output_file, help="write the JSON there too")
+    parser.add_argument(
+        "--balance", action="store_true", help="only the two updates of the expert bias, and their noise"
+    )
     parser.add_argument("--table", type=Path, metavar="JSON", help="print a result as Markdown, run nothing")
     args = parser.parse_args(argv)
     if args.table:
@@ -183,9 +191,13 @@ def main(argv: list[str] | None = None) -> None:
             "ours, fp32, ZeRO-3": lambda: ours(shape, stage=3, bf16=False, compiled=False),
             "ours, bf16, ZeRO-1, compiled": lambda: ours(shape, stage=1, bf16=True, compiled=True),
             "ours, bf16, ZeRO-3, compiled": lambda: ours(shape, stage=3, bf16=True, compiled=True),
-            "ours, fp32, bias by sign": lambda: ours(shape, stage=1, bf16=False, compiled=False, routing=SIGN),
-            "ours, fp32, bias by quantiles": lambda: ours(shape, stage=1, bf16=False, compiled=False, routing=QUANTILE),
         }
+        if args.balance:
+            builders = {
+                "bias by sign, the reference": lambda: balanced(shape, SIGN, 0),
+                "bias by quantiles": lambda: balanced(shape, QUANTILE, 0),
+                "bias by sign, other weights": lambda: balanced(shape, SIGN, 1),
+            }
         for name, build in builders.items():
             begun = time.perf_counter()
             curves[name] = curve(build(), folder, args.steps)
@@ -197,7 +209,7 @@ def main(argv: list[str] | None = None) -> None:
         "model": args.model.name,
         "steps": args.steps,
         "tail": TAIL,
-        "compared": compare(curves, reference, others[:2]),
+        "compared": compare(curves, reference, [name for name in others if name.endswith(NOISE)]),
         "seconds": seconds,
         "losses": {
             name: [round(loss, 5) for loss in losses[:: max(1, args.steps // 60)]] for name, losses in curves.items()
