@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """How fast and how well each update of the expert bias balances: a simulated router, and the first steps of a fresh model.
 
-    python benchmarks/balance.py --tokens work/quickstart/tokens --output benchmarks/results/balance.json
+    python benchmarks/balance.py --output benchmarks/results/balance.json
+    python benchmarks/balance.py --tokens work/quickstart/tokens --output benchmarks/results/balance_trained.json
 
 simulated: scores of the flagship's router shape, without a model. Every step draws new tokens; loads are those of tokens that
   no bias has seen. `steps` is how many updates it takes until the busiest expert has at most 1.2 times the mean.
 cutoffs, bins: what the quantile update depends on, against sorted margins.
-trained: a small model with the flagship's number of experts and its router's initial logits trains on --tokens with each
-  update. The busiest of 8 expert-parallel ranks over the mean, and what a capacity of 1.25 would drop, by step.
+With --tokens nothing is simulated: a small model with the flagship's number of experts and its router's initial logits
+  trains with each update. The busiest of 8 expert-parallel ranks over the mean, and what a capacity of 1.25 would drop, by step.
 Prints JSON. One process, on CPU.
 """
 
@@ -221,6 +222,7 @@ def trained(folder: TokenFolder, steps: int, sequences: int, update: str, peak_l
         by_expert.append(max(max_over_mean(counts_E) for counts_E in counts_LE))
         dropped.append(((counts_LE - capacity).clamp(min=0).sum() / counts_LE.sum()).item())
         losses.append(loss.item())
+        say(f"{update}, step {number}: busiest rank {by_rank[-1]:.3f}, busiest expert {by_expert[-1]:.3f}")
     engine.destroy()
     ends = [end for end in (1, 2, 3, 5, 10, 20, 50, 100, 200, 300, 500, 1000) if end <= steps]
     windows = list(zip([0, *ends], ends, strict=False))
@@ -249,7 +251,7 @@ def say(message: str) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--tokens", type=Path, help="output folder of data_prep/tokenize_corpus.py; without it, no training"
+        "--tokens", type=Path, help="train on this output folder of tokenize_corpus.py, simulate nothing"
     )
     parser.add_argument("--steps", type=positive_int, default=300, help="of training (default: %(default)s)")
     parser.add_argument(
@@ -257,18 +259,20 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--output", type=output_file, help="write the JSON there too")
     args = parser.parse_args(argv)
-    result: dict[str, Any] = {**machine(), "experts": E, "top_k": K, "rate": RATE, "tokens_a_step": TOKENS}
+    result: dict[str, Any] = {**machine(), "experts": E, "top_k": K, "rate": RATE}
     with redirect_stdout(sys.stderr):
-        result |= {"cutoffs": cutoffs(), "bins": bins(), "simulated": simulated()}
-        if args.tokens is not None:
+        if args.tokens is None:
+            result |= {"tokens_a_step": TOKENS, "cutoffs": cutoffs(), "bins": bins(), "simulated": simulated()}
+        else:
             from recipe.engine.session import session
 
             os.environ.update(place_of_rank(0, 1, free_port()), DS_ACCELERATOR="cpu")
             folder = TokenFolder(args.tokens)
+            result |= {"tokens_a_step": SEQ_LENGTH * args.sequences, "steps": args.steps}
             with session():
-                result["trained"] = {
-                    name: trained(folder, args.steps, args.sequences, name) for name in ("sign", "quantile")
-                }
+                for name in ("sign", "quantile"):
+                    result[name] = trained(folder, args.steps, args.sequences, name)
+                    say(f"{name}: {result[name]}")
     report(result, args.output)
 
 
