@@ -6,7 +6,7 @@
 The reference is the model in fp32 in a loop of PyTorch's own, logits whole, nothing compiled, no DeepSpeed. Ours is the
 engine in bf16 with fp32 routers, loss and optimizer, compiled. Noise is what other initial weights do to the reference.
 Router losses and the expert bias are off, since the plain loop has neither. With --balance ours trains in fp32 with the
-expert bias instead, by signs and by quantiles (benchmarks/results/balance_quality.json). One process; prints JSON.
+expert bias instead, by signs and by quantiles (benchmarks/results/balance_quality.json). A process for each curve; prints JSON.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,8 @@ NOISE = ("other weights", "yet others")  # how the names of curves end that are 
 OFF = Routing(aux_loss_coef=0.0, z_loss_coef=0.0, bias_update_rate=0.0)
 SIGN = OFF.model_copy(update={"bias_update_rate": 0.001})
 QUANTILE = OFF.model_copy(update={"bias_update": "quantile"})
+Step = Callable[[int, Batch, float], float]  # number, batch and learning rate of a step to its loss
+Build = Callable[[Any], Step]  # of a model shape
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -61,7 +65,7 @@ def batches(folder: TokenFolder, steps: int, micro_batch: int = MICRO_BATCH) -> 
         yield make_batch(sequences, numbers, eod_id=0, pad_id=None, document_attention=False)
 
 
-def plain(shape: Any, seed: int) -> Callable[[int, Batch, float], float]:
+def plain(shape: Any, seed: int) -> Step:
     """A training step of the reference: learning rate and batch to loss."""
     from recipe.engine.build import parameter_groups
     from recipe.model import RecipeMoeConfig, RecipeMoeForCausalLM
@@ -93,9 +97,7 @@ def plain(shape: Any, seed: int) -> Callable[[int, Batch, float], float]:
     return step
 
 
-def ours(
-    shape: Any, *, stage: int, bf16: bool, compiled: bool, routing: Routing = OFF, seed: int = 0
-) -> Callable[[int, Batch, float], float]:
+def ours(shape: Any, *, stage: int, bf16: bool, compiled: bool, routing: Routing = OFF, seed: int = 0) -> Step:
     from recipe.engine.build import build_engine, control_routing
     from recipe.engine.step import run_step
     from recipe.model import RecipeMoeConfig
@@ -115,17 +117,43 @@ def ours(
     return step
 
 
-def balanced(shape: Any, routing: Routing, seed: int) -> Callable[[int, Batch, float], float]:
-    return ours(shape, stage=1, bf16=False, compiled=False, routing=routing, seed=seed)
+balanced = partial(ours, stage=1, bf16=False, compiled=False)
+PRECISION: dict[str, Build] = {
+    "plain fp32, the reference": partial(plain, seed=0),
+    "plain fp32, other weights": partial(plain, seed=1),
+    "plain fp32, yet others": partial(plain, seed=2),
+    "ours, fp32, ZeRO-3": partial(ours, stage=3, bf16=False, compiled=False),
+    "ours, bf16, ZeRO-1, compiled": partial(ours, stage=1, bf16=True, compiled=True),
+    "ours, bf16, ZeRO-3, compiled": partial(ours, stage=3, bf16=True, compiled=True),
+}
+BALANCE: dict[str, Build] = {
+    "bias by sign, the reference": partial(balanced, routing=SIGN),
+    "bias by sign, other weights": partial(balanced, routing=SIGN, seed=1),
+    "bias by quantiles": partial(balanced, routing=QUANTILE),
+    "bias by quantiles, other weights": partial(balanced, routing=QUANTILE, seed=1),
+}
 
 
-def curve(step: Callable[[int, Batch, float], float], folder: TokenFolder, steps: int) -> list[float]:
+def curve(step: Step, folder: TokenFolder, steps: int) -> list[float]:
     tokens = SEQ_LENGTH * MICRO_BATCH
     schedule = Schedule(total_tokens=steps * tokens, peak_lr=2e-3, min_lr=2e-4, warmup_tokens=steps // 10 * tokens)
     return [
         step(number, batch, learning_rate(schedule, number * tokens))
         for number, batch in enumerate(batches(folder, steps), 1)
     ]
+
+
+def trained(build: Build, shape: Any, tokens: Path, steps: int) -> tuple[list[float], float]:
+    """The losses of one contender and its seconds, in a process of its own."""
+    from recipe.engine.session import session
+
+    os.environ.update(place_of_rank(0, 1, free_port()))
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    begun = time.perf_counter()
+    with redirect_stdout(sys.stderr), session():
+        losses = curve(build(shape), TokenFolder(tokens), steps)
+    return losses, round(time.perf_counter() - begun, 1)
 
 
 def compare(curves: dict[str, list[float]], reference: str, noise: list[str]) -> dict[str, Any]:
@@ -163,6 +191,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--balance", action="store_true", help="only the two updates of the expert bias, and their noise"
     )
+    parser.add_argument("--workers", type=positive_int, default=1, help="curves at once (default: %(default)s)")
     parser.add_argument("--table", type=Path, metavar="JSON", help="print a result as Markdown, run nothing")
     args = parser.parse_args(argv)
     if args.table:
@@ -177,32 +206,15 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(
             f"{args.tokens} has {folder.tokenizer['vocab_size']:,} kinds of tokens, the model {shape.vocab_size:,}"
         )
-    from recipe.engine.session import session
-
-    os.environ.update(place_of_rank(0, 1, free_port()))
-    if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"
+    builders: dict[str, Build] = BALANCE if args.balance else PRECISION
     curves, seconds = {}, {}
-    with redirect_stdout(sys.stderr), session():
-        builders: dict[str, Callable[[], Any]] = {
-            "plain fp32, the reference": lambda: plain(shape, 0),
-            "plain fp32, other weights": lambda: plain(shape, 1),
-            "plain fp32, yet others": lambda: plain(shape, 2),
-            "ours, fp32, ZeRO-3": lambda: ours(shape, stage=3, bf16=False, compiled=False),
-            "ours, bf16, ZeRO-1, compiled": lambda: ours(shape, stage=1, bf16=True, compiled=True),
-            "ours, bf16, ZeRO-3, compiled": lambda: ours(shape, stage=3, bf16=True, compiled=True),
+    with get_context("spawn").Pool(args.workers, maxtasksperchild=1) as pool:
+        running = {
+            name: pool.apply_async(trained, (build, shape, args.tokens, args.steps)) for name, build in builders.items()
         }
-        if args.balance:
-            builders = {
-                "bias by sign, the reference": lambda: balanced(shape, SIGN, 0),
-                "bias by quantiles": lambda: balanced(shape, QUANTILE, 0),
-                "bias by sign, other weights": lambda: balanced(shape, SIGN, 1),
-            }
-        for name, build in builders.items():
-            begun = time.perf_counter()
-            curves[name] = curve(build(), folder, args.steps)
-            seconds[name] = round(time.perf_counter() - begun, 1)
-            print(f"{name}: {statistics.mean(curves[name][-TAIL:]):.4f} after {seconds[name]:.0f} s")
+        for name, found in running.items():
+            curves[name], seconds[name] = found.get()
+            print(f"{name}: {statistics.mean(curves[name][-TAIL:]):.4f} after {seconds[name]:.0f} s", file=sys.stderr)
     reference, *others = builders
     result = {
         **machine(),
