@@ -6,7 +6,7 @@ by the 1 - K/E quantile of its margins. All experts move at once, and each by it
 
 The quantile as an update: Su, kexue.fm/archives/11619, as the dual of an optimal assignment; histograms summed over the global
 batch: Kimi K3, in NVIDIA/Megatron-LM pull request 6637. Both take one cutoff for all of a token's experts, the (K+1)-th best
-biased score. That is what chosen experts must beat; others must beat the K-th best, or their biases rise too little.
+biased score. That is what chosen experts must beat; others must beat the K-th best, or their biases rise too little at first.
 
 Legend: T tokens, E routed experts, K experts per token, L layers, B bins.
 """
@@ -18,7 +18,7 @@ import torch
 from recipe.model.fusion import fusible
 
 # Bins on each side of margin 0. The edges are at squares: a layer far from balance is measured coarsely, then finely.
-# Measured by benchmarks/balance.py: with 256 bins a quantile is off by 0.0011 where the busiest expert has 6.5 times the mean,
+# Measured (benchmarks/results/balance.json, bins): with 256 bins a quantile is off by 0.0011 where the busiest expert has 6.5 times the mean,
 # and by 0.0004 two updates later; then max/mean is that of sorted margins, 1.01, on the same tokens.
 SIDE = 128
 BINS = 2 * SIDE
