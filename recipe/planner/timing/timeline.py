@@ -38,9 +38,9 @@ class Assumptions:
     straggler: float  # slowdown per doubling of nodes: the slowest of many sets the pace
 
 
-# The first steps' imbalance, of fresh routers of 96 experts on 8 ranks with batches of 8 sequences of 128 tokens, measured by
-# benchmarks/balance.py: 1.86 in the first step with the sign update, which moves too little to mend it for a hundred steps; with
-# the quantile update 1.07, then up to 1.81 until step 50, as batches so small differ. Assumed below is the imbalance after that.
+# The first steps' imbalance, of fresh routers of 96 experts on 8 ranks with 4,096 tokens a step: 1.43 to 1.53 in the first five
+# with the sign update; with the quantile update 1.04 in the first, up to 1.21 in the next four (measured,
+# benchmarks/results/balance_trained.json). Assumed below is the imbalance after that.
 OPTIMISTIC = Assumptions("optimistic", 1.05, 0.92, 1.03, 0.001)
 EXPECTED = Assumptions("expected", RUN_EFFICIENCY, NETWORK_EFFICIENCY, 1.10, 0.004)
 # Nine of ten published rows are above three quarters of what is predicted for them (benchmarks/planner_accuracy.py).
