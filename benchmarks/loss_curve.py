@@ -6,7 +6,7 @@
 The reference is the model in fp32 in a loop of PyTorch's own, logits whole, nothing compiled, no DeepSpeed. Ours is the
 engine in bf16 with fp32 routers, loss and optimizer, compiled. Noise is what other initial weights do to the reference.
 Router losses and the expert bias are off, since the plain loop has neither. With --balance ours trains in fp32 with the
-expert bias instead, by signs and by quantiles (benchmarks/results/balance_quality.json). A process for each curve; prints JSON.
+expert bias instead, by signs and by quantiles. A process for each curve; prints JSON.
 """
 
 from __future__ import annotations
