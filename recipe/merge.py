@@ -125,7 +125,7 @@ def check_mergeable(sources: Sequence[Weighted]) -> None:
         UserError: one is of another model, tokenizer, phase or topology, or of a run that is no branch.
     """
     newest = sources[-1]
-    shape, lineage = _shape(newest), _lineage(_run_of(newest.checkpoint))
+    shapes, lineage = _shapes(newest), _lineage(_run_of(newest.checkpoint))
     remedy = "merge checkpoints of one run and one phase"
     for source in sources[:-1]:
         path, manifest = source.checkpoint, source.manifest
@@ -136,8 +136,12 @@ def check_mergeable(sources: Sequence[Weighted]) -> None:
             )
         own = {"tokenizer": newest.manifest["identity"]["tokenizer"]}
         check_identity(manifest["identity"], own, path, remedy)
-        if problems := differences(_shape(source), shape):
+        own_shapes = _shapes(source)
+        common = [shape for shape in shapes if shape in own_shapes]
+        if not common:
+            problems = differences(own_shapes[0], shapes[0])
             raise UserError(f"{path} is of another model than {newest.checkpoint}: {'; '.join(problems)}; {remedy}")
+        shapes = common
         if not lineage & _lineage(_run_of(path)):
             raise UserError(
                 f"{_run_of(path)} and {_run_of(newest.checkpoint)} did not branch from a common run, and the average of models "
@@ -149,14 +153,21 @@ def _run_of(checkpoint: Path) -> Path:
     return checkpoint.absolute().parent.parent
 
 
-def _shape(source: Weighted) -> dict[str, Any]:
-    """What the weights mean, in the checkpoint's phase: not how they were drawn, nor how long texts may be."""
+def _shapes(source: Weighted) -> list[dict[str, Any]]:
+    """What the weights mean, in the checkpoint's phase: not how they were drawn, nor how long texts may be.
+
+    Between two phases a checkpoint is the end of the one and the beginning of the other, so it has the shapes of both.
+    """
     manifest, path = source.manifest, source.checkpoint
     model = strict_model(ModelShape, manifest["identity"]["model"], path)
     ds = strict_model(DsConfig, manifest["ds_config"], f"ds_config of {path}")
     phases = resolve_phases(recorded_run_config(manifest), model, ds, manifest["ds_config"], path=path)
-    phase = phases[manifest["train_state"].get("phase", 0)]
-    return phase.shape.model_dump(mode="json", exclude={"initializer_range", "max_position_embeddings"})
+    number = manifest["train_state"].get("phase", 0)
+    is_between = number > 0 and manifest["train_state"]["sequences"] == 0
+    return [
+        phase.shape.model_dump(mode="json", exclude={"initializer_range", "max_position_embeddings"})
+        for phase in phases[number - is_between : number + 1]
+    ]
 
 
 def _lineage(run: Path) -> set[str]:

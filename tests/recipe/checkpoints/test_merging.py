@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,8 @@ from recipe.checkpoints.average import average_file, saved_average
 from recipe.checkpoints.merging import check_fingerprints, weighted_average
 from recipe.checkpoints.zero_files import ZeroFiles, load_file, masters
 from recipe.run.checkpoint_files import complete, read_manifest
-from recipe.run.records import read_evaluations, read_events, read_starts
-from tests.conftest import Called, RunFiles, copy_of_run, ds_config, launch, write_run
+from recipe.run.records import read_events, read_starts
+from tests.conftest import Called, RunFiles, copy_of_run, ds_config, launch, run_forked, write_run
 
 STEPS, EVERY, HALF_LIFE = 48, 4, 1024
 TOKENS = 8 * 32  # of a step
@@ -156,18 +157,6 @@ def test_moments_are_the_newest_checkpoints(stable, merged):
         )
         for number, state in new["state"].items():
             assert all(state[key].equal(newest["state"][number][key]) for key in state)
-
-
-def test_merged_beats_the_last_at_a_constant_learning_rate(stable, merged):
-    checkpoint = merged("--last", 3)
-    run = checkpoint.parent.parent
-    done = launch(2, "recipe/evaluate_model.py", "held-out", "--run", run)  # which compares the fingerprints
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = json.loads((run / "evaluation.json").read_text())["sources"]
-    last = read_evaluations(stable.run_dir)[-1]
-    assert last["step"] == STEPS
-    for name, of_last in last["sources"].items():
-        assert results[name]["bits_per_byte"] < of_last["bits_per_byte"], name
 
 
 @pytest.mark.slow
@@ -324,6 +313,35 @@ def test_checkpoints_of_something_else_are_refused(stable, merged, tmp_path, key
     assert list(tmp_path.iterdir()) == [run]
 
 
+IN_FIRST, BETWEEN, IN_SECOND = ({"phase": 0}, {"phase": 1, "sequences": 0}, {"phase": 1, "sequences": 32})
+
+
+@pytest.mark.parametrize(
+    ("states", "is_refused"),
+    [
+        ((IN_FIRST, IN_FIRST, BETWEEN), False),
+        ((BETWEEN, IN_SECOND, IN_SECOND), False),
+        ((IN_FIRST, IN_FIRST, IN_SECOND), True),
+        ((IN_FIRST, BETWEEN, IN_SECOND), True),
+    ],
+    ids=["to the end of a phase", "from the beginning of a phase", "of two phases", "over a boundary"],
+)
+def test_checkpoints_of_phases_with_other_rotary_positions_are_refused(stable, states, is_refused):
+    second = {"name": "second", "rope_parameters": {"rope_theta": 123.0}}
+    phases = [{"name": "first", "tokens": 44 * TOKENS}, second]
+    sources = []
+    for step, state in zip((40, 44, 48), states, strict=True):
+        manifest = read_manifest(checkpoint_of(stable, step))
+        manifest["run_config"]["phases"] = phases
+        manifest["train_state"] |= state
+        sources.append(merging.Weighted(checkpoint_of(stable, step), manifest, 1 / 3))
+    if is_refused:
+        with pytest.raises(UserError, match=r"rope_theta.*one phase"):
+            merge.check_mergeable(sources)
+    else:
+        merge.check_mergeable(sources)
+
+
 def test_a_damaged_file_is_refused(stable, merged, prepared, small_model, tmp_path):
     run = tmp_path / "copy"
     shutil.copytree(stable.run_dir, run)
@@ -360,10 +378,32 @@ def test_a_failed_merge_leaves_nothing(merged, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_merge_left_is_no_run_and_makes_way(merged, tmp_path):
-    left = tmp_path / "merged.partial/checkpoints/step_00000048"
-    left.mkdir(parents=True)
-    (left / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(b"cut")
+KILLED = """
+import os, signal, sys
+from recipe import merge
+from recipe.checkpoints import merging
+
+write_files, written = merging.write_files, []
+
+def killed(files, folder):
+    written.append(files)
+    if len(written) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write_files(files, folder)
+
+merging.write_files = killed
+merge.main(sys.argv[1:])
+"""
+
+
+def test_what_a_killed_merge_left_is_no_run_and_makes_way(stable, merged, tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    done = run_forked(script, "--run", stable.run_dir, "--output", tmp_path / "merged", "--last", "2")
+    assert done.returncode == -signal.SIGKILL
+    script.unlink()
+    assert [path.name for path in tmp_path.iterdir()] == ["merged.partial"]
+    assert len(list(tmp_path.glob("merged.partial/checkpoints/step_00000048/*.pt"))) == 2
     assert complete(tmp_path / "merged.partial/checkpoints") == []
     assert merged("--last", 2).parent.parent == tmp_path / "merged"
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
