@@ -19,7 +19,7 @@ from recipe.checkpoints.average import average_file, saved_average
 from recipe.checkpoints.merging import check_fingerprints, weighted_average
 from recipe.checkpoints.zero_files import ZeroFiles, load_file, masters
 from recipe.run.checkpoint_files import complete, read_manifest
-from recipe.run.records import read_events, read_starts
+from recipe.run.records import read_evaluations, read_events, read_starts
 from tests.conftest import Called, RunFiles, copy_of_run, ds_config, launch, run_forked, write_run
 
 STEPS, EVERY, HALF_LIFE = 48, 4, 1024
@@ -160,6 +160,33 @@ def test_moments_are_the_newest_checkpoints(stable, merged):
 
 
 @pytest.mark.slow
+def test_merged_beats_the_last_at_a_constant_learning_rate(prepared, small_model, write_ds, tmp_path, merged):
+    """Small batches at a high rate, past the steep part of the curve; the window is the last quarter of the run.
+
+    benchmarks/merge.py measures other seeds and compares with a decay.
+    """
+    steps, merges, batch = 256, 8, 4
+    total = steps * batch * 32
+    schedule = {"total_tokens": total, "peak_lr": 1e-2, "min_lr": 1e-2, "warmup_tokens": total // 20}
+    checkpoint = {"every_steps": steps // 4 // merges, "keep_last": merges + 1}
+    run = write_run(
+        tmp_path, "constant", prepared, model=str(small_model), schedule=schedule, checkpoint=checkpoint,
+        evaluation={"every_steps": steps},
+    )  # fmt: skip
+    ds = write_ds(1, micro_batch=batch, accumulation=1, autoep_size=1)
+    done = launch(1, "recipe/train.py", *run.arguments(ds))
+    assert done.returncode == 0, done.stderr[-3000:]
+    new = merged("--last", merges + 1, run=run.run_dir).parent.parent
+    done = launch(1, "recipe/evaluate_model.py", "held-out", "--run", new)  # which compares the fingerprints
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((new / "evaluation.json").read_text())["sources"]
+    last = read_evaluations(run.run_dir)[-1]
+    assert last["step"] == steps
+    for name, of_last in last["sources"].items():
+        assert results[name]["bits_per_byte"] < of_last["bits_per_byte"], name
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_the_other_stages_of_zero(prepared, small_model, tmp_path, merged, stage):
     run, ds = (
@@ -225,6 +252,11 @@ def test_a_resumed_run_goes_on_with_its_average(stable, prepared, small_model, d
     assert "average_begun" not in {event["event"] for event in read_events(run.run_dir)}
 
 
+def distance(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
+    """Between weights; an element by itself says little on other ranks, where Adam divides by nearly nothing."""
+    return sum(float(np.square(one[name].reshape(-1) - other[name]).sum()) for name in other) ** 0.5
+
+
 def without_average(checkpoint: Path) -> None:
     """A checkpoint as of a run that kept none."""
     manifest = json.loads((checkpoint / "manifest.json").read_text())
@@ -254,9 +286,8 @@ def test_other_ranks_go_on_with_the_average_and_one_that_is_not_there_begins_ane
         begun = [event["step"] for event in read_events(run.run_dir) if event["event"] == "average_begun"]
         assert begun == ([] if has_average else [STEPS - EVERY])
         if has_average:
-            expected = averaged(checkpoint_of(stable, STEPS))
-            for name, values in averaged(checkpoint_of(run, STEPS)).items():
-                np.testing.assert_allclose(values, expected[name], atol=1e-3, err_msg=name)
+            expected, found = averaged(checkpoint_of(stable, STEPS)), averaged(checkpoint_of(run, STEPS))
+            assert distance(found, expected) < 0.1 * distance(gathered(checkpoint_of(stable, STEPS)), expected)
 
 
 # What is refused, and what a kill leaves.
