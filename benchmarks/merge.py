@@ -22,7 +22,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +105,11 @@ def merged(checkpoints: Sequence[tuple[int, Weights]]) -> Weights:
     return {name: weighted_average([weights[name] for _, weights in checkpoints], shares) for name in first}
 
 
-def measured(args: argparse.Namespace, folder: TokenFolder, judge: Judge, seed: int) -> dict[str, dict[str, float]]:
+def measured(args: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:
     """Bits per byte by way and source."""
+    torch.set_num_threads(1)
+    folder = TokenFolder(args.tokens)
+    judge = Judge(folder)
     shape = load_model_shape(args.model).model_copy(
         update={"num_hidden_layers": LAYERS, "vocab_size": folder.tokenizer["vocab_size"]}
     )
@@ -193,9 +199,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--model", type=Path, default=ROOT / "recipe/configs/models/tiny", help="(default: %(default)s)"
     )
-    parser.add_argument("--steps", type=positive_int, default=320, help="of a run (default: %(default)s)")
+    parser.add_argument("--steps", type=positive_int, default=256, help="of a run (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=1e-2, help="learning rate (default: %(default)s)")
     parser.add_argument("--seeds", type=positive_int, default=3, help="how many (default: %(default)s)")
+    parser.add_argument("--workers", type=positive_int, default=2, help="seeds at a time (default: %(default)s)")
     parser.add_argument("--output", type=output_file, help="write the JSON there too")
     parser.add_argument("--table", type=Path, metavar="JSON", help="print a result as Markdown, run nothing")
     args = parser.parse_args(argv)
@@ -206,12 +213,9 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--tokens is missing; give the output folder of tokenize_corpus.py")
     if args.steps % (every := round((CHECKPOINTS - 1) / WINDOW)):
         raise UserError(f"--steps {args.steps} is no multiple of {every}, so that checkpoints are equally far apart")
-    torch.set_num_threads(1)
-    folder, begun, seeds = TokenFolder(args.tokens), time.process_time(), []
-    judge = Judge(folder)
-    for seed in range(args.seeds):
-        seeds.append(measured(args, folder, judge, seed))
-        print(f"seed {seed}: {seeds[-1]}", file=sys.stderr, flush=True)
+    folder = TokenFolder(args.tokens)
+    with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
+        seeds = list(pool.map(partial(measured, args), range(args.seeds)))
     result = {
         **machine(),
         "data": {"train": folder.sizes("train"), "vocabulary": folder.tokenizer["vocab_size"]},
@@ -220,7 +224,6 @@ def main(argv: list[str] | None = None) -> None:
         "tokens_per_step": TOKENS,
         "rate": args.rate,
         "merged_checkpoints": CHECKPOINTS,
-        "cpu_s": round(time.process_time() - begun, 1),
         "compared": compare(seeds),
         "seeds": seeds,
         "merge": timed_merge(args.run) if args.run else None,
