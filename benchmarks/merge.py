@@ -57,7 +57,7 @@ TOKENS = SEQ_LENGTH * BATCH
 WARMUP, WINDOW = 1 / 20, 1 / 4  # shares of the steps
 CHECKPOINTS = 9  # that are merged, the first where the decay begins
 HALF_LIFE = 0.35  # of the window's tokens
-HELD_OUT = 64  # sequences of each source
+HELD_OUT = 48  # sequences of each source
 WAYS = {"last": "the last checkpoint", "merged": "merged", "average": "moving average", "decayed": "decayed instead"}
 
 Weights = dict[str, torch.Tensor]
@@ -200,7 +200,7 @@ def main(argv: list[str] | None = None) -> None:
         "--model", type=Path, default=ROOT / "recipe/configs/models/tiny", help="(default: %(default)s)"
     )
     parser.add_argument("--steps", type=positive_int, default=256, help="of a run (default: %(default)s)")
-    parser.add_argument("--rate", type=float, default=1e-2, help="learning rate (default: %(default)s)")
+    parser.add_argument("--rate", type=float, default=3e-2, help="learning rate (default: %(default)s)")
     parser.add_argument("--seeds", type=positive_int, default=3, help="how many (default: %(default)s)")
     parser.add_argument("--workers", type=positive_int, default=2, help="seeds at a time (default: %(default)s)")
     parser.add_argument("--output", type=output_file, help="write the JSON there too")
