@@ -123,7 +123,9 @@ def measured(args: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]
     decay = Schedule(**common, min_lr=0.0, kind="wsd", decay_tokens=window * TOKENS)
     trained, sequences = Trained(shape, seed), Sequences(folder.sources("train"), seed)
     share = 1 - 0.5 ** (1 / (HALF_LIFE * window))
-    average, checkpoints, found = weights_of(trained), [], {}
+    average = weights_of(trained)
+    checkpoints: list[tuple[int, Weights]] = []
+    found: dict[str, dict[str, float]] = {}
     saved: Any = None
     for step in range(1, args.steps + 1):
         trained.step(*sequences.batch(step - 1), learning_rate(constant, step * TOKENS))
