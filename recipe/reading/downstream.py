@@ -60,8 +60,8 @@ def counted_downstream(run_dir: Path, events: Sequence[Mapping[str, Any]]) -> li
 
 
 def series_of(evaluations: Sequence[Mapping[str, Any]], task: str, metric: str) -> Series:
-    """The values of a metric; evaluations that lack it are left out."""
-    scores = [(e["step"], e["tasks"].get(task, {}).get(metric)) for e in evaluations]
+    """The values of a metric; evaluations that lack it, or whose step is no number, are left out."""
+    scores = [(e["step"], e["tasks"].get(task, {}).get(metric)) for e in evaluations if isinstance(e["step"], int)]
     known = [(float(step), as_float(score["value"])) for step, score in scores if score is not None]
     steps_E, values_E = np.array(known).reshape(-1, 2).T
     return Series(steps_E, values_E)
