@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tokenizers import Tokenizer
 
 from recipe.base.errors import UserError
 from recipe.base.strict import load_json
@@ -113,7 +114,11 @@ def test_scores_during_training_are_those_of_its_checkpoint(prepared, words, tas
     ds.write_text(json.dumps(ds_config(2, micro_batch=4, accumulation=1, autoep_size=2)))
     done = launch(2, "recipe/train.py", *run.arguments(ds))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "downstream  every 2 steps, 150 requests of 4 tasks" in done.stdout
+    tokenizer = Tokenizer.from_file(str(prepared.tokenizer / "tokenizer.json"))
+    folders = [words[-3] / f"json__texts_{lang}" for lang in ("en", "zh")]
+    lines = [line for folder in folders for line in (folder / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+    windows = sum(-(-len(tokenizer.encode(json.loads(line)["text"]).ids) // 32) for line in lines)  # of seq_length
+    assert f"downstream  every 2 steps, {2 * len(lines) + windows} requests of 4 tasks" in done.stdout
     before, at_the_end = read_downstream(run.run_dir)
     assert (before["step"], at_the_end["step"]) == (2, 3)
     assert at_the_end["seconds"] > 0
