@@ -112,13 +112,16 @@ def of_key(key: str, read: Callable[..., Any], *arguments: Any) -> Any:
         raise UserError(message if message.startswith(f"{key} ") else f"{key}: {message}") from error
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the known name closest to `name`, nothing if none is close."""
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the known name closest to `name`, the known names if none is close."""
+    """`did_you_mean`, or the known names if none is close."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean '{close[0]}'?"
-    return f"; known here: {', '.join(known)}" if known else ""
+    return did_you_mean(name, known) or (f"; known here: {', '.join(known)}" if known else "")
 
 
 def what_to_do(error: BaseException) -> str | None:

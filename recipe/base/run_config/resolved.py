@@ -6,14 +6,12 @@ training loop see the same phases.
 
 from __future__ import annotations
 
-import difflib
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from recipe.base.ds_config import DsConfig
-from recipe.base.errors import ConfigError
+from recipe.base.errors import ConfigError, did_you_mean
 from recipe.base.model_shape import ModelShape
 from recipe.base.run_config.phase import Phase
 from recipe.base.settings import RunConfig
@@ -132,7 +130,7 @@ def _run_of(phase: Phase, run: RunConfig) -> RunConfig:
         changes: dict[str, Any] = getattr(phase, section)
         allowed = CHANGEABLE.get(section, tuple(values[section]))
         problems += [
-            f"{section}.{key} cannot change from phase to phase; what can: {', '.join(allowed)}{_meant(key, allowed)}"
+            f"{section}.{key} cannot change from phase to phase; what can: {', '.join(allowed)}{did_you_mean(key, allowed)}"
             for key in changes
             if key not in allowed
         ]
@@ -140,11 +138,6 @@ def _run_of(phase: Phase, run: RunConfig) -> RunConfig:
     if problems:
         raise ConfigError(phase.name, problems)
     return strict_model(RunConfig, values, phase.name)
-
-
-def _meant(key: str, allowed: Sequence[str]) -> str:
-    close = difflib.get_close_matches(key, allowed, n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def _shape_of(phase: Phase, shape: ModelShape, seq_length: int) -> ModelShape:
