@@ -26,6 +26,7 @@ PRINTED: dict[tuple[str, str], tuple[str, ...]] = {
     ("docs/data.md", "curation"): _of_benchmark("curation", "curation.json"),
     ("docs/data.md", "growth"): _of_benchmark("data_growth", "data_growth.json"),
     ("docs/data.md", "measured"): _of_benchmark("data_prep", "data_prep.json"),
+    ("docs/data.md", "packing"): _of_benchmark("packing_order", "packing_order.json"),
     ("docs/data.md", "plan"): ("benchmarks/data_plan.py", "--terabytes", "15", "--cores", "512"),
     ("docs/design.md", "alternatives"): ("recipe/describe_plans.py", "alternatives"),
     ("docs/design.md", "flagship"): DESIGN_POINT,
