@@ -99,12 +99,14 @@ def job_of_h200() -> Any:
         "schedule": {"total_tokens": 1000, "peak_lr": 1e-3, "min_lr": 1e-4, "warmup_tokens": 100},
         "checkpoint": {"every_steps": 10},
     }
-    return SimpleNamespace(
+    job = SimpleNamespace(
         run=strict_model(RunConfig, run, "run config"),
         ds=load_ds_config(ROOT / "ds_configs/h200_1.json")[0],
         shape=load_model_shape(ROOT / model),
         order=SimpleNamespace(names=["en", "zh"]),
     )
+    job.at = lambda number: job  # of one phase
+    return job
 
 
 def ask_too_much(training: Training, device: torch.device) -> None:
