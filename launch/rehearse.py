@@ -163,7 +163,7 @@ def _report(args: argparse.Namespace, subject: Rehearsed) -> Report:
     phase = f", phase {subject.name}" if subject.name else ""
     progress.tell(
         f"{args.ds_config} with {args.model or args.config}{phase}, as rank 0 of {ds.world_size:,} ranks of which this process is "
-        "the only one; about half a minute for a model of 30B, longer on a busy machine"
+        "the only one; one to three minutes for a model of 30B on two cores, longer on a busy machine"
     )
     with redirect_stdout(sys.stderr), fake_ranks(ds.world_size):
         done = rehearse(

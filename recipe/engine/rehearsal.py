@@ -30,6 +30,7 @@ from recipe.engine.build import build_engine, control_routing
 from recipe.engine.collective_counts import CollectiveCounter
 from recipe.engine.cpu_op import ensure_cpu_op
 from recipe.engine.deepspeed_private import fake_store, log_level, state_tensors, torch_optimizer
+from recipe.engine.fp32_products import Fp32Products
 from recipe.engine.moe.autoep import moe_layers
 from recipe.engine.step import run_step
 from recipe.model import RecipeMoeConfig
@@ -116,7 +117,7 @@ def rehearse(
             random_batch(random, micro_batch, seq_length, shape.vocab_size, documents=1 + document_attention)
             for _ in range(accumulation)
         ]
-        with counted:
+        with Fp32Products(), counted:
             run_step(engine, control, compute, batches, step=step + 1, observing=True, update_bias=True)
     return Rehearsal(counted, held_bytes(engine), group_sizes(engine))
 
