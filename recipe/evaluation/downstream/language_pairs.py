@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -115,9 +116,17 @@ def _gap(one: Items, other: Items, key: Sequence[str] | None) -> dict[str, Any]:
 
 def _same_questions(one: Items, other: Items, *, by_number: bool) -> list[tuple[int, int]]:
     """Numbers of the items that are the same question; none where nothing shows that they are."""
-    place = {key: number for number, key in enumerate(other.keys)}
-    pairs = [(number, place[key]) for number, key in enumerate(one.keys) if key in place]
+    places = {key: number for number, key in enumerate(_told_apart(other.keys))}
+    pairs = [(number, places[key]) for number, key in enumerate(_told_apart(one.keys)) if key in places]
     if not by_number:
         return pairs
     known = one.gold_N is not None and other.gold_N is not None and len(one.keys) == len(other.keys) == len(pairs)
     return pairs if known and np.array_equal(one.gold_N, other.gold_N) else []  # type: ignore[arg-type]
+
+
+def _told_apart(keys: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Each key and how many items before have it too, so that all items of a key that several have are in the gap."""
+    before: Counter[str] = Counter()
+    for key in keys:
+        yield key, before[key]
+        before[key] += 1

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from lm_eval.tasks import TaskManager
@@ -15,10 +16,10 @@ from lm_eval.tasks import TaskManager
 from recipe.base.errors import UserError
 from recipe.base.settings import Downstream
 from recipe.evaluation.downstream import harness
-from recipe.evaluation.downstream.gold import GENERATED, LETTERS, SEVERAL, scored_text
+from recipe.evaluation.downstream.gold import GENERATED, LETTERS, SEVERAL, Items, scored_text
 from recipe.evaluation.downstream.harness import CountingLM, known_tasks, load_tasks
 from recipe.evaluation.downstream.in_training import TasksInTraining, tasks_in_training
-from recipe.evaluation.downstream.language_pairs import PAIRS, shipped
+from recipe.evaluation.downstream.language_pairs import PAIRS, Member, gaps, shipped
 from recipe.evaluation.downstream.scoring import score_tasks
 from tests.conftest import ROOT
 
@@ -151,6 +152,17 @@ def test_a_gap_is_of_the_same_questions(folder):
     assert by_number["paired"] == 0
     assert by_number["metrics"]["bits_per_byte"]["value"] == pytest.approx(plain("en") - plain("zh"))
     assert "bits_per_answer" not in by_number["metrics"]
+
+
+def test_all_items_of_a_key_that_several_have_are_in_a_gap():
+    members = {name: Member("pair", name, ("passage",)) for name in ("en", "zh")}
+    items = {
+        "en": Items(("one", "one", "two"), correct_N=np.array([1.0, 1.0, 0.0])),
+        "zh": Items(("two", "one", "one", "one"), correct_N=np.array([1.0, 0.0, 1.0, 1.0])),
+    }
+    gap = gaps(members, items)["pair en-zh"]
+    assert gap["paired"] == 3  # the third of `one` has no partner
+    assert gap["metrics"]["acc"]["value"] == pytest.approx(2 / 3 - 2 / 3)
 
 
 @pytest.mark.parametrize(
