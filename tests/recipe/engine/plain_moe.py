@@ -6,6 +6,7 @@ expert-parallel group, when capacity is theirs together) at a time and remembers
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ from torch import nn
 from recipe.base.run_config.routing import Capacity, Routing
 from recipe.model import RecipeMoeConfig
 from recipe.model.modeling import MoeBlock
+from recipe.model.routing.quantile import bin_edges
 from recipe.model.routing.router import jitter
 
 
@@ -96,16 +98,18 @@ class Oracle:
         chosen = [e for s in self.layers[layer] for t, es in enumerate(s.chosen) if s.unit.valid[t] for e in es]
         return [chosen.count(e) for e in range(self.config.n_routed_experts)]
 
-    def quantile_bias(self, seen: list[Seen], bias: torch.Tensor) -> list[float]:
-        """With which each expert has its fair share of the valid tokens, by its sorted margins; the mean is zero."""
+    def fair_margins(self, seen: list[Seen], bias: torch.Tensor) -> list[tuple[float, float]]:
+        """For each expert the bin that the 1 - K/E quantile of its sorted margins lies in: its lower and upper edge."""
         experts, top_k = self.config.n_routed_experts, self.config.num_experts_per_tok
         logits = [row for s in seen for row, valid in zip(s.logits, s.unit.valid, strict=True) if valid]
         wishes = [(torch.sigmoid(row.detach()) + bias).tolist() for row in logits]
-        moved = []
+        edges = bin_edges().tolist()
+        bins = []
         for e in range(experts):
             margins = sorted(w[e] - sorted(w[:e] + w[e + 1 :])[-top_k] for w in wishes)
-            moved.append(bias[e].item() - margins[round(len(margins) * (1 - top_k / experts))])
-        return [b - sum(moved) / experts for b in moved]
+            margin = margins[math.ceil(len(margins) * (1 - top_k / experts)) - 1]
+            bins.append(next((low, high) for low, high in itertools.pairwise(edges) if low <= margin < high))
+        return bins
 
 
 class PlainMoe(nn.Module):

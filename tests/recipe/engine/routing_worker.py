@@ -92,9 +92,9 @@ def reference(case: dict, world: int) -> dict:
     loss = loss / targets
     (loss + oracle.losses(SEQ)).backward()
     aux = [oracle.aux_loss(seen, SEQ).item() for seen in oracle.layers]
-    quantile_bias = [oracle.quantile_bias(seen, bias_of(n)) for n, seen in enumerate(oracle.layers)]
+    fair_margins = [oracle.fair_margins(seen, bias_of(n)) for n, seen in enumerate(oracle.layers)]
     return {
-        **({"quantile_bias": quantile_bias} if routing.bias_update == "quantile" else {}),
+        **({"fair_margins": fair_margins} if routing.bias_update == "quantile" else {}),
         "gradients": {name.replace(".mlp.gate.", ".mlp.router.gate."): p.grad for name, p in model.named_parameters()},
         "loss": loss.item(),
         "aux_loss": sum(aux) / len(aux),

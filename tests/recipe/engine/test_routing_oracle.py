@@ -113,18 +113,25 @@ def check(case: dict, found: dict, ranks: int) -> None:
 
 def check_bias(found: dict) -> None:
     """One update from the counts of the whole step, the same on every rank."""
-    if "quantile_bias" in found["oracle"]:
-        for biases in found["biases"]:
-            torch.testing.assert_close(
-                torch.tensor(biases), torch.tensor(found["oracle"]["quantile_bias"]), atol=5e-3, rtol=0
-            )
-            assert biases == found["biases"][0]
-        return
     start = torch.stack([torch.linspace(-0.1, 0.1, 8).roll(layer) for layer in range(3)])
+    if "fair_margins" in found["oracle"]:
+        check_quantile_bias(found, start.double())
+        return
     expected = updated_bias(start, torch.tensor(found["oracle"]["counts"], dtype=torch.float64), 0.001)
     for biases in found["biases"]:
         torch.testing.assert_close(torch.tensor(biases), expected.float())
     assert expected.mean(dim=1).abs().max() < 1e-7
+
+
+def check_quantile_bias(found: dict, start_LE: torch.Tensor) -> None:
+    """Each bias falls by a margin of its expert's bin, and all of a layer by one number more, after which their mean is zero."""
+    low_LE, high_LE = torch.tensor(found["oracle"]["fair_margins"], dtype=torch.float64).unbind(-1)
+    for biases in found["biases"]:
+        assert biases == found["biases"][0]
+        bias_LE = torch.tensor(biases, dtype=torch.float64)
+        fallen_LE = start_LE - bias_LE
+        assert ((low_LE - fallen_LE).amax(dim=1) <= (high_LE - fallen_LE).amin(dim=1) + 1e-6).all()
+        assert bias_LE.mean(dim=1).abs().max() < 1e-7
 
 
 def case(feature: str, stage: int, recompute: str, *, parts: int = 1, **sizes: int) -> dict:
