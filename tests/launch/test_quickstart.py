@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import shlex
 import subprocess
@@ -17,6 +18,7 @@ from launch.quickstart import data_steps, follow, main, python, run_steps, shown
 from launch.quickstart_summary import next_commands, unigram_entropy
 from tests.conftest import ROOT, SHARED, Called, needs_shared, run_python
 from tests.documentation import bash_blocks, checkout, run_as_it_stands
+from tests.patience import PATIENCE_S
 from tests.test_commands import commands as console_commands
 
 
@@ -89,11 +91,31 @@ def check_embedded(output, found, tmp_path):
 @pytest.mark.slow
 @needs_shared
 def test_a_corpus_of_real_documents(tmp_path):
-    done = run_python("launch/quickstart.py", "--work", tmp_path / "work", "--corpus", SHARED / "corpus", timeout=1800)
+    (tmp_path / "corpus").mkdir()
+    documents = 0
+    for name in (
+        "en_react-docs",
+        "en_rust-book",
+        "en_rust-rfcs",
+        "zh_react-docs",
+        "zh_rust-book",
+        "zh_tensorflow-docs",
+    ):
+        packed = (SHARED / "corpus" / f"{name}.jsonl.gz").read_bytes()
+        documents += gzip.decompress(packed).count(b"\n")
+        (tmp_path / "corpus" / f"{name}.jsonl.gz").write_bytes(packed)
+    half = (
+        "--set",
+        "schedule.total_tokens=300000",
+        "--set",
+        "schedule.decay_tokens=100000",
+    )  # of the embedded corpus's
+    words = ("launch/quickstart.py", "--work", tmp_path / "work", "--corpus", tmp_path / "corpus", *half)
+    done = run_python(*words, timeout=PATIENCE_S)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     found = summary_of(done.stdout)
     check_losses(found)
-    assert found["documents"].startswith("13,140 in")
+    assert found["documents"].startswith(f"{documents:,} in")
     assert "planted, caught" not in found
     check_pages(found)
 

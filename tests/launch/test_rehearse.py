@@ -122,6 +122,27 @@ def test_every_shipped_ds_config_does_what_is_planned(config):
     assert report["groups"]["world"] == config.gpus
 
 
+@pytest.mark.slow
+def test_the_flagships_first_long_phase_does_what_is_planned():
+    words = (
+        "--ds-config",
+        "ds_configs/a100_256.json",
+        "--config",
+        RUN,
+        "--phase",
+        "long_32k",
+        "--vocab",
+        512,
+        "--seq",
+        2,
+    )
+    done = rehearse(*words, "--json", timeout=PATIENCE_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (report,) = json.loads(done.stdout)
+    assert (report["phase"], report["agrees"], report["groups"]["world"]) == ("long_32k", True, 256)
+    assert report["cut"]["seq_length"] == 2 * 32768 // 4096
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
