@@ -129,10 +129,8 @@ PRECISION: dict[str, Build] = {
 BALANCE: dict[str, Build] = {
     "bias by sign, the reference": partial(balanced, routing=SIGN),
     "bias by sign, other weights": partial(balanced, routing=SIGN, seed=1),
-    "bias by sign, yet others": partial(balanced, routing=SIGN, seed=2),
     "bias by quantiles": partial(balanced, routing=QUANTILE),
     "bias by quantiles, other weights": partial(balanced, routing=QUANTILE, seed=1),
-    "bias by quantiles, yet others": partial(balanced, routing=QUANTILE, seed=2),
 }
 
 

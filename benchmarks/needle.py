@@ -53,7 +53,6 @@ CURRICULUM = (
 )  # lengths before the extension, and their shares of the steps: recall comes sooner in short texts
 RATE, WARMUP = 6e-3, 20
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-OTHERS = 3  # needles of other keys
 
 
 class Vocabulary:
@@ -141,8 +140,8 @@ class Model:
         config = RecipeMoeConfig.from_shape(shape_of(self.vocabulary, rope, LONG))
         self.engine.module.config.rope_parameters = config.rope_parameters
 
-    def retrieval(self, length: int, samples: int) -> dict[str, list[float]]:
-        """Accuracy by language and depth."""
+    def retrieval(self, length: int, samples: int, others: int) -> dict[str, list[float]]:
+        """Accuracy by language and depth, among so many needles of other keys."""
         self.engine.eval()
         generator = np.random.default_rng(length)
         return {
@@ -155,7 +154,7 @@ class Model:
                             self.vocabulary.encode,
                             length=length,
                             depth=depth,
-                            others=OTHERS,
+                            others=others,
                             generator=generator,
                         )
                         for _ in range(samples)
@@ -197,18 +196,18 @@ def learn(model: Model, steps: int, tell: Callable[[str], None] = lambda message
 
 
 def compare(
-    steps: int, extension_steps: int, samples: int, lengths: Sequence[int], extensions: Sequence[str]
+    steps: int, extension_steps: int, samples: int, others: int, lengths: Sequence[int], extensions: Sequence[str]
 ) -> dict[str, Any]:
     begun = time.perf_counter()
     tell = lambda message: print(f"{time.perf_counter() - begun:5.0f} s  {message}", flush=True)  # noqa: E731
     model = build(seed=0)
     state = learn(model, steps, tell)
-    results = {"before": {length: model.retrieval(length, samples) for length in lengths}}
+    results = {"before": {length: model.retrieval(length, samples, others) for length in lengths}}
     for name in extensions:
         model.extend(EXTENSIONS[name], state)
-        at_once = model.retrieval(LONG, samples)
+        at_once = model.retrieval(LONG, samples, others)
         loss = model.train(LONG, extension_steps, rate=RATE / 4)
-        results[f"after, {name}"] = {length: model.retrieval(length, samples) for length in lengths}
+        results[f"after, {name}"] = {length: model.retrieval(length, samples, others) for length in lengths}
         results[f"without a step, {name}"] = {LONG: at_once}
         tell(f"{extension_steps} steps at {LONG} tokens, {name}: loss {loss:.3f}")
     return {
@@ -218,7 +217,7 @@ def compare(
         "curriculum": CURRICULUM,
         "tokens_per_step": TOKENS,
         "samples": samples,
-        "other_needles": OTHERS,
+        "other_needles": others,
         "depths": DEPTHS,
         "rope_parameters": {"before": BASE, **{name: EXTENSIONS[name] for name in extensions}},
         "accuracy": results,
@@ -247,6 +246,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--samples", type=positive_int, default=16, help="texts of a length, depth and language (default: %(default)s)"
     )
+    parser.add_argument("--others", type=int, default=0, help="needles of other keys in a text (default: %(default)s)")
     parser.add_argument(
         "--lengths",
         type=positive_int,
@@ -261,7 +261,10 @@ def main(argv: list[str] | None = None) -> None:
 
     os.environ.update(place_of_rank(0, 1, free_port()))
     with redirect_stdout(sys.stderr), session():
-        result = {**machine(), **compare(args.steps, args.extension_steps, args.samples, args.lengths, args.extensions)}
+        result = {
+            **machine(),
+            **compare(args.steps, args.extension_steps, args.samples, args.others, args.lengths, args.extensions),
+        }
         print(markdown(result))
     report(result, args.output)
 

@@ -10,6 +10,7 @@ from recipe.base.hardware import cluster_of
 from recipe.base.model_shape import ModelShape, load_model_shape
 from recipe.base.run_config.resolved import resolve_phases
 from recipe.base.settings import RunConfig, load_run_config
+from recipe.base.strict import load_json
 from recipe.planner.phases import PhasePlan, phase_named, plan_phases, problems_of, total_cost
 from recipe.planner.plan import Plan
 from recipe.planner.search import shipped
@@ -27,11 +28,12 @@ PAIRS = [
 
 
 def planned(
-    run: RunConfig, config: shipped.Shipped, *, gpu: str | None = None, shape: ModelShape | None = None
-) -> tuple[PhasePlan, ...]:
+    run: RunConfig, config: shipped.Shipped, *, gpu: str | None = None, shape: ModelShape | None = None,
+    imbalance: float | None = None,
+) -> tuple[PhasePlan, ...]:  # fmt: skip
     ds, ds_raw = load_ds_config(config.path)
     phases = resolve_phases(run, shape or load_model_shape(shipped.MODELS / config.model), ds, ds_raw)
-    return plan_phases(phases, cluster_of(gpu or config.gpu, config.gpus, config.interconnect))
+    return plan_phases(phases, cluster_of(gpu or config.gpu, config.gpus, config.interconnect), imbalance=imbalance)
 
 
 def changed(run: RunConfig, number: int, **changes) -> RunConfig:
@@ -56,6 +58,14 @@ def test_each_phase_of_a_shipped_run_fits_each_ds_config_of_its_model(name, conf
             assert p.phase.ds.train_micro_batch_size_per_gpu == 1
             assert p.phase.shape.max_position_embeddings == p.phase.run.data.seq_length
             assert p.phase.run.data.document_attention
+
+
+@pytest.mark.parametrize(("name", "config"), PAIRS)
+def test_the_first_phase_has_room_for_the_imbalance_of_fresh_routers(name, config):
+    measured = max(load_json(ROOT / "benchmarks/results/balance_trained.json")["sign"]["max_of_ranks"])
+    first, *_ = planned(load_run_config(RUNS[name]), config, imbalance=measured)
+    assert first.plan.memory.imbalance == measured > 1.25  # which the other phases are planned with
+    assert first.plan.fits
 
 
 @pytest.mark.parametrize("name", RUNS)
