@@ -6,6 +6,7 @@ Megatron-LM, FSDP and torchtitan are compared with. Kernels and links are those 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from recipe.base.hardware import Cluster
@@ -14,13 +15,20 @@ from recipe.planner.timing.kernels import BF16, FUSED, Software, gradient_s, hea
 from recipe.planner.timing.layers import ACTIVATIONS, ROUTED, SHARED, Layer, LayerLoad, layer_of
 from recipe.planner.timing.links import CONTENTION, NETWORK_EFFICIENCY, START_S, Links, group_of
 
-STAGE_IMBALANCE = 1.04  # the slowest pipeline stage over the mean: embedding and head at the ends, unequal layers
 DATA_PARALLEL_EXPOSED = 0.35  # of the gradient reduction and weight gather of a step, where buckets overlap
-FSDP_OVERLAP = 0.8  # of computation under which FSDP's gathers and reductions hide
 # Of the all-to-alls, by Megatron-Core's overlap of one micro-batch's with another's computation
 # (overlap_moe_expert_parallel_comm). Assumed: the two published runs with and without it that are otherwise alike (Qwen3-235B,
 # TP2 EP32 PP8 VP4, yanring/Megatron-MoE-ModelZoo) gain 12%, which is what 0.3 gives here.
 OVERLAPPED_EXCHANGE = 0.7
+
+
+@dataclass(frozen=True)
+class Achieved:
+    """What runs achieve of what kernels and links could give. Published runs decide it (recipe/planner/tables/fitting.py)."""
+
+    network: float = NETWORK_EFFICIENCY  # of the network's bandwidth, by rings
+    exchange: float = 1.0  # of a ring's share of the network, by all-to-alls between nodes
+    overlap: float = 0.8  # of computation, beside which FSDP's gathers and reductions run
 
 
 @dataclass(frozen=True)
@@ -34,13 +42,15 @@ class Strategy:
     expert_tp: int = 1
     cp: int = 1
     sharded: bool = False  # FSDP or ZeRO-3: weights gathered in every micro-batch
+    weights_kept: bool = False  # after the forward pass, so that sharded weights are gathered once, not twice
+    prefetch: bool = True  # sharded weights are gathered beside the computation before them
     recompute: str = "none"  # none, selective (norms and activations), moe, full
     node_copies: float = 1.0  # DeepEP and the like: below 1
     exchange_hidden: float = 0.0  # share of the all-to-alls that overlap with computation
     shared_beside: bool = False  # shared experts run beside the all-to-alls, half of them beside each
     flash: bool = True
     sequence_parallel: bool = True
-    overlaps_data_parallel: bool = True
+    overlaps_data_parallel: bool = True  # reductions, and where it is sharded gathers, run beside computation
     software: Software = FUSED
 
 
@@ -57,47 +67,64 @@ class Estimate:
 
 
 def estimate(
-    model: Architecture, cluster: Cluster, strategy: Strategy, *,
-    seq_length: int, sequences: int, micro_batch: int, imbalance: float, compute: float = 1.0,
+    model: Architecture, cluster: Cluster, strategy: Strategy, *, seq_length: int, sequences: int, micro_batch: int,
+    imbalance: float, compute: float = 1.0, achieved: Achieved = Achieved(),
 ) -> Estimate:  # fmt: skip
     """The time of a step of `sequences`, `micro_batch` of them at a time in each data-parallel rank."""
     s, gpu = strategy, cluster.accelerator
-    links = Links(cluster, NETWORK_EFFICIENCY)
+    links = Links(cluster, achieved.network)
     data_ranks = max(1, cluster.gpus // (s.tp * s.pp * s.cp))
     micro_batches = max(1, round(sequences / (data_ranks * micro_batch)))
     tokens = micro_batch * seq_length / s.cp
-    stages = model.layers / s.pp
-    forward = backward = again = exchange = 0.0
+    computed = exchange = 0.0  # of all layers
     for moe, layers in ((False, model.dense_layers), (True, model.moe_layers)):
         if not layers:
             continue
-        share = layers / model.layers * stages
         load = LayerLoad(
             moe, tokens, seq_length, s.tp, max(1, s.ep), s.expert_tp, imbalance,
             flash=s.flash, sequence_parallel=s.sequence_parallel,
         )  # fmt: skip
         layer = layer_of(gpu, model, s.software, load)
-        forward += share * layer.forward_s
-        backward += share * layer.backward_s
-        again += share * _recomputed(s.recompute, layer, moe=moe)
+        computed += layers * (layer.forward_s + layer.backward_s + _recomputed(s.recompute, layer, moe=moe)) / compute
         passes = 3 if s.recompute == "full" or (s.recompute == "moe" and moe) else 2
         beside = layer.of(SHARED) / compute if s.shared_beside else 0.0
-        exchange += share * passes * _exchange_s(links, model, s, tokens, beside, moe=moe, imbalance=imbalance)
+        one_pass = _exchange_s(links, model, s, tokens, beside, moe=moe, imbalance=imbalance, achieved=achieved)
+        exchange += layers * passes * one_pass
     head = head_s(gpu, model, tokens, s.software, s.tp)
-    forward, backward = forward + head.forward_s / s.pp, backward + head.backward_s / s.pp
+    headed = (head.forward_s + head.backward_s) / compute
     held = sum(held_parameters(model, s))
-    accumulate = gradient_s(gpu, held)
-    one_micro_batch = (
-        (forward + backward + again + accumulate) / compute + exchange + _pipeline_s(links, model, s, tokens)
+    also = gradient_s(gpu, held) / compute + _pipeline_s(links, model, s, tokens)  # of every stage
+    mean = (computed + exchange + headed) / s.pp + also
+    slowest = slowest_stage_s(s, model.layers, (computed + exchange) / model.layers, headed) + also
+    data_s, per_micro_batch = _data_parallel_s(links, model, s, data_ranks, mean, achieved)
+    work = micro_batches * (slowest + per_micro_batch)
+    bubble = (s.pp - 1) / s.virtual * (mean + per_micro_batch)
+    step = work + bubble + data_s + optimizer_s(gpu, held / data_ranks)
+    return Estimate(
+        step,
+        micro_batches * (computed + headed) / s.pp,
+        micro_batches * exchange / s.pp,
+        bubble,
+        data_s,
+        sequences * seq_length / step / cluster.gpus,
     )
-    data_s, per_micro_batch = _data_parallel_s(links, model, s, data_ranks, one_micro_batch)
-    one_micro_batch += per_micro_batch
-    work = micro_batches * one_micro_batch * (STAGE_IMBALANCE if s.pp > 1 else 1.0)
-    bubble = (s.pp - 1) / s.virtual * one_micro_batch
-    update = optimizer_s(gpu, held / data_ranks)
-    step = work + bubble + data_s + update
-    total = (forward + backward + again) / compute * micro_batches
-    return Estimate(step, total, exchange * micro_batches, bubble, data_s, sequences * seq_length / step / cluster.gpus)
+
+
+def slowest_stage_s(s: Strategy, layers: int, layer_s: float, head_s: float) -> float:
+    """Of a pipeline's stages, which sets the pace of all.
+
+    Layers that divide into equal chunks lie so, and the head comes on top of the last. Where they do not, embedding and head
+    take the place of a layer each, or the head alone (Megatron-LM: account_for_embedding_in_pipeline_split and
+    account_for_loss_in_pipeline_split).
+    """
+    if s.pp == 1:
+        return layers * layer_s + head_s
+    chunks = s.pp * s.virtual
+    if layers % chunks == 0:
+        return layers / s.pp * layer_s + head_s
+    places = next((layers + ends for ends in (2, 1) if (layers + ends) % chunks == 0), None)
+    most = places // s.pp if places else math.ceil(layers / s.pp)
+    return max(most * layer_s, (most - 1) * layer_s + head_s)
 
 
 def _recomputed(policy: str, layer: Layer, *, moe: bool) -> float:
@@ -109,8 +136,9 @@ def _recomputed(policy: str, layer: Layer, *, moe: bool) -> float:
 
 
 def _exchange_s(
-    links: Links, model: Architecture, s: Strategy, tokens: float, beside_s: float, *, moe: bool, imbalance: float
-) -> float:
+    links: Links, model: Architecture, s: Strategy, tokens: float, beside_s: float, *, moe: bool, imbalance: float,
+    achieved: Achieved,
+) -> float:  # fmt: skip
     """Tensor, expert and context parallel communication of one layer's forward pass, `beside_s` of shared experts beside it."""
     activation = tokens * model.hidden * BF16
     seconds = 0.0
@@ -126,7 +154,7 @@ def _exchange_s(
     if moe and s.ep > 1:
         group = group_of(links.cluster, s.ep, s.tp if s.expert_tp > 1 else 1)
         sent = tokens / s.tp * model.top_k * model.hidden * BF16 * imbalance
-        whole = 2 * links.all_to_all_s(sent, group, node_copies=s.node_copies)
+        whole = 2 * links.all_to_all_s(sent, group, node_copies=s.node_copies / achieved.exchange)
         hidden = max(s.exchange_hidden * whole, min(whole, beside_s))
         seconds += whole - hidden + CONTENTION[links.link_of(group)] * hidden
     return seconds
@@ -139,23 +167,27 @@ def held_parameters(model: Architecture, s: Strategy) -> tuple[float, float]:
 
 
 def _data_parallel_s(
-    links: Links, model: Architecture, s: Strategy, data_ranks: int, one_micro_batch: float
+    links: Links, model: Architecture, s: Strategy, data_ranks: int, computation_s: float, achieved: Achieved
 ) -> tuple[float, float]:
-    """Exposed seconds of a step, and of each micro-batch."""
+    """Exposed seconds of a step, and of each micro-batch beside `computation_s` of it."""
     expert, other = held_parameters(model, s)
     group = group_of(links.cluster, data_ranks, s.tp)
     expert_ranks = max(1, links.cluster.gpus // (s.pp * max(1, s.ep) * s.expert_tp))
     expert_group = group_of(links.cluster, expert_ranks, max(1, s.ep) * s.expert_tp)
-    gather = links.ring_s("all_gather", other * BF16, group) + links.ring_s("all_gather", expert * BF16, expert_group)
-    reduce = links.ring_s("reduce_scatter", other * BF16, group) + links.ring_s(
-        "reduce_scatter", expert * BF16, expert_group
+    gather, reduce = (
+        links.ring_s(op, other * BF16, group) + links.ring_s(op, expert * BF16, expert_group)
+        for op in ("all_gather", "reduce_scatter")
     )
-    if s.sharded:
-        layers = max(1.0, model.layers / s.pp)
-        hidden = FSDP_OVERLAP * one_micro_batch
-        return 0.0, max(0.0, 2 * gather + 2 * reduce - hidden) + (gather + 2 * reduce) / layers
-    exposed = DATA_PARALLEL_EXPOSED if s.overlaps_data_parallel else 1.0
-    return exposed * (gather + 2 * reduce), 0.0  # gradients in fp32, weights in bf16
+    reduce *= 2  # gradients in fp32, weights in bf16
+    if not s.sharded:
+        return (DATA_PARALLEL_EXPOSED if s.overlaps_data_parallel else 1.0) * (gather + reduce), 0.0
+    gathers = gather if s.weights_kept else 2 * gather
+    alone = (gather + reduce) / max(
+        1.0, model.layers / s.pp
+    )  # of the first layer and the last, with nothing beside them
+    beside = (gathers if s.prefetch else 0.0) + reduce if s.overlaps_data_parallel else 0.0
+    hidden = min(beside, achieved.overlap * computation_s)
+    return 0.0, gathers + reduce - hidden + alone + CONTENTION[links.link_of(group)] * hidden
 
 
 def _pipeline_s(links: Links, model: Architecture, s: Strategy, tokens: float) -> float:

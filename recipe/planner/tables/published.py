@@ -11,7 +11,7 @@ from recipe.base.errors import UserError
 from recipe.base.hardware import ACCELERATORS, Accelerator, Cluster, network_bytes_per_s
 from recipe.planner.architecture import Architecture
 from recipe.planner.search.strategies import OVERLAPPED_EXCHANGE, Strategy, estimate
-from recipe.planner.tables.published_models import BIGSCIENCE_VOCABULARY, dense_gpt, moe_of_size, published_model
+from recipe.planner.tables.published_models import GPT_VOCABULARY, dense_gpt, moe_of_size, published_model
 
 COLUMNS = (
     "source", "kind", "model", "active_B", "total_B", "layers", "hidden", "experts", "topk", "seq", "gpus", "gpu",
@@ -137,7 +137,7 @@ def _model(row: dict[str, str]) -> Architecture:
         return known[0]
     if row["kind"] == "dense" and row["hidden"] and row["total_B"]:
         layers = int(float(row["layers"])) if row["layers"] else None
-        vocab = BIGSCIENCE_VOCABULARY
+        vocab = GPT_VOCABULARY
         made = dense_gpt(int(float(row["hidden"])), _number(row, "total_B", "") * 1e9, layers, vocab)
         if made is not None:
             return made

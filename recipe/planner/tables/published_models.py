@@ -61,6 +61,7 @@ MODELS: dict[str, tuple[Architecture, str]] = {
     "gpt-oss-20b": (_llama(201088, 2880, 24, 64, 8, 2880, head_dim=64, experts=32, top_k=4, expert=2880), "openai/gpt-oss-20b (its sliding windows counted as full attention)"),
     "gpt-oss-120b": (_llama(201088, 2880, 36, 64, 8, 2880, head_dim=64, experts=128, top_k=4, expert=2880), "openai/gpt-oss-120b (its sliding windows counted as full attention)"),
     "dbrx": (_llama(100352, 6144, 40, 48, 8, 10752, experts=16, top_k=4, expert=10752), "databricks/dbrx-base"),
+    "jetmoe-8b": (_llama(32000, 2048, 24, 32, 16, 5632, head_dim=128, experts=8, top_k=2, expert=5632), "jetmoe/jetmoe-8b (its two routed sets of 16 query heads counted as 32 heads of every token: its FLOPs, not all its parameters)"),
     "olmoe-1b-7b": (_llama(50304, 2048, 16, 16, 16, 1024, experts=64, top_k=8, expert=1024), "allenai/OLMoE-1B-7B-0924"),
     "glm-4.5-air": (_llama(151552, 4096, 46, 96, 8, 10944, head_dim=128, experts=128, top_k=8, expert=1408, shared=1408, dense=1), "zai-org/GLM-4.5-Air"),
     "glm-4.5": (_llama(151552, 5120, 92, 96, 8, 12288, head_dim=128, experts=160, top_k=8, expert=1536, shared=1536, dense=3), "zai-org/GLM-4.5"),
@@ -81,6 +82,10 @@ MODELS: dict[str, tuple[Architecture, str]] = {
     "llama-3-405b": (_llama(128256, 16384, 126, 128, 8, 53248), "meta-llama/Llama-3.1-405B"),
     "gpt-3 175b": (gpt(51200, 12288, 96, 96), "arXiv 2005.14165, Table 2.1; vocabulary of arXiv 2104.04473"),
     "gpt 1t": (gpt(51200, 25600, 128, 160), "arXiv 2104.04473, Table 1"),
+    "gpt-181b": (gpt(250880, 14336, 72, 64), "bigscience train/tr11-176B-ml/chronicles-prequel.md, 48 node contenders"),
+    "gpt-183b": (gpt(250880, 14400, 72, 96), "bigscience train/tr11-176B-ml/chronicles-prequel.md, GPT-200B with 6 layers on each of 12 stages"),
+    "gpt-187b": (gpt(250880, 13824, 80, 64), "bigscience train/tr11-176B-ml/chronicles-prequel.md, 48 node contenders"),
+    "gpt-200b": (gpt(250880, 14400, 80, 96), "bigscience train/tr11-176B-ml/chronicles-prequel.md, Best TFLOPs"),
     "bloom-176b": (gpt(250880, 14336, 70, 112), "bigscience/bloom"),
     "opt-175b": (gpt(50272, 12288, 96, 96), "arXiv 2205.01068, Table 1"),
     "22b": (gpt(51200, 6144, 48, 64), "arXiv 2205.05198, Table 3"),
@@ -89,7 +94,7 @@ MODELS: dict[str, tuple[Architecture, str]] = {
     "1t": (gpt(51200, 25600, 128, 160), "arXiv 2205.05198, Table 3"),
 }  # fmt: skip
 
-BIGSCIENCE_VOCABULARY = 50304  # GPT-2's, padded; bigscience/train/tr11-176B-ml/chronicles-prequel.md
+GPT_VOCABULARY = 50304  # GPT-2's, padded
 
 
 def published_model(name: str) -> tuple[Architecture, str] | None:

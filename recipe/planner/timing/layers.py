@@ -21,6 +21,10 @@ from recipe.planner.timing.kernels import (
 )
 
 FP32 = 4
+# Tensor cores want rows of 16 bytes. Of their speed on others, 1/15: a model of 13,824 hidden takes 162.72 s a step with 128
+# heads of 108, and 121.28 with 64 of 216, where the matmuls of scores are 2.5% of the FLOPs
+# (bigscience, train/tr11-176B-ml/chronicles-prequel.md, "NHEADs comparison").
+ALIGNED, UNALIGNED_SPEED = 8, 1 / 15
 # A recomputation ends inside the last projection, and what follows the experts saves nothing: these run once.
 NEVER_AGAIN = frozenset({"down", "unpermute", "sum", "shared_down"})
 SHARED = ("shared_gate_up", "shared_activation", "shared_down")
@@ -142,7 +146,10 @@ def _attention(gpu: Accelerator, model: Architecture, load: LayerLoad) -> Part:
         return Part(attention_s=2 * causal_s if load.masked else causal_s)
     # Scores and probabilities written and read, in bf16 and fp32, with mask, softmax and dropout.
     moved = tokens * load.seq_length * model.heads / tp * 5 * BF16
-    scores = 2 * matmul_s(gpu, load.seq_length, 128, load.seq_length) * tokens / load.seq_length * model.heads / tp
+    width = model.attention_width / model.heads
+    scores = 2 * matmul_s(gpu, load.seq_length, width, load.seq_length) * tokens / load.seq_length * model.heads / tp
+    if width % ALIGNED:
+        scores /= UNALIGNED_SPEED
     return Part(attention_s=scores, memory_s=memory_s(gpu, moved))
 
 
