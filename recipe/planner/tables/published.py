@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from recipe.base.errors import UserError
 from recipe.base.hardware import ACCELERATORS, Accelerator, Cluster, network_bytes_per_s
 from recipe.planner.architecture import Architecture
-from recipe.planner.search.strategies import OVERLAPPED_EXCHANGE, Strategy, estimate
+from recipe.planner.search.strategies import Achieved, Strategy, estimate
 from recipe.planner.tables.published_models import GPT_VOCABULARY, dense_gpt, moe_of_size, published_model
+from recipe.planner.tables.published_strategy import (
+    NotStated,
+    is_before_flash,
+    micro_batch_of,
+    number,
+    optional,
+    said_of,
+    sequences_of,
+    strategy_of,
+)
+from recipe.planner.timing.timeline import CONSERVATIVE, EXPECTED, OPTIMISTIC, Assumptions
 
 COLUMNS = (
     "source", "kind", "model", "active_B", "total_B", "layers", "hidden", "experts", "topk", "seq", "gpus", "gpu",
@@ -23,28 +36,92 @@ IMBALANCE = 1.05  # where a source does not say whether it forced balance, as be
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """A row with what was predicted for it."""
+class Constants:
+    """What published runs decide of the planner's constants; those it ships with where nothing else is said."""
+
+    run_efficiency: Mapping[str, float] = field(default_factory=dict)  # by generation of GPUs
+    achieved: Achieved = field(default_factory=Achieved)
+
+
+SHIPPED = Constants()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A published run that states enough to be predicted."""
 
     row: dict[str, str]
     quantity: str  # tok_s_gpu, tflops_gpu or mfu_pct
     published: float
-    predicted: float
+    model: Architecture
+    cluster: Cluster
+    strategy: Strategy
+    seq_length: int
+    sequences: int
+    micro_batch: int
+    balanced: bool  # the routing was forced to be
     assumed: tuple[str, ...]  # what the row does not state
+
+    def predicted(self, constants: Constants = SHIPPED, under: Assumptions = EXPECTED) -> float:
+        """In the unit that was published."""
+        gpu, achieved = self.cluster.accelerator, constants.achieved
+        imbalance = 1.0 if self.balanced else max(1.0, IMBALANCE * under.imbalance / EXPECTED.imbalance)
+        step = estimate(
+            self.model, self.cluster, self.strategy, seq_length=self.seq_length, sequences=self.sequences,
+            micro_batch=self.micro_batch, imbalance=imbalance,
+            compute=constants.run_efficiency.get(gpu.generation, gpu.run_efficiency) * under.compute / EXPECTED.compute,
+            achieved=replace(achieved, network=achieved.network * under.network_efficiency / EXPECTED.network_efficiency),
+        )  # fmt: skip
+        rate = step.tokens_per_s_per_gpu / (1 + under.straggler * math.log2(self.cluster.nodes))
+        return rate * self._published_per_token()
+
+    def _published_per_token(self) -> float:
+        if self.quantity == "tok_s_gpu":
+            return 1.0
+        old = is_before_flash(
+            self.row
+        )  # whose FLOPs are those of arXiv 2104.04473 eq. 3: attention whole, recompute counted
+        flops = self.model.flops_per_token(self.seq_length, causal_half=not old)
+        if self.quantity == "mfu_pct":
+            return 100 * flops / self.cluster.accelerator.bf16_flops
+        return flops * (4 / 3 if old and self.strategy.recompute == "full" else 1.0) / 1e12
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A row with what was predicted for it."""
+
+    run: Run
+    predicted: float
+    low: float  # under the plan's conservative assumptions
+    high: float  # under its optimistic ones
+
+    @property
+    def row(self) -> dict[str, str]:
+        return self.run.row
+
+    @property
+    def published(self) -> float:
+        return self.run.published
+
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        return self.run.assumed
 
     @property
     def error(self) -> float:
         return self.predicted / self.published - 1.0
+
+    @property
+    def inside(self) -> bool:
+        """Whether the published value is within the range."""
+        return self.low <= self.published <= self.high
 
 
 @dataclass(frozen=True)
 class Excluded:
     row: dict[str, str]
     reason: str
-
-
-class _NotStated(Exception):
-    """A row does not state enough, or states what the planner has no model of."""
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -65,70 +142,73 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return [{name: (value or "").strip() for name, value in row.items() if name} for row in rows]
 
 
-def predict(row: dict[str, str]) -> Prediction | Excluded:
+def predict(row: dict[str, str], constants: Constants = SHIPPED) -> Prediction | Excluded:
     """What the planner says of a published row."""
+    run = run_of(row)
+    return run if isinstance(run, Excluded) else prediction(run, constants)
+
+
+def prediction(run: Run, constants: Constants = SHIPPED) -> Prediction:
+    """With its range."""
+    low, high = (run.predicted(constants, under) for under in (CONSERVATIVE, OPTIMISTIC))
+    return Prediction(run, run.predicted(constants), low, high)
+
+
+def run_of(row: dict[str, str]) -> Run | Excluded:
+    """The run that a row states, or why it cannot be predicted."""
     try:
-        return _predict(row)
-    except _NotStated as reason:
+        return _run(row)
+    except NotStated as reason:
         return Excluded(row, str(reason))
 
 
-def _predict(row: dict[str, str]) -> Prediction:
+def _run(row: dict[str, str]) -> Run:
     for name in COUNTS:
         if row[name] and not re.fullmatch(r"0*[1-9]\d*(\.0+)?", row[name]):
-            raise _NotStated(f"{name} is '{row[name]}'")
+            raise NotStated(f"{name} is '{row[name]}'")
     quantity, published = _result(row)
     _refuse_special(row)
     model = _model(row)
     gpu = _gpu(row["gpu"])
-    gpus = _number(row, "gpus", "the number of GPUs is not stated")
+    gpus = int(number(row, "gpus", "the number of GPUs is not stated"))
     assumed: list[str] = []
-    seq = _optional(row, "seq")
+    seq = optional(row, "seq")
     if seq is None:
         seq = DEFAULT_SEQ
         assumed.append(f"sequences of {DEFAULT_SEQ:,}")
-    strategy = _strategy(row, model, int(gpus), assumed)
-    sequences = _sequences(row, seq, gpus, strategy, assumed)
-    micro_batch = _micro_batch(row, assumed)
-    cluster = Cluster(gpu, int(gpus), _network(row, gpu))
-    balanced = re.search(r"balanced gate|forced balance", row["source"] + row["note"])
-    found = estimate(
-        model, cluster, strategy, seq_length=int(seq), sequences=int(sequences), micro_batch=micro_batch,
-        imbalance=1.0 if balanced else IMBALANCE, compute=gpu.run_efficiency,
+    strategy = strategy_of(row, model, gpus, assumed)
+    sequences = sequences_of(row, seq, gpus, strategy, assumed)
+    micro_batch = micro_batch_of(row, assumed)
+    balanced = bool(re.search(r"balanced gate|forced balance", row["source"] + row["note"]))
+    cluster = Cluster(gpu, gpus, _network(row, gpu))
+    return Run(
+        row, quantity, published, model, cluster, strategy, int(seq), int(sequences), micro_batch, balanced, tuple(assumed)
     )  # fmt: skip
-    old = _is_before_flash(row)  # whose FLOPs are those of arXiv 2104.04473 eq. 3: attention whole, recompute counted
-    flops = found.tokens_per_s_per_gpu * model.flops_per_token(int(seq), causal_half=not old)
-    if old and quantity == "tflops_gpu" and strategy.recompute == "full":
-        flops *= 4 / 3
-    by_quantity = {
-        "tok_s_gpu": found.tokens_per_s_per_gpu,
-        "tflops_gpu": flops / 1e12,
-        "mfu_pct": 100 * flops / gpu.bf16_flops,
-    }
-    return Prediction(row, quantity, published, by_quantity[quantity], tuple(assumed))
 
 
 def _result(row: dict[str, str]) -> tuple[str, float]:
     for name in ("tok_s_gpu", "mfu_pct", "tflops_gpu"):
-        stated = _optional(row, name)
+        stated = optional(row, name)
         if stated is not None:
             return name, stated
-    step_s, sequences, seq, gpus = (_optional(row, name) for name in ("step_s", "gbs_seqs", "seq", "gpus"))
+    step_s, sequences, seq, gpus = (optional(row, name) for name in ("step_s", "gbs_seqs", "seq", "gpus"))
     if step_s and sequences and seq and gpus:
         return "tok_s_gpu", sequences * seq / step_s / gpus
-    raise _NotStated("no tokens/s, MFU or FLOP/s")
+    raise NotStated("no tokens/s, MFU or FLOP/s")
 
 
 def _refuse_special(row: dict[str, str]) -> None:
-    text = f"{row['parallel']} {row['precision']} {row['note']}".lower()
+    text = said_of(row)
     if "fp8" in text and "bf16" not in row["precision"].lower():
-        raise _NotStated("fp8 is not modelled")
+        raise NotStated("fp8 is not modelled")
     if "imbalance sensitivity" in text:
-        raise _NotStated("padded to a capacity to show what imbalance costs")
+        raise NotStated("padded to a capacity to show what imbalance costs")
     if "per-expert loop" in text:
-        raise _NotStated("a loop over experts in Python is not modelled")
+        raise NotStated("a loop over experts in Python is not modelled")
+    if "offload" in text:
+        raise NotStated("offloading to the host is not modelled")
     if "untuned" in text:
-        raise _NotStated("untuned by its own account")
+        raise NotStated("untuned by its own account")
 
 
 def _model(row: dict[str, str]) -> Architecture:
@@ -138,13 +218,13 @@ def _model(row: dict[str, str]) -> Architecture:
     if row["kind"] == "dense" and row["hidden"] and row["total_B"]:
         layers = int(float(row["layers"])) if row["layers"] else None
         vocab = GPT_VOCABULARY
-        made = dense_gpt(int(float(row["hidden"])), _number(row, "total_B", "") * 1e9, layers, vocab)
+        made = dense_gpt(int(float(row["hidden"])), number(row, "total_B", "") * 1e9, layers, vocab)
         if made is not None:
             return made
     if all(row[name] for name in ("layers", "hidden", "experts", "topk", "total_B")):
         hidden, layers, experts, top_k = (int(float(row[name])) for name in ("hidden", "layers", "experts", "topk"))
-        return moe_of_size(hidden, layers, experts, top_k, _number(row, "total_B", "") * 1e9)
-    raise _NotStated("the model's shape is neither stated nor in the table of published configs")
+        return moe_of_size(hidden, layers, experts, top_k, number(row, "total_B", "") * 1e9)
+    raise NotStated("the model's shape is neither stated nor in the table of published configs")
 
 
 def _gpu(text: str) -> Accelerator:
@@ -154,7 +234,7 @@ def _gpu(text: str) -> Accelerator:
     ]  # fmt: skip
     places = [(text.find(part), name) for part, name in names if part in text]
     if not places:
-        raise _NotStated(f"the GPU '{text}' is not known")
+        raise NotStated(f"the GPU '{text}' is not known")
     _, name = min(places)
     return next(a for a in ACCELERATORS if a.name == name)
 
@@ -168,117 +248,3 @@ def _network(row: dict[str, str], gpu: Accelerator) -> float:
     if "bigscience" in row["source"]:
         return network_bytes_per_s("4x100g")  # Jean Zay, as the source's row of BLOOM-176B says
     return network_bytes_per_s(gpu.network)
-
-
-def _number(row: dict[str, str], name: str, otherwise: str) -> float:
-    value = _optional(row, name)
-    if value is None:
-        raise _NotStated(otherwise)
-    return value
-
-
-def _optional(row: dict[str, str], name: str) -> float | None:
-    """The positive number in a column; None if it is empty."""
-    if not row[name]:
-        return None
-    try:
-        value = float(row[name])
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise _NotStated(f"{name} is '{row[name]}'")
-    return value
-
-
-def _sequences(row: dict[str, str], seq: float, gpus: float, strategy: Strategy, assumed: list[str]) -> float:
-    stated = _optional(row, "gbs_seqs")
-    if stated is not None:
-        return stated
-    step_s, rate = _optional(row, "step_s"), _optional(row, "tok_s_gpu")
-    if step_s and rate:
-        return max(1, round(step_s * rate * gpus / seq))
-    if strategy.pp == 1 and row["mbs"]:
-        assumed.append("one micro-batch a step")
-        return float(row["mbs"]) * gpus / (strategy.tp * strategy.cp)
-    raise _NotStated("the global batch is not stated")
-
-
-def _strategy(row: dict[str, str], model: Architecture, gpus: int, assumed: list[str]) -> Strategy:
-    text = row["parallel"] or " ".join(re.findall(r"ZeRO-3|FSDP", row["model"]))
-    if not text:
-        raise _NotStated("how it is parallelised is not stated")
-    sizes = {k: int(n) for k, n in re.findall(r"\b(TP|PP|VP|EP|CP|DP|ETP)(\d+)", text)}
-    sharded = bool(re.search(r"FSDP|ZeRO-3", text))
-    if not sizes and not sharded:
-        raise _NotStated("degrees of parallelism are not stated")
-    if "EP" not in sizes and re.search(r"\bEP\b", text):
-        if not sharded:
-            raise _NotStated("degrees of parallelism are not stated")
-        sizes["EP"] = min(8, model.experts, gpus)
-        assumed.append(f"EP {sizes['EP']}")
-    elif "EP" not in sizes and sharded and "DeepEP" in text and model.experts:
-        sizes["EP"] = min(8, model.experts, gpus)
-        assumed.append(f"EP {sizes['EP']}")
-    tp, pp, ep = sizes.get("TP", 1), sizes.get("PP", 1), sizes.get("EP", 1)
-    if tp * pp * sizes.get("CP", 1) > gpus or model.layers < pp:
-        raise _NotStated(f"TP {tp} * PP {pp} does not fit {gpus} GPUs")
-    virtual = sizes.get("VP", 1)
-    if "interleaved" in text and virtual == 1 and pp > 1:
-        virtual = max(1, min(4, model.layers // pp))
-        assumed.append(f"{virtual} chunks a stage")
-    old = _is_before_flash(row)
-    deepep = bool(re.search(r"DeepEP", text, re.IGNORECASE))
-    return Strategy(
-        tp=tp,
-        pp=pp,
-        virtual=virtual,
-        ep=ep,
-        cp=sizes.get("CP", 1),
-        sharded=sharded,
-        recompute=_recompute(row, assumed),
-        node_copies=_copies_per_node(model, ep) if deepep else 1.0,
-        exchange_hidden=OVERLAPPED_EXCHANGE if re.search(r"a2a overlap", text) else 0.0,
-        flash=not old,
-        sequence_parallel=not old,
-        overlaps_data_parallel=not old,
-    )
-
-
-def _copies_per_node(model: Architecture, ep: int) -> float:
-    """Tokens sent to a node over assignments to its experts, when a token goes to each node once."""
-    nodes = max(1, ep // 8)
-    if nodes == 1 or not model.top_k:
-        return 1.0
-    return nodes * (1 - (1 - 1 / nodes) ** model.top_k) / model.top_k
-
-
-def _is_before_flash(row: dict[str, str]) -> bool:
-    """Megatron-LM of 2021 and BLOOM's had the score matrix in memory."""
-    return bool(re.search(r"bigscience|2104\.04473|2205\.01068", row["source"]))
-
-
-def _recompute(row: dict[str, str], assumed: list[str]) -> str:
-    text = f"{row['recompute']} {row['parallel']} {row['note']}".lower()
-    if re.search(r"recompute[= ]*moe", text):
-        return "moe"
-    if row["recompute"].lower() == "none":
-        return "none"
-    if "norm,act" in text or "selective" in text:
-        return "selective"
-    if re.search(r"full[- ]recompute|^full", text.strip()) or row["recompute"].lower() == "full":
-        return "full"
-    if _is_before_flash(row) or "ZeRO-3" in row["parallel"]:
-        assumed.append("full recompute")
-        return "full"
-    assumed.append("selective recompute")
-    return "selective"
-
-
-def _micro_batch(row: dict[str, str], assumed: list[str]) -> int:
-    stated = _optional(row, "mbs")
-    if stated is not None:
-        return int(stated)
-    if match := re.search(r"mbs(\d+)", row["parallel"]):
-        return int(match[1])
-    assumed.append("micro-batch 1")
-    return 1

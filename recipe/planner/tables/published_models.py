@@ -50,6 +50,22 @@ def gpt(vocab: int, hidden: int, layers: int, heads: int) -> Architecture:
     )  # fmt: skip
 
 
+def _hybrid(
+    vocab: int, hidden: int, mamba: int, attention: int, *, mamba_in: int, mamba_out: int, heads: int, kv_heads: int,
+    experts: int, top_k: int, expert: int, shared: int,
+) -> Architecture:  # fmt: skip
+    """Nemotron-H: as many MoE layers of two matrices as `mamba` mixers, and few attention layers, whose width is spread over all.
+
+    A mixer counts by its projections; its scan and convolution, which are no matmuls, do not.
+    """
+    part = attention / mamba
+    query, key = round(heads * 128 * part), round(kv_heads * 128 * part)
+    matmuls = ((hidden, query), (hidden, key), (hidden, key), (hidden, mamba_in), (mamba_out, hidden), (query, hidden))
+    return Architecture(
+        vocab, hidden, mamba, heads, query, matmuls, key, 2, 0, 0, experts, top_k, expert, shared
+    )  # fmt: skip
+
+
 # name in lower case -> (shape, source); HF names are the folders of their config.json
 MODELS: dict[str, tuple[Architecture, str]] = {
     "mixtral-8x7b": (_llama(32000, 4096, 32, 32, 8, 14336, experts=8, top_k=2, expert=14336), "mistralai/Mixtral-8x7B-v0.1"),
@@ -62,6 +78,7 @@ MODELS: dict[str, tuple[Architecture, str]] = {
     "gpt-oss-120b": (_llama(201088, 2880, 36, 64, 8, 2880, head_dim=64, experts=128, top_k=4, expert=2880), "openai/gpt-oss-120b (its sliding windows counted as full attention)"),
     "dbrx": (_llama(100352, 6144, 40, 48, 8, 10752, experts=16, top_k=4, expert=10752), "databricks/dbrx-base"),
     "jetmoe-8b": (_llama(32000, 2048, 24, 32, 16, 5632, head_dim=128, experts=8, top_k=2, expert=5632), "jetmoe/jetmoe-8b (its two routed sets of 16 query heads counted as 32 heads of every token: its FLOPs, not all its parameters)"),
+    "nemotron-3-nano-30b": (_hybrid(131072, 2688, 23, 6, mamba_in=10304, mamba_out=4096, heads=32, kv_heads=2, experts=128, top_k=6, expert=1856, shared=3712), "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16 (scans of its Mamba-2 layers not counted)"),
     "olmoe-1b-7b": (_llama(50304, 2048, 16, 16, 16, 1024, experts=64, top_k=8, expert=1024), "allenai/OLMoE-1B-7B-0924"),
     "glm-4.5-air": (_llama(151552, 4096, 46, 96, 8, 10944, head_dim=128, experts=128, top_k=8, expert=1408, shared=1408, dense=1), "zai-org/GLM-4.5-Air"),
     "glm-4.5": (_llama(151552, 5120, 92, 96, 8, 12288, head_dim=128, experts=160, top_k=8, expert=1536, shared=1536, dense=3), "zai-org/GLM-4.5"),

@@ -10,7 +10,7 @@ from recipe.base.hardware import cluster_of
 from recipe.base.model_shape import load_model_shape
 from recipe.planner.architecture import architecture_of
 from recipe.planner.search.megatron import OVERLAPPED, PLAIN, megatron_core
-from recipe.planner.search.strategies import Strategy, estimate
+from recipe.planner.search.strategies import Strategy, estimate, slowest_stage_s
 from recipe.planner.workload import RunFacts
 from tests.conftest import ROOT
 
@@ -66,3 +66,16 @@ def test_selective_recompute_runs_norms_and_activations_again():
     by_hand = tokens * (norms + activations) / (gpu.hbm_bytes_per_s * gpu.hbm_efficiency)
     assert selective - none == pytest.approx(by_hand, rel=0.01)
     assert selective - none < 0.1 * (full - none)
+
+
+@pytest.mark.parametrize(
+    ("layers", "pp", "virtual", "seconds"),
+    [
+        (8, 1, 1, 8 + 3),
+        (8, 4, 1, 2 + 3),  # the head lies on top of the last stage's layers
+        (94, 8, 4, 11 + 3),  # embedding and head take a layer's place: 96 places, 12 a stage
+        (61, 8, 1, 7 + 3),  # does not divide: some stages have 8 layers
+    ],
+)
+def test_the_slowest_stage_of_a_pipeline_has_the_head(layers, pp, virtual, seconds):
+    assert slowest_stage_s(Strategy(pp=pp, virtual=virtual), layers, 1.0, 3.0) == seconds

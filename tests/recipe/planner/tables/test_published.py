@@ -18,6 +18,7 @@ STATED = {
     "gpt-oss-120b": 117, "dbrx": 132, "olmoe-1b-7b": 6.9, "glm-4.5-air": 106, "glm-4.5": 355, "deepseek-v2-lite": 15.7,
     "deepseek-v2": 236, "deepseek-v3": 671, "kimi-k2": 1027, "llama-7b": 6.7, "llama-65b": 65.2, "llama-3-70b": 70.6,
     "llama-3-405b": 405, "bloom-176b": 176, "gpt-3 175b": 175, "qwen2-57b-a14b": 57.4, "moonlight-16b": 16,
+    "nemotron-3-nano-30b": 31.6, "gpt-181b": 181, "gpt-183b": 183, "gpt-187b": 187,
 }  # fmt: skip
 
 
@@ -39,7 +40,7 @@ def test_the_table_of_models_has_the_parameters_that_their_publishers_state(name
 def test_models_are_found_by_the_names_that_rows_use():
     assert published_model("Qwen3-235B-A22B (H100)") == MODELS["qwen3-235b-a22b"]
     assert published_model("LLaMA-2-7B FSDP") == MODELS["llama-2-7b"]
-    assert published_model("Nemotron-3-Nano-30B") is None
+    assert published_model("Nemotron-3-Ultra-550B") is None
 
 
 def test_a_row_that_states_enough_is_predicted():
@@ -80,6 +81,8 @@ def test_without_a_pipeline_the_batch_hardly_matters():
         ({"gbs_seqs": "", "mbs": ""}, "global batch"),
         ({"precision": "fp8"}, "fp8"),
         ({"parallel": "TP8 PP16", "gpus": "64"}, "does not fit"),
+        ({"parallel": "FSDP (ZeRO-3 only)"}, "no expert parallelism"),
+        ({"note": "optimizer offload"}, "offload"),
     ],
 )
 def test_a_row_that_does_not_is_excluded_with_its_reason(values, reason):
@@ -92,6 +95,31 @@ def test_more_communication_is_predicted_to_be_slower():
     inside, across = predict(row(parallel="EP8 FSDP64")), predict(row(parallel="EP32 FSDP64"))
     assert across.predicted < inside.predicted
     assert predict(row(recompute="none")).predicted > inside.predicted
+
+
+@pytest.mark.parametrize(
+    "slower",
+    ["no prefetch", "gathers on demand", "eager", "without overlap"],
+)
+def test_lost_overlap_and_slower_software_are_read_from_the_note(slower):
+    assert predict(row(note=slower)).predicted < predict(row()).predicted
+
+
+def test_weights_that_are_kept_after_the_forward_pass_are_gathered_once():
+    assert predict(row(mbs="1", note="reshard_after_forward=False")).predicted > predict(row(mbs="1")).predicted
+
+
+def test_the_expert_parallel_size_may_be_in_the_note():
+    stated = predict(row(parallel="FSDP64", note="DeepEP EP16"))
+    assert (stated.run.strategy.ep, stated.assumed) == (16, ())
+    assert stated.run.strategy.node_copies < 1
+
+
+def test_the_range_is_around_the_prediction():
+    found = predict(row())
+    assert found.low < found.predicted < found.high
+    assert predict(row(tok_s_gpu=str(found.predicted))).inside
+    assert not predict(row(tok_s_gpu=str(2 * found.predicted))).inside
 
 
 def accuracy(path, *more: str):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from recipe.base.hardware import accelerator_named
@@ -84,3 +86,13 @@ def test_parts_of_an_exchange_cost_smaller_matmuls_launches_and_the_sum_of_their
 def test_fused_norms_and_activations_are_what_selective_recomputation_runs_again():
     one = layer(FUSED)
     assert 0.02 < one.of(("norms", "activation", "shared_activation")) / one.forward_s < 0.15
+
+
+@pytest.mark.parametrize(("heads", "slow"), [(64, False), (128, True)])
+def test_scores_of_heads_whose_rows_are_not_16_bytes_leave_the_tensor_cores(heads, slow):
+    model = replace(MODEL, hidden=13824, heads=heads, attention_width=13824)  # heads of 216 and 108
+    scores = [
+        layer_of(GPU, model, FUSED, LayerLoad(False, 2048, 2048, flash=flash)).parts["attention"]
+        for flash in (True, False)
+    ]
+    assert (scores[1].attention_s > 5 * scores[0].attention_s) == slow
