@@ -133,9 +133,19 @@ def test_the_median_error_over_published_runs_is_below_fifteen_percent():
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures["median_error"] < 0.15
     assert figures["median_error_moe"] < 0.15
-    assert figures["rows_predicted"] >= 38
+    assert figures["rows_predicted"] >= 69
     rows = list(csv.DictReader(open(SHARED / "throughput" / "published.csv", encoding="utf-8")))
     assert figures["rows_predicted"] + figures["rows_excluded"] == len(rows)
+
+
+@needs_shared
+def test_sources_that_a_fit_has_not_seen_are_predicted_and_are_in_the_range_as_it_claims():
+    done = accuracy(SHARED / "throughput" / "published.csv", "--splits", "--json")
+    for name in ("one_source_out", "3_folds"):
+        figures = json.loads(done.stdout)["splits"][name]
+        assert figures["sources_left_out"]["all"]["median_error"] < 0.15
+        assert figures["sources_left_out"]["moe"]["median_error"] < 0.25
+        assert 0.75 < figures["in_range_mean_of_sources"] < 0.95  # it claims four of five
 
 
 def test_any_file_of_these_columns_is_taken(tmp_path):
