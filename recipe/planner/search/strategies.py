@@ -44,7 +44,8 @@ class Strategy:
     sharded: bool = False  # FSDP or ZeRO-3: weights gathered in every micro-batch
     weights_kept: bool = False  # after the forward pass, so that sharded weights are gathered once, not twice
     prefetch: bool = True  # sharded weights are gathered beside the computation before them
-    recompute: str = "none"  # none, selective (norms and activations), moe, full
+    # none, selective (norms and activations), half (every second matmul or layer), moe, full
+    recompute: str = "none"
     node_copies: float = 1.0  # DeepEP and the like: below 1
     exchange_hidden: float = 0.0  # share of the all-to-alls that overlap with computation
     shared_beside: bool = False  # shared experts run beside the all-to-alls, half of them beside each
@@ -128,8 +129,8 @@ def slowest_stage_s(s: Strategy, layers: int, layer_s: float, head_s: float) -> 
 
 
 def _recomputed(policy: str, layer: Layer, *, moe: bool) -> float:
-    if policy == "full":
-        return layer.forward_s
+    if policy in ("full", "half"):
+        return layer.forward_s * (1.0 if policy == "full" else 0.5)
     if policy == "moe":
         return layer.of(ROUTED) if moe else 0.0
     return layer.of(("norms", *ACTIVATIONS)) if policy == "selective" else 0.0

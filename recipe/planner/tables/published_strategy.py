@@ -135,6 +135,8 @@ def _recompute(row: dict[str, str], assumed: list[str]) -> str:
         return "moe"
     if row["recompute"].lower() == "none":
         return "none"
+    if re.search(r"selective (op|layer)", text) or ("torchtitan" in row["source"].lower() and "selective" in text):
+        return "half"  # torchtitan keeps all but every second matmul (torchtitan/distributed/activation_checkpoint.py)
     if "norm,act" in text or "selective" in text:
         return "selective"
     if re.search(r"full[- ]recompute|^full", text.strip()) or row["recompute"].lower() == "full":

@@ -105,6 +105,14 @@ def test_lost_overlap_and_slower_software_are_read_from_the_note(slower):
     assert predict(row(note=slower)).predicted < predict(row()).predicted
 
 
+def test_selective_recompute_of_torchtitan_runs_every_second_matmul_again():
+    none, norms, half, full = (
+        predict(row(recompute=words)).predicted for words in ("none", "selective", "selective op", "full")
+    )
+    assert none > norms > half > full
+    assert predict(row(recompute="selective", source="pytorch/torchtitan docs")).predicted == half
+
+
 def test_weights_that_are_kept_after_the_forward_pass_are_gathered_once():
     assert predict(row(mbs="1", note="reshard_after_forward=False")).predicted > predict(row(mbs="1")).predicted
 
