@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from launch.plan_arguments import DEFAULT_GPU, check_arguments, parse, set_defaults
+from launch.plan_arguments import DEFAULT_GPU, check_arguments, own_cluster, parse, set_defaults
 from recipe.base.ds_config import load_ds_config
 from recipe.base.errors import ConfigError, UserError, exit_on_user_error
 from recipe.base.hardware import Cluster, cluster_of
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         return _plan_phases(args, calibration)
     set_defaults(args)
     shape = load_model_shape(args.model)
-    budget = Budget(args.tokens, args.usd_per_gpu_hour)
+    budget = Budget(args.tokens, args.usd_per_gpu_hour, own_cluster(args))
     if args.ds_config is not None:
         _plan(args, shape, budget, calibration)
     else:
@@ -93,7 +93,7 @@ def _plan_phases(args: argparse.Namespace, calibration: Calibration | None) -> N
     phases = resolve_phases(run, load_model_shape(run.model), ds, ds_raw, path=args.config)
     planned = plan_phases(
         phases, _cluster(args, ds.world_size, calibration), usd_per_gpu_hour=args.usd_per_gpu_hour, imbalance=args.imbalance,
-        document_tokens=args.document_tokens,
+        document_tokens=args.document_tokens, own=own_cluster(args),
     )  # fmt: skip
     if problems := problems_of(planned):
         raise ConfigError(f"{args.config} with {args.ds_config}", problems)

@@ -8,6 +8,7 @@ from pathlib import Path
 from recipe.base.arguments import binary_count, count, positive_int
 from recipe.base.errors import UserError
 from recipe.base.hardware import ACCELERATORS
+from recipe.base.reliability import GB, OwnCluster
 from recipe.base.settings import RECOMPUTES
 from recipe.planner.search.search import STAGES
 
@@ -125,6 +126,24 @@ def parse(argv: list[str] | None, description: str | None) -> argparse.Namespace
         type=count,
         help="price of a GPU-hour in USD (default: a list price, see recipe/base/hardware.py)",
     )
+    parser.add_argument(
+        "--failures-per-gpu-day",
+        type=float,
+        metavar="RATE",
+        help="failures of your cluster that end a run, over GPUs and days (default: a published range, recipe/base/reliability.py)",
+    )
+    parser.add_argument(
+        "--restart-s",
+        type=float,
+        metavar="S",
+        help="seconds from a failure to the next step on your cluster, without reading the checkpoint (default: a published range)",
+    )
+    parser.add_argument(
+        "--node-storage-gb-per-s",
+        type=float,
+        metavar="GB",
+        help="GB/s that a node of your cluster writes and reads while all nodes do (default: a published range)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--write", type=Path, help="file to write the chosen ds_config to; without --ds-config")
     parser.add_argument(
@@ -161,6 +180,11 @@ NOT_WITH_CONFIG = (
 WITH_CONFIG = ("set", "phase", "document_tokens")
 
 
+def own_cluster(args: argparse.Namespace) -> OwnCluster:
+    speed = args.node_storage_gb_per_s
+    return OwnCluster(args.failures_per_gpu_day, args.restart_s, None if speed is None else speed * GB)
+
+
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
@@ -182,6 +206,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         problems += _problems_without_config(args)
     if args.imbalance is not None and args.imbalance < 1:
         problems.append(f"--imbalance {args.imbalance:g} is below 1; the busiest rank has at least the mean")
+    problems += own_cluster(args).problems()
     if problems:
         raise UserError("; ".join(problems))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from recipe.base.errors import UserError
 from recipe.base.hardware import Cluster
+from recipe.base.reliability import NOTHING_KNOWN, OwnCluster
 from recipe.base.run_config.resolved import ResolvedPhase
 from recipe.planner.cost import Cost
 from recipe.planner.plan import RUN_KEYS, Budget, Plan, phase_keys
@@ -52,7 +53,7 @@ def phase_named(name: str, phases: Sequence[ResolvedPhase]) -> ResolvedPhase:
 
 def plan_phases(
     phases: Sequence[ResolvedPhase], cluster: Cluster, *, usd_per_gpu_hour: float | None = None,
-    imbalance: float | None = None, document_tokens: int | None = None,
+    imbalance: float | None = None, document_tokens: int | None = None, own: OwnCluster = NOTHING_KNOWN,
 ) -> tuple[PhasePlan, ...]:  # fmt: skip
     """Each phase's plan on a cluster.
 
@@ -60,12 +61,13 @@ def plan_phases(
         usd_per_gpu_hour: None: the list price.
         imbalance: assignments of the busiest rank over the mean, if measured.
         document_tokens: length of the document that a token is in, where attention stays inside documents; None: of the sequence.
+        own: what is known of the cluster's failures and storage.
     """
     planned = []
     for phase in phases:
         facts = replace(facts_of(phase.run), imbalance=imbalance, document_tokens=document_tokens)
         keys = RUN_KEYS if phase.settings is None else phase_keys(phase.number)
-        budget = Budget(phase.end_tokens - phase.first_tokens, usd_per_gpu_hour)
+        budget = Budget(phase.end_tokens - phase.first_tokens, usd_per_gpu_hour, own)
         planned.append(PhasePlan(phase, Plan(Workload(phase.shape, cluster, phase.ds, facts), budget, keys)))
     return tuple(planned)
 

@@ -10,8 +10,9 @@ from functools import cached_property
 from typing import Any
 
 from recipe.base.hardware import GIB
+from recipe.base.reliability import CONDITIONS, NOTHING_KNOWN, OwnCluster
 from recipe.planner.communication import Collective
-from recipe.planner.cost import Cost, Reliability, cost_of, reliability
+from recipe.planner.cost import Cost, Reliability, Reshard, cost_of, reliability, reshard
 from recipe.planner.hardware_flops import hardware_flops_per_token
 from recipe.planner.kept import EVERYTHING, FILL_IMBALANCE, KEEPABLE, kept_bytes, rows_of
 from recipe.planner.memory import FRAGMENTATION, MemoryPlan, plan_memory
@@ -37,10 +38,11 @@ MICRO_BATCHES = (64, 32, 16, 8, 4, 2, 1)
 
 @dataclass(frozen=True)
 class Budget:
-    """What is to be trained, and at what price."""
+    """What is to be trained, at what price, and what is known of the cluster's failures and storage."""
 
     tokens: float = 1e12
     usd_per_gpu_hour: float | None = None  # None: the list price of the hardware table
+    own: OwnCluster = NOTHING_KNOWN
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,21 @@ class Plan:
         return {}
 
     @cached_property
+    def reliabilities(self) -> dict[str, Reliability]:
+        """By the name of what was assumed."""
+        parameters = self.work.architecture.total_parameters
+        conditions = {name: self.budget.own.applied_to(c) for name, c in CONDITIONS.items()}
+        return {name: reliability(self.work.cluster, parameters, c) for name, c in conditions.items()}
+
+    @property
     def reliability(self) -> Reliability:
-        return reliability(self.work.cluster, self.work.architecture.total_parameters)
+        return self.reliabilities[EXPECTED.name]
+
+    def reshard(self, assumed: Assumptions) -> Reshard:
+        """To another number of ranks."""
+        conditions = self.budget.own.applied_to(CONDITIONS[assumed.name])
+        stage, parameters = self.work.ds.zero_optimization.stage, self.work.architecture.total_parameters
+        return reshard(self.work.cluster, parameters, stage, conditions)
 
     @property
     def expected(self) -> StepTime:
@@ -111,7 +126,8 @@ class Plan:
 
     def cost(self, assumed: Assumptions) -> Cost:
         step = self.time(assumed).step_s
-        return cost_of(self.work, self.budget.tokens, step, self.reliability.goodput, self.usd_per_gpu_hour)
+        share = self.reliabilities[assumed.name].goodput
+        return cost_of(self.work, self.budget.tokens, step, share, self.usd_per_gpu_hour)
 
     def tokens_per_s_per_gpu(self, assumed: Assumptions) -> float:
         return self.work.tokens_per_step / self.time(assumed).step_s / self.work.ranks
@@ -248,7 +264,11 @@ class Plan:
             "usable_gib": self.usable_gib,
             "collectives": collectives,
             "time": {a.name: self._times_dict(a) for a in RANGE},
-            "checkpoint": asdict(self.reliability) | {"goodput": self.reliability.goodput},
+            "goodput": {
+                of: self.reliabilities[a.name].goodput for of, a in zip(("high", "expected", "low"), RANGE, strict=True)
+            },
+            "reliability": {a.name: self.reliabilities[a.name].as_dict() for a in RANGE},
+            "reshard": {a.name: asdict(self.reshard(a)) for a in RANGE},
             "usd_per_gpu_hour": self.usd_per_gpu_hour,
             "problems": self.problems(),
         }

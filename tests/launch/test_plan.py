@@ -45,6 +45,51 @@ def test_json_has_all_that_the_text_has():
     assert expected["step_s"] == pytest.approx(sum(expected[p] for p in parts) + sum(expected["exposed_s"].values()))
 
 
+def test_goodput_is_a_range_and_days_follow_it():
+    found = json.loads(plan(*FLAGSHIP, "--json").stdout)
+    goodput = found["goodput"]
+    assert goodput["low"] < goodput["expected"] < goodput["high"] < 1
+    shares = {"optimistic": goodput["high"], "expected": goodput["expected"], "conservative": goodput["low"]}
+    for name, share in shares.items():
+        assert found["reliability"][name]["goodput"] == share
+        steps = 1e12 / found["tokens_per_step"]
+        assert found["time"][name]["days"] == pytest.approx(steps * found["time"][name]["step_s"] / share / 86_400)
+    text = plan(*FLAGSHIP).stdout
+    assert f"goodput     {goodput['expected']:.1%} ({goodput['low']:.1%} to {goodput['high']:.1%})" in text
+    reshard = found["reshard"]["expected"]
+    assert reshard["host_memory_bytes"] > reshard["written_bytes"] > 400e9
+    assert "reshard     only for another number of GPUs: " in text
+
+
+def test_a_cluster_that_is_known_is_planned_without_a_range_of_failures():
+    known = ("--failures-per-gpu-day", "0", "--restart-s", "300", "--node-storage-gb-per-s", "2.5")
+    found = json.loads(plan(*FLAGSHIP, "--json", *known).stdout)
+    assert len({tuple(r.values()) for r in found["reliability"].values()}) == 1
+    assert found["goodput"]["low"] == found["goodput"]["high"] > 0.9998
+    assert found["reliability"]["expected"]["mtbf_s"] is None
+    assert "failures    none" in plan(*FLAGSHIP, *known).stdout
+    run = ("--config", "recipe/configs/runs/pretrain_30b.yaml", *FLAGSHIP[2:])
+    rare, often = (plan(*run, "--failures-per-gpu-day", rate).stdout for rate in ("0.0001", "0.01"))
+    goodput = [float(text.split("goodput     ")[1].split("%")[0]) for text in (rare, often)]
+    assert goodput[0] > goodput[1] + 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--failures-per-gpu-day", "-1"), "--failures-per-gpu-day -1 is not between 0 and 1"),
+        (("--failures-per-gpu-day", "nan"), "--failures-per-gpu-day nan is not between 0 and 1"),
+        (("--restart-s", "10"), "--restart-s 10 is less than the 64 s that compiling takes"),
+        (("--node-storage-gb-per-s", "0"), "--node-storage-gb-per-s 0 is not above 0"),
+    ],
+    ids=["negative_rate", "rate_that_is_no_number", "restart_too_short", "no_storage"],
+)
+def test_what_no_cluster_has_is_refused(words, said):
+    done = plan(*FLAGSHIP, *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+
+
 def test_a_measured_imbalance_takes_the_place_of_the_range():
     whole = (*FLAGSHIP, "--json", "--recompute", "non_reentrant")
     balanced, skewed = (json.loads(plan(*whole, "--imbalance", i).stdout) for i in (1.0, 2.0))

@@ -17,6 +17,7 @@ from recipe.planner.memory import mask_bytes, masked_layer_bytes
 from recipe.planner.phases import PhasePlan, plan_phases, total_cost
 from recipe.planner.plan import Plan, with_kept
 from recipe.planner.search import shipped
+from recipe.planner.tables.report import goodput_range
 from recipe.planner.timing.timeline import CONSERVATIVE, EXPECTED, OPTIMISTIC
 from recipe.planner.workload import RunFacts, Workload
 
@@ -62,6 +63,7 @@ def describe_phases(planned: Sequence[PhasePlan], calibration: Calibration | Non
         *(line.rstrip() for line in lines),
         "",
         f"time        {mid.days:.1f} days ({low.days:.1f} to {high.days:.1f}), checkpoints and failures included",
+        f"goodput     {goodput_range(planned[0].plan)}",
         f"cost        {mid.gpu_hours:,.0f} GPU-hours ({low.gpu_hours:,.0f} to {high.gpu_hours:,.0f}), "
         f"{mid.usd:,.0f} USD ({low.usd:,.0f} to {high.usd:,.0f}) at {price:.2f} a GPU-hour",
     ])  # fmt: skip

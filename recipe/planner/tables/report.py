@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from recipe.base.hardware import GIB
-from recipe.base.tables import markdown_table
+from recipe.base.tables import duration, markdown_table
 from recipe.planner.calibration import Calibration, describe_calibration
-from recipe.planner.cost import NODE_MTBF_DAYS
 from recipe.planner.plan import Plan
 from recipe.planner.search.ds_writer import NO_LIMIT
 from recipe.planner.search.search import EQUAL_TO_WINNER, Candidate, OnPaper, why_it_lost
@@ -101,16 +101,42 @@ def _time(plan: Plan) -> Iterator[str]:
 
 
 def _money(plan: Plan) -> Iterator[str]:
-    r = plan.reliability
-    yield (
-        f"failures    one in {r.mtbf_s / 86_400:.1f} days (a node fails once in {NODE_MTBF_DAYS:.0f}); a checkpoint stalls "
-        f"{r.stall_s:.0f} s, best every {r.interval_s / 60:.0f} min; goodput {r.goodput:.1%}"
-    )
+    yield from _failures(plan)
     low, mid, high = (plan.cost(a) for a in RANGE)
     yield (
         f"cost        {mid.gpu_hours:,.0f} GPU-hours ({low.gpu_hours:,.0f} to {high.gpu_hours:,.0f}), "
         f"{mid.usd:,.0f} USD ({low.usd:,.0f} to {high.usd:,.0f}) at {plan.usd_per_gpu_hour:.2f} a GPU-hour"
     )
+
+
+def _failures(plan: Plan) -> Iterator[str]:
+    best, r, worst = (plan.reliabilities[a.name] for a in RANGE)
+    intervals = [reliability.interval_s for reliability in (best, r, worst)]
+    one_in = f"one in {_days(r.mtbf_s)} days ({_days(worst.mtbf_s)} to {_days(best.mtbf_s)})"
+    yield (
+        f"failures    {'none' if math.isinf(r.mtbf_s) else one_in}; a restart takes {r.restart_s / 60:.0f} min "
+        f"({best.restart_s / 60:.0f} to {worst.restart_s / 60:.0f})"
+    )
+    yield (
+        f"checkpoint  stalls {r.stall_s:.0f} s ({best.stall_s:.0f} to {worst.stall_s:.0f}), best every {r.interval_s / 60:.0f} min "
+        f"({min(intervals) / 60:.0f} to {max(intervals) / 60:.0f})"
+    )
+    yield f"goodput     {goodput_range(plan)}"
+    fast, usual, slow = (plan.reshard(a) for a in RANGE)
+    yield (
+        f"reshard     only for another number of GPUs: {duration(usual.seconds)} ({duration(fast.seconds)} to {duration(slow.seconds)}), "
+        f"of it {duration(usual.convert_s)} on one host with {usual.host_memory_bytes / GIB:,.0f} GiB in one process"
+    )
+
+
+def _days(seconds: float) -> str:
+    return f"{seconds / 86_400:.1f}"
+
+
+def goodput_range(plan: Plan) -> str:
+    """The expected one, and from the lowest to the highest."""
+    best, usual, worst = (plan.reliabilities[a.name].goodput for a in RANGE)
+    return f"{usual:.1%} ({worst:.1%} to {best:.1%})"
 
 
 def describe_search(ranked: Sequence[Candidate], paper: Sequence[OnPaper], losers: int = 16) -> str:

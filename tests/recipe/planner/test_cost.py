@@ -1,14 +1,23 @@
-"""Checkpoint intervals and what failures cost, against Young's formula and a simulation."""
+"""Checkpoint intervals and what failures cost, against Young's formula and a simulation; and the bytes of a reshard."""
 
 from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
 from recipe.base.hardware import cluster_of
-from recipe.planner.cost import RESTART_S, daly_interval_s, reliability
+from recipe.base.reliability import CONDITIONS, CONSERVATIVE, EXPECTED, OPTIMISTIC, OwnCluster
+from recipe.planner.cost import LONGEST_INTERVAL_S, daly_interval_s, reliability, reshard
+from recipe.planner.timing.timeline import RANGE
+
+FLAGSHIP = 30_000_000_000
+
+
+def cluster(gpus: int):
+    return cluster_of("a100-80gb", gpus, "400g")
 
 
 def test_dalys_interval_is_youngs_when_checkpoints_are_cheap():
@@ -19,28 +28,94 @@ def test_a_checkpoint_longer_than_half_the_mtbf_is_taken_once_per_mtbf():
     assert daly_interval_s(60, 100) == 100
 
 
-def lost_share(interval: float, stall: float, mtbf: float, seed: int = 0) -> float:
-    """Share of the time that made no progress, by drawing failures."""
+def simulated_goodput(interval: float, stall: float, restart: float, mtbf: float, seed: int = 0) -> float:
+    """Share of the time that was work, by drawing failures; one may come while a restart is under way."""
     random_, clock, kept, target = random.Random(seed), 0.0, 0.0, 2000 * mtbf
     fails = random_.expovariate(1 / mtbf)
     while clock < target:
         if clock + interval + stall <= fails:
             clock, kept = clock + interval + stall, kept + interval
-        else:
-            clock = fails + RESTART_S
+            continue
+        up = False
+        while not up:
+            clock = fails
             fails = clock + random_.expovariate(1 / mtbf)
-    return 1 - kept / clock
+            up = clock + restart <= fails
+        clock += restart
+    return kept / clock
 
 
-def test_the_interval_loses_less_than_others_and_the_loss_is_what_is_predicted():
-    found = reliability(cluster_of("a100-80gb", 1024, "400g"), 30_000_000_000)
-    best = lost_share(found.interval_s, found.stall_s, found.mtbf_s)
-    assert best == pytest.approx(found.lost_share, rel=0.1)
+@pytest.mark.parametrize("conditions", CONDITIONS.values(), ids=CONDITIONS)
+def test_the_interval_loses_less_than_others_and_the_loss_is_what_is_predicted(conditions):
+    r = reliability(cluster(1024), FLAGSHIP, conditions)
+    best = simulated_goodput(r.interval_s, r.stall_s, r.restart_s, r.mtbf_s)
+    assert 1 - best == pytest.approx(r.lost_share, rel=0.1)
     for factor in (0.2, 5):
-        assert lost_share(factor * found.interval_s, found.stall_s, found.mtbf_s) > best
+        assert simulated_goodput(factor * r.interval_s, r.stall_s, r.restart_s, r.mtbf_s) < best
 
 
 def test_four_times_the_nodes_fail_four_times_as_often():
-    small, large = (reliability(cluster_of("a100-80gb", n, "400g"), 10**9) for n in (256, 1024))
+    small, large = (reliability(cluster(n), 10**9, EXPECTED) for n in (256, 1024))
     assert small.mtbf_s == pytest.approx(4 * large.mtbf_s)
     assert large.goodput < small.goodput
+
+
+def test_the_expected_failures_are_those_of_llama_3():
+    assert reliability(cluster(16_384), FLAGSHIP, EXPECTED).mtbf_s == pytest.approx(54 * 86_400 / 419)
+
+
+def test_the_range_is_in_order_and_is_that_of_the_time_of_a_step():
+    assert [*CONDITIONS] == [assumed.name for assumed in RANGE]
+    best, usual, worst = (reliability(cluster(256), FLAGSHIP, c) for c in CONDITIONS.values())
+    assert best.goodput > usual.goodput > worst.goodput
+    assert best.restart_s < usual.restart_s < worst.restart_s
+    assert best.stall_s < usual.stall_s < worst.stall_s
+
+
+def test_the_range_widens_with_the_failures():
+    def width(gpus: int) -> float:
+        best, worst = (reliability(cluster(gpus), FLAGSHIP, c).goodput for c in (OPTIMISTIC, CONSERVATIVE))
+        return best - worst
+
+    assert 0 < width(64) < width(256) < width(1024)
+
+
+def test_without_failures_only_checkpoints_are_lost():
+    r = reliability(cluster(256), FLAGSHIP, replace(CONSERVATIVE, failures_per_gpu_day=0.0))
+    assert r.goodput == pytest.approx(LONGEST_INTERVAL_S / (LONGEST_INTERVAL_S + r.stall_s))
+
+
+def test_a_cluster_that_fails_before_it_has_restarted_does_not_get_on():
+    assert reliability(cluster(1024), FLAGSHIP, replace(CONSERVATIVE, failures_per_gpu_day=1.0)).goodput == 0.01
+
+
+def test_storage_is_shared_by_the_nodes_up_to_what_the_file_system_takes():
+    stalls = [reliability(cluster(gpus), FLAGSHIP, EXPECTED).stall_s - 2 for gpus in (64, 128, 1024, 2048)]
+    assert stalls[0] == pytest.approx(2 * stalls[1])
+    assert stalls[2] == stalls[3] == pytest.approx(FLAGSHIP * 14 / 57.5e9)
+
+
+def test_what_is_known_of_the_own_cluster_takes_the_place_of_the_range():
+    own = OwnCluster(failures_per_gpu_day=0.001, restart_s=600.0, node_bytes_per_s=4e9)
+    values = [reliability(cluster(256), FLAGSHIP, own.applied_to(c)) for c in CONDITIONS.values()]
+    assert values[0] == values[1] == values[2]
+    assert values[0].restart_s == pytest.approx(600 + 2 * FLAGSHIP * 14 / (32 * 4e9))
+    assert values[0].mtbf_s == pytest.approx(86_400 / 0.256)
+
+
+def test_a_reshard_reads_and_writes_through_one_host_whatever_the_ranks():
+    small, large = (reshard(cluster(n), FLAGSHIP, 3, EXPECTED) for n in (64, 1024))
+    assert small.convert_s == large.convert_s
+    assert small.read_bytes == (14 + 12 + 14 + 2 + 14) * FLAGSHIP
+    assert small.written_bytes == 14 * FLAGSHIP
+    assert small.load_s < large.load_s  # each node reads it all, and the file system is one
+    slow = reshard(cluster(64), FLAGSHIP, 3, CONSERVATIVE)
+    assert slow.seconds > small.seconds
+    assert slow.convert_s > (small.read_bytes + small.written_bytes) / 0.64e9
+
+
+def test_only_zero_3_needs_all_states_in_one_process():
+    sharded, stage_2 = (reshard(cluster(256), FLAGSHIP, stage, EXPECTED) for stage in (3, 2))
+    assert sharded.host_memory_bytes == 26 * FLAGSHIP
+    assert stage_2.host_memory_bytes == 14 * FLAGSHIP / 256
+    assert stage_2.written_bytes > sharded.written_bytes
