@@ -51,6 +51,7 @@ PRINTED: dict[tuple[str, str], tuple[str, ...]] = {
     ("docs/performance.md", "train_step_h200"): _of_benchmark("train_step", "train_step_h200.json"),
     ("docs/reliability.md", "checkpoint"): _of_benchmark("checkpoint", "checkpoint.json"),
     ("docs/reliability.md", "faults"): ("tests/faults/table.py", "benchmarks/results/faults.jsonl"),
+    ("docs/plan.md", "reliability"): ("recipe/describe_plans.py", "reliability"),
     ("ds_configs/README.md", "clusters"): ("recipe/describe_plans.py", "ds_configs"),
 }
 CONFIGURATION = ("docs/configuration.md", ("recipe/describe_settings.py",))  # a page that is printed as a whole

@@ -1,4 +1,4 @@
-"""The planner's tables of docs/design.md, docs/performance.md and ds_configs/README.md.
+"""The planner's tables of docs/design.md, docs/performance.md, docs/plan.md and ds_configs/README.md.
 
 The design point on other networks, its alternatives, its way to 1,024 GPUs, what compiling changes, and the shipped ds_configs.
 """
@@ -16,7 +16,8 @@ from recipe.planner.search import shipped
 from recipe.planner.search.megatron import megatron_core
 from recipe.planner.search.search import Candidate, on_paper, planned_choice, search, why_it_lost
 from recipe.planner.tables.phase_tables import long_context_table, phases_table
-from recipe.planner.tables.report import clusters_table
+from recipe.planner.tables.reliability_tables import reliability_tables
+from recipe.planner.tables.report import clusters_table, goodput_range
 from recipe.planner.tables.shape_tables import shapes_table
 from recipe.planner.timing.timeline import CONSERVATIVE, EXPECTED, OPTIMISTIC
 from recipe.planner.workload import RunFacts, Workload
@@ -155,7 +156,7 @@ def scaling_table() -> str:
                 f"{plan.work.ds.train_micro_batch_size_per_gpu} x {plan.work.accumulation}",
                 f"{plan.expected.compute_s:.2f}", f"{network:.2f}", f"{plan.expected.exposed_share:.1%}",
                 f"{plan.expected.straggler_s / plan.expected.step_s:.1%}", f"{plan.reliability.mtbf_s / 86_400:.1f}",
-                f"{plan.reliability.interval_s / 60:.0f}", f"{plan.reliability.goodput:.1%}",
+                f"{plan.reliability.interval_s / 60:.0f}", goodput_range(plan),
                 f"{plan.cost(EXPECTED).days:.1f}", f"{ratio:.2f}",
             ]
         )  # fmt: skip
@@ -217,4 +218,5 @@ TABLES = {
     "shapes": shapes_table,
     "phases": phases_table,
     "long_context": long_context_table,
+    "reliability": reliability_tables,
 }
