@@ -15,8 +15,8 @@ from recipe.base.hardware import Cluster
 from recipe.base.reliability import COMPILE_S, Conditions
 from recipe.planner.workload import Workload
 
-STATE_BYTES = 14  # of a parameter: bf16 weight, fp32 master, two fp32 moments
-OPTIMIZER_BYTES = 12  # of them in the optimizer's files
+OPTIMIZER_BYTES = 12  # of a parameter in a checkpoint: fp32 master, two fp32 moments
+WEIGHT_BYTES = 2  # bf16; a ZeRO-3 checkpoint has the master alone
 BARRIER_S = 2.0  # of a checkpoint, whatever its size: until all ranks have written; assumed
 LONGEST_INTERVAL_S = 86_400.0  # however seldom a cluster fails, a run saves once a day
 LEAST_GOODPUT = 0.01  # below it a run does not get on; days and money stay finite
@@ -68,16 +68,20 @@ class Cost:
     usd: float
 
 
-def reliability(cluster: Cluster, parameters: int, conditions: Conditions) -> Reliability:
+def checkpoint_bytes(parameters: int, zero_stage: int) -> int:
+    """Of a whole checkpoint, without an average of the weights."""
+    return parameters * (OPTIMIZER_BYTES + (WEIGHT_BYTES if zero_stage < 3 else 0))
+
+
+def reliability(cluster: Cluster, state_bytes: float, conditions: Conditions) -> Reliability:
     """The best checkpoint interval and what is left with it.
 
     Args:
         cluster: every node writes its share of the checkpoint, synchronously; reads it twice on a restart, to verify and to load.
-        parameters: of the whole model.
+        state_bytes: of the whole checkpoint.
     """
-    state = parameters * STATE_BYTES
-    stall = state / conditions.write_bytes_per_s(cluster.nodes) + BARRIER_S
-    reading = 2 * state / conditions.read_bytes_per_s(cluster.nodes)
+    stall = state_bytes / conditions.write_bytes_per_s(cluster.nodes) + BARRIER_S
+    reading = 2 * state_bytes / conditions.read_bytes_per_s(cluster.nodes)
     restart = conditions.noticed_s + conditions.start_s + COMPILE_S + reading
     failures_per_s = conditions.failures_per_gpu_day * cluster.gpus / 86_400
     mtbf = 1 / failures_per_s if failures_per_s else math.inf
@@ -105,21 +109,18 @@ def reshard(cluster: Cluster, parameters: int, zero_stage: int, conditions: Cond
     """Bytes of launch/reshard.py over the storage of one host, and of the load by all hosts.
 
     Counted from recipe/checkpoints/universal.py and DeepSpeed 0.19.8's ds_to_universal: checksums of the checkpoint; the
-    optimizer's files by processes; with ZeRO-3 all files once more in one process, which rebuilds the experts, else their
+    optimizer's files by processes; with ZeRO-3 once more all of them in one process, which copies out the experts, else their
     parts written and read again; the weights' files; checksums of the result. A load reads every file of the result on every
     node, once: the page cache serves its other ranks. All parameters are counted as experts, which nearly all are.
     """
     read_speed, write_speed = conditions.read_bytes_per_s(1), conditions.write_bytes_per_s(1)
-    hashed = 2 * STATE_BYTES * parameters
-    weights = STATE_BYTES - OPTIMIZER_BYTES
-    parts = STATE_BYTES if zero_stage == 3 else OPTIMIZER_BYTES
-    plainly_read = (OPTIMIZER_BYTES + parts + weights) * parameters
-    written = (STATE_BYTES if zero_stage == 3 else STATE_BYTES + OPTIMIZER_BYTES) * parameters
-    in_one_process = (
-        (STATE_BYTES + OPTIMIZER_BYTES) * parameters if zero_stage == 3 else STATE_BYTES * parameters / cluster.gpus
-    )
+    optimizer, whole = OPTIMIZER_BYTES * parameters, checkpoint_bytes(parameters, zero_stage)
+    hashed = 2 * whole
+    plainly_read = 2 * optimizer + (whole - optimizer)
+    written = whole if zero_stage == 3 else whole + optimizer
+    in_one_process = 2 * optimizer if zero_stage == 3 else whole / cluster.gpus
     convert = hashed / min(read_speed, SHA256_BYTES_PER_S) + plainly_read / read_speed + written / write_speed
-    load = cluster.nodes * OPTIMIZER_BYTES * parameters / conditions.read_bytes_per_s(cluster.nodes)
+    load = cluster.nodes * optimizer / conditions.read_bytes_per_s(cluster.nodes)
     return Reshard(hashed + plainly_read, written, in_one_process, convert, load)
 
 

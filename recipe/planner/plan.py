@@ -12,7 +12,7 @@ from typing import Any
 from recipe.base.hardware import GIB
 from recipe.base.reliability import CONDITIONS, NOTHING_KNOWN, OwnCluster
 from recipe.planner.communication import Collective
-from recipe.planner.cost import Cost, Reliability, Reshard, cost_of, reliability, reshard
+from recipe.planner.cost import Cost, Reliability, Reshard, checkpoint_bytes, cost_of, reliability, reshard
 from recipe.planner.hardware_flops import hardware_flops_per_token
 from recipe.planner.kept import EVERYTHING, FILL_IMBALANCE, KEEPABLE, kept_bytes, rows_of
 from recipe.planner.memory import FRAGMENTATION, MemoryPlan, plan_memory
@@ -101,9 +101,9 @@ class Plan:
     @cached_property
     def reliabilities(self) -> dict[str, Reliability]:
         """By the name of what was assumed."""
-        parameters = self.work.architecture.total_parameters
+        state = checkpoint_bytes(self.work.architecture.total_parameters, self.work.ds.zero_optimization.stage)
         conditions = {name: self.budget.own.applied_to(c) for name, c in CONDITIONS.items()}
-        return {name: reliability(self.work.cluster, parameters, c) for name, c in conditions.items()}
+        return {name: reliability(self.work.cluster, state, c) for name, c in conditions.items()}
 
     @property
     def reliability(self) -> Reliability:

@@ -6,7 +6,7 @@ from recipe.base.hardware import cluster_of
 from recipe.base.model_shape import load_model_shape
 from recipe.base.reliability import COMPILE_S, CONDITIONS, GB
 from recipe.base.tables import markdown_table
-from recipe.planner.cost import reliability
+from recipe.planner.cost import checkpoint_bytes, reliability
 from recipe.planner.search import shipped
 
 GPUS = (8, 64, 256, 1024, 4096)
@@ -33,10 +33,10 @@ def _conditions() -> str:
 
 def _goodput() -> str:
     s = shipped.named("a100_256")
-    parameters = sum(load_model_shape(shipped.MODELS / s.model).parameters().values())
+    state = checkpoint_bytes(sum(load_model_shape(shipped.MODELS / s.model).parameters().values()), zero_stage=3)
     rows = []
     for gpus in GPUS:
-        planned = [reliability(cluster_of(s.gpu, gpus, s.interconnect), parameters, c) for c in CONDITIONS.values()]
+        planned = [reliability(cluster_of(s.gpu, gpus, s.interconnect), state, c) for c in CONDITIONS.values()]
         rows.append([
             f"{s.model} on {gpus:,} GPUs", *(f"{r.goodput:.1%}" for r in planned),
             *(", ".join(values) for values in (

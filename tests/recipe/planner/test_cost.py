@@ -10,10 +10,11 @@ import pytest
 
 from recipe.base.hardware import cluster_of
 from recipe.base.reliability import CONDITIONS, CONSERVATIVE, EXPECTED, OPTIMISTIC, OwnCluster
-from recipe.planner.cost import LONGEST_INTERVAL_S, daly_interval_s, reliability, reshard
+from recipe.planner.cost import LONGEST_INTERVAL_S, checkpoint_bytes, daly_interval_s, reliability, reshard
 from recipe.planner.timing.timeline import RANGE
 
-FLAGSHIP = 30_000_000_000
+PARAMETERS = 30_000_000_000
+FLAGSHIP = checkpoint_bytes(PARAMETERS, zero_stage=3)
 
 
 def cluster(gpus: int):
@@ -55,7 +56,7 @@ def test_the_interval_loses_less_than_others_and_the_loss_is_what_is_predicted(c
 
 
 def test_four_times_the_nodes_fail_four_times_as_often():
-    small, large = (reliability(cluster(n), 10**9, EXPECTED) for n in (256, 1024))
+    small, large = (reliability(cluster(n), 12 * 10**9, EXPECTED) for n in (256, 1024))
     assert small.mtbf_s == pytest.approx(4 * large.mtbf_s)
     assert large.goodput < small.goodput
 
@@ -92,37 +93,39 @@ def test_a_cluster_that_fails_before_it_has_restarted_does_not_get_on():
 def test_storage_is_shared_by_the_nodes_up_to_what_the_file_system_takes():
     stalls = [reliability(cluster(gpus), FLAGSHIP, EXPECTED).stall_s - 2 for gpus in (64, 128, 1024, 2048)]
     assert stalls[0] == pytest.approx(2 * stalls[1])
-    assert stalls[2] == stalls[3] == pytest.approx(FLAGSHIP * 14 / 57.5e9)
+    assert stalls[2] == stalls[3] == pytest.approx(FLAGSHIP / 57.5e9)
 
 
 def test_what_is_known_of_the_own_cluster_takes_the_place_of_the_range():
     own = OwnCluster(failures_per_gpu_day=0.001, restart_s=600.0, node_bytes_per_s=4e9)
     values = [reliability(cluster(256), FLAGSHIP, own.applied_to(c)) for c in CONDITIONS.values()]
     assert values[0] == values[1] == values[2]
-    assert values[0].restart_s == pytest.approx(600 + 2 * FLAGSHIP * 14 / (32 * 4e9))
+    assert values[0].restart_s == pytest.approx(600 + 2 * FLAGSHIP / (32 * 4e9))
     assert values[0].mtbf_s == pytest.approx(86_400 / 0.256)
 
 
 def test_a_reshard_reads_and_writes_through_one_host_whatever_the_ranks():
-    small, large = (reshard(cluster(n), FLAGSHIP, 3, EXPECTED) for n in (64, 1024))
+    small, large = (reshard(cluster(n), PARAMETERS, 3, EXPECTED) for n in (64, 1024))
     assert small.convert_s == large.convert_s
-    assert small.read_bytes == (14 + 12 + 14 + 2 + 14) * FLAGSHIP
-    assert small.written_bytes == 14 * FLAGSHIP
+    assert small.read_bytes == 4 * 12 * PARAMETERS
+    assert small.written_bytes == 12 * PARAMETERS
     assert small.load_s < large.load_s  # each node reads it all, and the file system is one
-    slow = reshard(cluster(64), FLAGSHIP, 3, CONSERVATIVE)
+    slow = reshard(cluster(64), PARAMETERS, 3, CONSERVATIVE)
     assert slow.seconds > small.seconds
     assert slow.convert_s > (small.read_bytes + small.written_bytes) / 0.64e9
 
 
 def test_only_zero_3_needs_all_states_in_one_process():
-    sharded, stage_2 = (reshard(cluster(256), FLAGSHIP, stage, EXPECTED) for stage in (3, 2))
-    assert sharded.host_memory_bytes == 26 * FLAGSHIP
-    assert stage_2.host_memory_bytes == 14 * FLAGSHIP / 256
+    sharded, stage_2 = (reshard(cluster(256), PARAMETERS, stage, EXPECTED) for stage in (3, 2))
+    assert sharded.host_memory_bytes == 24 * PARAMETERS
+    assert stage_2.host_memory_bytes == 14 * PARAMETERS / 256
     assert stage_2.written_bytes > sharded.written_bytes
 
 
 def test_the_share_that_llama_3_reports_is_inside_the_range():
     """More than 90% of the time of 54 days on 16,384 H100 trained the model of 405B (arXiv 2407.21783, section 3.3.4)."""
     h100s = cluster_of("h100", 16_384, None)
-    best, worst = (reliability(h100s, 405_000_000_000, c).goodput for c in (OPTIMISTIC, CONSERVATIVE))
+    best, worst = (
+        reliability(h100s, checkpoint_bytes(405_000_000_000, 1), c).goodput for c in (OPTIMISTIC, CONSERVATIVE)
+    )
     assert worst < 0.90 < best

@@ -14,7 +14,9 @@ import yaml
 
 from data_prep import tokenize_corpus
 from recipe.base.files import read_json_lines, sha256
-from recipe.run.checkpoint_files import complete, read_manifest
+from recipe.base.model_shape import load_model_shape
+from recipe.planner.cost import checkpoint_bytes
+from recipe.run.checkpoint_files import complete, read_manifest, universal_of
 from recipe.run.records import read_metrics
 from recipe.train import main as train_main
 from tests.conftest import ROOT, Called, Prepared, copy_of_run, launch, run_forked, schedule_of
@@ -119,12 +121,25 @@ def test_going_on_from_a_named_checkpoint_leaves_the_younger_ones_behind(finishe
     )
 
 
+def check_planned_bytes(run, checkpoint: Path) -> None:
+    """What the planner counts of a ZeRO-3 checkpoint; its universal form has the optimizer's file of one rank beside it."""
+    shape = load_model_shape(Path(yaml.safe_load(run.config.read_text())["model"]))
+    planned = checkpoint_bytes(sum(shape.parameters().values()), zero_stage=3)
+    found = [
+        sum(f["bytes"] for f in read_manifest(path)["files"].values())
+        for path in (checkpoint, universal_of(checkpoint))
+    ]
+    ranks = read_manifest(checkpoint)["topology"]["world_size"]
+    assert found == pytest.approx([planned, planned * (1 + 1 / ranks)], rel=0.02)
+
+
 def test_a_resharded_form_is_of_one_checkpoint_alone(finished, new_run, ds_path, write_ds, capsys):
     run = copied(finished, new_run, "resharded")
     words = ("--run", run.run_dir)
     assert run_forked("launch/reshard.py", *words, "--workers", 1).returncode == 0
-    train(run, ds_path, "--resume", "step_00000008", "--set", "schedule.peak_lr=0.01")
     folder = run.run_dir / "checkpoints"
+    check_planned_bytes(run, folder / "step_00000012")
+    train(run, ds_path, "--resume", "step_00000008", "--set", "schedule.peak_lr=0.01")
     (folder / "step_00000012.left.universal").rename(
         folder / "step_00000012.universal"
     )  # as a copy would bring it back
