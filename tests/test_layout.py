@@ -19,7 +19,7 @@ FILES = sorted(p for folder in ("recipe", "data_prep", "launch") for p in (ROOT 
 # Rooms of recipe/ by floors: one imports rooms of the floors above its own line, never one beside it.
 FLOORS = (
     ("base",),
-    ("model", "data", "planner"),
+    ("model", "data", "planner", "scaling"),
     ("huggingface",),
     ("run",),
     ("reading",),
@@ -29,7 +29,7 @@ FLOORS = (
     ("training",),
 )
 ROOMS = [room for floor in FLOORS for room in floor]
-WITHOUT_TORCH = {"recipe.base", "recipe.planner", "recipe.reading", "recipe.run"}
+WITHOUT_TORCH = {"recipe.base", "recipe.planner", "recipe.scaling", "recipe.reading", "recipe.run"}
 DATA_JOBS_MAY_IMPORT = {
     "data_prep",
     "recipe.base",
@@ -225,7 +225,7 @@ def test_everything_is_installed_for_the_tests():
     ("prefixes", "extras"),
     [
         (DATA_JOBS_MAY_IMPORT, {"", "data", "ray"}),
-        ({"recipe.base", "recipe.planner", "recipe.reading", "recipe.run", "recipe.report", "recipe.watch"}, {"", "prometheus"}),
+        ({"recipe.base", "recipe.planner", "recipe.scaling", "recipe.reading", "recipe.run", "recipe.report", "recipe.watch"}, {"", "prometheus"}),
         ({"recipe"}, {"", "train", "downstream", "prometheus", "wandb", "mlflow"}),
     ],
     ids=["data jobs", "planning and reading", "training"],
