@@ -1,0 +1,249 @@
+#!/usr/bin/env python3
+"""The loss of a run before it is launched: write and train a ladder of small models of its family, fit a law, predict.
+
+The runs go one after the other, each by deepspeed and recipe/train.py. A finished one is not run again, a stopped one is
+resumed. The largest width is held out: its loss is predicted and written down before it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launch.cluster.hosts import deepspeed_launcher, free_port
+from recipe.base.arguments import count, positive_int
+from recipe.base.errors import UserError, exit_on_user_error
+from recipe.base.files import write_json, write_text
+from recipe.base.model_shape import ModelShape, load_model_shape
+from recipe.base.output_paths import check_output_folder
+from recipe.base.tables import markdown_table
+from recipe.data.token_folder import TokenFolder
+from recipe.planner.search.ds_writer import ds_config_for, text_of
+from recipe.run.job import check_job
+from recipe.run.records import read_evaluations, read_events
+from recipe.scaling.fit import SPARE_RUNS, free_parameters
+from recipe.scaling.law import Size, size_of
+from recipe.scaling.measured import Measured, fits_as_dict, fits_of, predictions
+from recipe.scaling.rungs import Rung, rungs
+
+ROOT = Path(__file__).resolve().parent.parent
+SCHEMA, VERSION = "recipe.ladder", 1
+EXAMPLE = """examples:
+  python launch/ladder.py --model recipe/configs/models/tiny --tokens work/quickstart/tokens \\
+      --tokenizer work/quickstart/tokenizer --output work/ladder --widths 32 48 64 --held-out 96 --cpu-ranks 2 --dry-run"""
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, required=True, help="folder with the target's config.json")
+    parser.add_argument("--target-tokens", type=count, help="that the target trains on, such as 1T; predicts its loss")
+    parser.add_argument("--tokens", type=Path, required=True, help="output folder of data_prep/tokenize_corpus.py")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer that made the tokens")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the ladder: configs, runs, ladder.json")
+    parser.add_argument(
+        "--widths", type=positive_int, nargs="+", required=True, help="hidden sizes of the small models"
+    )
+    parser.add_argument("--held-out", type=positive_int, required=True, help="hidden size of the run that is predicted")
+    parser.add_argument(
+        "--tokens-per-parameter", type=count, nargs="+", default=[10.0, 40.0], metavar="RATIO",
+        help="tokens over active parameters, several; the held-out run has the largest (default: 10 40)",
+    )  # fmt: skip
+    parser.add_argument("--exponents", choices=("auto", "free", "published"), default="auto",
+                        help="fit the law's exponents, or fix them at published ones (default: fitted where runs are enough)")  # fmt: skip
+    parser.add_argument("--seq", type=positive_int, default=128, help="sequence length (default: %(default)s)")
+    parser.add_argument("--micro-batch", type=positive_int, default=8, help="most sequences per rank at a time (default: %(default)s)")  # fmt: skip
+    ranks = parser.add_mutually_exclusive_group(required=True)
+    ranks.add_argument("--gpus", type=positive_int, help="ranks of each run, bf16 on GPUs of this host")
+    ranks.add_argument("--cpu-ranks", type=positive_int, help="ranks of each run, fp32 on this host's CPU")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the ladder and what it costs; write and run nothing"
+    )
+    return parser.parse_args(argv)
+
+
+def planned(args: argparse.Namespace, target: ModelShape) -> tuple[list[Rung], Rung]:
+    """The rungs that are fitted, and the one that is held out."""
+    if args.held_out <= max(args.widths):
+        raise UserError(f"--held-out {args.held_out} must exceed all --widths; raise it")
+    ranks = args.gpus or args.cpu_ranks
+    fitted = rungs(target, args.widths, args.tokens_per_parameter, args.seq, ranks)
+    (held_out,) = rungs(target, [args.held_out], [max(args.tokens_per_parameter)], args.seq, ranks)
+    needed = len(free_parameters([r.size for r in fitted], args.exponents)) + SPARE_RUNS
+    if len(fitted) < needed:
+        raise UserError(f"{len(fitted)} runs are too few for a law, which needs {needed}; give more --widths or --tokens-per-parameter")  # fmt: skip
+    if len({r.tokens / r.size.active for r in fitted}) < 2 or len(set(args.tokens_per_parameter)) < 2:
+        raise UserError("one number of --tokens-per-parameter cannot tell model from data; give two or more")
+    return fitted, held_out
+
+
+def check_data(args: argparse.Namespace, target: ModelShape, ladder: Sequence[Rung]) -> None:
+    folder = TokenFolder(args.tokens)
+    if folder.tokenizer["vocab_size"] > target.vocab_size:
+        raise UserError(f"{args.tokens} has {folder.tokenizer['vocab_size']:,} token ids and the model {target.vocab_size:,}; raise vocab_size in {args.model}/config.json")  # fmt: skip
+    if not folder.sizes("held_out"):
+        raise UserError(f"{args.tokens} has no held-out documents to measure a loss on; tokenize with held_out above 0")
+    most, there = max(r.tokens for r in ladder), sum(folder.sizes("train").values())
+    if most > there:
+        raise UserError(f"the longest run reads {most:,} tokens and {args.tokens} has {there:,} for training; lower --tokens-per-parameter or the widths, since a law is of fresh tokens")  # fmt: skip
+
+
+def files_of(rung: Rung, args: argparse.Namespace) -> dict[Path, str]:
+    """Path and text of a rung's config.json, run config and ds_config."""
+    folder, ranks = args.output.resolve() / rung.name, args.gpus or args.cpu_ranks
+    per_rank = rung.batch_sequences // ranks
+    micro_batch = max(m for m in range(1, min(args.micro_batch, per_rank) + 1) if per_rank % m == 0)
+    ds = ds_config_for(
+        rung.shape, ranks, stage=3, ep_size=math.gcd(ranks, rung.shape.n_routed_experts), micro_batch=micro_batch,
+        accumulation=per_rank // micro_batch, bf16=args.gpus is not None,
+    )  # fmt: skip
+    steps = rung.tokens // (rung.batch_sequences * args.seq)
+    run = {
+        "run_dir": str(folder / "run"),
+        "model": str(folder / "model"),
+        "tokenizer": str(args.tokenizer.resolve()),
+        "data": {"tokens": str(args.tokens.resolve()), "seq_length": args.seq},
+        "schedule": rung.schedule(),
+        "checkpoint": {"every_steps": max(1, steps // 4), "keep_last": 1},
+        "evaluation": {"every_steps": steps},
+    }
+    return {
+        folder / "model" / "config.json": json.dumps(rung.shape.model_dump(mode="json"), indent=1) + "\n",
+        folder / "run.yaml": yaml.safe_dump(run, sort_keys=False),
+        folder / "ds_config.json": text_of(ds),
+    }
+
+
+def write_ladder(ladder: Sequence[Rung], args: argparse.Namespace) -> None:
+    """Write all configs and check them as the trainer does; a folder of another ladder is refused."""
+    files = {path: text for rung in ladder for path, text in files_of(rung, args).items()}
+    for path, text in files.items():
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            raise UserError(f"--output {args.output} holds a ladder of other settings ({path}); choose another folder")
+    for path, text in files.items():
+        write_text(path, text)
+    for rung in ladder:
+        folder = args.output / rung.name
+        check_job(folder / "run.yaml", [], folder / "ds_config.json", None)
+
+
+def is_finished(run_dir: Path) -> bool:
+    return any(event["event"] == "finished" for event in read_events(run_dir))
+
+
+def train(rung: Rung, args: argparse.Namespace) -> Measured:
+    """Run a rung to its end, unless it is there, and read its held-out loss."""
+    folder = args.output.resolve() / rung.name
+    if not is_finished(folder / "run"):
+        ranks, environment = args.gpus or args.cpu_ranks, dict(os.environ)
+        if args.cpu_ranks:
+            threads = str(max(1, (os.cpu_count() or 1) // ranks))
+            environment = {
+                "OMP_NUM_THREADS": threads,
+                **environment,
+                "DS_ACCELERATOR": "cpu",
+                "CUDA_VISIBLE_DEVICES": "",
+            }
+        words = [deepspeed_launcher(), "--quiet", "--num_gpus", ranks, "--master_port", free_port(), "recipe/train.py",
+                 "--config", folder / "run.yaml", "--deepspeed_config", folder / "ds_config.json", "--resume", "auto"]  # fmt: skip
+        with open(folder / "log.txt", "ab") as log:
+            code = subprocess.call([str(w) for w in words], cwd=ROOT, env=environment, stdout=log, stderr=log)
+        if code or not is_finished(folder / "run"):
+            raise UserError(f"the run {rung.name} ended with exit code {code}, see {folder / 'log.txt'}; mend its cause and give the same command again")  # fmt: skip
+    sources = read_evaluations(folder / "run")[-1]["sources"]
+    bits, loss = ({s: v[key] for s, v in sources.items()} for key in ("bits_per_byte", "loss"))
+    return Measured(rung.size, bits, loss)
+
+
+def as_dict(rung: Rung, measured: Measured | None = None) -> dict[str, Any]:
+    size = vars(rung.size)
+    facts = {
+        "name": rung.name,
+        **size,
+        "batch_sequences": rung.batch_sequences,
+        "peak_lr": rung.lr,
+        "flops": rung.flops,
+    }
+    return facts if measured is None else {**facts, "bits_per_byte": dict(measured.bits_per_byte), "loss": dict(measured.loss)}  # fmt: skip
+
+
+def table_of(ladder: Sequence[Rung]) -> str:
+    head = ["run", "layers × width", "active", "tokens", "batch, sequences", "peak lr", "FLOPs"]
+    rows = [[r.name, f"{r.shape.num_hidden_layers} × {r.shape.hidden_size}", f"{r.size.active / 1e6:.3g}M", f"{r.tokens:,}",
+             f"{r.batch_sequences}", f"{r.lr:.2e}", f"{r.flops:.2e}"] for r in ladder]  # fmt: skip
+    total = (
+        f"{sum(r.tokens for r in ladder):,} tokens and {sum(r.flops for r in ladder):.2e} FLOPs in {len(ladder)} runs"
+    )
+    return f"{markdown_table(head, rows)}\n\n{total}"
+
+
+def predicted_rows(title: str, told: dict[str, Any], measured: Measured | None = None) -> list[list[str]]:
+    rows = []
+    for source, both in told.items():
+        bits = both["bits_per_byte"]
+        was = "" if measured is None else f"{measured.bits_per_byte[source]:.4f} ({measured.bits_per_byte[source] / bits['value'] - 1:+.1%})"  # fmt: skip
+        rows.append([title, source, f"{bits['value']:.4f} ({bits['low']:.4f} to {bits['high']:.4f})", f"{both['loss']['value']:.4f}", was])  # fmt: skip
+    return rows
+
+
+def climb(args: argparse.Namespace, fitted: Sequence[Rung], held_out: Rung, target: Size | None) -> None:
+    """Train, predict the held-out run, train it, and predict the target from all runs."""
+    path, runs = args.output / "ladder.json", []
+    for rung in fitted:
+        runs.append(train(rung, args))
+        bits = ", ".join(f"{s} {v:.4f}" for s, v in runs[-1].bits_per_byte.items())
+        print(f"{rung.name}: bits per byte {bits}", flush=True)
+    fits = fits_of(runs, args.exponents)
+    told = predictions(fits, runs, held_out.size)
+    record: dict[str, Any] = {
+        "schema": SCHEMA, "version": VERSION,
+        "runs": [as_dict(r, m) for r, m in zip(fitted, runs, strict=True)],
+        "held_out": {**as_dict(held_out), "predicted_at": time.time(), "prediction": told, "fits": fits_as_dict(fits)},
+    }  # fmt: skip
+    if not is_finished(args.output / held_out.name / "run"):  # else the prediction that was made before it stays
+        write_json(path, record)
+    elif path.exists():
+        record = json.loads(path.read_text(encoding="utf-8"))
+        told = record["held_out"]["prediction"]
+    measured = train(held_out, args)
+    record["held_out"] |= as_dict(held_out, measured)
+    runs.append(measured)
+    fits = fits_of(runs, args.exponents)
+    record["fits"] = fits_as_dict(fits)
+    rows = predicted_rows(f"held out: {held_out.name}", told, measured)
+    if target is not None:
+        record["target"] = {**vars(target), "prediction": predictions(fits, runs, target)}
+        rows += predicted_rows("target", record["target"]["prediction"])
+    write_json(path, record)
+    print(markdown_table(["run", "source", "bits per byte, 90%", "loss, nats per token", "measured"], rows, left=2))
+    print(f"wrote {path}")
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    target = load_model_shape(args.model)
+    fitted, held_out = planned(args, target)
+    ladder = [*fitted, held_out]
+    check_output_folder("--output", args.output)
+    check_data(args, target, ladder)
+    print(table_of(ladder), flush=True)
+    if args.dry_run:
+        return
+    write_ladder(ladder, args)
+    climb(args, fitted, held_out, None if args.target_tokens is None else size_of(target, args.target_tokens))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

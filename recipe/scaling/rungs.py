@@ -1,0 +1,78 @@
+"""The rungs of a ladder: of each small run the model, the tokens, the batch and the learning rate, by rules.
+
+Batch and learning rate are Step Law's (arXiv 2503.04715): B = 0.58 D**0.571 tokens and lr = 1.79 N**-0.713 D**0.307, with N the
+parameters without the vocabulary's and D the tokens; fitted on models of 60M to 1B parameters, dense and MoE. Of an MoE model N
+is taken to be the active ones here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from recipe.base.model_shape import ModelShape
+from recipe.scaling.family import member
+from recipe.scaling.law import Size, size_of
+
+# Step Law's rises without end towards small models; this is the largest that benchmarks/shape_ladder.py tries on tiny ones.
+LARGEST_LR = 6e-3
+WARMUP, DECAY, FINAL_LR = 0.05, 0.2, 0.1  # shares of the tokens, and of the peak
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One run of a ladder, or its target."""
+
+    name: str
+    shape: ModelShape
+    tokens: int
+    batch_sequences: int
+    lr: float
+    flops: float
+
+    @property
+    def size(self) -> Size:
+        return size_of(self.shape, self.tokens)
+
+    def schedule(self) -> dict[str, Any]:
+        """The run config's `schedule:`; WSD with a decay of its own, since a law is of finished runs."""
+        return {
+            "total_tokens": self.tokens,
+            "kind": "wsd",
+            "peak_lr": self.lr,
+            "min_lr": self.lr * FINAL_LR,
+            "warmup_tokens": round(WARMUP * self.tokens),
+            "decay_tokens": round(DECAY * self.tokens),
+        }
+
+
+def optimal_batch_tokens(tokens: float) -> float:
+    """Step Law's batch, in tokens."""
+    return float(0.58 * tokens**0.571)
+
+
+def optimal_lr(parameters: float, tokens: float) -> float:
+    """Step Law's peak learning rate, no larger than LARGEST_LR."""
+    return float(min(LARGEST_LR, 1.79 * parameters**-0.713 * tokens**0.307))
+
+
+def rung(name: str, shape: ModelShape, tokens_per_parameter: float, seq_length: int, ranks: int) -> Rung:
+    """One run: its batch is a multiple of the ranks, its tokens one of the batch."""
+    size = size_of(shape, 1)
+    wanted = tokens_per_parameter * size.active
+    sequences = max(1, round(optimal_batch_tokens(wanted) / (seq_length * ranks))) * ranks
+    tokens = max(1, round(wanted / (sequences * seq_length))) * sequences * seq_length
+    lr = optimal_lr(size.active - shape.active_parameters()["lm_head"], tokens)
+    return Rung(name, shape, tokens, sequences, float(f"{lr:.3g}"), tokens * shape.training_flops_per_token(seq_length))
+
+
+def rungs(
+    target: ModelShape, widths: Sequence[int], ratios: Sequence[float], seq_length: int, ranks: int
+) -> list[Rung]:
+    """Every width with every number of tokens per active parameter: a law needs both to vary, and not together."""
+    return [
+        rung(f"w{width}-t{ratio:g}", member(target, width), ratio, seq_length, ranks)
+        for width in sorted(set(widths))
+        for ratio in sorted(set(ratios))
+    ]
