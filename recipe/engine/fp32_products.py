@@ -6,8 +6,9 @@ fp32 and the two conversions take half a second (x86-64 with AVX2, two busy core
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch.utils._pytree import tree_map_only
 
 from recipe.engine.deepspeed_private import TorchDispatchMode
 
@@ -22,8 +23,8 @@ class Fp32Products(TorchDispatchMode):
         kwargs = kwargs or {}
         if func not in _PRODUCTS or args[0].dtype != torch.bfloat16:
             return func(*args, **kwargs)
-        return func(*tree_map_only(torch.Tensor, _as_fp32, args), **kwargs).bfloat16()
+        return func(*map(_as_fp32, args), **kwargs).bfloat16()
 
 
-def _as_fp32(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+def _as_fp32(value: Any) -> Any:
+    return value.float() if isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16 else value
