@@ -11,6 +11,9 @@ from recipe.planner.architecture import Architecture
 from recipe.planner.search.strategies import OVERLAPPED_EXCHANGE, Strategy
 from recipe.planner.timing.kernels import COMPILED, EAGER, FUSED, Software
 
+# What a source says of all its MoE rows. Automodel: the column "Kernel Optimizations" of docs/performance-summary.mdx.
+OF_SOURCES = {"NVIDIA-NeMo/Automodel": "DeepEP"}
+
 
 class NotStated(Exception):
     """A row does not state enough, or states what the planner has no model of."""
@@ -89,8 +92,9 @@ def strategy_of(row: dict[str, str], model: Architecture, gpus: int, assumed: li
 
 
 def said_of(row: dict[str, str]) -> str:
-    """What a row says of its software, in lower case. A note's comparisons with other runs are in brackets or quotes."""
-    return f"{row['parallel']} {row['precision']} {row['note']}".lower()
+    """What a row and its source say of the software, in lower case."""
+    of_source = " ".join(words for source, words in OF_SOURCES.items() if source in row["source"])
+    return f"{row['parallel']} {row['precision']} {row['note']} {of_source if row['kind'] == 'moe' else ''}".lower()
 
 
 def _expert_ranks(

@@ -44,7 +44,7 @@ class Assumptions:
 OPTIMISTIC = Assumptions("optimistic", 1.05, 0.92, 1.03, 0.001)
 EXPECTED = Assumptions("expected", RUN_EFFICIENCY, NETWORK_EFFICIENCY, 1.10, 0.004)
 # From conservative to optimistic is a range that claims four of five runs. Of published runs of sources that were left out of
-# a fit, it has 85% on the mean of sources, 90% of the rows, 77% of the MoE rows (benchmarks/results/planner_accuracy.json).
+# a fit, it has 91%, of those of MoE models 82% (benchmarks/results/planner_accuracy.json).
 CONSERVATIVE = Assumptions("conservative", 0.75 * RUN_EFFICIENCY, 0.65, 1.25, 0.012)
 RANGE = (OPTIMISTIC, EXPECTED, CONSERVATIVE)
 

@@ -123,6 +123,15 @@ def test_the_expert_parallel_size_may_be_in_the_note():
     assert stated.run.strategy.node_copies < 1
 
 
+def test_what_a_source_says_of_all_its_moe_rows_holds_for_each():
+    across = {"parallel": "EP32 FSDP64", "mbs": "4"}
+    assert (
+        predict(row(**across, source="NVIDIA-NeMo/Automodel docs")).predicted
+        == predict(row(**across, note="DeepEP")).predicted
+    )
+    assert predict(row(**across, note="DeepEP")).predicted > predict(row(**across)).predicted
+
+
 def test_the_range_is_around_the_prediction():
     found = predict(row())
     assert found.low < found.predicted < found.high
@@ -153,7 +162,7 @@ def test_sources_that_a_fit_has_not_seen_are_predicted_and_are_in_the_range_as_i
         figures = json.loads(done.stdout)["splits"][name]
         assert figures["sources_left_out"]["all"]["median_error"] < 0.15
         assert figures["sources_left_out"]["moe"]["median_error"] < 0.25
-        assert 0.75 < figures["in_range_mean_of_sources"] < 0.95  # it claims four of five
+        assert 0.75 < figures["in_range_mean_of_sources"] < 0.95  # the range claims four of five
 
 
 def test_any_file_of_these_columns_is_taken(tmp_path):
