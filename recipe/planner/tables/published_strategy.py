@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 
+from recipe.base.hardware import GPUS_PER_NODE
 from recipe.planner.architecture import Architecture
 from recipe.planner.search.strategies import OVERLAPPED_EXCHANGE, Strategy
 from recipe.planner.timing.kernels import COMPILED, EAGER, FUSED, Software
@@ -109,7 +110,9 @@ def _expert_ranks(
         return int(match[1])
     if not named and "deepep" not in text.lower():
         return 1
-    ranks = min(8, model.experts, gpus)
+    if min(model.experts, gpus) > GPUS_PER_NODE:  # one node, or more of them: the exchanges take other links
+        raise NotStated("the expert-parallel size is not stated")
+    ranks = min(model.experts, gpus)
     assumed.append(f"EP {ranks}")
     return ranks
 

@@ -83,6 +83,7 @@ def test_without_a_pipeline_the_batch_hardly_matters():
         ({"parallel": "TP8 PP16", "gpus": "64"}, "does not fit"),
         ({"parallel": "FSDP (ZeRO-3 only)"}, "no expert parallelism"),
         ({"note": "optimizer offload"}, "offload"),
+        ({"parallel": "FSDP64 DeepEP"}, "expert-parallel size"),
     ],
 )
 def test_a_row_that_does_not_is_excluded_with_its_reason(values, reason):
