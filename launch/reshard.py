@@ -35,9 +35,11 @@ def main(argv: list[str] | None = None) -> None:
 
     manifest, begun = read_manifest(checkpoint), time.monotonic()
     gib = sum(file["bytes"] for file in manifest["files"].values()) / GIB
+    # DeepSpeed 0.19.8 loads the optimizer's files of all ranks in one process and copies the experts out of them.
+    memory = f"; one process holds up to {2 * gib:.2f} GiB" if manifest["topology"]["zero_stage"] == 3 else ""
     print(
         f"reshard: {checkpoint} ({gib:.2f} GiB, of {manifest['topology']['world_size']} ranks), {args.workers} processes; "
-        "it is read and checked, written once more in the universal form, and read again for checksums",
+        f"it is read and checked, written once more in the universal form, and read again for checksums{memory}",
         file=sys.stderr, flush=True,
     )  # fmt: skip
     universal = make_universal(checkpoint, args.workers)
