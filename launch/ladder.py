@@ -26,6 +26,7 @@ from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import write_json, write_text
 from recipe.base.model_shape import ModelShape, load_model_shape
 from recipe.base.output_paths import check_output_folder
+from recipe.base.strict import load_json
 from recipe.base.tables import markdown_table
 from recipe.data.token_folder import TokenFolder
 from recipe.planner.search.ds_writer import ds_config_for, text_of
@@ -197,6 +198,14 @@ def predicted_rows(title: str, told: dict[str, Any], measured: Measured | None =
     return rows
 
 
+def recorded(path: Path) -> dict[str, Any]:
+    """What ladder.json says of a ladder whose held-out run is finished."""
+    if not path.exists():
+        raise UserError(f"{path} is missing though the held-out run is finished: its prediction is lost; restore it, or take another --output")  # fmt: skip
+    record: dict[str, Any] = load_json(path)
+    return record
+
+
 def climb(args: argparse.Namespace, fitted: Sequence[Rung], held_out: Rung, target: Size | None) -> None:
     """Train, predict the held-out run, train it, and predict the target from all runs."""
     path, runs = args.output / "ladder.json", []
@@ -211,11 +220,11 @@ def climb(args: argparse.Namespace, fitted: Sequence[Rung], held_out: Rung, targ
         "runs": [as_dict(r, m) for r, m in zip(fitted, runs, strict=True)],
         "held_out": {**as_dict(held_out), "predicted_at": time.time(), "prediction": told, "fits": fits_as_dict(fits)},
     }  # fmt: skip
-    if not is_finished(args.output / held_out.name / "run"):  # else the prediction that was made before it stays
-        write_json(path, record)
-    elif path.exists():
-        record = json.loads(path.read_text(encoding="utf-8"))
+    if is_finished(args.output / held_out.name / "run"):  # its prediction was made before it, and stays
+        record = recorded(path)
         told = record["held_out"]["prediction"]
+    else:
+        write_json(path, record)
     measured = train(held_out, args)
     record["held_out"] |= as_dict(held_out, measured)
     runs.append(measured)
