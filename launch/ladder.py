@@ -33,12 +33,12 @@ from recipe.planner.search.ds_writer import ds_config_for, text_of
 from recipe.run.job import check_job
 from recipe.run.records import read_evaluations, read_events
 from recipe.scaling.fit import SPARE_RUNS, free_parameters
+from recipe.scaling.ladder_file import SCHEMA, VERSION
 from recipe.scaling.law import Size, size_of
 from recipe.scaling.measured import Measured, fits_as_dict, fits_of, predictions
 from recipe.scaling.rungs import Rung, rungs
 
 ROOT = Path(__file__).resolve().parent.parent
-SCHEMA, VERSION = "recipe.ladder", 1
 EXAMPLE = """examples:
   python launch/ladder.py --model recipe/configs/models/tiny --tokens work/quickstart/tokens \\
       --tokenizer work/quickstart/tokenizer --output work/ladder --widths 32 48 64 --held-out 96 --cpu-ranks 2 --dry-run"""
@@ -216,7 +216,7 @@ def climb(args: argparse.Namespace, fitted: Sequence[Rung], held_out: Rung, targ
     fits = fits_of(runs, args.exponents)
     told = predictions(fits, runs, held_out.size)
     record: dict[str, Any] = {
-        "schema": SCHEMA, "version": VERSION,
+        "schema": SCHEMA, "version": VERSION, "exponents": args.exponents,
         "runs": [as_dict(r, m) for r, m in zip(fitted, runs, strict=True)],
         "held_out": {**as_dict(held_out), "predicted_at": time.time(), "prediction": told, "fits": fits_as_dict(fits)},
     }  # fmt: skip

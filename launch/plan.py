@@ -39,6 +39,8 @@ from recipe.planner.search.shipped import cpu_config
 from recipe.planner.tables.phase_tables import describe_phases
 from recipe.planner.tables.report import describe_plan, describe_search
 from recipe.planner.workload import RunFacts, Workload
+from recipe.scaling.ladder_file import describe_loss, planned_loss
+from recipe.scaling.law import size_of
 
 
 @exit_on_user_error
@@ -51,11 +53,14 @@ def main(argv: list[str] | None = None) -> None:
     check_arguments(args)
     calibration = None if args.calibration is None else load_calibration(args.calibration)
     args.gpu = calibrated_gpu(calibration, args.calibration, args.gpu, DEFAULT_GPU)
+    args.planned_loss = None
     if args.config is not None:
         return _plan_phases(args, calibration)
     set_defaults(args)
     shape = load_model_shape(args.model)
     budget = Budget(args.tokens, args.usd_per_gpu_hour, own_cluster(args))
+    if args.loss is not None:
+        args.planned_loss = planned_loss(args.loss, size_of(shape, args.tokens))
     if args.ds_config is not None:
         _plan(args, shape, budget, calibration)
     else:
@@ -122,7 +127,18 @@ def _plan(args: argparse.Namespace, shape: ModelShape, budget: Budget, calibrati
 
 
 def _print_plan(args: argparse.Namespace, plan: Plan, calibration: Calibration | None) -> None:
-    print(json.dumps(_as_dict(plan, calibration), indent=2) if args.json else describe_plan(plan, calibration))
+    if args.json:
+        print(json.dumps(_as_dict(plan, calibration) | _loss_as_dict(args), indent=2))
+    else:
+        print(describe_plan(plan, calibration), *_loss_lines(args), sep="\n\n")
+
+
+def _loss_as_dict(args: argparse.Namespace) -> dict[str, Any]:
+    return {} if args.planned_loss is None else {"loss": args.planned_loss}
+
+
+def _loss_lines(args: argparse.Namespace) -> list[str]:
+    return [] if args.planned_loss is None else [describe_loss(args.planned_loss)]
 
 
 def _search(args: argparse.Namespace, shape: ModelShape, budget: Budget, calibration: Calibration | None) -> None:
@@ -160,14 +176,14 @@ def _print_search(
         ]
         on_paper_too = [{"name": p.name, "step_s": p.estimate.step_s} for p in paper]
         report = {
-            "plan": _as_dict(ranked[0].plan, calibration),
+            "plan": _as_dict(ranked[0].plan, calibration) | _loss_as_dict(args),
             "ds_config": ranked[0].config,
             "choices": choices,
             "on_paper": on_paper_too,
         }
         print(json.dumps(report, indent=2))
         return
-    print(describe_search(ranked, paper), describe_plan(ranked[0].plan, calibration), sep="\n\n")
+    print(describe_search(ranked, paper), describe_plan(ranked[0].plan, calibration), *_loss_lines(args), sep="\n\n")
 
 
 if __name__ == "__main__":

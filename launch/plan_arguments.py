@@ -144,6 +144,12 @@ def parse(argv: list[str] | None, description: str | None) -> argparse.Namespace
         metavar="GB",
         help="GB/s that a node of your cluster writes and reads while all nodes do (default: a published range)",
     )
+    parser.add_argument(
+        "--loss",
+        type=Path,
+        metavar="LADDER_JSON",
+        help="print the loss that the law of this ladder (launch/ladder.py) gives the run; with --model",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--write", type=Path, help="file to write the chosen ds_config to; without --ds-config")
     parser.add_argument(
@@ -197,6 +203,10 @@ def check_arguments(args: argparse.Namespace) -> None:
             if given
             else []
         )
+        if args.loss is not None:
+            problems.append(
+                "--loss goes with --model, whose tokens are all trained on alike; give --model and --tokens"
+            )
         if args.ds_config is None:
             problems.append("--ds-config is missing; give the one that the run config is to be launched with")
     else:
