@@ -39,9 +39,12 @@ def write(tmp_path):
 
 def test_a_run_that_the_ladder_was_not_written_for_gets_its_loss(ladder, write):
     told = planned_loss(write(ladder), TARGET)
-    assert told["en"]["bits_per_byte"]["value"] == pytest.approx(LAW.loss(TARGET), rel=0.02)
-    assert told["en"]["loss"]["value"] == pytest.approx(1.5 * LAW.loss(TARGET), rel=0.02)
-    assert "en          " + f"{told['en']['bits_per_byte']['value']:.4f} bits per byte" in describe_loss(told)
+    assert told["sources"]["en"]["bits_per_byte"]["value"] == pytest.approx(LAW.loss(TARGET), rel=0.02)
+    assert told["sources"]["en"]["loss"]["value"] == pytest.approx(1.5 * LAW.loss(TARGET), rel=0.02)
+    assert told["basis"]["times"] == {"active": 25, "tokens": 62.5}
+    text = describe_loss(told)
+    assert f"{told['sources']['en']['bits_per_byte']['value']:.4f} bits per byte" in text
+    assert "this run has 25 and 62.5 times as many. The exponents are published ones, not fitted." in text
 
 
 @pytest.mark.parametrize(
