@@ -33,6 +33,7 @@ from recipe.base.errors import exit_on_user_error  # noqa: E402
 from recipe.base.model_shape import IGNORED, ModelShape  # noqa: E402
 from recipe.base.run_config.routing import Routing  # noqa: E402
 from recipe.base.settings import Compute, Optimizer  # noqa: E402
+from recipe.base.strict import load_json  # noqa: E402
 from recipe.base.tables import markdown_table  # noqa: E402
 from recipe.data.batch import Batch  # noqa: E402
 from recipe.evaluation.needle import LANGUAGES, accuracy, needle_sample, told_and_asked  # noqa: E402
@@ -235,7 +236,8 @@ def markdown(result: dict[str, Any]) -> str:
         for name, of_length in result["accuracy"].items()
         for length, languages in of_length.items()
     ]
-    return markdown_table(["rotary positions", "tokens", *LANGUAGES], rows)
+    head = [f"{result['steps']} steps at up to {result['trained_length']} tokens, then {result['extension_steps']} at {LONG:,}", "tokens of the text", *LANGUAGES]  # fmt: skip
+    return f"{result['device']}, torch {result['torch']}, {result['date']}.\n\n{markdown_table(head, rows)}"
 
 
 @exit_on_user_error
@@ -256,7 +258,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--extensions", nargs="+", choices=EXTENSIONS, default=list(EXTENSIONS), help="(default: all)")
     parser.add_argument("--output", type=output_file, help="write the JSON there too")
+    parser.add_argument("--table", type=Path, metavar="JSON", help="print a result as Markdown, run nothing")
     args = parser.parse_args(argv)
+    if args.table:
+        print(markdown(load_json(args.table)))
+        return
     from recipe.engine.session import session
 
     os.environ.update(place_of_rank(0, 1, free_port()))

@@ -49,6 +49,7 @@ PRINTED: dict[tuple[str, str], tuple[str, ...]] = {
     ("docs/performance.md", "loss_curve"): _of_benchmark("loss_curve", "loss_curve.json"),
     ("docs/performance.md", "train_step"): _of_benchmark("train_step", "train_step.json"),
     ("docs/performance.md", "train_step_h200"): _of_benchmark("train_step", "train_step_h200.json"),
+    ("docs/phases.md", "needle"): _of_benchmark("needle", "needle.json"),
     ("docs/reliability.md", "checkpoint"): _of_benchmark("checkpoint", "checkpoint.json"),
     ("docs/reliability.md", "faults"): ("tests/faults/table.py", "benchmarks/results/faults.jsonl"),
     ("docs/plan.md", "reliability"): ("recipe/describe_plans.py", "reliability"),
