@@ -41,7 +41,8 @@ from recipe.scaling.rungs import Rung, rungs
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = """examples:
   python launch/ladder.py --model recipe/configs/models/tiny --tokens work/quickstart/tokens \\
-      --tokenizer work/quickstart/tokenizer --output work/ladder --widths 32 48 64 --held-out 96 --cpu-ranks 2 --dry-run"""
+      --tokenizer work/quickstart/tokenizer --output work/ladder --widths 32 48 64 --held-out 96 --tokens-per-parameter 0.2 0.5 \\
+      --cpu-ranks 2 --dry-run"""
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
