@@ -10,7 +10,8 @@ import pytest
 
 import launch.ladder
 import recipe.scaling.measured
-from launch.ladder import is_finished, main
+from launch.ladder import is_finished, main, parse, planned, train, write_ladder
+from recipe.base.model_shape import load_model_shape
 from recipe.run.records import EVALUATIONS, EVENTS, append_record, read_evaluations
 from recipe.scaling.interval import predict
 from recipe.scaling.law import PUBLISHED_ALPHA, PUBLISHED_BETA, Law
@@ -141,10 +142,16 @@ def test_a_run_that_fails_stops_the_ladder_with_its_log(words, tmp_path, monkeyp
 
 
 @pytest.mark.slow
-def test_a_ladder_of_real_runs(words, tmp_path):
-    assert call(words) == 0
-    record = json.loads((tmp_path / "ladder" / "ladder.json").read_text(encoding="utf-8"))
-    assert len(record["runs"]) == 6
-    last = read_evaluations(tmp_path / "ladder" / "w40-t0.1" / "run")[-1]["sources"]
-    assert record["held_out"]["bits_per_byte"] == {name: values["bits_per_byte"] for name, values in last.items()}
-    assert is_finished(tmp_path / "ladder" / "w40-t0.1" / "run")
+def test_a_rung_is_trained_by_the_launcher_once_and_its_loss_is_read(words, tmp_path):
+    args = parse([str(word) for word in words])
+    (first, *_), _ = planned(args, load_model_shape(args.model))
+    write_ladder([first], args)
+    measured = train(first, args)
+    run = tmp_path / "ladder" / first.name / "run"
+    assert is_finished(run)
+    last = read_evaluations(run)[-1]["sources"]
+    assert measured.bits_per_byte == {source: values["bits_per_byte"] for source, values in last.items()}
+    assert set(last) == {"en", "zh"}
+    told = (run.parent / "log.txt").read_bytes()
+    assert train(first, args) == measured
+    assert (run.parent / "log.txt").read_bytes() == told
