@@ -39,8 +39,6 @@ from recipe.planner.search.shipped import cpu_config
 from recipe.planner.tables.phase_tables import describe_phases
 from recipe.planner.tables.report import describe_plan, describe_search
 from recipe.planner.workload import RunFacts, Workload
-from recipe.scaling.ladder_file import describe_loss, planned_loss
-from recipe.scaling.law import size_of
 
 
 @exit_on_user_error
@@ -60,6 +58,10 @@ def main(argv: list[str] | None = None) -> None:
     shape = load_model_shape(args.model)
     budget = Budget(args.tokens, args.usd_per_gpu_hour, own_cluster(args))
     if args.loss is not None:
+        # Late: importing numpy and scipy takes longer than a plan.
+        from recipe.scaling.ladder_file import planned_loss
+        from recipe.scaling.law import size_of
+
         args.planned_loss = planned_loss(args.loss, size_of(shape, args.tokens))
     if args.ds_config is not None:
         _plan(args, shape, budget, calibration)
@@ -138,7 +140,11 @@ def _loss_as_dict(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _loss_lines(args: argparse.Namespace) -> list[str]:
-    return [] if args.planned_loss is None else [describe_loss(args.planned_loss)]
+    if args.planned_loss is None:
+        return []
+    from recipe.scaling.ladder_file import describe_loss
+
+    return [describe_loss(args.planned_loss)]
 
 
 def _search(args: argparse.Namespace, shape: ModelShape, budget: Budget, calibration: Calibration | None) -> None:

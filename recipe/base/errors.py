@@ -50,7 +50,7 @@ EXTRAS_OF = {
     "zstandard": ("data",),
 }
 # Packages of every use: where one is not there, this is not the Python that `make install` made.
-CORE = ("jinja2", "markupsafe", "numpy", "orjson", "pydantic", "rich", "xxhash", "yaml")
+CORE = ("jinja2", "markupsafe", "numpy", "orjson", "pydantic", "rich", "scipy", "xxhash", "yaml")
 FIRST_RANK_SPEAKS_S = 10.0  # longer than the launcher takes to see a failed rank and end the others
 
 
