@@ -21,7 +21,7 @@ install: $(INSTALLED)
 	@echo "$(VENV) is ready. In this shell, bash or zsh:"
 	@echo "  source launch/env.sh     puts its python, deepspeed and the moe-* commands first on PATH, and sets where kernels are cached"
 	@echo "then, for instance:"
-	@echo "  make quickstart          documents to a trained, evaluated, exported model on this CPU, 3 to 5 minutes on two cores"
+	@echo "  make quickstart          documents to a trained, evaluated, exported model on this CPU, 3 to 6 minutes on two cores"
 	@echo "  moe-plan --model recipe/configs/models/30b-a3b --ds-config ds_configs/a100_256.json"
 
 $(INSTALLED): setup.cfg setup.py pyproject.toml constraints.txt $(wildcard data_prep/native/*)

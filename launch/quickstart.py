@@ -34,7 +34,7 @@ VOCAB_SIZE = 4096  # of recipe/configs/models/tiny
 # of the documents, and of their text at most: evaluating it takes seconds on two cores
 HELD_OUT, HELD_OUT_BYTES = 0.02, 400_000
 EXAMPLE = """examples:
-  make quickstart                        the embedded corpus, 3 to 5 minutes on two cores
+  make quickstart                        the embedded corpus, 3 to 6 minutes on two cores
   make quickstart CORPUS=my/documents    a file or folder of .jsonl(.gz|.zst) or .parquet documents with a field text"""
 
 
