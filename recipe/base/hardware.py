@@ -18,9 +18,8 @@ RUN_EFFICIENCY = 0.92  # of kernels in a run over kernels alone: clocks under lo
 # The same since Hopper, whose matmuls run into the power limit. Published runs ask for 0.90 (fitted,
 # benchmarks/results/planner_accuracy.json), the step measured on an H200 for 0.72 (benchmarks/results/train_step_h200.json).
 HOPPER_RUN_EFFICIENCY = 0.84
-BLACKWELL_RUN_EFFICIENCY = (
-    0.78  # fitted with Hopper's, to one published run, so mostly assumed: faster matmuls wait longer
-)
+# Fitted with Hopper's, to one published run, so mostly assumed: faster matmuls wait longer.
+BLACKWELL_RUN_EFFICIENCY = 0.78
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,8 @@ class Conditions:
     name: str
     failures_per_gpu_day: float
     noticed_s: float  # from the failure to the end of all ranks
-    start_s: (
-        float  # from there to the first step: nodes, processes, NCCL, engine; without compiling and without reading
-    )
+    # From there to the first step: nodes, processes, NCCL, engine; without compiling and without reading.
+    start_s: float
     node_write_bytes_per_s: float
     node_read_bytes_per_s: float
     storage_write_bytes_per_s: float  # of the whole file system

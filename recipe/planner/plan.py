@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from recipe.base.hardware import GIB
-from recipe.base.reliability import CONDITIONS, NOTHING_KNOWN, OwnCluster
+from recipe.base.reliability import CONDITIONS, NOTHING_KNOWN, Conditions, OwnCluster
 from recipe.planner.communication import Collective
 from recipe.planner.cost import Cost, Reliability, Reshard, checkpoint_bytes, cost_of, reliability, reshard
 from recipe.planner.hardware_flops import hardware_flops_per_token
@@ -102,8 +102,7 @@ class Plan:
     def reliabilities(self) -> dict[str, Reliability]:
         """By the name of what was assumed."""
         state = checkpoint_bytes(self.work.architecture.total_parameters, self.work.ds.zero_optimization.stage)
-        conditions = {name: self.budget.own.applied_to(c) for name, c in CONDITIONS.items()}
-        return {name: reliability(self.work.cluster, state, c) for name, c in conditions.items()}
+        return {name: reliability(self.work.cluster, state, self._conditions(name)) for name in CONDITIONS}
 
     @property
     def reliability(self) -> Reliability:
@@ -111,9 +110,12 @@ class Plan:
 
     def reshard(self, assumed: Assumptions) -> Reshard:
         """To another number of ranks."""
-        conditions = self.budget.own.applied_to(CONDITIONS[assumed.name])
         stage, parameters = self.work.ds.zero_optimization.stage, self.work.architecture.total_parameters
-        return reshard(self.work.cluster, parameters, stage, conditions)
+        return reshard(self.work.cluster, parameters, stage, self._conditions(assumed.name))
+
+    def _conditions(self, name: str) -> Conditions:
+        """Published ones, with what is known of the own cluster."""
+        return self.budget.own.applied_to(CONDITIONS[name])
 
     @property
     def expected(self) -> StepTime:

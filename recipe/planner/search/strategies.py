@@ -183,9 +183,8 @@ def _data_parallel_s(
     if not s.sharded:
         return (DATA_PARALLEL_EXPOSED if s.overlaps_data_parallel else 1.0) * (gather + reduce), 0.0
     gathers = gather if s.weights_kept else 2 * gather
-    alone = (gather + reduce) / max(
-        1.0, model.layers / s.pp
-    )  # of the first layer and the last, with nothing beside them
+    # Of the first layer and the last, with nothing beside them.
+    alone = (gather + reduce) / max(1.0, model.layers / s.pp)
     beside = (gathers if s.prefetch else 0.0) + reduce if s.overlaps_data_parallel else 0.0
     hidden = min(beside, achieved.overlap * computation_s)
     return 0.0, gathers + reduce - hidden + alone + CONTENTION[links.link_of(group)] * hidden

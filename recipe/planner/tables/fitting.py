@@ -64,8 +64,8 @@ def fit(runs: Sequence[Run]) -> list[float]:
 
     bounds = ([f.least for f in FREE], [f.most for f in FREE])
     start = np.clip(priors, np.add(bounds[0], 1e-3), np.subtract(bounds[1], 1e-3))
-    found = least_squares(residuals, start, bounds=bounds, loss="soft_l1", diff_step=1e-3, xtol=1e-4, ftol=1e-4)
-    return found.x.tolist()
+    solution = least_squares(residuals, start, bounds=bounds, loss="soft_l1", diff_step=1e-3, xtol=1e-4, ftol=1e-4)
+    return solution.x.tolist()
 
 
 def source_of(row: dict[str, str]) -> str:

@@ -78,9 +78,8 @@ class Run:
     def _published_per_token(self) -> float:
         if self.quantity == "tok_s_gpu":
             return 1.0
-        old = is_before_flash(
-            self.row
-        )  # whose FLOPs are those of arXiv 2104.04473 eq. 3: attention whole, recompute counted
+        # FLOPs of before are those of arXiv 2104.04473 eq. 3: attention whole, recompute counted.
+        old = is_before_flash(self.row)
         flops = self.model.flops_per_token(self.seq_length, causal_half=not old)
         if self.quantity == "mfu_pct":
             return 100 * flops / self.cluster.accelerator.bf16_flops
