@@ -28,7 +28,7 @@ import torch  # noqa: E402
 
 from benchmarks.moe_layer import machine, place_of_rank, report  # noqa: E402
 from launch.cluster.hosts import free_port  # noqa: E402
-from recipe.base.arguments import output_file, positive_int  # noqa: E402
+from recipe.base.arguments import natural_int, output_file, positive_int  # noqa: E402
 from recipe.base.errors import exit_on_user_error  # noqa: E402
 from recipe.base.model_shape import IGNORED, ModelShape  # noqa: E402
 from recipe.base.run_config.routing import Routing  # noqa: E402
@@ -248,7 +248,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--samples", type=positive_int, default=16, help="texts of a length, depth and language (default: %(default)s)"
     )
-    parser.add_argument("--others", type=int, default=0, help="needles of other keys in a text (default: %(default)s)")
+    parser.add_argument(
+        "--others", type=natural_int, default=0, help="needles of other keys in a text (default: %(default)s)"
+    )
     parser.add_argument(
         "--lengths",
         type=positive_int,
