@@ -8,37 +8,27 @@ resumed. The largest width is held out: its loss is predicted and written down b
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from launch.cluster.hosts import deepspeed_launcher, free_port
+from launch.proxies import add_run_arguments, files_of, is_finished, train, write_runs
 from recipe.base.arguments import count, positive_int
 from recipe.base.errors import UserError, exit_on_user_error
-from recipe.base.files import write_json, write_text
+from recipe.base.files import write_json
 from recipe.base.model_shape import ModelShape, load_model_shape
 from recipe.base.output_paths import check_output_folder
 from recipe.base.strict import load_json
 from recipe.base.tables import markdown_table
 from recipe.data.token_folder import TokenFolder
-from recipe.planner.search.ds_writer import ds_config_for, text_of
-from recipe.run.job import check_job
-from recipe.run.records import read_evaluations, read_events
 from recipe.scaling.fit import SPARE_RUNS, free_parameters
 from recipe.scaling.ladder_file import SCHEMA, VERSION
 from recipe.scaling.law import Size, size_of
 from recipe.scaling.measured import Measured, fits_as_dict, fits_of, predictions
 from recipe.scaling.rungs import Rung, rungs
 
-ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = """examples:
   python launch/ladder.py --model recipe/configs/models/tiny --tokens work/quickstart/tokens \\
       --tokenizer work/quickstart/tokenizer --output work/ladder --widths 32 48 64 --held-out 96 --tokens-per-parameter 0.2 0.5 \\
@@ -64,11 +54,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--exponents", choices=("auto", "free", "published"), default="auto",
                         help="fit the law's exponents, or fix them at published ones (default: fitted where runs are enough)")  # fmt: skip
-    parser.add_argument("--seq", type=positive_int, default=128, help="sequence length (default: %(default)s)")
-    parser.add_argument("--micro-batch", type=positive_int, default=8, help="most sequences per rank at a time (default: %(default)s)")  # fmt: skip
-    ranks = parser.add_mutually_exclusive_group(required=True)
-    ranks.add_argument("--gpus", type=positive_int, help="ranks of each run, bf16 on GPUs of this host")
-    ranks.add_argument("--cpu-ranks", type=positive_int, help="ranks of each run, fp32 on this host's CPU")
+    add_run_arguments(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="print the ladder and what it costs; write and run nothing"
     )
@@ -101,71 +87,9 @@ def check_data(args: argparse.Namespace, target: ModelShape, ladder: Sequence[Ru
         raise UserError(f"the longest run reads {most:,} tokens and {args.tokens} has {there:,} for training; lower --tokens-per-parameter or the widths, since a law is of fresh tokens")  # fmt: skip
 
 
-def files_of(rung: Rung, args: argparse.Namespace) -> dict[Path, str]:
-    """Path and text of a rung's config.json, run config and ds_config."""
-    folder, ranks = args.output.resolve() / rung.name, args.gpus or args.cpu_ranks
-    per_rank = rung.batch_sequences // ranks
-    micro_batch = max(m for m in range(1, min(args.micro_batch, per_rank) + 1) if per_rank % m == 0)
-    ds = ds_config_for(
-        rung.shape, ranks, stage=3, ep_size=math.gcd(ranks, rung.shape.n_routed_experts), micro_batch=micro_batch,
-        accumulation=per_rank // micro_batch, bf16=args.gpus is not None,
-    )  # fmt: skip
-    steps = rung.tokens // (rung.batch_sequences * args.seq)
-    run = {
-        "run_dir": str(folder / "run"),
-        "model": str(folder / "model"),
-        "tokenizer": str(args.tokenizer.resolve()),
-        "data": {"tokens": str(args.tokens.resolve()), "seq_length": args.seq},
-        "schedule": rung.schedule(),
-        "checkpoint": {"every_steps": max(1, steps // 4), "keep_last": 1},
-        "evaluation": {"every_steps": steps},
-    }
-    return {
-        folder / "model" / "config.json": json.dumps(rung.shape.model_dump(mode="json"), indent=1) + "\n",
-        folder / "run.yaml": yaml.safe_dump(run, sort_keys=False),
-        folder / "ds_config.json": text_of(ds),
-    }
-
-
 def write_ladder(ladder: Sequence[Rung], args: argparse.Namespace) -> None:
     """Write all configs and check them as the trainer does; a folder of another ladder is refused."""
-    files = {path: text for rung in ladder for path, text in files_of(rung, args).items()}
-    for path, text in files.items():
-        if path.exists() and path.read_text(encoding="utf-8") != text:
-            raise UserError(f"--output {args.output} holds a ladder of other settings ({path}); choose another folder")
-    for path, text in files.items():
-        write_text(path, text)
-    for rung in ladder:
-        folder = args.output / rung.name
-        check_job(folder / "run.yaml", [], folder / "ds_config.json", None)
-
-
-def is_finished(run_dir: Path) -> bool:
-    return any(event["event"] == "finished" for event in read_events(run_dir))
-
-
-def train(rung: Rung, args: argparse.Namespace) -> Measured:
-    """Run a rung to its end, unless it is there, and read its held-out loss."""
-    folder = args.output.resolve() / rung.name
-    if not is_finished(folder / "run"):
-        ranks, environment = args.gpus or args.cpu_ranks, dict(os.environ)
-        if args.cpu_ranks:
-            threads = str(max(1, (os.cpu_count() or 1) // ranks))
-            environment = {
-                "OMP_NUM_THREADS": threads,
-                **environment,
-                "DS_ACCELERATOR": "cpu",
-                "CUDA_VISIBLE_DEVICES": "",
-            }
-        words = [deepspeed_launcher(), "--quiet", "--num_gpus", ranks, "--master_port", free_port(), "recipe/train.py",
-                 "--config", folder / "run.yaml", "--deepspeed_config", folder / "ds_config.json", "--resume", "auto"]  # fmt: skip
-        with open(folder / "log.txt", "ab") as log:
-            code = subprocess.call([str(w) for w in words], cwd=ROOT, env=environment, stdout=log, stderr=log)
-        if code or not is_finished(folder / "run"):
-            raise UserError(f"the run {rung.name} ended with exit code {code}, see {folder / 'log.txt'}; mend its cause and give the same command again")  # fmt: skip
-    sources = read_evaluations(folder / "run")[-1]["sources"]
-    bits, loss = ({s: v[key] for s, v in sources.items()} for key in ("bits_per_byte", "loss"))
-    return Measured(rung.size, bits, loss)
+    write_runs({path: text for rung in ladder for path, text in files_of(rung, args).items()}, args.output)
 
 
 def as_dict(rung: Rung, measured: Measured | None = None) -> dict[str, Any]:

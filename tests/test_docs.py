@@ -20,7 +20,7 @@ pytestmark = pytest.mark.xdist_group(
 )  # beside tests/launch/test_plan.py: they share what the planner has searched
 PLACEHOLDERS = {"recipe/configs/runs/X.yaml", "ds_configs/Y.json", "data_prep/NAME.py"}
 # what others start or import, and what prints the documentation
-NOT_FOR_USERS = {"__init__.py", "supervise.py", "plan_arguments.py", "preflight_ranks.py", "train_command.py", "quickstart.py", "quickstart_summary.py", "env.sh", "data_prep.slurm", *(f"describe_{of}.py" for of in ("models", "modules", "plans", "settings"))}  # fmt: skip
+NOT_FOR_USERS = {"__init__.py", "supervise.py", "plan_arguments.py", "proxies.py", "preflight_ranks.py", "train_command.py", "quickstart.py", "quickstart_summary.py", "env.sh", "data_prep.slurm", *(f"describe_{of}.py" for of in ("models", "modules", "plans", "settings"))}  # fmt: skip
 
 
 def name_of(page: Path) -> str:

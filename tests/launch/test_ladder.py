@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import launch.ladder
+import launch.proxies
 import recipe.scaling.measured
-from launch.ladder import is_finished, main, parse, planned, train, write_ladder
+from launch.ladder import main, parse, planned, write_ladder
+from launch.proxies import is_finished, train
 from recipe.base.model_shape import load_model_shape
 from recipe.run.records import EVALUATIONS, EVENTS, append_record, read_evaluations
 from recipe.scaling.interval import predict
@@ -44,7 +47,7 @@ def trainer(monkeypatch):
 
     def run(command, **_):
         config = command[command.index("--config") + 1]
-        folder = launch.ladder.Path(config).parent
+        folder = Path(config).parent
         calls.append(folder.name)
         rung = trainer_rungs[folder.name]
         noise = 1 + 0.001 * draws.standard_normal()
@@ -63,7 +66,7 @@ def trainer(monkeypatch):
         return made
 
     monkeypatch.setattr(launch.ladder, "rungs", remembered)
-    monkeypatch.setattr(launch.ladder.subprocess, "call", run)
+    monkeypatch.setattr(launch.proxies.subprocess, "call", run)
     monkeypatch.setattr(recipe.scaling.measured, "predict", partial(predict, draws=20))
     return calls
 
@@ -95,13 +98,13 @@ def test_what_makes_no_ladder_is_refused_before_anything_is_written(words, tmp_p
 
 def test_the_held_out_run_is_predicted_before_it_runs(words, tmp_path, trainer, capsys):
     path, seen = tmp_path / "ladder" / "ladder.json", []
-    original = launch.ladder.subprocess.call
+    original = launch.proxies.subprocess.call
 
     def looking(command, **options):
         seen.append(json.loads(path.read_text(encoding="utf-8")) if path.exists() else None)
         return original(command, **options)
 
-    launch.ladder.subprocess.call = looking
+    launch.proxies.subprocess.call = looking
     assert call(words, "--target-tokens", "1M") == 0
     assert trainer[-1] == "w40-t0.1"
     assert seen[:-1] == [None] * 6
@@ -131,11 +134,11 @@ def test_a_finished_run_is_not_run_again_and_its_prediction_stays(words, tmp_pat
 def test_a_folder_of_another_ladder_is_refused(words, trainer, capsys):
     call(words)
     assert call(words, "--tokens-per-parameter", "0.02", "0.1", "--micro-batch", "1") == 2
-    assert "holds a ladder of other settings" in capsys.readouterr().err
+    assert "holds runs of other settings" in capsys.readouterr().err
 
 
 def test_a_run_that_fails_stops_the_ladder_with_its_log(words, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(launch.ladder.subprocess, "call", lambda *_, **__: 1)
+    monkeypatch.setattr(launch.proxies.subprocess, "call", lambda *_, **__: 1)
     assert call(words) == 2
     assert "the run w16-t0.02 ended with exit code 1, see" in capsys.readouterr().err
     assert not (tmp_path / "ladder" / "ladder.json").exists()

@@ -1,0 +1,105 @@
+"""Proxy runs, small ones of a large model's family: writes their configs, trains them on this host, reads their held-out loss."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from launch.cluster.hosts import deepspeed_launcher, free_port
+from recipe.base.arguments import positive_int
+from recipe.base.errors import UserError
+from recipe.base.files import write_text
+from recipe.planner.search.ds_writer import ds_config_for, text_of
+from recipe.run.job import check_job
+from recipe.run.records import read_evaluations, read_events
+from recipe.scaling.measured import Measured
+from recipe.scaling.rungs import Rung
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """How each run is cut into sequences and micro-batches, and on what it runs."""
+    parser.add_argument("--seq", type=positive_int, default=128, help="sequence length (default: %(default)s)")
+    parser.add_argument("--micro-batch", type=positive_int, default=8, help="most sequences per rank at a time (default: %(default)s)")  # fmt: skip
+    ranks = parser.add_mutually_exclusive_group(required=True)
+    ranks.add_argument("--gpus", type=positive_int, help="ranks of each run, bf16 on GPUs of this host")
+    ranks.add_argument("--cpu-ranks", type=positive_int, help="ranks of each run, fp32 on this host's CPU")
+
+
+def files_of(rung: Rung, args: argparse.Namespace, weights: Mapping[str, float] | None = None) -> dict[Path, str]:
+    """Path and text of a run's config.json, run config and ds_config.
+
+    Args:
+        weights: of the sources, `data.mixture.weights`; None for the mixture that a run config has without one.
+    """
+    folder, ranks = args.output.resolve() / rung.name, args.gpus or args.cpu_ranks
+    per_rank = rung.batch_sequences // ranks
+    micro_batch = max(m for m in range(1, min(args.micro_batch, per_rank) + 1) if per_rank % m == 0)
+    ds = ds_config_for(
+        rung.shape, ranks, stage=3, ep_size=math.gcd(ranks, rung.shape.n_routed_experts), micro_batch=micro_batch,
+        accumulation=per_rank // micro_batch, bf16=args.gpus is not None,
+    )  # fmt: skip
+    steps = rung.tokens // (rung.batch_sequences * args.seq)
+    mixture = {} if weights is None else {"mixture": {"weights": dict(weights)}}
+    run = {
+        "run_dir": str(folder / "run"),
+        "model": str(folder / "model"),
+        "tokenizer": str(args.tokenizer.resolve()),
+        "data": {"tokens": str(args.tokens.resolve()), "seq_length": args.seq, **mixture},
+        "schedule": rung.schedule(),
+        "checkpoint": {"every_steps": max(1, steps // 4), "keep_last": 1},
+        "evaluation": {"every_steps": steps},
+    }
+    return {
+        folder / "model" / "config.json": json.dumps(rung.shape.model_dump(mode="json"), indent=1) + "\n",
+        folder / "run.yaml": yaml.safe_dump(run, sort_keys=False),
+        folder / "ds_config.json": text_of(ds),
+    }
+
+
+def write_runs(files: Mapping[Path, str], output: Path) -> None:
+    """Write the configs of all runs and check them as the trainer does; a folder with other configs is refused."""
+    for path, text in files.items():
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            raise UserError(f"--output {output} holds runs of other settings ({path}); choose another folder")
+    for path, text in files.items():
+        write_text(path, text)
+    for path in files:
+        if path.name == "run.yaml":
+            check_job(path, [], path.parent / "ds_config.json", None)
+
+
+def is_finished(run_dir: Path) -> bool:
+    return any(event["event"] == "finished" for event in read_events(run_dir))
+
+
+def train(rung: Rung, args: argparse.Namespace) -> Measured:
+    """Run a run to its end, unless it is there, and read its held-out loss."""
+    folder = args.output.resolve() / rung.name
+    if not is_finished(folder / "run"):
+        ranks, environment = args.gpus or args.cpu_ranks, dict(os.environ)
+        if args.cpu_ranks:
+            threads = str(max(1, (os.cpu_count() or 1) // ranks))
+            environment = {
+                "OMP_NUM_THREADS": threads,
+                **environment,
+                "DS_ACCELERATOR": "cpu",
+                "CUDA_VISIBLE_DEVICES": "",
+            }
+        words = [deepspeed_launcher(), "--quiet", "--num_gpus", ranks, "--master_port", free_port(), "recipe/train.py",
+                 "--config", folder / "run.yaml", "--deepspeed_config", folder / "ds_config.json", "--resume", "auto"]  # fmt: skip
+        with open(folder / "log.txt", "ab") as log:
+            code = subprocess.call([str(w) for w in words], cwd=ROOT, env=environment, stdout=log, stderr=log)
+        if code or not is_finished(folder / "run"):
+            raise UserError(f"the run {rung.name} ended with exit code {code}, see {folder / 'log.txt'}; mend its cause and give the same command again")  # fmt: skip
+    sources = read_evaluations(folder / "run")[-1]["sources"]
+    bits, loss = ({s: v[key] for s, v in sources.items()} for key in ("bits_per_byte", "loss"))
+    return Measured(rung.size, bits, loss)
