@@ -4,7 +4,7 @@
     python benchmarks/ladder.py --corpus my/documents --work work/ladder --output benchmarks/results/ladder.json
 
 The documents pass the data jobs with their defaults and a small vocabulary; then launch/ladder.py trains small models of the
-tiny model's family on two CPU ranks. It writes the prediction of the largest before that one runs. A second start goes on where
+tiny model's family, each on one core. It writes the prediction of the largest before that one runs. A second start goes on where
 the first was stopped. Prints the ladder's record as JSON, with the seconds that it took.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -43,14 +44,15 @@ def prepare(corpus: Path, work: Path) -> None:
     follow(data_steps(corpus.resolve(), work, embedded=False))
 
 
-def climb(work: Path, ranks: int) -> None:
+def climb(work: Path) -> None:
     """Train the ladder; a mistake is told by launch/ladder.py itself."""
     model = work / "model" / "config.json"
     model.parent.mkdir(exist_ok=True)
     model.write_text(json.dumps({**load_json(MODEL), "vocab_size": VOCABULARY}, indent=1) + "\n", encoding="utf-8")
     words = [sys.executable, ROOT / "launch/ladder.py", "--model", model.parent, "--tokens", work / "tokens", "--tokenizer",
              work / "tokenizer", "--output", work / "ladder", "--widths", *WIDTHS, "--held-out", HELD_OUT,
-             "--tokens-per-parameter", *RATIOS, "--cpu-ranks", ranks]  # fmt: skip
+             "--tokens-per-parameter", *RATIOS, "--cpu-ranks", 1, "--at-once", os.cpu_count() or 1,
+             "--micro-batch", 32]  # fmt: skip
     code = subprocess.call([str(word) for word in words], cwd=ROOT, stdout=sys.stderr)
     if code:
         raise SystemExit(code)
@@ -94,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--corpus {args.corpus} does not exist; give a file or folder of documents")
     work, started = args.work.resolve(), time.monotonic()
     prepare(args.corpus, work)
-    climb(work, ranks=2)
+    climb(work)
     folder = TokenFolder(work / "tokens")
     result = {
         **machine(),

@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """The loss of a run before it is launched: write and train a ladder of small models of its family, fit a law, predict.
 
-The runs go one after the other, each by deepspeed and recipe/train.py. A finished one is not run again, a stopped one is
-resumed. The largest width is held out: its loss is predicted and written down before it runs.
+Each run goes by deepspeed and recipe/train.py. A finished one is not run again, a stopped one is resumed. The largest width is held out: its loss is predicted and written down before it runs.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.proxies import add_run_arguments, files_of, is_finished, train, write_runs
+from launch.proxies import add_run_arguments, files_of, is_finished, train_all, write_runs
 from recipe.base.arguments import count, positive_int
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import write_json
@@ -52,6 +51,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--tokens-per-parameter", type=count, nargs="+", default=[10.0, 40.0], metavar="RATIO",
         help="tokens over active parameters, several; the held-out run has the largest (default: 10 40)",
     )  # fmt: skip
+    parser.add_argument(
+        "--experts", type=positive_int, nargs="+", default=[], metavar="N",
+        help="routed experts of a layer, several, so that the law knows the active share (default: the target's number)",
+    )  # fmt: skip
     parser.add_argument("--exponents", choices=("auto", "free", "published"), default="auto",
                         help="fit the law's exponents, or fix them at published ones (default: fitted where runs are enough)")  # fmt: skip
     add_run_arguments(parser)
@@ -62,11 +65,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def planned(args: argparse.Namespace, target: ModelShape) -> tuple[list[Rung], Rung]:
-    """The rungs that are fitted, and the one that is held out."""
+    """The rungs that are fitted, and the one that is held out, which has the target's experts."""
     if args.held_out <= max(args.widths):
         raise UserError(f"--held-out {args.held_out} must exceed all --widths; raise it")
     ranks = args.gpus or args.cpu_ranks
-    fitted = rungs(target, args.widths, args.tokens_per_parameter, args.seq, ranks)
+    if few := [number for number in args.experts if number < target.num_experts_per_tok]:
+        raise UserError(f"--experts {few[0]} is less than the {target.num_experts_per_tok} experts that a token passes; raise it")  # fmt: skip
+    fitted = rungs(target, args.widths, args.tokens_per_parameter, args.seq, ranks, args.experts)
     (held_out,) = rungs(target, [args.held_out], [max(args.tokens_per_parameter)], args.seq, ranks)
     needed = len(free_parameters([r.size for r in fitted], args.exponents)) + SPARE_RUNS
     if len(fitted) < needed:
@@ -133,11 +138,8 @@ def recorded(path: Path) -> dict[str, Any]:
 
 def climb(args: argparse.Namespace, fitted: Sequence[Rung], held_out: Rung, target: Size | None) -> None:
     """Train, predict the held-out run, train it, and predict the target from all runs."""
-    path, runs = args.output / "ladder.json", []
-    for rung in fitted:
-        runs.append(train(rung, args))
-        bits = ", ".join(f"{s} {v:.4f}" for s, v in runs[-1].bits_per_byte.items())
-        print(f"{rung.name}: bits per byte {bits}", flush=True)
+    path = args.output / "ladder.json"
+    runs = train_all(fitted, args)
     fits = fits_of(runs, args.exponents)
     told = predictions(fits, runs, held_out.size)
     record: dict[str, Any] = {
@@ -150,7 +152,7 @@ def climb(args: argparse.Namespace, fitted: Sequence[Rung], held_out: Rung, targ
         told = record["held_out"]["prediction"]
     else:
         write_json(path, record)
-    measured = train(held_out, args)
+    (measured,) = train_all([held_out], args)
     record["held_out"] |= as_dict(held_out, measured)
     runs.append(measured)
     fits = fits_of(runs, args.exponents)

@@ -7,8 +7,11 @@ import json
 import math
 import os
 import subprocess
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import yaml
 
@@ -23,6 +26,7 @@ from recipe.scaling.measured import Measured
 from recipe.scaling.rungs import Rung
 
 ROOT = Path(__file__).resolve().parent.parent
+STAGE = 1  # of ZeRO: small models fit whole, and gathering their weights would take most of a step
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +36,10 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     ranks = parser.add_mutually_exclusive_group(required=True)
     ranks.add_argument("--gpus", type=positive_int, help="ranks of each run, bf16 on GPUs of this host")
     ranks.add_argument("--cpu-ranks", type=positive_int, help="ranks of each run, fp32 on this host's CPU")
+    parser.add_argument(
+        "--at-once", type=positive_int, default=1,
+        help="runs at the same time, each on ranks of its own: as many as GPUs or cores there are over the ranks (default: %(default)s)",
+    )  # fmt: skip
 
 
 def files_of(rung: Rung, args: argparse.Namespace, weights: Mapping[str, float] | None = None) -> dict[Path, str]:
@@ -44,7 +52,7 @@ def files_of(rung: Rung, args: argparse.Namespace, weights: Mapping[str, float] 
     per_rank = rung.batch_sequences // ranks
     micro_batch = max(m for m in range(1, min(args.micro_batch, per_rank) + 1) if per_rank % m == 0)
     ds = ds_config_for(
-        rung.shape, ranks, stage=3, ep_size=math.gcd(ranks, rung.shape.n_routed_experts), micro_batch=micro_batch,
+        rung.shape, ranks, stage=STAGE, ep_size=math.gcd(ranks, rung.shape.n_routed_experts), micro_batch=micro_batch,
         accumulation=per_rank // micro_batch, bf16=args.gpus is not None,
     )  # fmt: skip
     steps = rung.tokens // (rung.batch_sequences * args.seq)
@@ -81,25 +89,68 @@ def is_finished(run_dir: Path) -> bool:
     return any(event["event"] == "finished" for event in read_events(run_dir))
 
 
-def train(rung: Rung, args: argparse.Namespace) -> Measured:
-    """Run a run to its end, unless it is there, and read its held-out loss."""
+def train_all(rungs: Sequence[Rung], args: argparse.Namespace) -> list[Measured]:
+    """Train runs, `--at-once` of them at a time and the longest first, and print the loss of each as it ends.
+
+    Raises:
+        UserError: a run failed; those that had begun have ended, and no other has begun.
+    """
+    waiting = deque(sorted(rungs, key=lambda rung: rung.flops, reverse=True))
+    measured: dict[str, Measured] = {}
+    stop = Event()
+
+    def work(slot: int) -> None:
+        while not stop.is_set():
+            try:
+                rung = waiting.popleft()
+            except IndexError:
+                return
+            try:
+                measured[rung.name] = train(rung, args, slot)
+            except BaseException:
+                stop.set()
+                raise
+            bits = ", ".join(f"{source} {value:.4f}" for source, value in measured[rung.name].bits_per_byte.items())
+            print(f"{rung.name}: bits per byte {bits}", flush=True)
+
+    with ThreadPoolExecutor(args.at_once) as pool:
+        workers = [pool.submit(work, slot) for slot in range(min(args.at_once, len(rungs)))]
+        try:
+            for worker in workers:
+                worker.result()
+        finally:
+            stop.set()
+    return [measured[rung.name] for rung in rungs]
+
+
+def train(rung: Rung, args: argparse.Namespace, slot: int = 0) -> Measured:
+    """Run a run to its end, unless it is there, and read its held-out loss.
+
+    Args:
+        slot: which of the runs at the same time it is; each has GPUs of its own.
+    """
     folder = args.output.resolve() / rung.name
     if not is_finished(folder / "run"):
-        ranks, environment = args.gpus or args.cpu_ranks, dict(os.environ)
-        if args.cpu_ranks:
-            threads = str(max(1, (os.cpu_count() or 1) // ranks))
-            environment = {
-                "OMP_NUM_THREADS": threads,
-                **environment,
-                "DS_ACCELERATOR": "cpu",
-                "CUDA_VISIBLE_DEVICES": "",
-            }
-        words = [deepspeed_launcher(), "--quiet", "--num_gpus", ranks, "--master_port", free_port(), "recipe/train.py",
-                 "--config", folder / "run.yaml", "--deepspeed_config", folder / "ds_config.json", "--resume", "auto"]  # fmt: skip
+        words = [*_launcher(args, slot), "recipe/train.py", "--config", folder / "run.yaml",
+                 "--deepspeed_config", folder / "ds_config.json", "--resume", "auto"]  # fmt: skip
         with open(folder / "log.txt", "ab") as log:
-            code = subprocess.call([str(w) for w in words], cwd=ROOT, env=environment, stdout=log, stderr=log)
+            code = subprocess.call([str(w) for w in words], cwd=ROOT, env=_environment(args), stdout=log, stderr=log)
         if code or not is_finished(folder / "run"):
             raise UserError(f"the run {rung.name} ended with exit code {code}, see {folder / 'log.txt'}; mend its cause and give the same command again")  # fmt: skip
     sources = read_evaluations(folder / "run")[-1]["sources"]
     bits, loss = ({s: v[key] for s, v in sources.items()} for key in ("bits_per_byte", "loss"))
     return Measured(rung.size, bits, loss)
+
+
+def _launcher(args: argparse.Namespace, slot: int) -> list[object]:
+    ranks = ["--num_gpus", args.cpu_ranks]
+    if args.gpus:
+        ranks = ["--include", "localhost:" + ",".join(str(slot * args.gpus + gpu) for gpu in range(args.gpus))]
+    return [deepspeed_launcher(), "--quiet", *ranks, "--master_port", free_port()]
+
+
+def _environment(args: argparse.Namespace) -> dict[str, str]:
+    if args.gpus:
+        return dict(os.environ)
+    threads = max(1, (os.cpu_count() or 1) // (args.cpu_ranks * args.at_once))
+    return {"OMP_NUM_THREADS": str(threads), **os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from recipe.base.model_shape import ModelShape
 from recipe.scaling.family import member
 from recipe.scaling.law import Size, size_of
 
-# Step Law's rises without end towards small models; this is the largest that benchmarks/shape_ladder.py tries on tiny ones.
-LARGEST_LR = 6e-3
+# Step Law's rises without end towards small models. Tiny ones of this family learn best at about this rate, at twice it far
+# worse (benchmarks/transfer.py, docs/design.md point 10).
+LARGEST_LR = 3e-3
 WARMUP, DECAY, FINAL_LR = 0.05, 0.2, 0.1  # shares of the tokens, and of the peak
 
 
@@ -68,11 +70,23 @@ def rung(name: str, shape: ModelShape, tokens_per_parameter: float, seq_length: 
 
 
 def rungs(
-    target: ModelShape, widths: Sequence[int], ratios: Sequence[float], seq_length: int, ranks: int
+    target: ModelShape,
+    widths: Sequence[int],
+    ratios: Sequence[float],
+    seq_length: int,
+    ranks: int,
+    experts: Sequence[int] = (),
 ) -> list[Rung]:
-    """Every width with every number of tokens per active parameter: a law needs both to vary, and not together."""
-    return [
-        rung(f"w{width}-t{ratio:g}", member(target, width), ratio, seq_length, ranks)
-        for width in sorted(set(widths))
-        for ratio in sorted(set(ratios))
-    ]
+    """Every width with every number of tokens per active parameter: a law needs both to vary, and not together.
+
+    Args:
+        experts: numbers of routed experts, each with every width and ratio; none for the target's number.
+    """
+    made = []
+    for width, ratio in product(sorted(set(widths)), sorted(set(ratios))):
+        shape = member(target, width)
+        for number in sorted(set(experts)) or [shape.n_routed_experts]:
+            name = f"w{width}-t{ratio:g}" + (f"-e{number}" if experts else "")
+            of_experts = shape.model_copy(update={"n_routed_experts": number})
+            made.append(rung(name, of_experts, ratio, seq_length, ranks))
+    return made

@@ -21,7 +21,8 @@ from recipe.scaling.law import PUBLISHED_ALPHA, PUBLISHED_BETA, Law
 from recipe.scaling.rungs import rungs
 from tests.conftest import ROOT
 
-LAWS = {"en": Law(0.9, 30.0, PUBLISHED_ALPHA, 60.0, PUBLISHED_BETA), "zh": Law(1.1, 20.0, PUBLISHED_ALPHA, 70.0, PUBLISHED_BETA)}  # fmt: skip
+KAPPA = 0.4
+LAWS = {"en": Law(0.9, 30.0, PUBLISHED_ALPHA, 60.0, PUBLISHED_BETA, KAPPA), "zh": Law(1.1, 20.0, PUBLISHED_ALPHA, 70.0, PUBLISHED_BETA, KAPPA)}  # fmt: skip
 NATS = 1.5  # of a bit per byte
 
 
@@ -87,8 +88,9 @@ def test_a_dry_run_prints_the_cost_and_writes_nothing(words, tmp_path, capsys):
         (["--tokens-per-parameter", "0.1"], "3 runs are too few for a law"),
         (["--widths", "8", "16", "24", "31"], "the width 31 is no multiple of 8"),
         (["--tokens-per-parameter", "0.1", "900"], "lower --tokens-per-parameter or the widths"),
+        (["--experts", "1", "8"], "--experts 1 is less than the 2 experts that a token passes; raise it"),
     ],
-    ids=["held out is small", "few runs", "one ratio", "odd width", "few tokens"],
+    ids=["held out is small", "few runs", "one ratio", "odd width", "few tokens", "few experts"],
 )
 def test_what_makes_no_ladder_is_refused_before_anything_is_written(words, tmp_path, capsys, more, message):
     assert call(words, *more) == 2
@@ -140,8 +142,16 @@ def test_a_folder_of_another_ladder_is_refused(words, trainer, capsys):
 def test_a_run_that_fails_stops_the_ladder_with_its_log(words, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(launch.proxies.subprocess, "call", lambda *_, **__: 1)
     assert call(words) == 2
-    assert "the run w16-t0.02 ended with exit code 1, see" in capsys.readouterr().err
+    assert "the run w32-t0.1 ended with exit code 1, see" in capsys.readouterr().err
     assert not (tmp_path / "ladder" / "ladder.json").exists()
+
+
+def test_numbers_of_experts_teach_the_law_the_worth_of_an_active_share(words, tmp_path, trainer):
+    assert call(words, "--experts", "8", "32") == 0
+    record = json.loads((tmp_path / "ladder" / "ladder.json").read_text(encoding="utf-8"))
+    assert len(record["runs"]) == 12
+    assert "kappa" in record["fits"]["en"]["free"]
+    assert record["fits"]["en"]["law"]["kappa"] == pytest.approx(KAPPA, abs=0.2)
 
 
 @pytest.mark.slow

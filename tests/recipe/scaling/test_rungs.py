@@ -27,3 +27,11 @@ def test_every_width_runs_with_every_ratio_in_whole_steps():
         assert Schedule.model_validate(rung.schedule()).problems() == []
         assert rung.flops == rung.tokens * rung.shape.training_flops_per_token(128)
         assert rung.tokens / rung.size.active == pytest.approx(float(rung.name.split("t")[1]), rel=0.02)
+
+
+def test_numbers_of_experts_vary_the_active_share_alone():
+    target = load_model_shape(ROOT / "recipe/configs/models/tiny")
+    ladder = rungs(target, [32], [10], 128, ranks=1, experts=[16, 8])
+    assert [rung.name for rung in ladder] == ["w32-t10-e8", "w32-t10-e16"]
+    assert [rung.size.share for rung in ladder] == [3 / 9, 3 / 17]
+    assert ladder[0].size.active == pytest.approx(ladder[1].size.active, rel=0.01)  # a router has a row for each expert
