@@ -33,6 +33,7 @@ from recipe.data.token_folder import TokenFolder  # noqa: E402
 MODEL = ROOT / "recipe/configs/models/tiny/config.json"
 VOCABULARY = 2000  # small, so that a small model is not all vocabulary
 WIDTHS, HELD_OUT, RATIOS = (32, 48, 64), 96, (5, 10, 20)
+MICRO_BATCH = 32  # sequences at a time: on a CPU the more the faster
 
 
 def prepare(corpus: Path, work: Path) -> None:
@@ -41,21 +42,24 @@ def prepare(corpus: Path, work: Path) -> None:
         return
     work.mkdir(parents=True, exist_ok=True)
     write_config(work, "tokenizer", {"vocab_size": VOCABULARY, "reserved_tokens": 8})
-    follow(data_steps(corpus.resolve(), work, embedded=False))
+    follow(data_steps(corpus.resolve(), work, embedded=False), again="give the same command again, it goes on there")
 
 
-def climb(work: Path) -> None:
-    """Train the ladder; a mistake is told by launch/ladder.py itself."""
-    model = work / "model" / "config.json"
-    model.parent.mkdir(exist_ok=True)
-    model.write_text(json.dumps({**load_json(MODEL), "vocab_size": VOCABULARY}, indent=1) + "\n", encoding="utf-8")
-    words = [sys.executable, ROOT / "launch/ladder.py", "--model", model.parent, "--tokens", work / "tokens", "--tokenizer",
-             work / "tokenizer", "--output", work / "ladder", "--widths", *WIDTHS, "--held-out", HELD_OUT,
-             "--tokens-per-parameter", *RATIOS, "--cpu-ranks", 1, "--at-once", os.cpu_count() or 1,
-             "--micro-batch", 32]  # fmt: skip
-    code = subprocess.call([str(word) for word in words], cwd=ROOT, stdout=sys.stderr)
-    if code:
-        raise SystemExit(code)
+def model_of(work: Path) -> Path:
+    """The tiny model with the vocabulary of the tokens."""
+    folder = work / "model"
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({**load_json(MODEL), "vocab_size": VOCABULARY}, indent=1) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    return folder
+
+
+def ladder_words(work: Path) -> list[str]:
+    """The arguments of launch/ladder.py."""
+    words = ["--model", model_of(work), "--tokens", work / "tokens", "--tokenizer", work / "tokenizer", "--output",
+             work / "ladder", "--widths", *WIDTHS, "--held-out", HELD_OUT, "--tokens-per-parameter", *RATIOS,
+             "--cpu-ranks", 1, "--at-once", os.cpu_count() or 1, "--micro-batch", MICRO_BATCH]  # fmt: skip
+    return [str(word) for word in words]
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -75,7 +79,8 @@ def _row(run: dict[str, Any], cells: list[str]) -> list[str]:
 
 def _compared(run: dict[str, Any], source: str) -> str:
     told, measured = run["prediction"][source]["bits_per_byte"], run["bits_per_byte"][source]
-    return f"{measured:.4f}, predicted {told['value']:.4f} ({told['low']:.4f} to {told['high']:.4f})"
+    off = measured / told["value"] - 1
+    return f"{measured:.4f}, predicted {told['value']:.4f} ({told['low']:.4f} to {told['high']:.4f}), off by {off:+.1%}"
 
 
 @exit_on_user_error
@@ -96,7 +101,9 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--corpus {args.corpus} does not exist; give a file or folder of documents")
     work, started = args.work.resolve(), time.monotonic()
     prepare(args.corpus, work)
-    climb(work)
+    command = [sys.executable, "launch/ladder.py", *ladder_words(work)]
+    if code := subprocess.call(command, cwd=ROOT, stdout=sys.stderr):
+        raise SystemExit(code)
     folder = TokenFolder(work / "tokens")
     result = {
         **machine(),

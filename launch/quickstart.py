@@ -127,8 +127,12 @@ def write_step(work: Path) -> Step:
     return Step("generate text, with transformers alone", words)
 
 
-def follow(steps: Sequence[Step]) -> None:
-    """Run each step in the project's folder, and say which it is and how long it took; stop with its exit code if it fails."""
+def follow(steps: Sequence[Step], again: str = "run the quickstart again, it starts from the beginning") -> None:
+    """Run each step in the project's folder, and say which it is and how long it took; stop with its exit code if it fails.
+
+    Args:
+        again: what a user does after a step that failed or was interrupted.
+    """
     for at, step in enumerate(steps, start=1):
         step.before()
         position, started, words = f"[{at} of {len(steps)}]", time.monotonic(), step.words()
@@ -136,13 +140,11 @@ def follow(steps: Sequence[Step]) -> None:
         try:
             code = _run(words)
         except KeyboardInterrupt:
-            again = "run the quickstart again, it starts from the beginning"
             print(f"\ninterrupted in {position} {step.title}; {again}", file=sys.stderr, flush=True)
             raise SystemExit(INTERRUPTED) from None
         if code:
             print(
-                f"error: the quickstart stopped in {position} {step.title}: exit code {code}, see the message above; "
-                "mend its cause and run the quickstart again, it starts from the beginning",
+                f"error: stopped in {position} {step.title}: exit code {code}, see the message above; mend its cause and {again}",
                 file=sys.stderr,
                 flush=True,
             )

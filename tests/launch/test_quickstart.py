@@ -142,7 +142,7 @@ def test_a_failing_step_stops_the_road(tmp_path):
     assert done.returncode == 2
     assert "holds no documents" in done.stderr
     assert "dedup.py" not in done.stdout
-    assert "error: the quickstart stopped in [1 of 10] drop documents of low quality: exit code 2" in done.stderr
+    assert "error: stopped in [1 of 10] drop documents of low quality: exit code 2" in done.stderr
 
 
 def test_ctrl_c_lets_the_command_end_and_says_where_it_was(monkeypatch, capsys):
