@@ -32,7 +32,7 @@ from recipe.data.token_folder import TokenFolder  # noqa: E402
 
 MODEL = ROOT / "recipe/configs/models/tiny/config.json"
 VOCABULARY = 2000  # small, so that a small model is not all vocabulary
-WIDTHS, HELD_OUT, RATIOS = (32, 48, 64), 96, (5, 10, 20)
+WIDTHS, HELD_OUT, RATIOS = (24, 32, 40, 48, 64), 96, (5, 10, 20)  # 15 runs: enough to fit the exponents
 MICRO_BATCH = 32  # sequences at a time: on a CPU the more the faster
 
 

@@ -63,6 +63,7 @@ def files_of(rung: Rung, args: argparse.Namespace, weights: Mapping[str, float] 
         "tokenizer": str(args.tokenizer.resolve()),
         "data": {"tokens": str(args.tokens.resolve()), "seq_length": args.seq, **mixture},
         "schedule": rung.schedule(),
+        "numerics": {"spikes": None},  # a law is of runs that take every step; small models leave a plateau with a jump
         "checkpoint": {"every_steps": max(1, steps // 4), "keep_last": 1},
         "evaluation": {"every_steps": steps},
     }
