@@ -33,6 +33,7 @@ from recipe.data.token_folder import TokenFolder  # noqa: E402
 MODEL = ROOT / "recipe/configs/models/tiny/config.json"
 VOCABULARY = 2000  # small, so that a small model is not all vocabulary
 WIDTHS, HELD_OUT, RATIOS = (24, 32, 40, 48, 64), 96, (5, 10, 20)  # 15 runs: enough to fit the exponents
+LR_TIMES_WIDTH = 0.2  # the best of benchmarks/transfer.py at widths of 32 and 64
 MICRO_BATCH = 32  # sequences at a time: on a CPU the more the faster
 
 
@@ -58,7 +59,7 @@ def ladder_words(work: Path) -> list[str]:
     """The arguments of launch/ladder.py."""
     words = ["--model", model_of(work), "--tokens", work / "tokens", "--tokenizer", work / "tokenizer", "--output",
              work / "ladder", "--widths", *WIDTHS, "--held-out", HELD_OUT, "--tokens-per-parameter", *RATIOS,
-             "--cpu-ranks", 1, "--at-once", os.cpu_count() or 1, "--micro-batch", MICRO_BATCH]  # fmt: skip
+             "--lr-times-width", LR_TIMES_WIDTH, "--cpu-ranks", 1, "--at-once", os.cpu_count() or 1, "--micro-batch", MICRO_BATCH]  # fmt: skip
     return [str(word) for word in words]
 
 

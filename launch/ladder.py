@@ -55,6 +55,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--experts", type=positive_int, nargs="+", default=[], metavar="N",
         help="routed experts of a layer, several, so that the law knows the active share (default: the target's number)",
     )  # fmt: skip
+    parser.add_argument(
+        "--lr-times-width", type=count, metavar="X",
+        help="peak learning rate X over the hidden size, of a sweep at one width (default: Step Law's, at most 3e-3)",
+    )  # fmt: skip
     parser.add_argument("--exponents", choices=("auto", "free", "published"), default="auto",
                         help="fit the law's exponents, or fix them at published ones (default: fitted where runs are enough)")  # fmt: skip
     add_run_arguments(parser)
@@ -71,8 +75,10 @@ def planned(args: argparse.Namespace, target: ModelShape) -> tuple[list[Rung], R
     ranks = args.gpus or args.cpu_ranks
     if few := [number for number in args.experts if number < target.num_experts_per_tok]:
         raise UserError(f"--experts {few[0]} is less than the {target.num_experts_per_tok} experts that a token passes; raise it")  # fmt: skip
-    fitted = rungs(target, args.widths, args.tokens_per_parameter, args.seq, ranks, args.experts)
-    (held_out,) = rungs(target, [args.held_out], [max(args.tokens_per_parameter)], args.seq, ranks)
+    fitted = rungs(target, args.widths, args.tokens_per_parameter, args.seq, ranks, args.experts, args.lr_times_width)
+    (held_out,) = rungs(
+        target, [args.held_out], [max(args.tokens_per_parameter)], args.seq, ranks, lr_times_width=args.lr_times_width
+    )
     needed = len(free_parameters([r.size for r in fitted], args.exponents)) + SPARE_RUNS
     if len(fitted) < needed:
         raise UserError(f"{len(fitted)} runs are too few for a law, which needs {needed}; give more --widths or --tokens-per-parameter")  # fmt: skip

@@ -16,8 +16,8 @@ from recipe.base.model_shape import ModelShape
 from recipe.scaling.family import member
 from recipe.scaling.law import Size, size_of
 
-# Step Law's rises without end towards small models. Tiny ones of this family learn best at about this rate, at twice it far
-# worse (benchmarks/transfer.py, docs/design.md point 10).
+# Step Law's rate rises without end towards small models: at a width of 64 it is ten times the best one (benchmarks/transfer.py,
+# docs/design.md point 10).
 LARGEST_LR = 3e-3
 WARMUP, DECAY, FINAL_LR = 0.05, 0.2, 0.1  # shares of the tokens, and of the peak
 
@@ -59,13 +59,26 @@ def optimal_lr(parameters: float, tokens: float) -> float:
     return float(min(LARGEST_LR, 1.79 * parameters**-0.713 * tokens**0.307))
 
 
-def rung(name: str, shape: ModelShape, tokens_per_parameter: float, seq_length: int, ranks: int) -> Rung:
-    """One run: its batch is a multiple of the ranks, its tokens one of the batch."""
+def rung(
+    name: str,
+    shape: ModelShape,
+    tokens_per_parameter: float,
+    seq_length: int,
+    ranks: int,
+    lr_times_width: float | None = None,
+) -> Rung:
+    """One run: its batch is a multiple of the ranks, its tokens one of the batch.
+
+    Args:
+        lr_times_width: the peak learning rate is this over the hidden size; None for Step Law's.
+    """
     size = size_of(shape, 1)
     wanted = tokens_per_parameter * size.active
     sequences = max(1, round(optimal_batch_tokens(wanted) / (seq_length * ranks))) * ranks
     tokens = max(1, round(wanted / (sequences * seq_length))) * sequences * seq_length
     lr = optimal_lr(size.active - shape.active_parameters()["lm_head"], tokens)
+    if lr_times_width is not None:
+        lr = lr_times_width / shape.hidden_size
     return Rung(name, shape, tokens, sequences, float(f"{lr:.3g}"), tokens * shape.training_flops_per_token(seq_length))
 
 
@@ -76,6 +89,7 @@ def rungs(
     seq_length: int,
     ranks: int,
     experts: Sequence[int] = (),
+    lr_times_width: float | None = None,
 ) -> list[Rung]:
     """Every width with every number of tokens per active parameter: a law needs both to vary, and not together.
 
@@ -88,5 +102,5 @@ def rungs(
         for number in sorted(set(experts)) or [shape.n_routed_experts]:
             name = f"w{width}-t{ratio:g}" + (f"-e{number}" if experts else "")
             of_experts = shape.model_copy(update={"n_routed_experts": number})
-            made.append(rung(name, of_experts, ratio, seq_length, ranks))
+            made.append(rung(name, of_experts, ratio, seq_length, ranks, lr_times_width))
     return made

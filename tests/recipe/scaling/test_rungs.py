@@ -35,3 +35,9 @@ def test_numbers_of_experts_vary_the_active_share_alone():
     assert [rung.name for rung in ladder] == ["w32-t10-e8", "w32-t10-e16"]
     assert [rung.size.share for rung in ladder] == [3 / 9, 3 / 17]
     assert ladder[0].size.active == pytest.approx(ladder[1].size.active, rel=0.01)  # a router has a row for each expert
+
+
+def test_a_measured_learning_rate_goes_with_one_over_the_width():
+    target = load_model_shape(ROOT / "recipe/configs/models/tiny")
+    ladder = rungs(target, [32, 64], [10], 128, ranks=1, lr_times_width=0.2)
+    assert [rung.lr for rung in ladder] == [0.00625, 0.00312]
