@@ -61,8 +61,8 @@ def trainer(monkeypatch):
 
     trainer_rungs: dict[str, object] = {}
 
-    def remembered(*arguments):
-        made = rungs(*arguments)
+    def remembered(*arguments, **named):
+        made = rungs(*arguments, **named)
         trainer_rungs.update({rung.name: rung for rung in made})
         return made
 
