@@ -52,6 +52,7 @@ PRINTED: dict[tuple[str, str], tuple[str, ...]] = {
     ("docs/phases.md", "needle"): _of_benchmark("needle", "needle.json"),
     ("docs/reliability.md", "checkpoint"): _of_benchmark("checkpoint", "checkpoint.json"),
     ("docs/reliability.md", "faults"): ("tests/faults/table.py", "benchmarks/results/faults.jsonl"),
+    ("docs/plan.md", "ladder"): _of_benchmark("ladder", "ladder.json"),
     ("docs/plan.md", "reliability"): ("recipe/describe_plans.py", "reliability"),
     ("ds_configs/README.md", "clusters"): ("recipe/describe_plans.py", "ds_configs"),
 }
