@@ -2,7 +2,8 @@
 """Plan a run before it is launched: memory, communication, time and money.
 
 Of a run config and a ds_config: each of its phases. Of a model: one batch and length, with a ds_config that is given; without
-one, with the best of ZeRO-3 and experts inside a node; with --search, with the best of all.
+one, with the best of ZeRO-3 and experts inside a node; with --search, with the best of all. Of several models and clusters with
+--target-bits-per-byte: what a loss costs with each.
 """
 
 from __future__ import annotations
@@ -13,7 +14,16 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from launch.plan_arguments import DEFAULT_GPU, check_arguments, own_cluster, parse, set_defaults
+from launch.plan_arguments import (
+    DEFAULT_GPU,
+    check_arguments,
+    check_target,
+    own_cluster,
+    parse,
+    set_defaults,
+    take_one_each,
+    targets_of,
+)
 from recipe.base.ds_config import load_ds_config
 from recipe.base.errors import ConfigError, UserError, exit_on_user_error
 from recipe.base.hardware import Cluster, cluster_of
@@ -44,25 +54,25 @@ from recipe.planner.workload import RunFacts, Workload
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv, __doc__)
+    if args.target_bits_per_byte is not None:
+        check_target(args)
     if args.write is not None:
         check_output_file("--write", args.write)
     if args.cpu_ranks is not None:
+        take_one_each(args)
         return _write_for_cpus(args)
     check_arguments(args)
     calibration = None if args.calibration is None else load_calibration(args.calibration)
     args.gpu = calibrated_gpu(calibration, args.calibration, args.gpu, DEFAULT_GPU)
-    args.planned_loss = None
     if args.config is not None:
         return _plan_phases(args, calibration)
     set_defaults(args)
+    if args.target_bits_per_byte is not None:
+        return _rank(args, calibration)
+    take_one_each(args)
     shape = load_model_shape(args.model)
+    args.planned_loss = None if args.loss is None else _planned_loss(args, shape)
     budget = Budget(args.tokens, args.usd_per_gpu_hour, own_cluster(args))
-    if args.loss is not None:
-        # Late: importing numpy and scipy takes longer than a plan.
-        from recipe.scaling.ladder_file import planned_loss
-        from recipe.scaling.law import size_of
-
-        args.planned_loss = planned_loss(args.loss, size_of(shape, args.tokens))
     if args.ds_config is not None:
         _plan(args, shape, budget, calibration)
     else:
@@ -83,7 +93,7 @@ def _write_for_cpus(args: argparse.Namespace) -> None:
     """Write the ds_config of CPU ranks, which have no plan: the planner knows GPUs alone."""
     problems = [f"{name} is missing; give it" for name in ("--model", "--write") if vars(args)[name[2:]] is None]
     others = {"--ds-config": args.ds_config, "--gpus": args.gpus, "--search": args.search, "--json": args.json,
-              "--zero": args.zero, "--ep": args.ep, "--calibration": args.calibration}  # fmt: skip
+              "--zero": args.zero, "--ep": args.ep, "--calibration": args.calibration, "--loss": args.loss}  # fmt: skip
     problems += [f"{name} does not go with --cpu-ranks; remove one of them" for name, value in others.items() if value]
     if problems:
         raise UserError("; ".join(problems))
@@ -130,47 +140,97 @@ def _plan(args: argparse.Namespace, shape: ModelShape, budget: Budget, calibrati
 
 def _print_plan(args: argparse.Namespace, plan: Plan, calibration: Calibration | None) -> None:
     if args.json:
-        print(json.dumps(_as_dict(plan, calibration) | _loss_as_dict(args), indent=2))
+        print(json.dumps(_as_dict(plan, calibration) | _loss_as_dict(args, plan), indent=2))
     else:
-        print(describe_plan(plan, calibration), *_loss_lines(args), sep="\n\n")
+        print(describe_plan(plan, calibration), *_loss_lines(args, plan), sep="\n\n")
 
 
-def _loss_as_dict(args: argparse.Namespace) -> dict[str, Any]:
-    return {} if args.planned_loss is None else {"loss": args.planned_loss}
+# What needs a ladder is imported where there is one: numpy and scipy take longer than a plan.
 
 
-def _loss_lines(args: argparse.Namespace) -> list[str]:
+def _planned_loss(args: argparse.Namespace, shape: ModelShape) -> dict[str, Any]:
+    from recipe.scaling.ladder_file import load_ladder, planned_loss
+    from recipe.scaling.law import size_of
+
+    return planned_loss(load_ladder(args.loss), size_of(shape, args.tokens))
+
+
+def _loss_as_dict(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
+    if args.planned_loss is None:
+        return {}
+    from recipe.scaling.cost.report import batch_as_dict
+
+    return {"loss": {**args.planned_loss, "batch": batch_as_dict(plan)}}
+
+
+def _loss_lines(args: argparse.Namespace, plan: Plan) -> list[str]:
     if args.planned_loss is None:
         return []
+    from recipe.scaling.cost.report import describe_batch
     from recipe.scaling.ladder_file import describe_loss
 
-    return [describe_loss(args.planned_loss)]
+    return [f"{describe_loss(args.planned_loss)}\n{describe_batch(plan)}"]
+
+
+def _rank(args: argparse.Namespace, calibration: Calibration | None) -> None:
+    """Every model on every number of GPUs with every batch, by what the target loss costs."""
+    from recipe.scaling.cost.ranking import rank
+    from recipe.scaling.cost.report import describe_ranking
+    from recipe.scaling.ladder_file import load_ladder
+
+    shapes = {path.resolve().name: load_model_shape(path) for path in args.model}
+    if len(shapes) < len(args.model):
+        raise UserError("two --model folders have the same name; give each model once")
+    ladder = load_ladder(args.loss)
+    targets = targets_of(args.target_bits_per_byte, ladder.fits)
+    budget = Budget(args.tokens, args.usd_per_gpu_hour, own_cluster(args))
+
+    def fastest(shape: ModelShape, cluster: Cluster, batch_tokens: float) -> Candidate:
+        return _candidates(args, shape, cluster, batch_tokens, budget)[0]
+
+    clusters = [_cluster(args, gpus, calibration) for gpus in args.gpus]
+    ranked, refused = rank(ladder, targets, shapes, clusters, args.global_batch_tokens, fastest)
+    if args.json:
+        choices = [*(cost.as_dict() for cost in ranked), *(cost.as_dict() for cost in refused)]
+        basis = {"runs": len(ladder.runs), "largest": ladder.largest, "exponents_fitted": ladder.exponents_fitted}
+        print(json.dumps({"target_bits_per_byte": targets, "basis": basis, "choices": choices}, indent=2))
+    else:
+        print(describe_ranking(ladder, targets, ranked, refused))
 
 
 def _search(args: argparse.Namespace, shape: ModelShape, budget: Budget, calibration: Calibration | None) -> None:
     cluster = _cluster(args, args.gpus, calibration)
-    run = RunFacts(args.seq, imbalance=args.imbalance, compile=args.compile)
+    ranked = _candidates(args, shape, cluster, args.global_batch_tokens, budget)
+    winner = ranked[0]
+    if args.search:
+        run = RunFacts(args.seq, imbalance=args.imbalance, compile=args.compile)
+        _print_search(args, ranked, on_paper(shape, cluster, run, winner.plan.work.ds.train_batch_size), calibration)
+    else:
+        _print_plan(args, winner.plan, calibration)
+    if args.write is not None:
+        write(winner.config, args.write)
+        print(f"wrote {args.write}; set compute.recompute: {winner.plan.work.run.recompute} and compute.compile: {str(args.compile).lower()} in the run config", file=sys.stderr)  # fmt: skip
+
+
+def _candidates(
+    args: argparse.Namespace, shape: ModelShape, cluster: Cluster, batch_tokens: float, budget: Budget
+) -> list[Candidate]:
+    """Of the choices that are searched, the best first; it fits."""
     if args.seq > shape.max_position_embeddings:
         raise UserError(f"--seq {args.seq} exceeds the model's max_position_embeddings {shape.max_position_embeddings}")
-    sequences = global_batch_sequences(args.global_batch_tokens, args.seq, args.gpus)
+    run = RunFacts(args.seq, imbalance=args.imbalance, compile=args.compile)
+    sequences = global_batch_sequences(batch_tokens, args.seq, cluster.gpus)
     inside_node = max(e for e in EP_SIZES if cluster.gpus_per_node % e == 0 and shape.n_routed_experts % e == 0)
     stages, ep_sizes = (STAGES, EP_SIZES) if args.search else ((3,), (inside_node,))
     ranked = search(
         shape, cluster, run, budget, sequences, stages=tuple(args.zero or stages), ep_sizes=tuple(args.ep or ep_sizes),
         recomputes=(args.recompute,) if args.recompute else SEARCHED_RECOMPUTES, shows_progress=True,
     )  # fmt: skip
-    winner = ranked[0]
-    if not winner.fits:
+    if not ranked[0].fits:
         raise UserError(
-            f"none of {len(ranked)} choices fits {args.gpus} GPUs of {args.gpu}; the smallest {winner.plan.problems()[0]}"
+            f"none of {len(ranked)} choices fits {cluster.gpus} GPUs of {args.gpu}; the smallest {ranked[0].plan.problems()[0]}"
         )
-    if args.search:
-        _print_search(args, ranked, on_paper(shape, cluster, run, sequences), calibration)
-    else:
-        _print_plan(args, winner.plan, calibration)
-    if args.write is not None:
-        write(winner.config, args.write)
-        print(f"wrote {args.write}; set compute.recompute: {winner.plan.work.run.recompute} and compute.compile: {str(args.compile).lower()} in the run config", file=sys.stderr)  # fmt: skip
+    return ranked
 
 
 def _print_search(
@@ -182,14 +242,15 @@ def _print_search(
         ]
         on_paper_too = [{"name": p.name, "step_s": p.estimate.step_s} for p in paper]
         report = {
-            "plan": _as_dict(ranked[0].plan, calibration) | _loss_as_dict(args),
+            "plan": _as_dict(ranked[0].plan, calibration) | _loss_as_dict(args, ranked[0].plan),
             "ds_config": ranked[0].config,
             "choices": choices,
             "on_paper": on_paper_too,
         }
         print(json.dumps(report, indent=2))
         return
-    print(describe_search(ranked, paper), describe_plan(ranked[0].plan, calibration), *_loss_lines(args), sep="\n\n")
+    plan = ranked[0].plan
+    print(describe_search(ranked, paper), describe_plan(plan, calibration), *_loss_lines(args, plan), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from recipe.base.arguments import binary_count, count, positive_int
@@ -23,6 +25,8 @@ EXAMPLE = """examples:
       --search --global-batch-tokens 8M --write mine.json
   python launch/plan.py --model recipe/configs/models/1b-a0.3b --ds-config ds_configs/h200_1.json \\
       --calibration h200_calibration.json
+  python launch/plan.py --model recipe/configs/models/7b-a1b recipe/configs/models/30b-a3b --gpus 256 1024 \\
+      --global-batch-tokens 8M 32M --search --loss work/ladder/ladder.json --target-bits-per-byte en=0.7 zh=0.9
   python launch/plan.py --model recipe/configs/models/tiny --cpu-ranks 4 --write work/cpu_4.json"""
 
 
@@ -33,7 +37,9 @@ def parse(argv: list[str] | None, description: str | None) -> argparse.Namespace
     parser.add_argument(
         "--model",
         type=Path,
-        help="folder with the model's config.json, such as recipe/configs/models/30b-a3b; required, but with --config",
+        nargs="+",
+        help="folder with the model's config.json, such as recipe/configs/models/30b-a3b; required, but with --config; "
+        "several with --target-bits-per-byte",
     )
     parser.add_argument(
         "--config",
@@ -61,7 +67,10 @@ def parse(argv: list[str] | None, description: str | None) -> argparse.Namespace
         "inside (default: of the sequence, the most time)",
     )
     parser.add_argument(
-        "--gpus", type=positive_int, help="GPUs of the cluster (default: what the ds_config is written for)"
+        "--gpus",
+        type=positive_int,
+        nargs="+",
+        help="GPUs of the cluster (default: what the ds_config is written for); several with --target-bits-per-byte",
     )
     parser.add_argument(
         "--gpu",
@@ -113,7 +122,8 @@ def parse(argv: list[str] | None, description: str | None) -> argparse.Namespace
     parser.add_argument(
         "--global-batch-tokens",
         type=binary_count,
-        help="tokens of a step, without --ds-config; M is 2**20 (default: 8M)",
+        nargs="+",
+        help="tokens of a step, without --ds-config; M is 2**20 (default: 8M); several with --target-bits-per-byte",
     )
     parser.add_argument(
         "--imbalance",
@@ -150,6 +160,13 @@ def parse(argv: list[str] | None, description: str | None) -> argparse.Namespace
         metavar="LADDER_JSON",
         help="print the loss that the law of this ladder (launch/ladder.py) gives the run; with --model",
     )
+    parser.add_argument(
+        "--target-bits-per-byte",
+        nargs="+",
+        metavar="X",
+        help="with --search and --loss: rank models, GPUs and batches by what this held-out loss costs; a number for all sources of the "
+        "ladder, or one each for some, such as en=0.9 zh=1.1",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--write", type=Path, help="file to write the chosen ds_config to; without --ds-config")
     parser.add_argument(
@@ -163,10 +180,70 @@ def parse(argv: list[str] | None, description: str | None) -> argparse.Namespace
 
 def set_defaults(args: argparse.Namespace) -> None:
     """What a run config would say, where none does."""
-    defaults = {"seq": SEQ_LENGTH, "tokens": TOKENS, "compile": True, "global_batch_tokens": GLOBAL_BATCH_TOKENS}
+    defaults = {"seq": SEQ_LENGTH, "tokens": TOKENS, "compile": True, "global_batch_tokens": [GLOBAL_BATCH_TOKENS]}
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+
+
+SEVERAL = ("model", "gpus", "global_batch_tokens")  # of each one value, but where a loss is priced
+
+
+def take_one_each(args: argparse.Namespace) -> None:
+    """In place of lists their one value, for all that plans one run.
+
+    Raises:
+        UserError: a list has several.
+    """
+    several = [_flag(name) for name in SEVERAL if len(getattr(args, name) or ()) > 1]
+    if several:
+        raise UserError(
+            f"several values of {', '.join(several)} go with --search --loss --target-bits-per-byte; give one"
+        )
+    for name in SEVERAL:
+        if getattr(args, name) is not None:
+            (value,) = getattr(args, name)
+            setattr(args, name, value)
+
+
+def check_target(args: argparse.Namespace) -> None:
+    """Raises UserError for what --target-bits-per-byte lacks, and what does not go with it."""
+    lacking = [_flag(name) for name in ("search", "loss", "model", "gpus") if not getattr(args, name)]
+    unfit = [
+        _flag(name)
+        for name in ("config", "ds_config", "tokens", "write", "cpu_ranks")
+        if getattr(args, name) is not None
+    ]
+    problems = [f"--target-bits-per-byte needs {', '.join(lacking)}; give it"] if lacking else []
+    if unfit:
+        problems.append(f"{', '.join(unfit)}: not with --target-bits-per-byte; remove it")
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def targets_of(words: Sequence[str], sources: Collection[str]) -> dict[str, float]:
+    """The target of each source that has one.
+
+    Raises:
+        UserError: no number, a source that is not there or twice, or a number for all beside others.
+    """
+    targets: dict[str, float] = {}
+    for word in words:
+        source, equals, text = word.rpartition("=")
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 < value < math.inf:
+            raise UserError(f"--target-bits-per-byte {word} is no number above 0; give one such as 0.9, or en=0.9")
+        if not equals and len(words) > 1:
+            raise UserError(f"--target-bits-per-byte {word} is for all sources; give it alone, or SOURCE=X for each")
+        if equals and (source not in sources or source in targets):
+            raise UserError(
+                f"--target-bits-per-byte {word}: give each source once; the ladder has {', '.join(sources)}"
+            )
+        targets |= dict.fromkeys([source] if equals else sources, value)
+    return targets
 
 
 # What the run config says, and what looks for a ds_config.

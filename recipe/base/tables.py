@@ -6,7 +6,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
 
@@ -14,6 +14,26 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: 
     """A table whose first `left` columns are aligned left and the others right."""
     rule = ["---"] * left + ["--:"] * (len(head) - left)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
+
+
+def aligned_rows(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> list[str]:
+    """Lines for a terminal: the columns of these numbers are aligned left and the others right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if number in left else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def rounded_count(number: float) -> str:
+    """Such as 1.5T, 32B, 8.39M."""
+    for unit, unit_size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= unit_size:
+            return f"{number / unit_size:.3g}{unit}"
+    return f"{number:g}"
 
 
 def duration(seconds: float) -> str:

@@ -126,10 +126,11 @@ class Plan:
         given = self.budget.usd_per_gpu_hour
         return self.work.cluster.accelerator.usd_per_hour if given is None else given
 
-    def cost(self, assumed: Assumptions) -> Cost:
+    def cost(self, assumed: Assumptions, tokens: float | None = None) -> Cost:
+        """Of the budget's tokens, or of another number of them."""
         step = self.time(assumed).step_s
         share = self.reliabilities[assumed.name].goodput
-        return cost_of(self.work, self.budget.tokens, step, share, self.usd_per_gpu_hour)
+        return cost_of(self.work, self.budget.tokens if tokens is None else tokens, step, share, self.usd_per_gpu_hour)
 
     def tokens_per_s_per_gpu(self, assumed: Assumptions) -> float:
         return self.work.tokens_per_step / self.time(assumed).step_s / self.work.ranks

@@ -11,7 +11,7 @@ from recipe.planner.calibration import Calibration, describe_calibration
 from recipe.planner.plan import Plan
 from recipe.planner.search.ds_writer import NO_LIMIT
 from recipe.planner.search.search import EQUAL_TO_WINNER, Candidate, OnPaper, why_it_lost
-from recipe.planner.timing.timeline import CONSERVATIVE, EXPECTED, OPTIMISTIC, RANGE
+from recipe.planner.timing.timeline import CONSERVATIVE, EXPECTED, OPTIMISTIC, RANGE, RANGE_CLAIMS
 from recipe.planner.workload import Workload
 
 
@@ -81,7 +81,7 @@ def _communication(plan: Plan) -> Iterator[str]:
 
 
 def _time(plan: Plan) -> Iterator[str]:
-    yield f"time        {'':<30}" + "".join(f"{a.name:>14}" for a in RANGE)
+    yield f"time        {RANGE_CLAIMS:<30}" + "".join(f"{a.name:>14}" for a in RANGE)
     times = [plan.time(a) for a in RANGE]
 
     def line(name: str, values: Sequence[str]) -> str:

@@ -47,6 +47,7 @@ EXPECTED = Assumptions("expected", RUN_EFFICIENCY, NETWORK_EFFICIENCY, 1.10, 0.0
 # a fit, it has 91%, of those of MoE models 82% (benchmarks/results/planner_accuracy.json).
 CONSERVATIVE = Assumptions("conservative", 0.75 * RUN_EFFICIENCY, 0.65, 1.25, 0.012)
 RANGE = (OPTIMISTIC, EXPECTED, CONSERVATIVE)
+RANGE_CLAIMS = "the range claims 4 of 5 runs"
 
 
 def assumed_of(assumed: Assumptions, gpu: Accelerator) -> Assumptions:

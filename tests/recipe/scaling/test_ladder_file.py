@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from recipe.base.errors import UserError
-from recipe.scaling.ladder_file import SCHEMA, VERSION, describe_loss, planned_loss
+from recipe.scaling.ladder_file import SCHEMA, VERSION, describe_loss, load_ladder, planned_loss
 from recipe.scaling.law import PUBLISHED_ALPHA, PUBLISHED_BETA, Law, Size
 
 LAW = Law(0.9, 30.0, PUBLISHED_ALPHA, 60.0, PUBLISHED_BETA)
@@ -38,13 +38,18 @@ def write(tmp_path):
 
 
 def test_a_run_that_the_ladder_was_not_written_for_gets_its_loss(ladder, write):
-    told = planned_loss(write(ladder), TARGET)
+    told = planned_loss(load_ladder(write(ladder)), TARGET)
     assert told["sources"]["en"]["bits_per_byte"]["value"] == pytest.approx(LAW.loss(TARGET), rel=0.02)
     assert told["sources"]["en"]["loss"]["value"] == pytest.approx(1.5 * LAW.loss(TARGET), rel=0.02)
     assert told["basis"]["times"] == {"active": 25, "tokens": 62.5}
     text = describe_loss(told)
     assert f"{told['sources']['en']['bits_per_byte']['value']:.4f} bits per byte" in text
     assert "this run has 25 and 62.5 times as many. The exponents are published ones, not fitted." in text
+
+
+def test_the_ladder_in_the_result_of_the_benchmark_is_the_same(ladder, write):
+    alone = planned_loss(load_ladder(write(ladder)), TARGET)
+    assert planned_loss(load_ladder(write({"seconds": 1.0, "ladder": ladder})), TARGET) == alone
 
 
 @pytest.mark.parametrize(
@@ -58,10 +63,10 @@ def test_a_run_that_the_ladder_was_not_written_for_gets_its_loss(ladder, write):
 )
 def test_what_says_nothing_of_the_run_is_refused(ladder, write, change, target, message):
     with pytest.raises(UserError, match=message):
-        planned_loss(write({**ladder, **change}), target)
+        planned_loss(load_ladder(write({**ladder, **change})), target)
 
 
 def test_an_unfinished_ladder_is_refused(ladder, write):
     del ladder["fits"]
     with pytest.raises(UserError, match="is not finished; give its"):
-        planned_loss(write(ladder), TARGET)
+        load_ladder(write(ladder))

@@ -1,0 +1,58 @@
+"""What a large batch costs in tokens: how many more a loss takes than with the batch of the ladder's runs.
+
+A batch of B tokens takes 1 + B / B_crit times the tokens that the smallest batches take for the same loss (McCandlish et al.,
+arXiv 1812.06162). B_crit rises with the tokens of a run and hardly with the model: Zhang et al. (arXiv 2410.21676; dense models
+of 85M to 1.2B parameters, 1.7B to 25B tokens) find the exponent 0.47 and Bergsma et al. (arXiv 2505.13738) about the same. A
+law is of runs that have a batch themselves, so that what counts is the ratio to theirs.
+
+What the rules do not have: MoE models, and runs of more than 25B tokens. Kaplan's rule (arXiv 2001.08361), a power of the loss,
+gives a third to a half of the B_crit of Zhang's own steps and is left out. OLMo 1B lost nothing that can be seen at 16.8M tokens
+a step for 608B tokens (Merrill et al., arXiv 2505.23971), where the rules here say a third more tokens than at 4.2M: they may
+be dear.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from recipe.scaling.cost.span import Span
+from recipe.scaling.rungs import optimal_batch_tokens
+
+
+@dataclass(frozen=True)
+class CriticalBatch:
+    """The batch with which a loss takes twice the tokens of small ones, in tokens, as a power of the tokens of the run."""
+
+    at_1t: float
+    exponent: float
+
+    def of(self, tokens: float) -> float:
+        return self.at_1t * (tokens / 1e12) ** self.exponent
+
+
+# Zhang et al.: 22.91 * D**0.47 sequences of 512 tokens take a fifth more steps than a batch that is small would need, with D in
+# millions of tokens; twice the tokens are taken by five times as many sequences.
+PUBLISHED = CriticalBatch(5 * 22.91 * 512 * 1e6**0.47, 0.47)
+# Their steps to a loss by batch (github.com/hlzhang109/critical-batch-size, plots/chinchilla.ipynb), with 1 + B / B_crit fitted
+# to those of each model, and a power of the tokens to the five B_crit: with their exponent, and with a free one.
+REFITTED = CriticalBatch(2.84e7, 0.47)
+REFITTED_FREELY = CriticalBatch(5.78e7, 0.610)
+RULES = (PUBLISHED, REFITTED, REFITTED_FREELY)  # the expected one, and others that tell how far it may be off
+
+
+def tokens_factor(rule: CriticalBatch, batch_tokens: float, tokens: float) -> float:
+    """Tokens that a loss takes with a batch over those that it takes with the batch of the ladder's rule.
+
+    A batch below that one is not priced: it saves no tokens (Step Law's batch is the one of the lowest loss).
+
+    Args:
+        tokens: of the run with the ladder's batch.
+    """
+    critical, usual = rule.of(tokens), optimal_batch_tokens(tokens)
+    return (critical + max(batch_tokens, usual)) / (critical + usual)
+
+
+def batch_price(batch_tokens: float, tokens: float) -> Span:
+    """The factor by the published rule, and the least and the most of all rules."""
+    factors = [tokens_factor(rule, batch_tokens, tokens) for rule in RULES]
+    return Span(factors[0], min(factors), max(factors))
