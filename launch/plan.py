@@ -64,6 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     check_arguments(args)
     calibration = None if args.calibration is None else load_calibration(args.calibration)
     args.gpu = calibrated_gpu(calibration, args.calibration, args.gpu, DEFAULT_GPU)
+    args.planned_loss = None
     if args.config is not None:
         return _plan_phases(args, calibration)
     set_defaults(args)
@@ -71,7 +72,8 @@ def main(argv: list[str] | None = None) -> None:
         return _rank(args, calibration)
     take_one_each(args)
     shape = load_model_shape(args.model)
-    args.planned_loss = None if args.loss is None else _planned_loss(args, shape)
+    if args.loss is not None:
+        args.planned_loss = _planned_loss(args, shape)
     budget = Budget(args.tokens, args.usd_per_gpu_hour, own_cluster(args))
     if args.ds_config is not None:
         _plan(args, shape, budget, calibration)

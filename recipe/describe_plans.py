@@ -11,8 +11,11 @@ from recipe.base.errors import exit_on_user_error
 from recipe.base.files import write_text
 from recipe.planner.search import shipped
 from recipe.planner.search.ds_writer import write
-from recipe.planner.tables.design_tables import TABLES
+from recipe.planner.tables.design_tables import TABLES as PLAN_TABLES
 from recipe.planner.tables.plan_figure import plans_figure
+from recipe.scaling.cost.tables import LOSS_TABLES
+
+TABLES = {**PLAN_TABLES, **LOSS_TABLES}
 
 EXAMPLE = """examples:
   python recipe/describe_plans.py scaling                                 a table of docs/design.md

@@ -19,7 +19,8 @@ FILES = sorted(p for folder in ("recipe", "data_prep", "launch") for p in (ROOT 
 # Rooms of recipe/ by floors: one imports rooms of the floors above its own line, never one beside it.
 FLOORS = (
     ("base",),
-    ("model", "data", "planner", "scaling"),
+    ("model", "data", "planner"),
+    ("scaling",),
     ("huggingface",),
     ("run",),
     ("reading",),

@@ -31,7 +31,7 @@ def aligned_rows(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,))
 def rounded_count(number: float) -> str:
     """Such as 1.5T, 32B, 8.39M."""
     for unit, unit_size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= unit_size:
+        if number >= 0.9995 * unit_size:  # 999.9B is 1T
             return f"{number / unit_size:.3g}{unit}"
     return f"{number:g}"
 

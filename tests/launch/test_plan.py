@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 
+import recipe.scaling.cost.tokens
+import recipe.scaling.measured
 from recipe.base.ds_config import load_ds_config
+from recipe.scaling.interval import predict
 from tests.conftest import ROOT, run_python
 from tests.in_process import run_script
+from tests.planted_ladder import LAWS, NATS, write_ladder
 
 pytestmark = pytest.mark.xdist_group("planner")  # beside tests/test_docs.py: they share what the planner has searched
 
@@ -28,8 +33,10 @@ def test_a_plan_says_memory_communication_time_and_money():
         assert word in done.stdout, word
 
 
-def test_the_planner_does_not_import_torch():
-    code = "import sys, launch.plan; sys.exit(any(m in sys.modules for m in ('torch', 'deepspeed', 'transformers')))"
+def test_a_plan_without_a_ladder_imports_nothing_that_takes_longer_than_itself():
+    slow = ("torch", "deepspeed", "transformers", "numpy", "scipy")
+    words = ["launch/plan.py", *map(str, FLAGSHIP)]
+    code = f"import sys, launch.plan; launch.plan.main({words[1:]}); sys.exit(any(m in sys.modules for m in {slow}))"
     assert run_python("-c", code).returncode == 0
 
 
@@ -327,3 +334,106 @@ def test_a_model_that_fits_no_choice_needs_more_than_another_setting():
     assert done.returncode == 2
     assert "use more GPUs" in done.stderr
     assert "; set " not in done.stderr
+
+
+@pytest.fixture
+def few_draws(monkeypatch):
+    """Of the intervals, which are not what is looked at here."""
+    for module in (recipe.scaling.measured, recipe.scaling.cost.tokens):
+        monkeypatch.setattr(module, "predict", partial(predict, draws=10))
+
+
+@pytest.fixture
+def ladder(tmp_path, few_draws):
+    return write_ladder(tmp_path / "ladder.json", "30b-a3b")
+
+
+def test_a_plan_with_a_ladder_says_the_loss_and_what_the_batch_costs(ladder):
+    done = plan(*FLAGSHIP, "--loss", ladder, "--json")
+    assert done.returncode == 0, done.stderr
+    loss = json.loads(done.stdout)["loss"]
+    assert set(loss["sources"]) == set(LAWS)
+    bits, nats = loss["sources"]["en"]["bits_per_byte"], loss["sources"]["en"]["loss"]
+    assert bits["low"] < bits["value"] < bits["high"]
+    assert nats["value"] == pytest.approx(NATS * bits["value"])
+    batch = loss["batch"]
+    assert 1 < batch["factor"]["low"] < batch["factor"]["value"] < batch["factor"]["high"]
+    days = json.loads(done.stdout)["time"]["expected"]["days"]
+    assert batch["days"]["value"] == pytest.approx(days * (batch["factor"]["value"] - 1))
+    text = plan(*FLAGSHIP, "--loss", ladder).stdout
+    assert f"{bits['value']:.4f} bits per byte" in text
+    assert f"With 8.39M this loss takes {batch['factor']['value'] - 1:.0%}" in text
+
+
+def test_more_tokens_and_a_smaller_batch_lower_the_loss_and_the_price_of_the_batch(ladder):
+    def planned(*words):
+        return json.loads(
+            plan(*MODEL, "--gpus", 256, "--interconnect", "400g", "--loss", ladder, "--json", *words).stdout
+        )["loss"]
+
+    usual, longer, small = planned(), planned("--tokens", "4T"), planned("--global-batch-tokens", "4M")
+    assert longer["sources"]["zh"]["loss"]["value"] < usual["sources"]["zh"]["loss"]["value"]
+    assert small["batch"]["factor"]["value"] < usual["batch"]["factor"]["value"]
+    assert longer["batch"]["factor"]["value"] < usual["batch"]["factor"]["value"]
+
+
+RANKED = ("--search", "--gpus", 16, "--zero", 3, "--ep", 8, "--global-batch-tokens", "1M", "--usd-per-gpu-hour", 2)
+
+
+def test_models_clusters_and_batches_are_ranked_by_the_cost_of_a_loss(ladder):
+    models = ("recipe/configs/models/30b-a3b", "recipe/configs/models/1b-a0.3b")
+    words = ("--model", *models, *RANKED, "--gpus", 64, 128, "--global-batch-tokens", "1M", "2M", "--loss", ladder)
+    done = plan(*words, "--target-bits-per-byte", "en=0.6", "zh=0.75", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["target_bits_per_byte"] == {"en": 0.6, "zh": 0.75}
+    *ranked, refused = found["choices"]
+    assert {(c["model"], c["gpus"], c["global_batch_tokens"]) for c in ranked} == {
+        ("30b-a3b", gpus, batch) for gpus in (64, 128) for batch in (2**20, 2**21)
+    }
+    usd = [choice["usd"]["value"] for choice in ranked]
+    assert usd == sorted(usd)
+    for choice in ranked:
+        assert choice["usd"]["low"] < choice["usd"]["value"] < choice["usd"]["high"]
+        assert choice["gpu_hours"]["value"] * 2 == pytest.approx(choice["usd"]["value"])
+        assert choice["ds_config"]["train_batch_size"] * 4096 == choice["global_batch_tokens"]
+    assert refused["model"] == "1b-a0.3b"
+    assert "an active share of 0.072 and the model 0.108" in refused["reason"]
+
+
+def test_one_number_is_the_target_of_every_source(ladder):
+    done = plan(*MODEL, *RANKED, "--gpus", 64, "--loss", ladder, "--target-bits-per-byte", "0.8")
+    assert done.returncode == 0, done.stderr
+    title, head, row, *_ = done.stdout.splitlines()
+    assert title == "cost of a loss: en 0.8, zh 0.8 bits per byte"
+    assert head.split()[:3] == ["model", "GPUs", "batch"]
+    assert row.split()[:3] == ["30b-a3b", "64", "1.05M"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ((*FLAGSHIP, "--loss", "nope.json"), "nope.json does not exist"),
+        ((*FLAGSHIP, "--loss", "ds_configs/a100_256.json"), "is no ladder.json of version 1"),
+        (("--model", "recipe/configs/models/7b-a1b", "--gpus", 8, "--loss", "LADDER"), "the model 0.108, of which the ladder says nothing"),
+        ((*RUN_FLAGSHIP, "--loss", "LADDER"), "--loss goes with --model"),
+        ((*MODEL, "--cpu-ranks", 4, "--write", "x.json", "--loss", "LADDER"), "--loss does not go with --cpu-ranks"),
+        ((*MODEL, "recipe/configs/models/7b-a1b", "--gpus", 8, 16, "--search"), "several values of --model, --gpus go with"),
+        ((*MODEL, "--gpus", 8, "--global-batch-tokens", "1M", "2M"), "several values of --global-batch-tokens go with"),
+        ((*MODEL, "--target-bits-per-byte", 1), "--target-bits-per-byte needs --search, --loss, --gpus; give it"),
+        ((*MODEL, *RANKED, "--loss", "LADDER", "--target-bits-per-byte", 1, "--tokens", "1T", "--write", "x.json"), "--tokens, --write: not with"),
+        ((*MODEL, *RANKED, "--loss", "LADDER", "--target-bits-per-byte", "low"), "--target-bits-per-byte low is no number above 0"),
+        ((*MODEL, *RANKED, "--loss", "LADDER", "--target-bits-per-byte", "en=-1"), "--target-bits-per-byte en=-1 is no number above 0"),
+        ((*MODEL, *RANKED, "--loss", "LADDER", "--target-bits-per-byte", "0.7", "en=0.6"), "is for all sources; give it alone"),
+        ((*MODEL, *RANKED, "--loss", "LADDER", "--target-bits-per-byte", "fr=0.7"), "give each source once; the ladder has en, zh"),
+        ((*MODEL, *RANKED, "--loss", "LADDER", "--target-bits-per-byte", "en=0.7", "en=0.6"), "give each source once"),
+        ((*MODEL, "./recipe/configs/models/30b-a3b", *RANKED, "--loss", "LADDER", "--target-bits-per-byte", 1), "have the same name"),
+        ((*MODEL, *RANKED, "--loss", "LADDER", "--target-bits-per-byte", "0.1"), "30b-a3b: no number of tokens is enough"),
+        ((*MODEL, *RANKED, "--gpus", 60, "--loss", "LADDER", "--target-bits-per-byte", "0.8"), "multiple of 8"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_priced_is_refused_in_a_sentence(ladder, words, sentence):
+    done = plan(*(ladder if word == "LADDER" else word for word in words))
+    assert done.returncode == 2, done.stdout
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr

@@ -23,6 +23,7 @@ from recipe.planner.timing.timeline import CONSERVATIVE, EXPECTED, OPTIMISTIC
 from recipe.planner.workload import RunFacts, Workload
 
 DESIGN_POINT, GPU, NETWORK = "a100_256", "a100-80gb", "400g"
+SCALED = ((256, 8), (512, 4), (512, 8), (1024, 2), (1024, 4), (1024, 8))  # GPUs, and sequences of a rank in a step
 NETWORKS = {"200g": "200 Gb/s a node", "400g": "400 Gb/s a node", "8x200g": "200 Gb/s a GPU"}
 
 
@@ -146,7 +147,7 @@ def scaling_table() -> str:
     """More GPUs at the same model: batch, what is gathered and exposed, failures, and the cost of a token."""
     base, model = design_point(), shipped.named(DESIGN_POINT).model
     rows = []
-    for gpus, per_rank in ((256, 8), (512, 4), (512, 8), (1024, 2), (1024, 4), (1024, 8)):
+    for gpus, per_rank in SCALED:
         plan = shipped.fastest(model, GPU, gpus, NETWORK, gpus * per_rank, base.work.ep).plan
         network = sum(s for c, s in plan.expected.collectives_s.items() if plan.link_of(c) == "network")
         ratio = plan.cost(EXPECTED).usd / base.cost(EXPECTED).usd

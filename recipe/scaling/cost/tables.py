@@ -1,0 +1,154 @@
+"""What docs/design.md says of the cost of a loss: of a larger batch, of one percent, and of the flagship by a ladder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from recipe.base.tables import markdown_table, rounded_count
+from recipe.planner.plan import Plan
+from recipe.planner.search import shipped
+from recipe.planner.tables.design_tables import DESIGN_POINT, GPU, NETWORK, SCALED
+from recipe.planner.tables.phase_tables import flagship_phases
+from recipe.planner.tables.shape_tables import FLAGSHIP, LAWS, SHAPES, TOKENS, Loss, tokens_at
+from recipe.planner.timing.timeline import EXPECTED
+from recipe.scaling.cost.critical_batch import RULES, tokens_factor, worth_span
+from recipe.scaling.cost.span import Span
+from recipe.scaling.ladder_file import load_ladder, planned_loss
+from recipe.scaling.law import size_of
+
+LADDER = shipped.ROOT / "benchmarks" / "results" / "ladder.json"
+BETTER = 0.99  # of the loss: what one percent less costs
+
+
+def more_tokens(plan: Plan, base: Plan, tokens: float) -> Span:
+    """Tokens that a loss takes with a plan's batch over those with the base's, after which that has the loss."""
+    batches = (plan.work.tokens_per_step, base.work.tokens_per_step)
+    ratios = []
+    for rule in RULES:
+        factor, of_base = (tokens_factor(rule, batch, tokens) for batch in batches)
+        ratios.append(factor / of_base)
+    return Span(ratios[0], min(ratios), max(ratios))
+
+
+def batch_price_table() -> str:
+    """More GPUs and larger batches: what the loss of 256 GPUs after 1T tokens takes on them."""
+    plans = [_scaled(gpus, per_rank) for gpus, per_rank in SCALED]
+    base, rows = plans[0], []
+    for plan in plans:
+        price = more_tokens(plan, base, TOKENS)
+        cost = plan.cost(EXPECTED)
+        ratio = cost.usd / base.cost(EXPECTED).usd
+        rows.append([
+            f"{plan.work.ranks:,}", rounded_count(plan.work.tokens_per_step), _span(price, TOKENS / 1e12, "{:.2f}T"), f"{ratio:.2f}",
+            _span(price, ratio, "{:.2f}"), _span(price, cost.days, "{:.1f}"), _span(price, cost.usd / 1000, "{:,.0f}"),
+        ])  # fmt: skip
+    head = ["GPUs", "batch, tokens", "tokens to this loss", "cost of a token", "cost of this loss", "days", "kUSD"]
+    return markdown_table(head, rows)
+
+
+def _scaled(gpus: int, per_rank: int) -> Plan:
+    s = shipped.named(DESIGN_POINT)
+    return shipped.fastest(s.model, GPU, gpus, NETWORK, gpus * per_rank, s.ep).plan
+
+
+def _span(price: Span, unit: float, form: str) -> str:
+    """The price in another unit; one number where all rules agree."""
+    if price.low == price.high:
+        return form.format(price.value * unit)
+    return Span(*(end * unit for end in vars(price).values())).written(form.format)
+
+
+def batch_ramp_table() -> str:
+    """What the batches of pretrain_30b.yaml's phases do to the worth of its tokens, and what other batches would."""
+    large, first_half = _scaled(1024, 4), 0.5 * TOKENS
+    schedules = {
+        f"`{name}.json`{what}": schedule(_phases_of(name))
+        for name in ("a100_256", "a100_1024")
+        for what, schedule in (("", list), (", without the ramp", _without_ramp))
+    }
+    title = f"`a100_1024.json`, {rounded_count(large.work.tokens_per_step)} a step from the ramp to {rounded_count(first_half)}"
+    schedules[title] = _with_second_ramp(_phases_of("a100_1024"), large, first_half)
+    rows = [_of_schedule(name, schedule) for name, schedule in schedules.items()]
+    return markdown_table(
+        ["pretrain_30b.yaml with", "worth of its tokens", "days", "kUSD", "kUSD for 100B of worth"], rows
+    )
+
+
+Schedule = list[tuple[Plan, float]]  # plans and their tokens, one after the other
+RAMP = 2  # phases of pretrain_30b.yaml; the third is the stable one
+
+
+def _phases_of(name: str) -> Schedule:
+    return [(p.plan, p.tokens) for p in flagship_phases(name)]
+
+
+def _without_ramp(phases: Schedule) -> Schedule:
+    """The stable phase in its place."""
+    stable = phases[RAMP][0]
+    return [(stable, tokens) for _, tokens in phases[:RAMP]] + phases[RAMP:]
+
+
+def _with_second_ramp(phases: Schedule, plan: Plan, until: float) -> Schedule:
+    """Another batch in the first part of the stable phase."""
+    (stable, tokens), ramp = phases[RAMP], phases[:RAMP]
+    first = until - sum(tokens for _, tokens in ramp)
+    return [*ramp, (plan, first), (stable, tokens - first), *phases[RAMP + 1 :]]
+
+
+def _of_schedule(name: str, schedule: Schedule) -> list[str]:
+    value = worth_span([(tokens, plan.work.tokens_per_step) for plan, tokens in schedule])
+    costs = [plan.cost(EXPECTED, tokens) for plan, tokens in schedule]
+    days, usd = sum(cost.days for cost in costs), sum(cost.usd for cost in costs)
+    each = Span(*(usd / 1000 / (worth / 1e11) for worth in (value.value, value.high, value.low)))
+    return [name, value.written(rounded_count), f"{days:.1f}", f"{usd / 1000:,.0f}", each.written("{:.1f}".format)]
+
+
+def loss_price_table() -> str:
+    """What one percent less loss costs the flagship by published laws of MoE models, and what a ladder says of it."""
+    rows = [row for law in LAWS if law.loss is not None for row in _of_law(law.name, law.loss)]
+    head = ["30b-a3b by", "loss, nats", "tokens", *(_titled(plan) for plan in _offers())]
+    return f"{markdown_table(head, rows)}\n\n{ladder_says(LADDER)}"
+
+
+def _offers() -> list[Plan]:
+    """256 GPUs, and 1,024 with the same micro-batch and with half of it."""
+    return [_scaled(256, 8), _scaled(1024, 4), _scaled(1024, 8)]
+
+
+def _titled(plan: Plan) -> str:
+    return f"{plan.work.ranks:,} GPUs, {rounded_count(plan.work.tokens_per_step)}: days, kUSD"
+
+
+def _of_law(name: str, loss: Loss) -> list[list[str]]:
+    """The loss of 256 GPUs after 1T, and one percent less."""
+    base, wanted, rows = _offers()[0], loss(SHAPES[FLAGSHIP], TOKENS), []
+    for title, target in ((name, wanted), ("1% less", BETTER * wanted)):
+        tokens = tokens_at(loss, SHAPES[FLAGSHIP], target)
+        cells = []
+        for plan in _offers():
+            needed = tokens * more_tokens(plan, base, tokens).value
+            cost = plan.cost(EXPECTED, needed)
+            cells.append(f"{cost.days:.1f}, {cost.usd / 1000:,.0f}")
+        rows.append([title, f"{target:.3f}", rounded_count(tokens), *cells])
+    return rows
+
+
+def ladder_says(path: Path) -> str:
+    """What the law of a ladder says of the flagship after 1T tokens, and how far beyond the ladder that is."""
+    if not path.exists():
+        return "No ladder has been fitted here yet."
+    ladder, size = load_ladder(path), size_of(SHAPES[FLAGSHIP], TOKENS)
+    times = " and ".join(f"{getattr(size, name) / largest:,.0f}" for name, largest in ladder.largest.items())
+    far = f"The flagship after 1T has {times} times the active parameters and tokens of the largest run of the ladder"
+    if ladder.problem_with(size):
+        shares = ", ".join(f"{share:.3f}" for share in sorted({run.size.share for run in ladder.runs}))
+        return f"{far}, whose active share is {shares} where the flagship's is {size.share:.3f}: that ladder prices no loss of the flagship."
+    rows = [
+        [source, *(f"{both['bits_per_byte'][end]:.3f}" for end in ("value", "low", "high"))]
+        for source, both in planned_loss(ladder, size)["sources"].items()
+    ]
+    table = markdown_table(["30b-a3b after 1T by the ladder", "bits per byte", "least", "most"], rows)
+    return f"{table}\n\n{far}. The interval covers noise between runs, not a law that bends on such a way."
+
+
+LOSS_TABLES = {"batch_price": batch_price_table, "batch_ramp": batch_ramp_table, "loss_price": loss_price_table}
