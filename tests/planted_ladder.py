@@ -22,8 +22,9 @@ NOISE = 0.001
 def planted_ladder(model: str) -> dict[str, Any]:
     """Six runs of a shipped model's family, the last one held out."""
     target, draws = load_model_shape(ROOT / "recipe/configs/models" / model), np.random.default_rng(0)
+    widths = [width for width in (32, 64, 128, 256, 512) if width <= target.hidden_size][-3:]
     runs = []
-    for rung in rungs(target, [128, 256, 512], [10, 40], 512, 8):
+    for rung in rungs(target, widths, [10, 40], 512, 8):
         noise = 1 + NOISE * draws.standard_normal()
         bits = {source: law.loss(rung.size) * noise for source, law in LAWS.items()}
         loss = {source: value * NATS for source, value in bits.items()}

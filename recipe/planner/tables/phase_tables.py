@@ -68,9 +68,9 @@ FLAGSHIP_RUN = shipped.ROOT / "recipe" / "configs" / "runs" / "pretrain_30b.yaml
 FLAGSHIP_DS_CONFIG = "a100_256"
 
 
-def flagship_phases(name: str) -> tuple[PhasePlan, ...]:
-    """The flagship's run config with a shipped ds_config."""
-    s, run = shipped.named(name), load_run_config(FLAGSHIP_RUN)
+def flagship_phases(name: str, overrides: Sequence[str] = ()) -> tuple[PhasePlan, ...]:
+    """The flagship's run config, with keys as `--set` has them, and a shipped ds_config."""
+    s, run = shipped.named(name), load_run_config(FLAGSHIP_RUN, list(overrides))
     ds, ds_raw = load_ds_config(s.path)
     phases = resolve_phases(run, load_model_shape(shipped.MODELS / s.model), ds, ds_raw, path=FLAGSHIP_RUN)
     return plan_phases(phases, cluster_of(s.gpu, s.gpus, s.interconnect))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from recipe.base.tables import markdown_table, rounded_count
+from recipe.planner.phases import PhasePlan, total_cost
 from recipe.planner.plan import Plan
 from recipe.planner.search import shipped
 from recipe.planner.tables.design_tables import DESIGN_POINT, GPU, NETWORK, SCALED
@@ -58,49 +60,38 @@ def _span(price: Span, unit: float, form: str) -> str:
     return Span(*(end * unit for end in vars(price).values())).written(form.format)
 
 
+# Of pretrain_30b.yaml a ds_config, and what is set in the run config.
+SCHEDULES = {
+    "`a100_256.json`": ("a100_256", ()),
+    "`a100_256.json`, without the ramp": ("a100_256", ("phases.0.batch_tokens=8388608",)),
+    "`a100_1024.json`": ("a100_1024", ()),
+    "`a100_1024.json`, without the ramp": (
+        "a100_1024", ("phases.0.batch_tokens=33554432", "phases.1.batch_tokens=33554432"),
+    ),
+    "`a100_1024.json`, 16.8M tokens a step from 10B to 500B": (
+        "a100_1024", ("phases.1.batch_tokens=16777216", "phases.1.tokens=490000000000", "phases.2.tokens=350000000000"),
+    ),
+}  # fmt: skip
+
+
 def batch_ramp_table() -> str:
     """What the batches of pretrain_30b.yaml's phases do to the worth of its tokens, and what other batches would."""
-    large, first_half = _scaled(1024, 4), 0.5 * TOKENS
-    schedules = {
-        f"`{name}.json`{what}": schedule(_phases_of(name))
-        for name in ("a100_256", "a100_1024")
-        for what, schedule in (("", list), (", without the ramp", _without_ramp))
-    }
-    title = f"`a100_1024.json`, {rounded_count(large.work.tokens_per_step)} a step from the ramp to {rounded_count(first_half)}"
-    schedules[title] = _with_second_ramp(_phases_of("a100_1024"), large, first_half)
-    rows = [_of_schedule(name, schedule) for name, schedule in schedules.items()]
+    rows = [_of_phases(title, flagship_phases(name, overrides)) for title, (name, overrides) in SCHEDULES.items()]
     return markdown_table(
         ["pretrain_30b.yaml with", "worth of its tokens", "days", "kUSD", "kUSD for 100B of worth"], rows
     )
 
 
-Schedule = list[tuple[Plan, float]]  # plans and their tokens, one after the other
-RAMP = 2  # phases of pretrain_30b.yaml; the third is the stable one
-
-
-def _phases_of(name: str) -> Schedule:
-    return [(p.plan, p.tokens) for p in flagship_phases(name)]
-
-
-def _without_ramp(phases: Schedule) -> Schedule:
-    """The stable phase in its place."""
-    stable = phases[RAMP][0]
-    return [(stable, tokens) for _, tokens in phases[:RAMP]] + phases[RAMP:]
-
-
-def _with_second_ramp(phases: Schedule, plan: Plan, until: float) -> Schedule:
-    """Another batch in the first part of the stable phase."""
-    (stable, tokens), ramp = phases[RAMP], phases[:RAMP]
-    first = until - sum(tokens for _, tokens in ramp)
-    return [*ramp, (plan, first), (stable, tokens - first), *phases[RAMP + 1 :]]
-
-
-def _of_schedule(name: str, schedule: Schedule) -> list[str]:
-    value = worth_span([(tokens, plan.work.tokens_per_step) for plan, tokens in schedule])
-    costs = [plan.cost(EXPECTED, tokens) for plan, tokens in schedule]
-    days, usd = sum(cost.days for cost in costs), sum(cost.usd for cost in costs)
-    each = Span(*(usd / 1000 / (worth / 1e11) for worth in (value.value, value.high, value.low)))
-    return [name, value.written(rounded_count), f"{days:.1f}", f"{usd / 1000:,.0f}", each.written("{:.1f}".format)]
+def _of_phases(title: str, phases: Sequence[PhasePlan]) -> list[str]:
+    value, cost = worth_span([(p.tokens, p.phase.tokens_per_step) for p in phases]), total_cost(phases)
+    each = Span(*(cost.usd / 1000 / (worth / 1e11) for worth in (value.value, value.high, value.low)))
+    return [
+        title,
+        value.written(rounded_count),
+        f"{cost.days:.1f}",
+        f"{cost.usd / 1000:,.0f}",
+        each.written("{:.1f}".format),
+    ]
 
 
 def loss_price_table() -> str:

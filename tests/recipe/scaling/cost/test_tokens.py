@@ -29,7 +29,7 @@ def few_draws(monkeypatch):
 @pytest.fixture(scope="module")
 def fitted():
     noise = np.exp(0.002 * np.random.default_rng(0).standard_normal(len(SIZES)))
-    return fit(SIZES, LAW.losses(SIZES) * noise, "published")
+    return fit(SIZES, (LAW.losses(SIZES) * noise).tolist(), "published")
 
 
 def test_the_law_has_the_loss_after_its_tokens_and_never_one_below_its_end():
