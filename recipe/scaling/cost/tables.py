@@ -68,8 +68,8 @@ SCHEDULES = {
     "`a100_1024.json`, without the ramp": (
         "a100_1024", ("phases.0.batch_tokens=33554432", "phases.1.batch_tokens=33554432"),
     ),
-    "`a100_1024.json`, 16.8M tokens a step from 10B to 500B": (
-        "a100_1024", ("phases.1.batch_tokens=16777216", "phases.1.tokens=490000000000", "phases.2.tokens=350000000000"),
+    "`a100_1024.json`, 16.8M tokens a step in `stable` and `decay`": (
+        "a100_1024", ("phases.2.batch_tokens=16777216", "phases.3.batch_tokens=16777216"),
     ),
 }  # fmt: skip
 
