@@ -2,7 +2,7 @@
 
 Losses are drawn anew around the fitted law with the noise of its residuals, the law is fitted to them again, and a new run
 is drawn too. What counts is the new run's distance from the refitted law in units of the refit's own noise (the
-bootstrap-t: Efron and Tibshirani, An Introduction to the Bootstrap, section 12.5): with few runs it is as wide as
+bootstrap-t: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 12): with few runs it is as wide as
 Student's t. The interval covers noise and the uncertainty of the fitted parameters. It does not cover that the form, or an
 exponent that was fixed, may be wrong far from the runs.
 """

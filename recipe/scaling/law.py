@@ -2,11 +2,11 @@
 
     loss = E + A / (N * share**-kappa)**alpha + B / D**beta
 
-N are the active parameters and D the tokens of a run: Chinchilla's form (arXiv 2203.15556, equation 2) with one more
+N are the active parameters and D the tokens of a run: the form of Chinchilla's third approach (arXiv 2203.15556) with one more
 parameter for sparsity. `share` is the part of a layer's experts that a token passes, Ling's activation ratio (arXiv
 2507.17702). At kappa 0 the experts that a token does not pass are worth nothing, at 1 as much as those that it passes. The
-joint MoE laws (arXiv 2502.05172, equation 6) let a function of the number of experts scale both terms and their exponents,
-with three parameters more: a ladder of a dozen runs cannot tell those apart.
+joint MoE laws (arXiv 2502.05172) let a function of the number of experts scale both terms and their exponents, with four
+parameters in place of kappa and those of the function: a ladder of a dozen runs cannot tell them apart.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from recipe.base.model_shape import ModelShape
 Floats = NDArray[np.float64]
 
 # Exponents for ladders of too few runs to fit their own: Besiroglu et al. (arXiv 2404.10102), the fit of Chinchilla's runs
-# that repairs the published one. Of dense models of 44M to 16B parameters.
+# that repairs the published one. Of dense models of 70M to 16B parameters.
 PUBLISHED_ALPHA, PUBLISHED_BETA = 0.3478, 0.3658
 
 

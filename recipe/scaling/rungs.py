@@ -1,8 +1,8 @@
 """The rungs of a ladder: of each small run the model, the tokens, the batch and the learning rate, by rules.
 
 Batch and learning rate are Step Law's (arXiv 2503.04715): B = 0.58 D**0.571 tokens and lr = 1.79 N**-0.713 D**0.307, with N the
-parameters without the vocabulary's and D the tokens; fitted on models of 60M to 1B parameters, dense and MoE. Of an MoE model N
-is taken to be the active ones here.
+parameters without the vocabulary's and D the tokens; of models of up to about 1B parameters, and found to hold for MoE models of
+several sparsities. Of an MoE model N is taken to be the active ones here.
 """
 
 from __future__ import annotations
