@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -168,3 +169,18 @@ def test_a_rung_is_trained_by_the_launcher_once_and_its_loss_is_read(words, tmp_
     told = (run.parent / "log.txt").read_bytes()
     assert train(first, args) == measured
     assert (run.parent / "log.txt").read_bytes() == told
+
+
+def keys_of(value) -> set[str]:
+    """Of an object and of those in it, without the names of sources."""
+    if isinstance(value, list):
+        return set().union(*map(keys_of, value))
+    inner = set().union(*(keys_of(v) for v in value.values())) if isinstance(value, dict) else set()
+    return inner | set(value) - set(LAWS) if isinstance(value, dict) else inner
+
+
+def test_the_page_lists_every_field_of_the_file(words, tmp_path, trainer):
+    call(words, "--target-tokens", "1M")
+    record = json.loads((tmp_path / "ladder" / "ladder.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs/run_folder.md").read_text(encoding="utf-8").split("\n## ladder.json\n")[1]
+    assert keys_of(record) - set(re.findall(r"`(\w+)`", page)) == set()

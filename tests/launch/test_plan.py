@@ -33,6 +33,12 @@ def test_a_plan_says_memory_communication_time_and_money():
         assert word in done.stdout, word
 
 
+def test_a_plan_says_what_its_range_claims():
+    for words in (FLAGSHIP, RUN_FLAGSHIP):
+        (line,) = [line for line in plan(*words).stdout.splitlines() if line.startswith("time ")]
+        assert "the range claims 4 of 5 runs" in line
+
+
 def test_a_plan_without_a_ladder_imports_nothing_that_takes_longer_than_itself():
     slow = ("torch", "deepspeed", "transformers", "numpy", "scipy")
     words = ["launch/plan.py", *map(str, FLAGSHIP)]

@@ -34,7 +34,7 @@ def more_tokens(plan: Plan, base: Plan, tokens: float) -> Span:
 
 def batch_price_table() -> str:
     """More GPUs and larger batches: what the loss of 256 GPUs after 1T tokens takes on them."""
-    plans = [_scaled(gpus, per_rank) for gpus, per_rank in SCALED]
+    plans = [scaled_plan(gpus, per_rank) for gpus, per_rank in SCALED]
     base, rows = plans[0], []
     for plan in plans:
         price = more_tokens(plan, base, TOKENS)
@@ -48,7 +48,7 @@ def batch_price_table() -> str:
     return markdown_table(head, rows)
 
 
-def _scaled(gpus: int, per_rank: int) -> Plan:
+def scaled_plan(gpus: int, per_rank: int) -> Plan:
     s = shipped.named(DESIGN_POINT)
     return shipped.fastest(s.model, GPU, gpus, NETWORK, gpus * per_rank, s.ep).plan
 
@@ -103,7 +103,7 @@ def loss_price_table() -> str:
 
 def _offers() -> list[Plan]:
     """256 GPUs, and 1,024 with the same micro-batch and with half of it."""
-    return [_scaled(256, 8), _scaled(1024, 4), _scaled(1024, 8)]
+    return [scaled_plan(256, 8), scaled_plan(1024, 4), scaled_plan(1024, 8)]
 
 
 def _titled(plan: Plan) -> str:

@@ -8,7 +8,17 @@ import os
 
 import pytest
 
-from recipe.base.tables import ProgressLine, StageLines, as_float, duration, exponential, ratio, size
+from recipe.base.tables import (
+    ProgressLine,
+    StageLines,
+    aligned_rows,
+    as_float,
+    duration,
+    exponential,
+    ratio,
+    rounded_count,
+    size,
+)
 
 INF, NAN = math.inf, math.nan
 
@@ -108,3 +118,17 @@ def test_each_stage_of_a_start_has_its_own_seconds_and_names_the_next():
 )
 def test_bytes_are_shown_in_the_unit_of_their_size(number, shown):
     assert size(number) == shown
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(1e12, "1T"), (999.96e9, "1T"), (32.04e9, "32B"), (8_388_608, "8.39M"), (4096, "4.1k"), (12, "12"), (0.5, "0.5")],
+)
+def test_a_rounded_count_has_the_unit_of_its_size(number, text):
+    assert rounded_count(number) == text
+
+
+def test_columns_are_as_wide_as_their_widest_cell():
+    rows = [("name", "n", "why"), ("a", "1,000", "x"), ("longer", "2", "")]
+    assert aligned_rows(rows, left=(0, 2)) == ["name        n  why", "a       1,000  x", "longer      2"]
+    assert aligned_rows(rows)[1] == "a       1,000    x"

@@ -9,12 +9,12 @@ import pytest
 import recipe.scaling.measured
 from recipe.planner.timing.timeline import EXPECTED
 from recipe.scaling.cost.tables import (
-    _scaled,
     batch_price_table,
     batch_ramp_table,
     ladder_says,
     loss_price_table,
     more_tokens,
+    scaled_plan,
 )
 from recipe.scaling.interval import predict
 from tests.planted_ladder import write_ladder
@@ -36,7 +36,7 @@ def few_draws(monkeypatch):
 def test_the_cost_of_a_loss_is_that_of_a_token_times_the_tokens_that_the_batch_takes():
     base, *_, large = rows_of(batch_price_table())
     assert base[2:5] == ["1.00T", "1.00", "1.00"]
-    plans = [_scaled(gpus, 8) for gpus in (256, 1024)]
+    plans = [scaled_plan(gpus, 8) for gpus in (256, 1024)]
     price = more_tokens(plans[1], plans[0], 1e12)
     of_token = plans[1].cost(EXPECTED).usd / plans[0].cost(EXPECTED).usd
     assert large[:2] == ["1,024", "33.6M"]
