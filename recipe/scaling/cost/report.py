@@ -14,7 +14,7 @@ from recipe.scaling.cost.span import Span
 from recipe.scaling.ladder_file import Ladder
 from recipe.scaling.rungs import optimal_batch_tokens
 
-NOT_MEASURED = "By published critical batches of dense models, on at most 25B tokens."
+BATCH_RULE = "by published critical batches of dense models, on at most 25B tokens"
 HEAD = ("model", "GPUs", "batch", "tokens", "of it for the batch", "step, s", "days", "kUSD", "ds_config")
 
 
@@ -29,9 +29,9 @@ def describe_batch(plan: Plan) -> str:
     """The same in words."""
     price, (days, usd) = batch_price(plan.work.tokens_per_step, plan.budget.tokens), _of_batch(plan)
     return (
-        f"  The law is of batches by a rule, {rounded_count(optimal_batch_tokens(plan.budget.tokens))} tokens a step for this run. With "
-        f"{rounded_count(plan.work.tokens_per_step)} this loss takes {_more(price)} more tokens: {days.written(_one_digit)} days, "
-        f"{usd.written(_whole)} USD. {NOT_MEASURED}"
+        f"  The law is of batches by the ladder's rule, {rounded_count(optimal_batch_tokens(plan.budget.tokens))} tokens a step for this run. "
+        f"With {rounded_count(plan.work.tokens_per_step)} this loss takes {_more(price)} more tokens, {days.written(_short)} days and "
+        f"{usd.written(_whole)} USD, {BATCH_RULE}."
     )
 
 
@@ -58,8 +58,8 @@ def _row(cost: LossCost) -> list[str]:
     plan = cost.found.plan
     return [
         cost.model, f"{plan.work.ranks:,}", rounded_count(plan.work.tokens_per_step), cost.tokens.written(rounded_count),
-        _more(cost.batch), f"{plan.expected.step_s:.2f}", cost.span("days").written(_one_digit),
-        cost.span("usd").written(lambda usd: f"{usd / 1000:,.0f}"), cost.found.name,
+        _more(cost.batch), f"{plan.expected.step_s:.2f}", cost.span("days").written(_short),
+        cost.span("usd").written(lambda usd: _short(usd / 1000)), cost.found.name,
     ]  # fmt: skip
 
 
@@ -67,12 +67,11 @@ def _basis(ladder: Ladder, ranked: Sequence[LossCost]) -> list[str]:
     largest = ladder.largest
     times = [cost.active / largest["active"] for cost in ranked]
     most_tokens = max(cost.tokens.value for cost in ranked) / largest["tokens"]
-    level = next(iter(ladder.fits.values()))
     return [
-        f"tokens      by the law of {len(level.losses)} runs ({ladder.path}): {_times(times)} their active parameters and up to {most_tokens:,.3g} "
-        "times their tokens; the interval covers noise between runs, not a law that bends beyond them",
-        f"batch       {NOT_MEASURED}",
-        "days, kUSD  from the fewest tokens at the optimistic step to the most at the conservative one; by the expected cost",
+        f"tokens      by the law of {len(ladder.runs)} runs ({ladder.path}); the models have {_times(times)} the active parameters of the "
+        f"largest run and need up to {most_tokens:,.3g} times its tokens; the interval covers noise between runs, not a law that bends beyond them",
+        f"batch       {BATCH_RULE}",
+        "days, kUSD  from the fewest tokens at the optimistic step to the most at the conservative one; rows by the expected cost",
     ]
 
 
@@ -91,8 +90,9 @@ def _more(price: Span) -> str:
     return Span(*(factor - 1 for factor in vars(price).values())).written(lambda share: f"{share:.0%}")
 
 
-def _one_digit(number: float) -> str:
-    return f"{number:,.1f}"
+def _short(number: float) -> str:
+    """With two digits or more."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.1f}" if number >= 1 else f"{number:.2g}"
 
 
 def _whole(number: float) -> str:

@@ -96,7 +96,7 @@ def test_what_has_no_cost_says_why(ranked, ladder):
     assert text.splitlines()[2].startswith(costs[0].model)
     assert "30b-a3b on 1,024 GPUs, 4.19M tokens a step: none of 1 choices fits" in text
     assert "to no end)" in text
-    assert "times their active parameters" in text
+    assert "times the active parameters of the largest run and need up to" in text
     assert json.loads(json.dumps([case.as_dict() for case in (*costs, *refused)], allow_nan=False))
 
 
