@@ -6,9 +6,9 @@ of 85M to 1.2B parameters, 1.7B to 25B tokens) find the exponent 0.47 and Bergsm
 law is of runs that have a batch themselves, so that what counts is the ratio to theirs.
 
 What the rules do not have: MoE models, and runs of more than 25B tokens. Kaplan's rule (arXiv 2001.08361), a power of the loss,
-gives a third to a half of the B_crit of Zhang's own steps and is left out. OLMo 1B lost nothing that can be seen at 16.8M tokens
-a step for 608B tokens (Merrill et al., arXiv 2505.23971), where the rules here say a third more tokens than at 4.2M: they may
-be dear.
+gives a quarter to a half of the B_crit of Zhang's own steps and is left out. OLMo 1B lost 0.002 nats in 608B tokens with 16.8M
+tokens a step in place of 4.2M (Merrill et al., arXiv 2505.23971, table 1, after its decay), where the published rule here asks
+for a third more tokens: it may be dear.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class CriticalBatch:
 
 
 # Zhang et al.: 22.91 * D**0.47 sequences of 512 tokens take a fifth more steps than as many tokens in small batches would, with D
-# in millions of tokens; by the form above, five times as many sequences take twice the tokens.
+# in millions of tokens; by the form above, five times as many sequences take twice the tokens. The numbers are as others quote them
+# and the units follow from the steps below, which were read at their source.
 PUBLISHED = CriticalBatch(5 * 22.91 * 512 * 1e6**0.47, 0.47)
 # Their steps to a loss by batch (github.com/hlzhang109/critical-batch-size, plots/chinchilla.ipynb), with the form fitted to those
 # of each of five models, and a power of the tokens to the five B_crit: with the published exponent, and with a free one. The
