@@ -56,10 +56,10 @@ def stable(prepared, small_model, ds_path, tmp_path_factory) -> RunFiles:
 
 
 @pytest.fixture
-def merged(stable, tmp_path, capsys):
-    """`recipe/merge.py` of the run, or of another; the new checkpoint, or what it said."""
+def merge_run(tmp_path, capsys):
+    """`recipe/merge.py` of a run; the new checkpoint, or what it said."""
 
-    def make(*words: object, run: Path = stable.run_dir, name: str = "merged") -> Path | Called:
+    def make(run: Path, *words: object, name: str = "merged") -> Path | Called:
         called = Called(merge.main, capsys, "--run", run, "--output", tmp_path / name, *words)
         if called.returncode:
             return called
@@ -67,6 +67,12 @@ def merged(stable, tmp_path, capsys):
         return checkpoint
 
     return make
+
+
+@pytest.fixture
+def merged(stable, merge_run):
+    """The same of the stable run, or of another."""
+    return lambda *words, run=stable.run_dir, name="merged": merge_run(run, *words, name=name)
 
 
 def gathered(checkpoint: Path) -> dict[str, np.ndarray]:
@@ -174,7 +180,7 @@ def test_a_merged_run_evaluates_near_its_last_checkpoint(stable, merged):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
-def test_the_other_stages_of_zero(prepared, small_model, tmp_path, merged, stage):
+def test_the_other_stages_of_zero(prepared, small_model, tmp_path, merge_run, stage):
     run, ds = (
         write_run(
             tmp_path, "run", prepared, **{**sections(small_model), "schedule": {**CONSTANT, "total_tokens": 8 * TOKENS}}
@@ -187,7 +193,7 @@ def test_the_other_stages_of_zero(prepared, small_model, tmp_path, merged, stage
     done = launch(2, "recipe/train.py", *run.arguments(ds))
     assert done.returncode == 0, done.stderr[-3000:]
     for number, words in enumerate((("--last", 2), ("--average",))):  # of which the engine must have the fingerprints
-        checkpoint = merged(*words, run=run.run_dir, name=str(number))
+        checkpoint = merge_run(run.run_dir, *words, name=str(number))
         done = launch(
             2, "recipe/export.py", "--run", checkpoint.parent.parent, "--output", tmp_path / f"export{number}"
         )
