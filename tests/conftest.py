@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from launch.cluster import hosts
+from recipe.run.locks import in_turn
 from tests.patience import PATIENCE_S
 from tests.rank_server import Launched, RankServer
 
@@ -251,6 +252,20 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     shape = json.loads((ROOT / "recipe/configs/models/tiny/config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**shape, "num_hidden_layers": 2}))
+    return folder
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first of xdist's workers to need it makes, while the others wait for it."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    is_made = folder / ".made"
+    with in_turn(folder.with_name(f"{name}.lock")):
+        if not is_made.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            is_made.touch()
     return folder
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from recipe.base.files import append_json, read_json_lines
 from recipe.run.records import read_metrics
-from tests.conftest import CPU, ROOT, RunFiles, ds_config, launch, schedule_of, start_forked, write_run
+from tests.conftest import CPU, ROOT, RunFiles, ds_config, launch, made_once, schedule_of, start_forked, write_run
 from tests.patience import PATIENCE_S
 from tests.rank_server import Launched
 
@@ -121,12 +121,15 @@ def supervise(new_run, small_model, write_ds, tmp_path):
 @pytest.fixture(scope="session")
 def undisturbed(prepared, small_model, tmp_path_factory) -> dict[int, float]:
     """The losses of the same run without a fault, by step."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    run, ds = write_run(folder, "run", prepared, model=str(small_model), **SECTIONS), folder / "ds.json"
-    ds.write_text(json.dumps(ds_config(2, micro_batch=4, accumulation=1, autoep_size=2)))
-    done = launch(2, "recipe/train.py", *run.arguments(ds))
-    assert done.returncode == 0, done.stderr[-3000:]
-    losses = {m["step"]: m["loss"] for m in read_metrics(run.run_dir)}
+
+    def train(folder: Path) -> None:
+        run, ds = write_run(folder, "run", prepared, model=str(small_model), **SECTIONS), folder / "ds.json"
+        ds.write_text(json.dumps(ds_config(2, micro_batch=4, accumulation=1, autoep_size=2)))
+        done = launch(2, "recipe/train.py", *run.arguments(ds))
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    run_dir = made_once(tmp_path_factory, "undisturbed", train) / "run"
+    losses = {m["step"]: m["loss"] for m in read_metrics(run_dir)}
     assert sorted(losses) == list(range(1, STEPS + 1))
     return losses
 
