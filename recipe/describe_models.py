@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Print the shipped models, or any folders with a config.json, as Markdown tables: shapes, parameters, FLOPs."""
+"""Print Markdown tables of the shipped models, or of any folders with a config.json: shapes, parameters, FLOPs.
+
+Of a run config and a ds_config: what published rules say of the run's learning rate, batch and other hyperparameters.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from recipe.base.errors import exit_on_user_error
+from recipe.base.ds_config import load_ds_config
+from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.hardware import ACCELERATORS
 from recipe.base.model_shape import ModelShape, load_model_shape
+from recipe.base.run_config.resolved import resolve_phases
+from recipe.base.settings import load_run_config
 from recipe.base.tables import markdown_table
 from recipe.planner.search.shipped import SHIPPED as DS_CONFIGS
+from recipe.scaling.transfer_tables import describe_rules
 
 SHIPPED = Path(__file__).resolve().parent / "configs" / "models"
 SEQ_LENGTH = 4096  # of the FLOPs
@@ -79,6 +86,14 @@ def ds_config_list(models: list[str]) -> str:
     return "\n".join(f"- `{model}`: {', '.join(names) or none}." for model, names in files.items())
 
 
+def rules_of_run(config: Path, ds_config: Path) -> str:
+    """Published rules beside the numbers of a run."""
+    run = load_run_config(config)
+    shape = load_model_shape(run.model)
+    phases = resolve_phases(run, shape, *load_ds_config(ds_config), path=config)
+    return describe_rules(config.name, shape, phases)
+
+
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
@@ -86,7 +101,16 @@ def main(argv: list[str] | None = None) -> None:
         epilog="example: python recipe/describe_models.py recipe/configs/models/30b-a3b",
     )
     parser.add_argument("models", nargs="*", type=Path, help="folders with config.json (default: the shipped ones)")
+    parser.add_argument(
+        "--config", type=Path, help="run config (YAML) whose hyperparameters are compared with published rules"
+    )
+    parser.add_argument("--ds-config", type=Path, help="ds_config of the run, with --config; it has the batch")
     args = parser.parse_args(argv)
+    if (args.config is None) != (args.ds_config is None) or (args.config and args.models):
+        raise UserError("--config and --ds-config go together, and without folders of models; give both, or neither")
+    if args.config is not None:
+        print(rules_of_run(args.config, args.ds_config))
+        return
     folders = args.models or shipped_models()
     shapes = {folder.resolve().name: load_model_shape(folder) for folder in folders}
     print(shape_table(shapes), parameter_table(shapes), sep="\n\n")
