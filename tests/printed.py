@@ -41,6 +41,9 @@ PRINTED: dict[tuple[str, str], tuple[str, ...]] = {
     ("docs/design.md", "models"): ("recipe/describe_models.py",),
     ("docs/design.md", "networks"): ("recipe/describe_plans.py", "networks"),
     ("docs/design.md", "phases"): ("recipe/describe_plans.py", "phases"),
+    ("docs/design.md", "rules"): (
+        "recipe/describe_models.py", "--config", "recipe/configs/runs/pretrain_30b.yaml", "--ds-config", "ds_configs/a100_256.json",
+    ),
     ("docs/design.md", "scaling"): ("recipe/describe_plans.py", "scaling"),
     ("docs/design.md", "shape_ladder"): _of_benchmark("shape_ladder", "shape_ladder.json"),
     ("docs/design.md", "shapes"): ("recipe/describe_plans.py", "shapes"),

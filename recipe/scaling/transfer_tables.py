@@ -99,7 +99,7 @@ def _known(value: float | None) -> str:
 
 
 def _rate(value: float) -> str:
-    return f"{value:.2g}" if value >= 1e-3 else f"{value * 1e4:.1f}e-4"
+    return f"{value * 1e4:.1f}e-4"
 
 
 def _millions(tokens: float) -> str:
