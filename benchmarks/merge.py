@@ -67,13 +67,15 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 class Sequences:
     """Batches of sources in proportion to their sizes."""
 
-    def __init__(self, sources: Sequence[Source], seed: int):
+    def __init__(self, sources: Sequence[Source], seed: int, seq_length: int = SEQ_LENGTH, batch: int = BATCH):
+        self.sequences_per_batch = batch
         self.order = BatchOrder(
-            sources, [Stretch(0, {s.name: float(s.num_tokens) for s in sources})], SEQ_LENGTH, seed=seed
+            sources, [Stretch(0, {s.name: float(s.num_tokens) for s in sources})], seq_length, seed=seed
         )
 
     def batch(self, step: int) -> Pair:
-        sequences, numbers, _ = self.order.micro_batch(step * BATCH, 0, 0, 1, BATCH)
+        size = self.sequences_per_batch
+        sequences, numbers, _ = self.order.micro_batch(step * size, 0, 0, 1, size)
         batch = make_batch(sequences, numbers, eod_id=0, pad_id=None, document_attention=False)
         tokens, targets = (torch.from_numpy(np.ascontiguousarray(a)) for a in (batch.tokens, batch.targets))
         return tokens, targets
@@ -82,9 +84,9 @@ class Sequences:
 class Judge:
     """Bits per byte of held-out sequences, by source."""
 
-    def __init__(self, folder: TokenFolder):
+    def __init__(self, folder: TokenFolder, seq_length: int = SEQ_LENGTH, batch: int = BATCH):
         self.batches = {
-            source.name: [Sequences([source], 0).batch(number) for number in range(HELD_OUT // BATCH)]
+            source.name: [Sequences([source], 0, seq_length, batch).batch(n) for n in range(HELD_OUT // batch)]
             for source in folder.sources("held_out")
         }
         self.tokens_per_byte = {s.name: s.num_tokens / s.text_bytes for s in folder.sources("held_out")}

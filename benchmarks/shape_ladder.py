@@ -99,7 +99,8 @@ def grouped_experts(
 class Trained:
     """A copy with its initial weights, its optimizer and the loads of its experts."""
 
-    def __init__(self, shape: ModelShape, seed: int):
+    def __init__(self, shape: ModelShape, seed: int, bias_rate: float = BIAS_RATE):
+        self.bias_rate = bias_rate
         config = RecipeMoeConfig.from_shape(shape)
         config._attn_implementation = "sdpa"
         self.model = RecipeMoeForCausalLM(config)
@@ -136,7 +137,7 @@ class Trained:
         for router in self.routers:
             bias_E: torch.Tensor = router.e_score_correction_bias  # type: ignore[assignment]
             counts_E = torch.bincount(self.chosen[router].flatten(), minlength=bias_E.shape[0]).float()
-            bias_E.copy_(updated_bias(bias_E[None], counts_E[None], BIAS_RATE)[0])
+            bias_E.copy_(updated_bias(bias_E[None], counts_E[None], self.bias_rate)[0])
 
     @torch.no_grad()
     def loss_of(self, batches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> float:

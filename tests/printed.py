@@ -47,6 +47,7 @@ PRINTED: dict[tuple[str, str], tuple[str, ...]] = {
     ("docs/design.md", "scaling"): ("recipe/describe_plans.py", "scaling"),
     ("docs/design.md", "shape_ladder"): _of_benchmark("shape_ladder", "shape_ladder.json"),
     ("docs/design.md", "shapes"): ("recipe/describe_plans.py", "shapes"),
+    ("docs/design.md", "transfer"): _of_benchmark("transfer", "transfer.json"),
     ("docs/export.md", "clients"): ("tests/clients/check.py", "--table", "benchmarks/results/clients.json"),
     ("docs/export.md", "merge"): _of_benchmark("merge", "merge.json"),
     ("docs/performance.md", "compiled"): ("recipe/describe_plans.py", "compiled"),
