@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.proxies import add_run_arguments, files_of, is_finished, train_all, write_runs
+from launch.proxies import add_run_arguments, check_tokens, files_of, is_finished, train_all, write_runs
 from recipe.base.arguments import count, positive_int
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import write_json
@@ -21,7 +21,6 @@ from recipe.base.model_shape import ModelShape, load_model_shape
 from recipe.base.output_paths import check_output_folder
 from recipe.base.strict import load_json
 from recipe.base.tables import markdown_table
-from recipe.data.token_folder import TokenFolder
 from recipe.scaling.fit import SPARE_RUNS, free_parameters
 from recipe.scaling.ladder_file import SCHEMA, VERSION
 from recipe.scaling.law import Size, size_of
@@ -88,12 +87,7 @@ def planned(args: argparse.Namespace, target: ModelShape) -> tuple[list[Rung], R
 
 
 def check_data(args: argparse.Namespace, target: ModelShape, ladder: Sequence[Rung]) -> None:
-    folder = TokenFolder(args.tokens)
-    if folder.tokenizer["vocab_size"] > target.vocab_size:
-        raise UserError(f"{args.tokens} has {folder.tokenizer['vocab_size']:,} token ids and the model {target.vocab_size:,}; raise vocab_size in {args.model}/config.json")  # fmt: skip
-    if not folder.sizes("held_out"):
-        raise UserError(f"{args.tokens} has no held-out documents to measure a loss on; tokenize with held_out above 0")
-    most, there = max(r.tokens for r in ladder), sum(folder.sizes("train").values())
+    most, there = max(r.tokens for r in ladder), sum(check_tokens(args, target).sizes("train").values())
     if most > there:
         raise UserError(f"the longest run reads {most:,} tokens and {args.tokens} has {there:,} for training; lower --tokens-per-parameter or the widths, since a law is of fresh tokens")  # fmt: skip
 

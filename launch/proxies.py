@@ -19,6 +19,8 @@ from launch.cluster.hosts import deepspeed_launcher, free_port
 from recipe.base.arguments import positive_int
 from recipe.base.errors import UserError
 from recipe.base.files import write_text
+from recipe.base.model_shape import ModelShape
+from recipe.data.token_folder import TokenFolder
 from recipe.planner.search.ds_writer import ds_config_for, text_of
 from recipe.run.job import check_job
 from recipe.run.records import read_evaluations, read_events
@@ -84,6 +86,16 @@ def write_runs(files: Mapping[Path, str], output: Path) -> None:
     for path in files:
         if path.name == "run.yaml":
             check_job(path, [], path.parent / "ds_config.json", None)
+
+
+def check_tokens(args: argparse.Namespace, target: ModelShape) -> TokenFolder:
+    """The token folder, with held-out documents and no ids beyond the model's vocabulary."""
+    folder = TokenFolder(args.tokens)
+    if folder.tokenizer["vocab_size"] > target.vocab_size:
+        raise UserError(f"{args.tokens} has {folder.tokenizer['vocab_size']:,} token ids and the model {target.vocab_size:,}; raise vocab_size in {args.model}/config.json")  # fmt: skip
+    if not folder.sizes("held_out"):
+        raise UserError(f"{args.tokens} has no held-out documents to measure a loss on; tokenize with held_out above 0")
+    return folder
 
 
 def is_finished(run_dir: Path) -> bool:
