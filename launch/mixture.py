@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Shares of the sources before a run: train proxy runs of random mixtures, fit their losses, propose a mixture with intervals.
 
-As RegMix (arXiv 2407.01492) and Olmix (arXiv 2602.12237). The runs are small models of the target's family, one after the
-other, each by deepspeed and recipe/train.py. No proxy reads a token twice. A finished run is not run again, a stopped one is
+As RegMix (arXiv 2407.01492) and Olmix (arXiv 2602.12237). The runs are small models of the target's family, each by
+deepspeed and recipe/train.py. No proxy reads a token twice. A finished run is not run again, a stopped one is
 resumed. The last mixtures are held out: their losses are predicted and written down before they run.
 """
 
@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from launch.proxies import add_run_arguments, check_tokens, files_of, is_finished, train, write_runs
+from launch.proxies import add_run_arguments, check_tokens, files_of, is_finished, train_all, write_runs
 from recipe.base.arguments import count, natural_int, positive_int
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import write_json
@@ -36,6 +35,7 @@ from recipe.scaling.measured import Measured
 from recipe.scaling.mixture.law import Floats, fewest_runs
 from recipe.scaling.mixture.proposal import propose
 from recipe.scaling.mixture.regression import Regression, predict, redraws, regression_of
+from recipe.scaling.mixture.report import proposal_tables, quality_tables
 from recipe.scaling.mixture.sampling import sample_mixtures
 from recipe.scaling.rungs import Rung, rung
 
@@ -101,10 +101,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                         help="tokens of a proxy over its active parameters (default: 20)")  # fmt: skip
     parser.add_argument("--proxies", type=positive_int, help=f"mixtures that are fitted (default: {PROXIES} times the fewest that a law needs)")  # fmt: skip
     parser.add_argument("--held-out", type=natural_int, default=2, help="more mixtures, which are predicted before they run (default: 2)")  # fmt: skip
-    parser.add_argument("--objective", type=weight, nargs="+", metavar="SOURCE=WEIGHT",
+    parser.add_argument("--objective", type=of_source, nargs="+", metavar="SOURCE=WEIGHT",
                         help="held-out sources in the mean of bits per byte that the mixture minimises (default: all languages alike)")  # fmt: skip
     parser.add_argument("--target-tokens", type=count, help="that the target trains on, such as 1T; limits the shares")
-    parser.add_argument("--available", type=tokens_of, nargs="+", default=[], metavar="SOURCE=TOKENS",
+    parser.add_argument("--available", type=of_source, nargs="+", default=[], metavar="SOURCE=TOKENS",
                         help="tokens of sources that the target can read, where --tokens is a sample (default: those of --tokens)")  # fmt: skip
     parser.add_argument("--max-epochs", type=count, default=4.0,
                         help="times that the target reads a source at most (default: 4, up to which repeated data costs little, arXiv 2305.16264)")  # fmt: skip
@@ -113,12 +113,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def weight(text: str) -> tuple[str, float]:
+def of_source(text: str) -> tuple[str, float]:
+    """A source with a weight or a count of tokens, such as en=0.5 or zh=3T."""
     name, _, number = text.partition("=")
     return name, count(number)
-
-
-tokens_of = weight  # which also have suffixes
 
 
 def sources_of(folder: TokenFolder, args: argparse.Namespace) -> Sources:
@@ -193,15 +191,6 @@ def predictions(regression: Regression, again: list[Regression], shares_S: Float
     return {source: predict(regression, again, source, shares_S).as_dict() for source in regression.fits}
 
 
-def trained(proxies: Sequence[Proxy], args: argparse.Namespace) -> list[Measured]:
-    measured = []
-    for each in proxies:
-        measured.append(train(each.rung, args))
-        bits = ", ".join(f"{s} {v:.4f}" for s, v in measured[-1].bits_per_byte.items())
-        print(f"{each.rung.name}: bits per byte {bits}", flush=True)
-    return measured
-
-
 def predicted_before(
     held_out: Sequence[Proxy], fitted: Sequence[Proxy], measured: Sequence[Measured], sources: Sources, path: Path
 ) -> list[dict[str, Any]]:
@@ -250,50 +239,6 @@ def record_of(
     return record
 
 
-def told(record: dict[str, Any]) -> str:
-    """The tables of a finished record."""
-    natural, proposal = record["natural"], record["proposal"]
-    shares = [
-        [name, f"{natural['shares'][name]:.3f}", _interval(share, 3), f"{record['sources'][name]['cap']:.3f}"]
-        for name, share in proposal["shares"].items()
-    ]
-    bits = [
-        [source, _interval(natural["bits_per_byte"][source], 4), _interval(proposal["bits_per_byte"][source], 4)]
-        for source in proposal["bits_per_byte"]
-    ]
-    gain, sure = proposal["gain"], proposal["gain"]["low"] > 0
-    verdict = "" if sure else "; the interval holds 0: the proxies do not tell it from the natural mixture"
-    weights = {name: round(share["value"], 4) for name, share in proposal["shares"].items()}
-    limit = {} if record["target_tokens"] is None else {"max_epochs": record["max_epochs"]}
-    return "\n\n".join(
-        [
-            markdown_table(["source", "natural share", "proposed share, 90%", "at most"], shares),
-            markdown_table(["held-out source", "natural: bits per byte, 90%", "proposed"], bits),
-            f"gain of the objective: {_interval(gain, 4)} bits per byte of a proxy{verdict}",
-            "for the run config:\n\n" + yaml.safe_dump({"data": {"mixture": {"weights": weights, **limit}}}, sort_keys=False),
-        ]
-    )  # fmt: skip
-
-
-def _interval(values: Mapping[str, float], digits: int) -> str:
-    return f"{values['value']:.{digits}f} ({values['low']:.{digits}f} to {values['high']:.{digits}f})"
-
-
-def checks(record: dict[str, Any]) -> str:
-    """How the laws predict: the held-out runs before they ran, and each run by the others."""
-    rows = [
-        [run["name"], source, _interval(bits, 4), f"{run['bits_per_byte'][source]:.4f} ({run['bits_per_byte'][source] / bits['value'] - 1:+.1%})"]
-        for run in record["held_out"]
-        for source, bits in run["prediction"].items()
-    ]  # fmt: skip
-    left_out = {s: law["left_out"] for s, law in record["regression"].items()} | {"objective": record["left_out"]}
-    quality = [
-        [name, f"{q['rank_correlation']:.3f}", f"{q['error']:.2%}", f"{q['error_of_mean']:.2%}"] for name, q in left_out.items()
-    ]  # fmt: skip
-    head = ["each run by the others", "rank correlation", "error", "error of the mean"]
-    return f"{markdown_table(['run', 'source', 'predicted, 90%', 'measured'], rows, left=2)}\n\n{markdown_table(head, quality)}"
-
-
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
@@ -307,9 +252,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.dry_run:
         return
     write_proxies(proxies, args)
-    path, measured = args.output / "mixture.json", trained(fitted, args)
+    path, measured = args.output / "mixture.json", train_all([proxy.rung for proxy in fitted], args)
     predicted = predicted_before(held_out, fitted, measured, sources, path)
-    seen = trained(held_out, args)
+    seen = train_all([proxy.rung for proxy in held_out], args)
     record = {
         "schema": SCHEMA,
         "version": VERSION,
@@ -318,10 +263,10 @@ def main(argv: list[str] | None = None) -> None:
         **record_of(regress(proxies, [*measured, *seen], sources), weights, sources, args),
     }
     write_json(path, record)
-    print(checks(record))
+    print(quality_tables(record))
     if record["proposal"] is None:
         raise UserError(f"the laws predict a run no better than the mean of the others, so {path} proposes no mixture; add --proxies, or more --tokens-per-parameter")  # fmt: skip
-    print(f"\n{told(record)}\nwrote {path}")
+    print(f"\n{proposal_tables(record)}\nwrote {path}")
 
 
 if __name__ == "__main__":

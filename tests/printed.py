@@ -42,7 +42,11 @@ PRINTED: dict[tuple[str, str], tuple[str, ...]] = {
     ("docs/design.md", "networks"): ("recipe/describe_plans.py", "networks"),
     ("docs/design.md", "phases"): ("recipe/describe_plans.py", "phases"),
     ("docs/design.md", "rules"): (
-        "recipe/describe_models.py", "--config", "recipe/configs/runs/pretrain_30b.yaml", "--ds-config", "ds_configs/a100_256.json",
+        "recipe/describe_models.py",
+        "--config",
+        "recipe/configs/runs/pretrain_30b.yaml",
+        "--ds-config",
+        "ds_configs/a100_256.json",
     ),
     ("docs/design.md", "scaling"): ("recipe/describe_plans.py", "scaling"),
     ("docs/design.md", "shape_ladder"): _of_benchmark("shape_ladder", "shape_ladder.json"),
@@ -60,6 +64,7 @@ PRINTED: dict[tuple[str, str], tuple[str, ...]] = {
     ("docs/reliability.md", "checkpoint"): _of_benchmark("checkpoint", "checkpoint.json"),
     ("docs/reliability.md", "faults"): ("tests/faults/table.py", "benchmarks/results/faults.jsonl"),
     ("docs/plan.md", "ladder"): _of_benchmark("ladder", "ladder.json"),
+    ("docs/plan.md", "mixture"): _of_benchmark("mixture", "mixture.json"),
     ("docs/plan.md", "reliability"): ("recipe/describe_plans.py", "reliability"),
     ("ds_configs/README.md", "clusters"): ("recipe/describe_plans.py", "ds_configs"),
 }

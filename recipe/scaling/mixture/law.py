@@ -77,9 +77,14 @@ class Fit:
         return float(np.sqrt(np.mean(self.residuals**2)))
 
 
+def numbers(sources: int) -> int:
+    """How many numbers a law of so many sources has: their values, the floor and the exponent."""
+    return sources + 2
+
+
 def fewest_runs(sources: int) -> int:
-    """Runs that a law of so many sources needs."""
-    return sources + 2 + SPARE_RUNS
+    """Runs that such a law needs."""
+    return numbers(sources) + SPARE_RUNS
 
 
 def fit(shares_RS: Floats, losses_R: Floats) -> Fit:
@@ -133,8 +138,8 @@ class _Problem:
             least_squares(self._residuals, s, self._jacobian, (self._low, self._high), max_nfev=200) for s in starts
         ]
         best = min(solutions, key=lambda solution: float(solution.cost))
-        spare = len(self._losses_R) - len(best.x)
-        return Fit(self._law(best.x), -best.fun * np.sqrt(len(best.fun) / max(1, spare)))
+        spare = max(1, len(best.fun) - len(best.x))  # none is spare where one of the fewest runs is left out
+        return Fit(self._law(best.x), -best.fun * np.sqrt(len(best.fun) / spare))
 
     def _law(self, position: Floats) -> MixtureLaw:
         floor, exponent, *values = position[0], *np.exp(position[1:])

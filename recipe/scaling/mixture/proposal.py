@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import minimize
+from scipy.stats import norm, t
 
 from recipe.scaling.interval import LEVEL, Prediction
 from recipe.scaling.mixture.law import Floats
@@ -66,14 +67,17 @@ def propose(
     shares_S = best_shares(regression, weights, caps_S)
     drawn_BS = np.array([best_shares(each, weights, caps_S) for each in again])
     gains_B = np.array([_gain(each, weights, shares_S, other_S) for each in again])
-    shares = [_interval(share, drawn_B, level) for share, drawn_B in zip(shares_S, drawn_BS.T, strict=True)]
-    return Proposal(tuple(shares), _interval(_gain(regression, weights, shares_S, other_S), gains_B, level))
+    tail = (1 + level) / 2
+    wider = float(t.ppf(tail, regression.spare_runs) / norm.ppf(tail))  # the noise is known from few runs
+    shares = [_interval(*pair, level, wider) for pair in zip(shares_S, drawn_BS.T, strict=True)]
+    inside = [replace(share, low=max(0.0, share.low), high=min(1.0, share.high)) for share in shares]
+    return Proposal(tuple(inside), _interval(_gain(regression, weights, shares_S, other_S), gains_B, level, wider))
 
 
 def _gain(regression: Regression, weights: Mapping[str, float], shares_S: Floats, other_S: Floats) -> float:
     return regression.objective(weights, other_S) - regression.objective(weights, shares_S)
 
 
-def _interval(value: float, drawn_B: Floats, level: float) -> Prediction:
-    low, high = np.quantile(drawn_B, [(1 - level) / 2, (1 + level) / 2])
+def _interval(value: float, drawn_B: Floats, level: float, wider: float) -> Prediction:
+    low, high = value + wider * (np.quantile(drawn_B, [(1 - level) / 2, (1 + level) / 2]) - value)
     return Prediction(float(value), float(low), float(high), level)

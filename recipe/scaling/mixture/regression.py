@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from recipe.scaling.interval import LEVEL, Prediction
-from recipe.scaling.mixture.law import Fit, Floats, fit, refit
+from recipe.scaling.mixture.law import Fit, Floats, fit, numbers, refit
 
 DRAWS = 200
 
@@ -53,6 +53,11 @@ class Regression:
     shares_RS: Floats
     losses: Mapping[str, Floats]
     fits: Mapping[str, Fit]
+
+    @property
+    def spare_runs(self) -> int:
+        runs, sources = self.shares_RS.shape
+        return runs - numbers(sources)
 
     def predicted(self, source: str, shares_S: Floats) -> float:
         return self.fits[source].law.loss(shares_S)

@@ -10,7 +10,8 @@ from recipe.scaling.mixture.law import Floats
 # What the centre is multiplied by to be the parameters of a Dirichlet distribution, as in RegMix: from mixtures of few
 # sources to mixtures near the centre.
 STRENGTHS = (0.1, 5.0)
-_TRIES = 10_000  # for each mixture
+APART = 0.02  # two mixtures at least, as the sum of differences of shares
+_TRIES = 1_000  # for each mixture
 
 
 def sample_mixtures(centre_S: Floats, caps_S: Floats, count: int, least: float, seed: int = 0) -> Floats:
@@ -29,7 +30,7 @@ def sample_mixtures(centre_S: Floats, caps_S: Floats, count: int, least: float, 
         strength = np.exp(rng.uniform(*np.log(STRENGTHS)))
         steps_S = np.round(rng.dirichlet(strength * centre_S) / least)
         shares_S = steps_S / steps_S.sum()
-        if (shares_S <= caps_S).all():
+        if (shares_S <= caps_S).all() and all(np.abs(shares_S - row_S).sum() >= APART for row_S in rows):
             rows.append(shares_S)
     if len(rows) < count:
         raise UserError(
