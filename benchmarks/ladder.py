@@ -5,7 +5,8 @@
 
 The documents pass the data jobs with their defaults and a small vocabulary; then launch/ladder.py trains small models of the
 tiny model's family, each on one core. It writes the prediction of the largest before that one runs. A second start goes on where
-the first was stopped. Prints the ladder's record as JSON, with the seconds that it took.
+the first was stopped. Prints the ladder's record as JSON, with the seconds of its runs, and those of the whole
+where nothing was there before.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from recipe.base.errors import UserError, exit_on_user_error  # noqa: E402
 from recipe.base.strict import load_json  # noqa: E402
 from recipe.base.tables import duration, markdown_table  # noqa: E402
 from recipe.data.token_folder import TokenFolder  # noqa: E402
+from recipe.run.records import read_events  # noqa: E402
 
 MODEL = ROOT / "recipe/configs/models/tiny/config.json"
 VOCABULARY = 2000  # small, so that a small model is not all vocabulary
@@ -71,8 +74,19 @@ def markdown(result: dict[str, Any]) -> str:
     rows = [_row(run, [f"{run['bits_per_byte'][s]:.4f}" for s in sources]) for run in ladder["runs"]]
     last = ladder["held_out"]
     rows.append(_row(last, [_compared(last, source) for source in sources]))
-    seconds = duration(result["seconds"])
-    return f"{result['device']}, torch {result['torch']}, {result['date']}: {seconds} from documents to the fitted ladder.\n\n{markdown_table(head, rows)}"
+    trained = f"{len(rows)} runs on a core each, {duration(sum(result['run_s'].values()))} of them together"
+    whole = "" if result["seconds"] is None else f", {duration(result['seconds'])} from documents to the fitted law"
+    return f"{result['device']}, torch {result['torch']}, {result['date']}: {trained}{whole}.\n\n{markdown_table(head, rows)}"
+
+
+def run_seconds(ladder: Path, names: Sequence[str]) -> dict[str, float]:
+    """From the start of each run's training to its end."""
+    seconds = {}
+    for name in names:
+        events = read_events(ladder / name / "run")
+        ends = [event["time"] for event in events if event["event"] == "finished"]
+        seconds[name] = round(ends[-1] - events[0]["time"], 1)
+    return seconds
 
 
 def _row(run: dict[str, Any], cells: list[str]) -> list[str]:
@@ -102,16 +116,18 @@ def main(argv: list[str] | None = None) -> None:
     if not args.corpus.exists():
         raise UserError(f"--corpus {args.corpus} does not exist; give a file or folder of documents")
     work, started = args.work.resolve(), time.monotonic()
+    is_new = not work.exists()
     prepare(args.corpus, work)
     command = [sys.executable, "launch/ladder.py", *ladder_words(work)]
     if code := subprocess.call(command, cwd=ROOT, stdout=sys.stderr):
         raise SystemExit(code)
-    folder = TokenFolder(work / "tokens")
+    folder, ladder = TokenFolder(work / "tokens"), load_json(work / "ladder" / "ladder.json")
     result = {
         **machine(),
-        "seconds": time.monotonic() - started,
+        "seconds": round(time.monotonic() - started) if is_new else None,
+        "run_s": run_seconds(work / "ladder", [run["name"] for run in (*ladder["runs"], ladder["held_out"])]),
         "data": {"train": folder.sizes("train"), "held_out": folder.sizes("held_out"), "vocabulary": VOCABULARY},
-        "ladder": load_json(work / "ladder" / "ladder.json"),
+        "ladder": ladder,
     }
     report(result, args.output)
 

@@ -36,8 +36,9 @@ def test_the_table_compares_prediction_and_measurement():
     run = {"name": "w32-t5", "active": 86528, "tokens": 432768, "bits_per_byte": {"en": 2.5}}
     prediction = {"en": {"bits_per_byte": {"value": 2.0, "low": 1.9, "high": 2.1}}}
     held_out = {**run, "name": "w96-t20", "bits_per_byte": {"en": 2.02}, "prediction": prediction}
-    result = {"device": "a CPU", "torch": "2", "date": "today", "seconds": 3000, "ladder": {"runs": [run], "held_out": held_out}}  # fmt: skip
+    result = {"device": "a CPU", "torch": "2", "date": "today", "seconds": 3000, "run_s": {"w32-t5": 60.0, "w96-t20": 1200.0}, "ladder": {"runs": [run], "held_out": held_out}}  # fmt: skip
     table = markdown(result)
     assert "| w32-t5 | 0.0865M | 0.433M | 2.5000 |" in table
     assert "| w96-t20 | 0.0865M | 0.433M | 2.0200, predicted 2.0000 (1.9000 to 2.1000), off by +1.0% |" in table
-    assert "50m 00s from documents to the fitted ladder" in table
+    assert "2 runs on a core each, 21m 00s of them together, 50m 00s from documents to the fitted law" in table
+    assert "from documents" not in markdown({**result, "seconds": None})
