@@ -3,8 +3,8 @@
 
     python benchmarks/transfer.py --tokens work/tokens --output benchmarks/results/transfer.json
 
-Models of several widths are trained on the same tokens in the same order, at several learning rates, and at one width in smaller
-batches, and with other initial weights, rotary bases and rates of the expert bias. The optimum of a sweep is the
+Models of several widths are trained on the same tokens in the same order, at several learning rates, and at one width on
+more tokens, in smaller batches, and with other initial weights, rotary bases and rates of the expert bias. The optimum of a sweep is the
 vertex of a parabola through the logarithms around its best run; where the best run is the first or the last, the sweep only
 bounds it. Schedules are those of recipe/scaling/rungs.py, and the learning rate is compared with Step Law's
 (recipe/scaling/transfer.py), which was fitted on models a thousand times as large. A result that was
@@ -110,6 +110,7 @@ SWEEPS = {
     "bias update rate": at("bias_rate", (0.0, 1e-3, 1e-2)),
     "rotary base": at("rope_theta", (10_000.0, 500_000.0)),
     "a quarter of the batch": at("lr", (7.5e-4, 1.5e-3, 3e-3), batch=BATCH // 4),
+    "3 times the tokens": at("lr", (1.5e-3, 3e-3, 6e-3), tokens=3 * TOKENS),
 }
 
 

@@ -85,6 +85,7 @@ def test_step_law_is_asked_for_each_sweep_of_rates():
     runs = {setting: {"mean": 2.0 + setting.lr, "largest_load": 1.0} for _, settings in transfer.SWEEPS.values() for setting in settings}  # fmt: skip
     sweeps = summary(runs, 2000)
     assert sweeps["width 32"]["step_law"] > sweeps["width 64"]["step_law"] > sweeps["width 96"]["step_law"]
+    assert sweeps["3 times the tokens"]["step_law"] > sweeps["width 64"]["step_law"]
     assert "step_law" not in sweeps["rotary base"]
 
 
