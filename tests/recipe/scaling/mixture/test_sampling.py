@@ -22,8 +22,8 @@ def test_shares_are_within_their_caps_and_differ():
 
 
 def test_a_share_is_nothing_or_a_place_in_a_cycle():
-    shares = sample_mixtures(CENTRE, np.ones(3), 20, 1 / 64)
-    assert ((shares == 0) | (shares > 0.9 / 64)).all()
+    shares = sample_mixtures(CENTRE, np.ones(3), 40, 1 / 16)
+    assert ((shares == 0) | (shares > 0.9 / 16)).all()
     assert (shares == 0).any()
 
 
