@@ -54,9 +54,14 @@ def optimal_batch_tokens(tokens: float) -> float:
     return float(0.58 * tokens**0.571)
 
 
+def step_law_lr(parameters: float, tokens: float) -> float:
+    """Step Law's peak learning rate."""
+    return float(1.79 * parameters**-0.713 * tokens**0.307)
+
+
 def optimal_lr(parameters: float, tokens: float) -> float:
     """Step Law's peak learning rate, no larger than LARGEST_LR."""
-    return float(min(LARGEST_LR, 1.79 * parameters**-0.713 * tokens**0.307))
+    return min(LARGEST_LR, step_law_lr(parameters, tokens))
 
 
 def rung(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from recipe.base.model_shape import ModelShape
-from recipe.scaling.rungs import optimal_batch_tokens
+from recipe.scaling.rungs import optimal_batch_tokens, step_law_lr
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Rule:
 STEP_LAW = Rule(
     "Step Law", "arXiv 2503.04715",
     "59M to 1B parameters, up to 100B tokens, dense and MoE, cosine to a fixed 1e-5",
-    lambda run: 1.79 * run.parameters**-0.713 * run.tokens**0.307,
+    lambda run: step_law_lr(run.parameters, run.tokens),
     lambda run: optimal_batch_tokens(run.tokens),
 )  # fmt: skip
 DEEPSEEK = Rule(
