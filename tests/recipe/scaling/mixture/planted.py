@@ -15,7 +15,8 @@ OPEN = np.ones(2)
 
 
 def mixtures(runs: int, seed: int = 0) -> Floats:
-    return sample_mixtures(np.array([0.5, 0.5]), OPEN, runs, 1 / 4096, seed)
+    """Some of one source nearly alone, so that floor and exponent are told apart."""
+    return sample_mixtures(np.array([0.1, 0.1]), OPEN, runs, 1 / 4096, seed)
 
 
 def losses(shares_RS: Floats, noise: float, seed: int = 0) -> dict[str, Floats]:
