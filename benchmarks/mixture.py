@@ -28,6 +28,7 @@ from recipe.base.errors import exit_on_user_error  # noqa: E402
 from recipe.base.strict import load_json  # noqa: E402
 from recipe.base.tables import markdown_table  # noqa: E402
 from recipe.scaling.mixture.law import Floats, fit  # noqa: E402
+from recipe.scaling.mixture.report import quality_tables  # noqa: E402
 
 RUNS = ROOT / "benchmarks" / "regmix_runs.csv"
 FITTED = 96  # runs; the other 32 of this size are left out
@@ -95,7 +96,19 @@ def compared() -> list[dict[str, Any]]:
 def markdown(result: dict[str, Any]) -> str:
     head = ["form", "held-out text", "rank correlation, 32 runs of 1M", "error", "rank correlation, 64 runs of 1B"]
     rows = [[r["form"], r["target"], f"{r['rank_correlation']:.3f}", f"{r['error']:.2%}", f"{r['rank_correlation_1b']:.3f}"] for r in result["published"]]  # fmt: skip
-    return markdown_table(head, rows, left=2)
+    published = markdown_table(head, rows, left=2)
+    if result["proxies"] is None:
+        return published
+    record = result["proxies"]
+    runs = record["runs"]
+    size = f"{len(runs)} proxies of {runs[0]['tokens']:,} tokens, {result['device']}, {result['date']}"
+    tables = f"{published}\n\n{size}:\n\n{quality_tables(record)}\n\n"
+    if record["proposal"] is None:
+        return f"{tables}They propose no mixture."
+    shares = record["proposal"]["shares"]
+    proposed = ", ".join(f"{n} {s['value']:.3f} ({s['low']:.3f} to {s['high']:.3f})" for n, s in shares.items())
+    natural = ", ".join(f"{n} {s:.3f}" for n, s in record["natural"]["shares"].items())
+    return f"{tables}Natural shares: {natural}. Proposed, with 90% intervals: {proposed}."
 
 
 @exit_on_user_error
