@@ -13,13 +13,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.proxies import add_run_arguments, check_tokens, files_of, is_finished, train_all, write_runs
+from launch.proxies import (
+    add_run_arguments,
+    check_tokens,
+    files_of,
+    is_finished,
+    record_with_predictions,
+    train_all,
+    write_runs,
+)
 from recipe.base.arguments import count, positive_int
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import write_json
 from recipe.base.model_shape import ModelShape, load_model_shape
 from recipe.base.output_paths import check_output_folder
-from recipe.base.strict import load_json
 from recipe.base.tables import markdown_table
 from recipe.scaling.fit import SPARE_RUNS, free_parameters
 from recipe.scaling.ladder_file import SCHEMA, VERSION
@@ -128,14 +135,6 @@ def predicted_rows(title: str, told: dict[str, Any], measured: Measured | None =
     return rows
 
 
-def recorded(path: Path) -> dict[str, Any]:
-    """What ladder.json says of a ladder whose held-out run is finished."""
-    if not path.exists():
-        raise UserError(f"{path} is missing though the held-out run is finished: its prediction is lost; restore it, or take another --output")  # fmt: skip
-    record: dict[str, Any] = load_json(path)
-    return record
-
-
 def climb(args: argparse.Namespace, fitted: Sequence[Rung], held_out: Rung, target: Size | None) -> None:
     """Train, predict the held-out run, train it, and predict the target from all runs."""
     path = args.output / "ladder.json"
@@ -148,7 +147,7 @@ def climb(args: argparse.Namespace, fitted: Sequence[Rung], held_out: Rung, targ
         "held_out": {**as_dict(held_out), "predicted_at": time.time(), "prediction": told, "fits": fits_as_dict(fits)},
     }  # fmt: skip
     if is_finished(args.output / held_out.name / "run"):  # its prediction was made before it, and stays
-        record = recorded(path)
+        record = record_with_predictions(path)
         told = record["held_out"]["prediction"]
     else:
         write_json(path, record)

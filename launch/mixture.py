@@ -18,14 +18,21 @@ from typing import Any
 
 import numpy as np
 
-from launch.proxies import add_run_arguments, check_tokens, files_of, is_finished, train_all, write_runs
+from launch.proxies import (
+    add_run_arguments,
+    check_tokens,
+    files_of,
+    is_finished,
+    record_with_predictions,
+    train_all,
+    write_runs,
+)
 from recipe.base.arguments import count, natural_int, positive_int
 from recipe.base.errors import UserError, exit_on_user_error
 from recipe.base.files import write_json
 from recipe.base.model_shape import ModelShape, load_model_shape
 from recipe.base.output_paths import check_output_folder
 from recipe.base.settings import RunConfig
-from recipe.base.strict import load_json
 from recipe.base.tables import markdown_table
 from recipe.data.cycles import Cycles
 from recipe.data.mixture import CYCLE, Stretch, mixture_weights, normalized
@@ -196,9 +203,7 @@ def predicted_before(
 ) -> list[dict[str, Any]]:
     """The held-out runs with their predictions, which are written down before the first of them runs, and stay."""
     if any(is_finished(path.parent / each.rung.name / "run") for each in held_out):
-        if not path.exists():
-            raise UserError(f"{path} is missing though a held-out run is finished: its prediction is lost; restore it, or take another --output")  # fmt: skip
-        return [{key: run[key] for key in ("name", "tokens", "shares", "predicted_at", "prediction")} for run in load_json(path)["held_out"]]  # fmt: skip
+        return [{key: run[key] for key in ("name", "tokens", "shares", "predicted_at", "prediction")} for run in record_with_predictions(path)["held_out"]]  # fmt: skip
     regression = regress(fitted, measured, sources)
     again = redraws(regression) if held_out else []
     told = [{**p.as_dict(), "predicted_at": time.time(), "prediction": predictions(regression, again, sources.shares(p.shares))} for p in held_out]  # fmt: skip

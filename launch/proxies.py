@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import yaml
 
@@ -20,6 +21,7 @@ from recipe.base.arguments import positive_int
 from recipe.base.errors import UserError
 from recipe.base.files import write_text
 from recipe.base.model_shape import ModelShape
+from recipe.base.strict import load_json
 from recipe.data.token_folder import TokenFolder
 from recipe.planner.search.ds_writer import ds_config_for, text_of
 from recipe.run.job import check_job
@@ -100,6 +102,14 @@ def check_tokens(args: argparse.Namespace, target: ModelShape) -> TokenFolder:
 
 def is_finished(run_dir: Path) -> bool:
     return any(event["event"] == "finished" for event in read_events(run_dir))
+
+
+def record_with_predictions(path: Path) -> dict[str, Any]:
+    """What was written before a held-out run that is finished: its prediction was made then, and stays."""
+    if not path.exists():
+        raise UserError(f"{path} is missing though a held-out run is finished: its prediction is lost; restore it, or take another --output")  # fmt: skip
+    record: dict[str, Any] = load_json(path)
+    return record
 
 
 def train_all(rungs: Sequence[Rung], args: argparse.Namespace) -> list[Measured]:

@@ -134,6 +134,14 @@ def test_a_finished_run_is_not_run_again_and_its_prediction_stays(words, tmp_pat
     assert "target" in after
 
 
+def test_a_lost_prediction_of_a_finished_run_is_not_made_again(words, tmp_path, trainer, capsys):
+    call(words)
+    (tmp_path / "ladder" / "ladder.json").unlink()
+    assert call(words) == 2
+    assert "its prediction is lost; restore it, or take another --output" in capsys.readouterr().err
+    assert not (tmp_path / "ladder" / "ladder.json").exists()
+
+
 def test_a_folder_of_another_ladder_is_refused(words, trainer, capsys):
     call(words)
     assert call(words, "--tokens-per-parameter", "0.02", "0.1", "--micro-batch", "1") == 2

@@ -30,12 +30,12 @@ class LossCost:
 
     Args:
         law_tokens: by the law, with the batch of the ladder's rule.
-        found: the fastest ds_config.
+        fastest: the fastest ds_config.
     """
 
     model: str
     law_tokens: Span
-    found: Candidate
+    fastest: Candidate
 
     @property
     def batch(self) -> Span:
@@ -50,18 +50,20 @@ class LossCost:
         return Span(value * self.batch.value, low * self._price_at(low).low, most)
 
     def _price_at(self, tokens: float) -> Span:
-        return batch_price(self.found.plan.work.tokens_per_step, tokens)
+        return batch_price(self.fastest.plan.work.tokens_per_step, tokens)
 
     @property
     def costs(self) -> tuple[Cost, Cost, Cost]:
         """From the fewest tokens at the optimistic step to the most at the conservative one."""
-        low, value, high = (self.found.plan.cost(a, tokens) for a, tokens in zip(RANGE, self.tokens.ends, strict=True))
+        low, value, high = (
+            self.fastest.plan.cost(a, tokens) for a, tokens in zip(RANGE, self.tokens.ends, strict=True)
+        )
         return low, value, high
 
     @property
     def active(self) -> float:
         """Parameters, as the law counts them."""
-        return size_of(self.found.plan.work.shape, 1).active
+        return size_of(self.fastest.plan.work.shape, 1).active
 
     def span(self, name: str) -> Span:
         """`days`, `gpu_hours` or `usd`."""
@@ -69,7 +71,7 @@ class LossCost:
         return Span(value, low, high)
 
     def as_dict(self) -> dict[str, Any]:
-        plan = self.found.plan
+        plan = self.fastest.plan
         return {
             "model": self.model,
             "gpus": plan.work.ranks,
@@ -78,10 +80,10 @@ class LossCost:
             "batch_factor": self.batch.as_dict(),
             "tokens": self.tokens.as_dict(),
             **{name: self.span(name).as_dict() for name in ("days", "gpu_hours", "usd")},
-            "choice": self.found.name,
+            "choice": self.fastest.name,
             "step_s": {assumed.name: plan.time(assumed).step_s for assumed in RANGE},
             "active": self.active,
-            "ds_config": self.found.config,
+            "ds_config": self.fastest.config,
         }
 
 
@@ -154,8 +156,8 @@ def _on_clusters(
     for cluster in clusters:
         for batch in batches:
             try:
-                found = search(shape, cluster, batch)
+                fastest = search(shape, cluster, batch)
             except UserError as error:
                 yield NoCost(model, cluster.gpus, batch, str(error))
             else:
-                yield LossCost(model, law_tokens, found)
+                yield LossCost(model, law_tokens, fastest)

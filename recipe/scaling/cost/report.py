@@ -55,11 +55,11 @@ def describe_ranking(
 
 
 def _row(cost: LossCost) -> list[str]:
-    plan = cost.found.plan
+    plan = cost.fastest.plan
     return [
         cost.model, f"{plan.work.ranks:,}", rounded_count(plan.work.tokens_per_step), cost.tokens.written(rounded_count),
         _more(cost.batch), f"{plan.expected.step_s:.2f}", cost.span("days").written(_short),
-        cost.span("usd").written(lambda usd: _short(usd / 1000)), cost.found.name,
+        cost.span("usd").written(lambda usd: _short(usd / 1000)), cost.fastest.name,
     ]  # fmt: skip
 
 

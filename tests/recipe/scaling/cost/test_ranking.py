@@ -59,7 +59,7 @@ def test_the_cheapest_comes_first_and_its_cost_is_that_of_the_tokens_of_its_batc
     usd = [cost.span("usd").value for cost in costs]
     assert usd == sorted(usd)
     first = costs[0]
-    plan = first.found.plan
+    plan = first.fastest.plan
     price = batch_price(plan.work.tokens_per_step, LAW_TOKENS.value)
     assert first.tokens.value == pytest.approx(LAW_TOKENS.value * price.value)
     steps = first.tokens.value / plan.work.tokens_per_step
@@ -69,7 +69,7 @@ def test_the_cheapest_comes_first_and_its_cost_is_that_of_the_tokens_of_its_batc
 
 def test_the_ends_go_from_fewest_tokens_at_the_fast_step_to_most_at_the_slow_one(ranked):
     first = ranked[0][0]
-    plan = first.found.plan
+    plan = first.fastest.plan
     assert first.span("usd").low == pytest.approx(plan.cost(OPTIMISTIC, first.tokens.low).usd)
     assert first.tokens.low == pytest.approx(
         LAW_TOKENS.low * batch_price(plan.work.tokens_per_step, LAW_TOKENS.low).low
@@ -80,7 +80,9 @@ def test_the_ends_go_from_fewest_tokens_at_the_fast_step_to_most_at_the_slow_one
 def test_a_larger_batch_of_the_same_tokens_is_dearer_where_the_step_gains_nothing(ranked):
     costs, _ = ranked
     by_batch = {
-        c.found.plan.work.tokens_per_step: c for c in costs if c.model == "30b-a3b" and c.found.plan.work.ranks == 256
+        c.fastest.plan.work.tokens_per_step: c
+        for c in costs
+        if c.model == "30b-a3b" and c.fastest.plan.work.ranks == 256
     }
     small, large = by_batch[4 * 2**20], by_batch[8 * 2**20]
     assert large.batch.value > small.batch.value >= 1
