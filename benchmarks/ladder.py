@@ -37,7 +37,7 @@ MODEL = ROOT / "recipe/configs/models/tiny/config.json"
 VOCABULARY = 2000  # small, so that a small model is not all vocabulary
 # Smaller and shorter runs are still on a plateau, or learn faster the larger they are: no law holds for them.
 WIDTHS, HELD_OUT, RATIOS = (48, 64, 80), 96, (10, 20)
-LR_TIMES_WIDTH = 0.2  # the best of benchmarks/transfer.py at widths of 32 and 64
+LR_TIMES_WIDTH = 0.2  # between the best of widths 32 and 64 in benchmarks/transfer.py
 MICRO_BATCH = 32  # sequences at a time: on a CPU the more the faster
 
 

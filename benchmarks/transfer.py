@@ -43,7 +43,7 @@ from recipe.base.strict import load_json  # noqa: E402
 from recipe.base.tables import markdown_table  # noqa: E402
 from recipe.data.token_folder import TokenFolder  # noqa: E402
 from recipe.scaling.family import member  # noqa: E402
-from recipe.scaling.rungs import DECAY, FINAL_LR, WARMUP  # noqa: E402
+from recipe.scaling.rungs import finished_schedule  # noqa: E402
 from recipe.scaling.transfer import STEP_LAW, run_of  # noqa: E402
 
 TARGET = ROOT / "recipe/configs/models/tiny"
@@ -86,10 +86,7 @@ class Setting:
         return self.batch * SEQ_LENGTH
 
     def schedule(self) -> Schedule:
-        return Schedule(
-            total_tokens=self.tokens, kind="wsd", peak_lr=self.lr, min_lr=self.lr * FINAL_LR,
-            warmup_tokens=round(WARMUP * self.tokens), decay_tokens=round(DECAY * self.tokens),
-        )  # fmt: skip
+        return Schedule(**finished_schedule(self.tokens, self.lr))
 
 
 BASE = Setting()
@@ -209,12 +206,12 @@ def pairs(values: Sequence[float], measured: Sequence[float], digits: int) -> st
 
 
 def row(name: str, sweep: dict[str, Any]) -> list[str]:
-    place = f"{sweep['bound']} {number(sweep['best'])}" if "bound" in sweep else ""
+    bound = f"{sweep['bound']} {number(sweep['best'])}" if "bound" in sweep else ""
     return [
         name,
         VARIED[sweep["varied"]],
         pairs(sweep["values"], sweep["mean"], 3),
-        number(sweep["optimum"]) if "optimum" in sweep else place,
+        number(sweep["optimum"]) if "optimum" in sweep else bound,
         f"{sweep['factor_of_two']:.1%}" if "factor_of_two" in sweep else "",
         number(sweep["step_law"]) if "step_law" in sweep else "",
     ]

@@ -184,8 +184,8 @@ def write_proxies(proxies: Sequence[Proxy], args: argparse.Namespace) -> None:
 def table_of(proxies: Sequence[Proxy], sources: Sources) -> str:
     head = ["run", *sources.names]
     rows = [[p.rung.name, *(f"{p.shares[name]:.3f}" for name in sources.names)] for p in proxies]
-    one = proxies[0].rung
-    size = f"{len(proxies)} runs of {one.size.active / 1e6:.3g}M active parameters and {one.tokens:,} tokens, {len(proxies) * one.flops:.2e} FLOPs"  # fmt: skip
+    first = proxies[0].rung
+    size = f"{len(proxies)} runs of {first.size.active / 1e6:.3g}M active parameters and {first.tokens:,} tokens, {len(proxies) * first.flops:.2e} FLOPs"  # fmt: skip
     return f"{markdown_table(head, rows)}\n\n{size}"
 
 

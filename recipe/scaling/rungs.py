@@ -38,15 +38,20 @@ class Rung:
         return size_of(self.shape, self.tokens)
 
     def schedule(self) -> dict[str, Any]:
-        """The run config's `schedule:`; WSD with a decay of its own, since a law is of finished runs."""
-        return {
-            "total_tokens": self.tokens,
-            "kind": "wsd",
-            "peak_lr": self.lr,
-            "min_lr": self.lr * FINAL_LR,
-            "warmup_tokens": round(WARMUP * self.tokens),
-            "decay_tokens": round(DECAY * self.tokens),
-        }
+        """The run config's `schedule:`."""
+        return finished_schedule(self.tokens, self.lr)
+
+
+def finished_schedule(tokens: int, lr: float) -> dict[str, Any]:
+    """WSD with a decay of its own, since a law is of finished runs."""
+    return {
+        "total_tokens": tokens,
+        "kind": "wsd",
+        "peak_lr": lr,
+        "min_lr": lr * FINAL_LR,
+        "warmup_tokens": round(WARMUP * tokens),
+        "decay_tokens": round(DECAY * tokens),
+    }
 
 
 def optimal_batch_tokens(tokens: float) -> float:
